@@ -1,0 +1,383 @@
+"""Every setting once: name, meaning, unit, default and check.
+
+A file under configs/ is for people: ``get_config()`` returns an ml_collections
+ConfigDict that names only what differs from the defaults below. ``load`` applies the
+dotted overrides of the command line and turns it into these frozen dataclasses, which
+are all the rest of the code sees. An unknown key or a wrong type is a UserError that
+suggests the right one.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+from ttt_jax.errors import UserError
+
+
+def _require(condition: bool, message: str) -> None:
+  if not condition:
+    raise UserError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabConfig:
+  text: str = 'bytes'          # 'bytes', or 'qwen2.5' with `tokenizer`
+  tokenizer: str = ''          # path of tokenizer.json or qwen.tiktoken for 'qwen2.5'
+
+  def __post_init__(self):
+    _require(self.text in ('bytes', 'qwen2.5'),
+             f"config key vocab.text is {self.text!r}; use 'bytes' or 'qwen2.5'.")
+    _require(self.text == 'bytes' or bool(self.tokenizer),
+             "config key vocab.tokenizer must name tokenizer.json or qwen.tiktoken when "
+             "vocab.text is 'qwen2.5'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecConfig:
+  name: str = 'mel'            # 'mel' (fitted by prepare), 'codec2', or 'module:Class' of yours
+  codebooks: int = 1           # mel: residual codebooks, tokens per patch
+  codes: int = 2048            # mel: codes per codebook
+  frames: int = 2              # mel: frames of 11.6 ms per patch (2 -> 43.07 patches/s)
+  mode: str = '1200'           # codec2: '700C', '1200', '1300' or '3200' bits/s
+
+  def __post_init__(self):
+    for key in ('codebooks', 'codes', 'frames'):
+      _require(getattr(self, key) >= 1,
+               f'config key codec.{key} is {getattr(self, key)}; it must be at least 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One input of `ttt-jax prepare`; see ttt_jax/data/prepare.py."""
+  path: str = ''               # .jsonl of records, or of recordings when `task` is set
+  task: str = ''               # 'asr', 'tts': make records of this task from recordings
+  prompt: str | None = None    # system prompt; None = the task's own wording, '' = no system turn
+  split: str = 'train'         # name of the row set it goes to; 'heldout' is never trained on
+  repeat: float = 1.0          # how often each record is taken (0.5 = every second one)
+  join_most: int = 1           # recordings: also join up to this many into longer ones
+  join_count: int = 0          # recordings: how many joined ones to make
+  type: str = 'IT'             # 'IT' instruction, 'PT' pretraining document
+
+  def __post_init__(self):
+    _require(self.type in ('IT', 'PT'), f"data source type is {self.type!r}; use 'IT' or 'PT'.")
+    _require(self.repeat >= 0, f'data source repeat is {self.repeat}; it must not be negative.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One leg of the curriculum: rows of `split` for `steps` steps (0 = to the end)."""
+  split: str = 'train'
+  steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  path: str = 'data'           # prepared set; relative to the workdir
+  sources: tuple[Source, ...] = ()
+  stages: tuple[Stage, ...] = (Stage(),)
+  row_length: int = 2048       # T: tokens per packed row
+  text_chunk: int = 13         # interleaving: text tokens per chunk ...
+  audio_chunk: int = 26        # ... then this many codes
+  sst: float = 0.5             # probability that a document's last quad span is cut short
+  shuffle: bool = True
+  threads: int = 4             # reader threads of the loader
+
+  def __post_init__(self):
+    for key in ('row_length', 'text_chunk', 'audio_chunk'):
+      _require(getattr(self, key) >= 1,
+               f'config key data.{key} is {getattr(self, key)}; it must be at least 1.')
+    _require(0 <= self.sst <= 1, f'config key data.sst is {self.sst}; a probability is in [0, 1].')
+    _require(all(stage.steps > 0 for stage in self.stages[:-1]) and bool(self.stages),
+             'config key data.stages: every stage but the last needs a positive number of steps.')
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Qwen2.5's decoder; the defaults are a laptop's."""
+  layers: int = 4
+  width: int = 256             # residual stream
+  q_heads: int = 4
+  kv_heads: int = 2
+  head_dim: int = 64
+  ffn: int = 768               # SwiGLU inner width
+  rope_theta: float = 1e6
+  norm_eps: float = 1e-6
+  tied: bool = True            # output head = embedding table
+  vocab_multiple: int = 128    # embedding rows are padded to a multiple of this
+  dtype: str = 'float32'       # compute dtype: 'float32' or 'bfloat16'; weights stay float32
+  scan_unroll: int = 1         # layers per scan step
+  remat: str = 'none'          # 'none' or 'full': recompute a layer in the backward pass
+
+  def __post_init__(self):
+    for key in ('layers', 'width', 'q_heads', 'kv_heads', 'head_dim', 'ffn', 'vocab_multiple',
+                'scan_unroll'):
+      _require(getattr(self, key) >= 1,
+               f'config key model.{key} is {getattr(self, key)}; it must be at least 1.')
+    _require(self.q_heads % self.kv_heads == 0,
+             f'config keys model.q_heads={self.q_heads} and model.kv_heads={self.kv_heads}: '
+             'every key head must serve the same number of query heads.')
+    _require(self.head_dim % 2 == 0,
+             f'config key model.head_dim is {self.head_dim}; RoPE needs an even number.')
+    _require(self.dtype in ('float32', 'bfloat16'),
+             f"config key model.dtype is {self.dtype!r}; use 'float32' or 'bfloat16'.")
+    _require(self.remat in ('none', 'full'),
+             f"config key model.remat is {self.remat!r}; use 'none' or 'full'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  mode: str = 'hybrid'         # 'hybrid' (TtT), or the baselines 'ar' and 'nar'
+  mask_floor: float = 1e-3     # eps: p = (1 - eps) t + eps
+  banom: float = 0.3           # probability of clean audio and the AR term alone
+  banom_unit: str = 'document' # 'document', or 'batch' (the published code: once per microbatch)
+  ppm: float = 0.3             # probability of keeping the spans before a drawn one clean
+  prompt_audio: str = 'bidirectional'  # inside a user's span; 'causal' as in the paper's text
+  ar_weight: float = 1.0
+  diffusion_weight: float = 1.0
+
+  def __post_init__(self):
+    _require(self.mode in ('hybrid', 'ar', 'nar'),
+             f"config key objective.mode is {self.mode!r}; use 'hybrid', 'ar' or 'nar'.")
+    _require(self.banom_unit in ('document', 'batch'),
+             f"config key objective.banom_unit is {self.banom_unit!r}; use 'document' or 'batch'.")
+    _require(self.prompt_audio in ('bidirectional', 'causal'),
+             f'config key objective.prompt_audio is {self.prompt_audio!r}; '
+             "use 'bidirectional' or 'causal'.")
+    for key in ('banom', 'ppm'):
+      _require(0 <= getattr(self, key) <= 1, f'config key objective.{key} is '
+               f'{getattr(self, key)}; a probability is in [0, 1].')
+    _require(0 < self.mask_floor < 1, 'config key objective.mask_floor must be in (0, 1), '
+             f'not {self.mask_floor}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  learning_rate: float = 2e-5
+  final_fraction: float = 0.0  # the cosine ends at this fraction of learning_rate
+  warmup_fraction: float = 0.01
+  weight_decay: float = 0.01   # not on norms and biases
+  beta1: float = 0.9
+  beta2: float = 0.95
+  eps: float = 1e-8
+  clip_norm: float = 1.0       # global gradient norm; 0 = off
+
+  def __post_init__(self):
+    _require(self.learning_rate > 0, 'config key optimizer.learning_rate must be positive, '
+             f'not {self.learning_rate}.')
+    _require(0 <= self.warmup_fraction <= 1, 'config key optimizer.warmup_fraction must be in '
+             f'[0, 1], not {self.warmup_fraction}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices per axis; -1 on one axis takes what the others leave."""
+  data: int = 1
+  fsdp: int = -1
+  seq: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    sizes = dataclasses.astuple(self)
+    _require(all(n == -1 or n >= 1 for n in sizes) and sizes.count(-1) <= 1,
+             f'config mesh {dataclasses.asdict(self)}: sizes are positive, and at most one is -1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  steps: int = 1000
+  batch_rows: int = 8          # rows per step over the whole mesh
+  microbatches: int = 1        # the rows of a step in this many pieces
+  log_every: int = 20          # steps
+  checkpoint_every: int = 200  # steps; the last step is always saved
+  keep: int = 2                # checkpoints
+  init_from: str = ''          # start from the parameters of this checkpoint directory
+  max_minutes: float = 0.0     # stop early, with a checkpoint, after this wall time; 0 = never
+
+  def __post_init__(self):
+    for key in ('steps', 'batch_rows', 'microbatches', 'log_every', 'checkpoint_every', 'keep'):
+      _require(getattr(self, key) >= 1,
+               f'config key train.{key} is {getattr(self, key)}; it must be at least 1.')
+    _require(self.batch_rows % self.microbatches == 0,
+             f'config keys train.batch_rows={self.batch_rows} and '
+             f'train.microbatches={self.microbatches}: the rows must divide evenly.')
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+  block: int = 32              # masks appended at a time in an open span
+  steps: int = 10              # forward passes per block
+  max_span: int = 640          # audio tokens in one span, then its end is forced
+  max_tokens: int = 1024       # prompt and answer together
+  temperature: float = 0.0     # text; 0 = greedy
+  top_k: int = 0               # text; 0 = off
+  top_p: float = 1.0
+  audio_temperature: float = 0.0
+  guidance: float = 0.0        # w of uncond + (1 + w)(cond - uncond)
+  seed: int = 0
+
+  def __post_init__(self):
+    for key in ('block', 'steps', 'max_span', 'max_tokens'):
+      _require(getattr(self, key) >= 1,
+               f'config key generate.{key} is {getattr(self, key)}; it must be at least 1.')
+    _require(0 < self.top_p <= 1, f'config key generate.top_p is {self.top_p}; use (0, 1].')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  split: str = 'heldout'
+  items: int = 40              # records per task; 0 = all
+  batch: int = 16              # requests generated together
+  judge: str = 'whisper'       # 'whisper', 'pocketsphinx' or 'none'
+  judge_model: str = ''        # CTranslate2 folder; '' = the one in the installed wheel
+  bound_samples: int = 4       # noise draws per document for the audio bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  name: str = 'ttt'
+  seed: int = 0
+  vocab: VocabConfig = VocabConfig()
+  codec: CodecConfig = CodecConfig()
+  data: DataConfig = DataConfig()
+  model: ModelConfig = ModelConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  mesh: MeshConfig = MeshConfig()
+  train: TrainConfig = TrainConfig()
+  generate: GenerateConfig = GenerateConfig()
+  evaluate: EvaluateConfig = EvaluateConfig()
+
+
+# -- file and command line -> dataclasses -------------------------------------------
+
+
+def from_dict(cls: type, values: Any, where: str = '') -> Any:
+  """Build dataclass ``cls`` from nested mappings; names the key of anything wrong."""
+  if isinstance(values, cls):
+    return values
+  if not hasattr(values, 'items'):
+    raise UserError(f'config key {where or "(top)"} is {values!r}; it must be a group of settings '
+                    f'such as {{{", ".join(f.name for f in dataclasses.fields(cls)[:3])}, ...}}.')
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  hints = typing.get_type_hints(cls)
+  given = {}
+  for key, value in values.items():
+    path = f'{where}.{key}' if where else key
+    if key not in fields:
+      raise UserError(f'config key {path} is unknown; {_suggest(key, fields, where)}')
+    given[key] = _coerce(hints[key], value, path)
+  return cls(**given)
+
+
+def _suggest(key: str, fields: dict[str, Any], where: str) -> str:
+  close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+  prefix = f'{where}.' if where else ''
+  if close:
+    return f'did you mean {prefix}{close[0]}?'
+  elsewhere = [path for path in _paths(Config) if path.rsplit('.', 1)[-1] == key]
+  if elsewhere:
+    return f'did you mean {elsewhere[0]}?'
+  return f'known here: {", ".join(fields)}.'
+
+
+def _paths(cls: type, prefix: str = '') -> list[str]:
+  out = []
+  for field in dataclasses.fields(cls):
+    hint = typing.get_type_hints(cls)[field.name]
+    out += ([prefix + field.name] if not dataclasses.is_dataclass(hint)
+            else _paths(hint, f'{prefix}{field.name}.'))
+  return out
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+  if dataclasses.is_dataclass(hint):
+    return from_dict(hint, value, path)
+  if typing.get_origin(hint) is tuple:
+    item = typing.get_args(hint)[0]
+    if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__'):
+      raise UserError(f'config key {path} is {value!r}; it must be a list.')
+    return tuple(_coerce(item, v, f'{path}[{i}]') for i, v in enumerate(value))
+  if isinstance(hint, types.UnionType):
+    if value is None:
+      return None
+    hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+    raise UserError(f'config key {path} is {value!r} ({type(value).__name__}); it must be '
+                    f'{hint.__name__}.')
+  return value
+
+
+def load(path: str, overrides: dict[str, str] | None = None) -> Config:
+  """Read a config file and apply overrides.
+
+  Args:
+    path: a Python file with ``get_config() -> ml_collections.ConfigDict`` (or a dict).
+    overrides: dotted key -> text, e.g. {'model.layers': '4'}; text is read as a Python
+      literal where the key's type is not str.
+
+  Raises:
+    UserError: no such file, no get_config, unknown key, ill-typed value.
+  """
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise UserError(f'config file {path} does not exist.')
+  spec = importlib.util.spec_from_file_location('ttt_jax_user_config', file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise UserError(f'config file {path}, line {error.lineno}: {error.msg}.') from error
+  if not hasattr(module, 'get_config'):
+    raise UserError(f'config file {path} has no get_config() function.')
+  values = module.get_config()
+  values = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else dict(values)
+  for key, text in (overrides or {}).items():
+    _override(values, key, text)
+  return from_dict(Config, values)
+
+
+def _override(values: dict[str, Any], key: str, text: str) -> None:
+  """Set one dotted key; the type comes from the dataclass, so '4' stays text for a str."""
+  parts, cls, where = key.split('.'), Config, ''
+  for i, part in enumerate(parts):
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    path = f'{where}.{part}' if where else part
+    if part not in fields:
+      raise UserError(f'config key {path} is unknown; {_suggest(part, fields, where)}')
+    hint = typing.get_type_hints(cls)[part]
+    last = i == len(parts) - 1
+    if dataclasses.is_dataclass(hint) and not last:
+      values = values.setdefault(part, {})
+      cls, where = hint, path
+    elif last and not dataclasses.is_dataclass(hint):
+      values[part] = text if hint is str else _literal(text, path)
+    elif last:
+      raise UserError(f'config key {key} is a group; name one setting of it, such as '
+                      f'{key}.{dataclasses.fields(hint)[0].name}.')
+    else:
+      raise UserError(f'config key {key} goes too deep; {path} is one setting.')
+
+
+def _literal(text: str, path: str) -> Any:
+  special = {'true': True, 'false': False, 'none': None}
+  if text.lower() in special:
+    return special[text.lower()]
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text  # the type check that follows names the key and the value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Nested plain dict, JSON-ready; ``from_dict(Config, to_dict(c)) == c``."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
