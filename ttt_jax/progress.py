@@ -1,0 +1,116 @@
+"""Progress of long work: a bar on a terminal, a line now and then in a log.
+
+  with Progress(1000, 'train') as progress:
+    for step in range(1000):
+      ...
+      progress.update(1, loss=2.31)
+"""
+
+import sys
+import time
+from typing import Any, TextIO
+
+LOG_EVERY = 10.0  # seconds between lines in a log
+RATE_OVER = 60.0  # seconds: the rate shown forgets what is older
+
+
+class Progress:
+  """Counts towards ``total`` and says how fast, how much longer, and the latest figures."""
+
+  def __init__(self, total: int, label: str, *, done: int = 0, unit: str = '',
+               stream: TextIO | None = None):
+    """Start the clock.
+
+    Args:
+      total: units of work in all.
+      label: one or two words that open the bar or the line.
+      done: units that an earlier run did; they count as done but not towards the rate.
+      unit: name of the units, for the rate: 'steps' shows '3.1 steps/s'.
+      stream: where to write; standard error if None. A terminal gets a bar.
+    """
+    self.total, self.label, self.done, self.unit = total, label, done, unit
+    self.figures: dict[str, Any] = {}
+    self._stream = stream or sys.stderr
+    self._started = self._logged = time.monotonic()
+    self._marks = [(self._started, done)]  # (time, done), at most RATE_OVER old
+    self._bar = self._make_bar() if self._stream.isatty() else None
+
+  def _make_bar(self):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    bar = RichProgress(
+        TextColumn('{task.description}'), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TextColumn('{task.fields[tail]}', style='dim'), console=Console(file=self._stream))
+    self._task = bar.add_task(self.label, total=self.total, completed=self.done, tail='')
+    bar.start()
+    return bar
+
+  def update(self, n: int = 1, **figures: Any) -> None:
+    """``n`` more units are done; ``figures`` (name -> number or text) replace older ones."""
+    self.done += n
+    self.figures.update(figures)
+    now = time.monotonic()
+    if now - self._marks[-1][0] >= 1:
+      self._marks.append((now, self.done))
+      while len(self._marks) > 2 and now - self._marks[0][0] > RATE_OVER:
+        self._marks.pop(0)
+    if self._bar:
+      self._bar.update(self._task, completed=self.done, tail=self._tail(now))
+    elif now - self._logged >= LOG_EVERY:
+      self._log(now)
+
+  def close(self) -> None:
+    """Write the last state; call it also when the work stopped early."""
+    now = time.monotonic()
+    if self._bar:
+      self._bar.update(self._task, completed=self.done, tail=self._tail(now))
+      self._bar.stop()
+      self._bar = None
+    else:
+      self._log(now)
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
+
+  # -- wording ----------------------------------------------------------------------
+  def _rate(self, now: float) -> float:
+    since, done = self._marks[0]
+    return (self.done - done) / max(now - since, 1e-9)
+
+  def _tail(self, now: float) -> str:
+    rate = self._rate(now)
+    parts = [f'{_number(rate)}{" " + self.unit if self.unit else ""}/s'] if rate else []
+    if self.done >= self.total:
+      parts.append(f'in {duration(now - self._started)}')
+    elif rate:
+      parts.append(f'{duration((self.total - self.done) / rate)} left')
+    parts += [f'{name} {_number(value)}' for name, value in self.figures.items()]
+    return '  '.join(parts)
+
+  def _log(self, now: float) -> None:
+    self._logged = now
+    share = f' ({100 * self.done // self.total} %)' if self.total else ''
+    print(f'{time.strftime("%H:%M:%S")}  {self.label} {self.done}/{self.total}{share}  '
+          f'{self._tail(now)}'.rstrip(), file=self._stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+  """'8 s', '3 min 20 s' or '2 h 05 min'."""
+  seconds = int(round(seconds))
+  if seconds < 60:
+    return f'{seconds} s'
+  if seconds < 3600:
+    return f'{seconds // 60} min {seconds % 60:02d} s'
+  return f'{seconds // 3600} h {seconds % 3600 // 60:02d} min'
+
+
+def _number(value: Any) -> str:
+  if isinstance(value, str):
+    return value
+  value = float(value)
+  return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
