@@ -1,0 +1,232 @@
+"""The demo's corpus: spoken digit strings and arithmetic questions, with their answers.
+
+  python tools/demo_corpus.py --out data/demo
+
+Writes the sentences, has tools/speak.py read them aloud, then lists what is for training
+and what is held out. Written text is digits between single spaces ("3 1 4"), said
+"three one four"; a question is written "3 + 4" and said "what is three plus four?".
+
+Files in DIR (an audio path is relative to DIR):
+  sentences.jsonl            every utterance, as speak.py reads it
+  wav/, recordings.jsonl     every utterance, as speak.py wrote it
+  train_short.jsonl          recordings: all strings of one and of two digits
+  train_strings.jsonl        recordings: the short ones, and random strings of 3 to 6 digits
+  heldout_strings.jsonl      recordings: other strings of 3 to 6 digits
+  train_questions.jsonl      records, task audio_qa: spoken question -> written and spoken answer
+  heldout_questions.jsonl    the same for the held-out questions
+  train_question_texts.jsonl recordings of the training questions with "3 + 4" as their text
+  train_chat.jsonl           records, task text_chat: "3 + 4" -> "7", training questions only
+  heldout_chat.jsonl         the same for the held-out questions
+
+What held out means.
+- Strings: no held-out string stands in a training string, neither whole nor as a run of
+  digits inside a longer one. Whoever joins recordings to longer ones keeps that up by
+  dropping a join that contains a string of heldout_strings.jsonl (`heldout_inside` below).
+- Questions: a held-out (operation, a, b) occurs in no wording and no form, spoken or
+  written. Its mirror image (4 + 3 for 3 + 4; 9 - 7 for 9 - 2) is always in training, and so
+  are its operands at their places and its answer, in other questions of the same operation.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import pathlib
+import random
+import subprocess
+import sys
+
+WORDS = 'zero one two three four five six seven eight nine'.split()
+WORDINGS = ('what is {}?', 'how much is {}?', '{}?')
+OPERATIONS = {'+': 'plus', '-': 'minus'}
+LENGTHS = (3, 4, 5, 6)
+
+Question = collections.namedtuple('Question', 'operation a b')
+
+
+def written(digits: str) -> str:
+  """'314' -> '3 1 4'."""
+  return ' '.join(digits)
+
+
+def spoken(digits: str) -> str:
+  """'314' -> 'three one four'."""
+  return ' '.join(WORDS[int(digit)] for digit in digits)
+
+
+def heldout_inside(digits: str, heldout: set[str]) -> bool:
+  """Whether any held-out string is a run of digits of `digits` (or all of it)."""
+  return any(digits[i:i + n] in heldout for n in LENGTHS for i in range(len(digits) - n + 1))
+
+
+def draw_strings(train: int, heldout: int, seed: int) -> tuple[list[str], list[str]]:
+  """Random distinct strings of 3 to 6 digits, lengths in turn: (training, held out)."""
+  draw = random.Random(f'strings {seed}')
+
+  def distinct(count, refused):
+    found = {}  # a dict keeps the order
+    while len(found) < count:
+      digits = ''.join(draw.choices('0123456789', k=LENGTHS[len(found) % len(LENGTHS)]))
+      if digits not in found and not refused(digits):
+        found[digits] = None
+    return list(found)
+
+  held = distinct(heldout, lambda digits: False)
+  held_set = set(held)
+  return distinct(train, lambda digits: heldout_inside(digits, held_set)), held
+
+
+def questions() -> list[Question]:
+  """All 155: sums of two digits, and differences that are not negative."""
+  return ([Question('+', a, b) for a in range(10) for b in range(10)] +
+          [Question('-', a, b) for a in range(10) for b in range(a + 1)])
+
+
+def answer(question: Question) -> int:
+  operation, a, b = question
+  return a + b if operation == '+' else a - b
+
+
+def mirror(question: Question) -> Question:
+  """The question that trades places: a + b -> b + a, and a - b -> a - (a - b)."""
+  operation, a, b = question
+  return Question('+', b, a) if operation == '+' else Question('-', a, a - b)
+
+
+def hold_out(share: float = 0.12, seed: int = 0) -> set[Question]:
+  """A fixed choice of questions by hash, each with what is needed to answer it in training."""
+  everything = questions()
+
+  def parts(question):  # what must still occur in training after this one has gone
+    operation, a, b = question
+    return (operation, 'a', a), (operation, 'b', b), (operation, 'answer', answer(question))
+
+  left = collections.Counter(part for question in everything for part in parts(question))
+  order = sorted(everything, key=lambda question: hashlib.sha256(
+      f'{seed} {question.a} {question.operation} {question.b}'.encode()).digest())
+  held = set()
+  for question in order:
+    if len(held) == round(share * len(everything)):
+      break
+    alone = mirror(question) in held | {question}
+    if not alone and all(left[part] > 1 for part in parts(question)):
+      held.add(question)
+      left.subtract(parts(question))
+  return held
+
+
+def sentences_of(train: list[str], held: list[str], wordings: int) -> list[dict]:
+  """Every utterance: {'id', 'text', 'spoken'}."""
+  short = [str(i) for i in range(10)] + [f'{i:02d}' for i in range(100)]
+  out = [{'id': f'd{digits}', 'text': written(digits), 'spoken': spoken(digits) + '.'}
+         for digits in short + train + held]
+  for question in questions():
+    operation, a, b = question
+    said = f'{WORDS[a]} {OPERATIONS[operation]} {WORDS[b]}'
+    out += [{'id': question_id(question, i), 'text': f'{a} {operation} {b}',
+             'spoken': WORDINGS[i].format(said)} for i in range(wordings)]
+  return out
+
+
+def question_id(question: Question, wording: int) -> str:
+  return f'q{wording}_{question.a}{OPERATIONS[question.operation]}{question.b}'
+
+
+def question_records(asked: list[Question], wordings: int) -> list[dict]:
+  """Spoken question -> written and spoken answer, as records of task audio_qa."""
+  out = []
+  for question in asked:
+    digits, text = str(answer(question)), f'{question.a} {question.operation} {question.b}'
+    for i in range(wordings):
+      key = question_id(question, i)
+      out.append({'id': key, 'task': 'audio_qa', 'messages': [
+          {'role': 'user', 'content': [
+              {'type': 'audio', 'audio': f'wav/{key}.wav', 'text': text}]},
+          {'role': 'assistant', 'content': [
+              {'type': 'text', 'text': written(digits)},
+              {'type': 'audio', 'audio': f'wav/d{digits}.wav', 'text': written(digits)}]}]})
+  return out
+
+
+def chat_records(asked: list[Question]) -> list[dict]:
+  """Written question -> written answer, as records of task text_chat."""
+  return [{'id': f't_{question.a}{OPERATIONS[question.operation]}{question.b}',
+           'task': 'text_chat', 'messages': [
+               {'role': 'user', 'content': [
+                   {'type': 'text', 'text': f'{question.a} {question.operation} {question.b}'}]},
+               {'role': 'assistant', 'content': [
+                   {'type': 'text', 'text': written(str(answer(question)))}]}]}
+          for question in asked]
+
+
+def recordings(items: list[dict]) -> list[dict]:
+  return [{'id': item['id'], 'audio': f'wav/{item["id"]}.wav', 'text': item['text']}
+          for item in items]
+
+
+def manifests(sentences: list[dict], held_strings: list[str], held_questions: set[Question],
+              wordings: int) -> dict[str, list[dict]]:
+  """File name -> lines, for everything but the sentences themselves."""
+  heldout = {f'd{digits}' for digits in held_strings}
+  strings = [item for item in sentences if item['id'].startswith('d')]
+  asked = [question for question in questions() if question not in held_questions]
+  held = [question for question in questions() if question in held_questions]
+  training_ids = {question_id(question, i) for question in asked for i in range(wordings)}
+  return {
+      'train_short.jsonl': recordings([s for s in strings if len(s['id']) <= 3]),
+      'train_strings.jsonl': recordings([s for s in strings if s['id'] not in heldout]),
+      'heldout_strings.jsonl': recordings([s for s in strings if s['id'] in heldout]),
+      'train_questions.jsonl': question_records(asked, wordings),
+      'heldout_questions.jsonl': question_records(held, wordings),
+      'train_question_texts.jsonl': recordings(
+          [item for item in sentences if item['id'] in training_ids]),
+      'train_chat.jsonl': chat_records(asked),
+      'heldout_chat.jsonl': chat_records(held),
+  }
+
+
+def write_lines(path: pathlib.Path, lines: list[dict]) -> None:
+  temporary = path.with_suffix('.part')
+  temporary.write_text(''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines),
+                       encoding='utf-8')
+  temporary.replace(path)
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--out', required=True, type=pathlib.Path, metavar='DIR')
+  parser.add_argument('--train', type=int, default=900, help='training strings of 3 to 6 digits')
+  parser.add_argument('--heldout', type=int, default=60, help='held-out strings of 3 to 6 digits')
+  parser.add_argument('--wordings', type=int, default=2, choices=(1, 2, 3),
+                      help='ways to ask each question')
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--processes', type=int, default=2)
+  parser.add_argument('--voice', default='', metavar='PATH.onnx', help='any Piper voice')
+  parser.add_argument('--lists-only', action='store_true', help='write the lists, say nothing')
+  args = parser.parse_args()
+  if not 4 <= args.heldout <= 400 or not 4 <= args.train <= 20000:
+    print('demo_corpus.py: --heldout takes 4 to 400 strings and --train 4 to 20000, not '
+          f'{args.heldout} and {args.train}.', file=sys.stderr)
+    return 2
+  train, held = draw_strings(args.train, args.heldout, args.seed)
+  sentences = sentences_of(train, held, args.wordings)
+  args.out.mkdir(parents=True, exist_ok=True)
+  write_lines(args.out / 'sentences.jsonl', sentences)
+  if not args.lists_only:
+    # A process of its own: the voice is GPL-3 and hands over files only.
+    done = subprocess.run(
+        [sys.executable, str(pathlib.Path(__file__).with_name('speak.py')), '--sentences',
+         str(args.out / 'sentences.jsonl'), '--out', str(args.out), '--processes',
+         str(args.processes), '--voice', args.voice], check=False)
+    if done.returncode:
+      return done.returncode
+  lists = manifests(sentences, held, hold_out(seed=args.seed), args.wordings)
+  for name, lines in lists.items():
+    write_lines(args.out / name, lines)
+  print('; '.join(f'{name}: {len(lines)}' for name, lines in lists.items()))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,169 @@
+"""One door between waveforms and codes, whichever codec stands behind it.
+
+A codec turns a waveform float32 [N] into codes int32 [n] in 0..codebook_size-1 and back.
+Two are built in: 'mel' (fitted to the corpus by `prepare`) and 'codec2' (any voice, no
+fitting). 'module:Class' imports a subclass of Codec of your own.
+"""
+
+import abc
+import difflib
+import importlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+
+from ttt_jax.config import CodecConfig
+from ttt_jax.errors import UserError
+
+FILE = 'codec.json'  # in a saved codec's directory: its kind, its name, its settings
+_BUILT_IN = {'mel': 'ttt_jax.audio.mel_codec:MelCodec',
+             'codec2': 'ttt_jax.audio.codec2:Codec2'}
+
+
+class Codec(abc.ABC):
+  """Waveforms to codes and back.
+
+  Attributes:
+    name: identity, part of the vocabulary. A fitted codec's name ends in a hash of its
+      codebook: the same code means another sound in another codebook.
+    codebook_size: number of codes.
+    sample_rate: of what `decode` gives, in Hz.
+    tokens_per_second: codes per second of speech.
+  """
+  name: str
+  codebook_size: int
+  sample_rate: int
+  tokens_per_second: float
+
+  @classmethod
+  @abc.abstractmethod
+  def create(cls, config: CodecConfig, recordings: Iterable[tuple[np.ndarray, int]]) -> Self:
+    """A new codec; one that is fitted reads (waveform, rate) pairs from `recordings`."""
+
+  @abc.abstractmethod
+  def encode(self, waveform: np.ndarray, rate: int) -> np.ndarray:
+    """float32 [N] at `rate` Hz -> codes int32 [n], n >= 1.
+
+    Raises:
+      UserError: the waveform is empty, silent or not finite, or the rate is absurd.
+    """
+
+  @abc.abstractmethod
+  def decode(self, codes: np.ndarray) -> np.ndarray:
+    """Codes [n] -> float32 [m] in [-1, 1] at `sample_rate`; no codes give no samples.
+
+    Any codes a model may generate give finite audio, whatever their order and number.
+
+    Raises:
+      UserError: a code outside the codebook.
+    """
+
+  @abc.abstractmethod
+  def settings(self) -> dict[str, Any]:
+    """What `restore` needs beside the arrays, JSON-ready."""
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """The fitted arrays by name; none unless the codec is fitted."""
+    return {}
+
+  @classmethod
+  @abc.abstractmethod
+  def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+    """The codec that gave these settings and arrays."""
+
+  def save(self, directory: str | os.PathLike) -> None:
+    """Write codec.json and, for a fitted codec, codec.npz; the json last, by rename."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    arrays = self.arrays()
+    if arrays:
+      temporary = directory / 'codec.npz.part'
+      with temporary.open('wb') as file:
+        np.savez_compressed(file, **arrays)
+      os.replace(temporary, directory / 'codec.npz')
+    text = json.dumps({'kind': kind_of(type(self)), 'name': self.name,
+                       'arrays': sorted(arrays), 'settings': self.settings()}, indent=1)
+    temporary = directory / f'{FILE}.part'
+    temporary.write_text(text + '\n', encoding='utf-8')
+    os.replace(temporary, directory / FILE)
+
+
+def kind_of(cls: type[Codec]) -> str:
+  """'mel' or 'codec2' for a built-in class, else 'module:Class'."""
+  path = f'{cls.__module__}:{cls.__qualname__}'
+  return next((kind for kind, known in _BUILT_IN.items() if known == path), path)
+
+
+def _class_of(kind: str, where: str) -> type[Codec]:
+  if ':' not in kind and kind not in _BUILT_IN:
+    close = difflib.get_close_matches(kind, _BUILT_IN, n=1, cutoff=0.4)
+    hint = f'did you mean {close[0]!r}?' if close else "use 'mel', 'codec2' or 'module:Class'."
+    raise UserError(f'{where} is {kind!r}, which is not a known codec; {hint}')
+  module_name, _, class_name = _BUILT_IN.get(kind, kind).partition(':')
+  try:
+    cls = getattr(importlib.import_module(module_name), class_name)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise UserError(f'{where} is {kind!r}, which cannot be imported: {error}.') from error
+  if not (isinstance(cls, type) and issubclass(cls, Codec)):
+    raise UserError(f'{where} is {kind!r}, which is not a subclass of ttt_jax.audio.codec.Codec.')
+  return cls
+
+
+def create(config: CodecConfig, recordings: Iterable[tuple[np.ndarray, int]] = ()) -> Codec:
+  """The codec a config asks for.
+
+  Args:
+    config: its name and settings.
+    recordings: (waveform float32 [N], rate) pairs for a codec that is fitted ('mel'); read
+      once, in order, and no further than the codec needs, so shuffle them.
+
+  Raises:
+    UserError: unknown name, settings that cannot work, or too little to fit on.
+  """
+  return _class_of(config.name, 'config key codec.name').create(config, recordings)
+
+
+def load(directory: str | os.PathLike) -> Codec:
+  """The codec saved in a directory.
+
+  Raises:
+    UserError: nothing saved there, or its files do not belong together.
+  """
+  directory = pathlib.Path(directory)
+  path = directory / FILE
+  if not path.is_file():
+    raise UserError(f'no codec in {directory}: {FILE} is missing; `ttt-jax prepare` writes it.')
+  try:
+    saved = json.loads(path.read_text(encoding='utf-8'))
+    kind, name, names = saved['kind'], saved['name'], saved['arrays']
+    arrays = {}
+    if names:
+      with np.load(directory / 'codec.npz') as file:
+        arrays = {key: file[key] for key in names}
+    codec = _class_of(kind, f'"kind" in {path}').restore(saved['settings'], arrays)
+  except UserError:
+    raise
+  except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    raise UserError(f'the codec in {directory} cannot be read: {error!r}; prepare the data '
+                    'again or restore its files.') from error
+  if codec.name != name:
+    raise UserError(f'the codec in {directory} is named {name}, but its arrays are those of '
+                    f'{codec.name}; restore codec.json and codec.npz that belong together.')
+  return codec
+
+
+def check_codes(codes: np.ndarray, codec: Codec) -> np.ndarray:
+  """Codes as int64 [n]; a code outside the codebook is the user's error."""
+  codes = np.asarray(codes)
+  if codes.size and not np.issubdtype(codes.dtype, np.integer):
+    raise UserError(f'audio codes must be whole numbers, not {codes.dtype}.')
+  codes = codes.astype(np.int64).reshape(-1)
+  bad = codes[(codes < 0) | (codes >= codec.codebook_size)]
+  if bad.size:
+    raise UserError(f'audio code {int(bad[0])} is outside the codebook of {codec.name} '
+                    f'(0..{codec.codebook_size - 1}).')
+  return codes

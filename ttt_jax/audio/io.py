@@ -1,0 +1,83 @@
+"""Recordings in and out: WAV, FLAC and OGG to float32 mono and back.
+
+A waveform is float32 [N] in [-1, 1]; its rate is in samples per second (Hz).
+"""
+
+import math
+import os
+import pathlib
+
+import numpy as np
+
+from ttt_jax.errors import UserError
+
+LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000  # Hz; outside, a header is broken or not of speech
+SILENT_PEAK = 1e-4                          # -80 dB of full scale
+
+
+def read(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+  """The recording in a file: (float32 [N], rate); channels are averaged.
+
+  Raises:
+    UserError: no such file, not audio, no samples, samples that are not numbers, or a rate
+      outside 4 to 384 kHz; the sentence names the file.
+  """
+  import soundfile
+  if not os.path.isfile(path):
+    raise UserError(f'recording {path} does not exist.')
+  try:
+    samples, rate = soundfile.read(path, dtype='float32', always_2d=True)
+  except soundfile.LibsndfileError as error:
+    raise UserError(f'recording {path} cannot be read as WAV, FLAC or OGG: '
+                    f'{error.error_string.rstrip(".")}.') from error
+  waveform = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+  check(waveform, rate, f'recording {path}', silence=True)
+  return waveform, rate
+
+
+def write_wav(path: str | os.PathLike, waveform: np.ndarray, rate: int) -> None:
+  """Write a waveform as a 16-bit mono WAV, whole or not at all; beyond [-1, 1] is clipped."""
+  import soundfile
+  path = pathlib.Path(path)
+  waveform = np.asarray(waveform, np.float32)
+  check_rate(rate, f'recording {path}')
+  assert waveform.ndim == 1 and np.isfinite(waveform).all(), 'a waveform is finite and 1-D'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'{path.name}.part')
+  soundfile.write(temporary, np.clip(waveform, -1, 1), int(rate), 'PCM_16', format='WAV')
+  os.replace(temporary, path)
+
+
+def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
+  """float32 [N] at `rate` -> float32 [ceil(N target / rate)] at `target`."""
+  check_rate(rate, 'a recording')
+  check_rate(target, 'a recording')
+  waveform = np.asarray(waveform, np.float32)
+  if rate == target or not waveform.size:
+    return waveform
+  import scipy.signal
+  common = math.gcd(int(rate), int(target))
+  return scipy.signal.resample_poly(
+      waveform, int(target) // common, int(rate) // common).astype(np.float32)
+
+
+def check_rate(rate: int, what: str) -> None:
+  """Refuse a sample rate that no speech recording has; `what` opens the sentence."""
+  if (isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating))
+      or rate != int(rate) or not LOWEST_RATE <= rate <= HIGHEST_RATE):
+    raise UserError(f'{what} has a sample rate of {rate} Hz; expected a whole number from '
+                    f'{LOWEST_RATE} to {HIGHEST_RATE}.')
+
+
+def check(waveform: np.ndarray, rate: int, what: str, silence: bool = False) -> None:
+  """Refuse what cannot be speech; `what` opens the sentence, `silence` lets silence pass."""
+  check_rate(rate, what)
+  if np.ndim(waveform) != 1:
+    raise UserError(f'{what} has shape {list(np.shape(waveform))}; expected one channel [N].')
+  if not len(waveform):
+    raise UserError(f'{what} is empty: it has no samples.')
+  if not np.isfinite(waveform).all():
+    raise UserError(f'{what} has samples that are not finite numbers.')
+  if not silence and np.abs(waveform).max() < SILENT_PEAK:
+    raise UserError(f'{what} is silent: its peak is {np.abs(waveform).max():.1e} of full scale, '
+                    f'and speech needs at least {SILENT_PEAK:.0e}.')

@@ -1,0 +1,204 @@
+"""A small codec fitted to its corpus: residual k-means over patches of log-mel frames.
+
+  waveform --STFT, mel, log--> frames [F, 80] --> patches [P, frames x 80] --> codes
+  codes --> sum of codewords --> mel --> linear magnitude --Griffin-Lim--> waveform
+
+Two details decide how well words survive. The log-mel of a recording is taken relative to
+its own loudest bin, so that codes are not spent on loudness; and it is floored 60 dB below
+that, so that they are not spent on the shades of near-silence. Code 0 of the first codebook
+is silence itself, and code 0 of every further one adds nothing.
+
+With several codebooks, each patch gives one code of each in turn, and code c of codebook b
+is number b * codes + c.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ttt_jax.audio import io
+from ttt_jax.audio.codec import Codec, check_codes
+from ttt_jax.audio.kmeans import fit_codebook, nearest
+from ttt_jax.config import CodecConfig
+from ttt_jax.errors import UserError
+
+RATE = 22_050
+WINDOW, HOP, MELS, HIGHEST = 1024, 256, 80, 8000  # samples, samples, bins, Hz
+FLOOR = -float(np.log(1000))    # 60 dB below the loudest bin, in nats of magnitude
+SILENT = FLOOR + 0.5            # a patch nowhere above this is silence
+FIT_MINUTES = 60                # of speech; more hardly moves the codebook
+GRIFFIN_LIM_STEPS = 32
+
+
+def _mel_matrix() -> np.ndarray:
+  """Triangles [MELS, WINDOW//2+1], evenly spaced on the mel scale, each of area one."""
+  def mel(hertz):
+    return 2595 * np.log10(1 + hertz / 700)
+  points = 700 * (10 ** (np.linspace(0, mel(HIGHEST), MELS + 2) / 2595) - 1)
+  bins = np.fft.rfftfreq(WINDOW, 1 / RATE)
+  low, centre, high = (points[i:i + MELS, None] for i in range(3))
+  triangles = np.clip(np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)),
+                      0, None)
+  return (triangles * 2 / (high - low)).astype(np.float32)
+
+
+_HANN = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)).astype(np.float32)
+_MEL = _mel_matrix()
+_PAD = (WINDOW - HOP) // 2  # frame i is centred on its own HOP samples
+
+
+def _stft(waveform: np.ndarray) -> np.ndarray:
+  """float32 [F * HOP] -> complex64 [F, WINDOW//2+1]."""
+  padded = np.pad(waveform, _PAD)
+  frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
+  return np.fft.rfft(frames * _HANN, axis=1).astype(np.complex64)
+
+
+def _istft(spectrum: np.ndarray) -> np.ndarray:
+  """complex64 [F, WINDOW//2+1] -> float32 [F * HOP]; the least-squares inverse of _stft."""
+  frames = np.fft.irfft(spectrum, WINDOW, axis=1) * _HANN
+  count, pieces = len(frames), WINDOW // HOP
+  total, weight = np.zeros((2, count + pieces - 1, HOP))
+  for i in range(pieces):  # the frames overlap in whole hops
+    part = slice(i * HOP, (i + 1) * HOP)
+    total[i:i + count] += frames[:, part]
+    weight[i:i + count] += _HANN[part] ** 2
+  joined = (total / np.maximum(weight, 1e-8)).reshape(-1)
+  return joined[_PAD:_PAD + count * HOP].astype(np.float32)
+
+
+def log_mel(waveform: np.ndarray, multiple: int = 1) -> tuple[np.ndarray, float]:
+  """float32 [N] at RATE -> (float32 [F, MELS] in [FLOOR, 0], its level in nats).
+
+  F is a multiple of `multiple`. The level is that of the loudest bin when the waveform's
+  peak is 1; exp(log_mel + level) is the mel magnitude.
+  """
+  waveform = waveform / np.abs(waveform).max()
+  waveform = np.pad(waveform, (0, -len(waveform) % (HOP * multiple)))
+  mel = np.log(np.maximum(np.abs(_stft(waveform)) @ _MEL.T, 1e-9))
+  level = float(mel.max())
+  return np.maximum(mel - level, FLOOR).astype(np.float32), level
+
+
+def _to_linear(mel: np.ndarray) -> np.ndarray:
+  """Mel magnitude [F, MELS] -> a non-negative magnitude [F, WINDOW//2+1] with that mel."""
+  target = mel @ _MEL
+  linear = target.copy()
+  gram = _MEL.T @ _MEL
+  for _ in range(12):  # multiplicative updates stay non-negative
+    linear *= target / np.maximum(linear @ gram, 1e-10)
+  return linear
+
+
+def _griffin_lim(magnitude: np.ndarray) -> np.ndarray:
+  """Magnitude [F, WINDOW//2+1] -> float32 [F * HOP] whose STFT comes close to it."""
+  draw = np.random.default_rng(0)
+  angles = np.exp(2j * np.pi * draw.random(magnitude.shape)).astype(np.complex64)
+  before = np.zeros_like(angles)
+  for _ in range(GRIFFIN_LIM_STEPS):
+    after = _stft(_istft(magnitude * angles))
+    angles = after + 0.9 * (after - before)  # momentum reaches consistency sooner
+    angles /= np.maximum(np.abs(angles), 1e-12)
+    before = after
+  return _istft(magnitude * angles)
+
+
+class MelCodec(Codec):
+  """Residual k-means over log-mel patches; see the module."""
+
+  sample_rate = RATE
+
+  def __init__(self, books: np.ndarray, frames: int, level: float):
+    """
+    Args:
+      books: [codebooks, codes, frames * MELS], nats; kept as float16.
+      frames: frames per patch.
+      level: nats to add so that decoded speech peaks near 1.
+    """
+    self.books = np.asarray(books, np.float16)
+    self.frames, self.level = int(frames), float(np.float32(level))
+    self.codebooks, self.codes, size = self.books.shape
+    if size != self.frames * MELS or not np.isfinite(self.books).all():
+      raise UserError(f'a mel codebook of {self.frames} frames needs {self.frames * MELS} finite '
+                      f'numbers per code, not {size}.')
+    self.codebook_size = self.codebooks * self.codes
+    self.tokens_per_second = RATE / (HOP * self.frames) * self.codebooks
+    digest = hashlib.sha256(self.books.astype('<f2').tobytes())
+    digest.update(f'{self.frames} {self.level:.6e}'.encode())
+    self.name = f'mel-{self.codebooks}x{self.codes}x{self.frames}-{digest.hexdigest()[:8]}'
+    self._books = self.books.astype(np.float32)
+
+  @classmethod
+  def create(cls, config: CodecConfig,
+             recordings: Iterable[tuple[np.ndarray, int]]) -> 'MelCodec':
+    """Fit codebooks of config.codebooks x config.codes to at most an hour of recordings."""
+    patches, levels, seconds = [], [], 0.0
+    for waveform, rate in recordings:
+      mel, level = _analyse(waveform, rate, config.frames)
+      patches.append(mel.reshape(-1, config.frames * MELS))
+      levels.append(level)
+      seconds += len(mel) * HOP / RATE
+      if seconds > 60 * FIT_MINUTES:
+        break
+    rows = np.concatenate(patches) if patches else np.zeros((0, config.frames * MELS), np.float32)
+    speech = rows[rows.max(axis=1, initial=FLOOR) > SILENT]
+    if config.codes < 2 or len(speech) < config.codes:
+      raise UserError(
+          f'config key codec.codes is {config.codes}, but the recordings hold {len(speech)} '
+          f'patches of speech ({seconds:.0f} s); give more recordings or use 2 to '
+          f'{max(2, len(speech))} codes.')
+    books = []
+    rest = speech
+    for index in range(config.codebooks):
+      fixed = np.full(rows.shape[1], 0.0 if index else FLOOR, np.float32)  # code 0
+      book = np.concatenate([fixed[None], fit_codebook(rest, config.codes - 1, seed=index)])
+      book = book.astype(np.float16).astype(np.float32)
+      rest = rest - book[nearest(rest, book)]
+      books.append(book)
+    return cls(np.stack(books), config.frames, np.median(levels))
+
+  def encode(self, waveform: np.ndarray, rate: int) -> np.ndarray:
+    mel, _ = _analyse(waveform, rate, self.frames)
+    rest = mel.reshape(-1, self.frames * MELS)
+    codes = np.empty((len(rest), self.codebooks), np.int32)
+    for index, book in enumerate(self._books):
+      chosen = nearest(rest, book)
+      codes[:, index] = chosen + index * self.codes
+      rest = rest - book[chosen]
+    return codes.reshape(-1)
+
+  def decode(self, codes: np.ndarray) -> np.ndarray:
+    """As in Codec. A patch lasts frames * HOP samples.
+
+    A code that is not of its slot's codebook is left out, as is one that a last, partial
+    patch lacks: that patch is coarser, or silent where the first code is the missing one.
+    """
+    codes = check_codes(codes, self)
+    if not codes.size:
+      return np.zeros(0, np.float32)
+    slots = np.pad(codes, (0, -len(codes) % self.codebooks), constant_values=-1)
+    slots = slots.reshape(-1, self.codebooks) - np.arange(self.codebooks) * self.codes
+    slots = np.where((slots >= 0) & (slots < self.codes), slots, 0)  # code 0: silence, nothing
+    patches = sum(book[slots[:, i]] for i, book in enumerate(self._books))
+    mel = np.clip(patches, FLOOR, 0).reshape(-1, MELS)
+    magnitude = np.where(mel > FLOOR, np.exp(mel + self.level), 0).astype(np.float32)
+    return np.clip(_griffin_lim(_to_linear(magnitude)), -1, 1)
+
+  def settings(self) -> dict[str, Any]:
+    return {'frames': self.frames, 'level': self.level}
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    return {'books': self.books}
+
+  @classmethod
+  def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> 'MelCodec':
+    return cls(arrays['books'], settings['frames'], settings['level'])
+
+
+def _analyse(waveform: np.ndarray, rate: int, frames: int) -> tuple[np.ndarray, float]:
+  io.check(waveform, rate, 'a recording')
+  resampled = io.resample(waveform, rate, RATE)
+  io.check(resampled, RATE, 'a recording')  # its energy may all have been above 11 kHz
+  return log_mel(resampled, frames)

