@@ -1,0 +1,1 @@
+"""A slow, plain implementation of the method, written from its description alone."""
