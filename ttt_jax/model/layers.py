@@ -1,0 +1,132 @@
+"""Qwen2.5's decoder layer in Flax NNX: the pieces the transformer is made of.
+
+B = rows, T = tokens, E = width, H/K = query/key heads, D = head dim, F = ffn.
+Every parameter carries ``axes``, the logical names that sharding.py maps to the mesh.
+"""
+
+import math
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ttt_jax.config import ModelConfig
+
+# attend(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> [B,T,H,D]: the caller owns mask and cache.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class Linear(nnx.Module):
+  """y = x W + b, weights float32, computed in ``dtype``."""
+
+  def __init__(self, n_in: int, n_out: int, axes: tuple[str, str], rngs: nnx.Rngs, *,
+               bias: bool = False, scale: float = 1.0, dtype: str):
+    init = jax.nn.initializers.truncated_normal(scale / math.sqrt(n_in))
+    self.kernel = nnx.Param(init(rngs.params(), (n_in, n_out), jnp.float32), axes=axes)
+    if bias:
+      self.bias = nnx.Param(jnp.zeros((n_out,), jnp.float32), axes=axes[1:])
+    self.has_bias = bias
+    self.dtype = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x @ self.kernel[...].astype(self.dtype)
+    return y + self.bias[...].astype(self.dtype) if self.has_bias else y
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) * scale, in float32 inside (arXiv 1910.07467)."""
+
+  def __init__(self, width: int, eps: float, dtype: str):
+    self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=('norm',))
+    self.eps = eps
+    self.dtype = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+    return (x * self.scale[...]).astype(self.dtype)
+
+
+def rope_table(position: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+  """cos and sin [B, T, 1, head_dim / 2] of rotary embeddings (arXiv 2104.09864)."""
+  frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  angle = position[..., None].astype(jnp.float32) * frequency
+  return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+
+
+def rotate(x_BxTxHxD: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Rotate pairs (d, d + D/2), the half-split convention of Qwen2.5's weights."""
+  a, b = jnp.split(x_BxTxHxD.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BxTxHxD.dtype)
+
+
+class Attention(nnx.Module):
+  """Grouped-query attention, bias on q, k and v only."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    c, d = config, config.head_dim
+    self.q = Linear(c.width, c.q_heads * d, ('embed', 'heads'), rngs, bias=True, dtype=c.dtype)
+    self.k = Linear(c.width, c.kv_heads * d, ('embed', 'kv_heads'), rngs, bias=True, dtype=c.dtype)
+    self.v = Linear(c.width, c.kv_heads * d, ('embed', 'kv_heads'), rngs, bias=True, dtype=c.dtype)
+    self.o = Linear(c.q_heads * d, c.width, ('heads', 'embed'), rngs,
+                    scale=(2 * c.layers) ** -0.5, dtype=c.dtype)
+    self.head_dim = d
+
+  def __call__(self, x_BxTxE: jax.Array, rope: tuple[jax.Array, jax.Array],
+               attend: Attend) -> jax.Array:
+    heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)
+    q, k, v = heads(self.q(x_BxTxE)), heads(self.k(x_BxTxE)), heads(self.v(x_BxTxE))
+    out = attend(rotate(q, *rope), rotate(k, *rope), v)
+    return self.o(out.reshape(*out.shape[:2], -1))
+
+
+class MLP(nnx.Module):
+  """SwiGLU: (silu(x Wg) * x Wu) Wd (arXiv 2002.05202)."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    c = config
+    self.gate = Linear(c.width, c.ffn, ('embed', 'mlp'), rngs, dtype=c.dtype)
+    self.up = Linear(c.width, c.ffn, ('embed', 'mlp'), rngs, dtype=c.dtype)
+    self.down = Linear(c.ffn, c.width, ('mlp', 'embed'), rngs,
+                       scale=(2 * c.layers) ** -0.5, dtype=c.dtype)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+  """One pre-norm decoder layer."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    self.attention_norm = RMSNorm(config.width, config.norm_eps, config.dtype)
+    self.attention = Attention(config, rngs)
+    self.mlp_norm = RMSNorm(config.width, config.norm_eps, config.dtype)
+    self.mlp = MLP(config, rngs)
+
+  def __call__(self, x_BxTxE: jax.Array, rope: tuple[jax.Array, jax.Array],
+               attend: Attend) -> jax.Array:
+    x = x_BxTxE + self.attention(self.attention_norm(x_BxTxE), rope, attend)
+    return x + self.mlp(self.mlp_norm(x))
+
+
+class Trunk(nnx.Module):
+  """What is not a layer: embedding table, final norm, output head."""
+
+  def __init__(self, config: ModelConfig, rows: int, rngs: nnx.Rngs):
+    init = jax.nn.initializers.normal(0.02)
+    self.embedding = nnx.Param(init(rngs.params(), (rows, config.width), jnp.float32),
+                               axes=('vocab', 'embed'))
+    self.norm = RMSNorm(config.width, config.norm_eps, config.dtype)
+    if not config.tied:
+      self.head = nnx.Param(init(rngs.params(), (rows, config.width), jnp.float32),
+                            axes=('vocab', 'embed'))
+    self.tied = config.tied
+    self.dtype = config.dtype
+
+  def embed(self, token: jax.Array) -> jax.Array:
+    return self.embedding[...].astype(self.dtype)[token]
+
+  def head_table(self) -> jax.Array:
+    """[rows, E]; row v scores token v."""
+    return (self.embedding if self.tied else self.head)[...]

@@ -1,0 +1,170 @@
+"""The hybrid objective: text by next-token prediction, audio by absorbing diffusion.
+
+The only place where the two meet (TTT.md section 4). Per document with text targets and
+maskable audio:
+
+    AR        = mean over supervised text targets of  -log p(x[i+1] | i)
+    diffusion = sum over masked positions of  -log p(x[i] | i) / p,  over the maskable count
+    loss      = mean over documents of  AR + diffusion
+
+both from the same noisy forward pass. Documents are the unit of the mean, so ``corrupt``
+writes every per-document denominator into per-token weights, ``score`` returns sums and
+a document count, and whoever holds all the microbatches divides once.
+
+The two baselines are the same code with other sets: in 'ar' every supervised token is a
+next-token target and nothing is noisy; in 'nar' every supervised token is maskable,
+nothing is a next-token target, and BANOM and PPM do not apply.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ttt_jax.batch import Batch
+from ttt_jax.config import ObjectiveConfig
+from ttt_jax.model import staircase
+from ttt_jax.model.transformer import Model, Params
+from ttt_jax.objective import diffusion, losses
+from ttt_jax.vocab import Vocabulary
+
+
+class Targets(NamedTuple):
+  """What one noisy forward pass is scored on; arrays [B, T] unless said otherwise."""
+  token: jax.Array         # int32: noisy inputs
+  next_label: jax.Array    # int32: x[i+1]
+  next_weight: jax.Array   # float32: 1 / (text targets of the document), or 0
+  self_label: jax.Array    # int32: x[i], clean
+  self_weight: jax.Array   # float32: 1 / (p * maskable tokens of the document), or 0
+  masked: jax.Array        # bool: replaced by the mask
+  maskable: jax.Array      # bool: after BANOM and PPM
+  rate: jax.Array          # float32: p of the token's document
+  documents: jax.Array     # float32 scalar: documents in the batch
+
+
+class Sums(NamedTuple):
+  """Sums over documents or tokens; float32 scalars. Add them, then divide once."""
+  ar: jax.Array            # sum over documents of the AR term
+  diffusion: jax.Array     # sum over documents of the diffusion term
+  documents: jax.Array
+  text_nll: jax.Array      # plain nats over all text targets ...
+  text_targets: jax.Array  # ... and their number
+  masked_nll: jax.Array    # plain nats over all masked tokens ...
+  masked: jax.Array        # ... and their number
+
+
+class _Draws(NamedTuple):
+  t: jax.Array
+  banom: jax.Array
+  ppm: jax.Array
+  ppm_span: jax.Array
+
+
+def _per_document(value: jax.Array, segment: jax.Array) -> jax.Array:
+  """Sum ``value`` [B, T] over each document and give every token its document's sum."""
+  length = value.shape[-1]
+  def row(v, s):
+    return jax.ops.segment_sum(v, s, num_segments=length, indices_are_sorted=True)[s]
+  return jax.vmap(row)(value.astype(jnp.float32), segment)
+
+
+def _segments(document: jax.Array) -> jax.Array:
+  """0-based number of the run of equal document ids that each token lies in, per row."""
+  change = document[:, 1:] != document[:, :-1]
+  return jnp.pad(jnp.cumsum(change, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
+
+
+def _draw(key: jax.Array, document: jax.Array, config: ObjectiveConfig) -> _Draws:
+  draws = diffusion.document_uniforms(key, document, 4)
+  banom = draws[..., 1]
+  if config.banom_unit == 'batch':
+    banom = jnp.broadcast_to(jax.random.uniform(jax.random.fold_in(key, 0)), banom.shape)
+  return _Draws(draws[..., 0], banom, draws[..., 2], draws[..., 3])
+
+
+def _maskable(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, draws: _Draws,
+              segment: jax.Array) -> jax.Array:
+  """bool [B, T]: tokens that diffusion may mask, after BANOM and PPM."""
+  supervised = (batch.supervised > 0) & (batch.document > 0)
+  if config.mode == 'ar':
+    return jnp.zeros_like(supervised)
+  if config.mode == 'nar':
+    return supervised
+  audio = supervised & vocab.is_audio(batch.token)
+  # PPM: number the document's maskable spans from 0 and keep those from a drawn one on.
+  starts = audio & (jnp.pad(batch.span[:, :-1], ((0, 0), (1, 0))) != batch.span)
+  spans = _per_document(starts, segment)
+  before = _per_document(
+      jnp.where(jnp.pad(segment[:, :-1], ((0, 0), (1, 0)), constant_values=-1) != segment,
+                jnp.cumsum(starts, axis=1) - starts, 0), segment)
+  ordinal = jnp.cumsum(starts, axis=1) - 1 - before
+  first_kept = jnp.where(draws.ppm < config.ppm, jnp.floor(draws.ppm_span * spans), 0)
+  return audio & (ordinal >= first_kept) & (draws.banom >= config.banom)
+
+
+def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig,
+            key: jax.Array) -> Targets:
+  """Draw the noise of one step and write down what is to be predicted.
+
+  Args:
+    batch: clean rows, int32 [B, T].
+    vocab: the id space.
+    config: probabilities and mode.
+    key: fold_in(run key, step). Draws depend on (key, document id, position) alone, never
+      on the row or the neighbours, so a resume needs no random state.
+  """
+  segment = _segments(batch.document)
+  draws = _draw(key, batch.document, config)
+  maskable = _maskable(batch, vocab, config, draws, segment)
+  rate = diffusion.mask_probability(draws.t, config.mask_floor)
+  uniform = diffusion.token_uniforms(key, batch.document, batch.position)
+  masked = maskable & (uniform < rate)
+
+  shift = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+  next_token = shift(batch.token)
+  target = (shift(batch.document) == batch.document) & (batch.document > 0) & (
+      shift(batch.supervised) > 0)
+  if config.mode == 'hybrid':
+    target &= ~vocab.is_audio(next_token)
+  elif config.mode == 'nar':
+    target = jnp.zeros_like(target)
+  share = lambda member: 1.0 / jnp.maximum(_per_document(member, segment), 1.0)
+  first = jnp.pad(batch.position[:, 1:] == 0, ((0, 0), (1, 0)), constant_values=True)
+  return Targets(
+      token=jnp.where(masked, vocab.mask, batch.token),
+      next_label=next_token,
+      next_weight=jnp.where(target, share(target), 0.0),
+      self_label=jnp.asarray(batch.token),
+      self_weight=jnp.where(masked, share(maskable) / rate, 0.0),
+      masked=masked, maskable=maskable, rate=rate,
+      documents=jnp.sum(first & (batch.document > 0)).astype(jnp.float32))
+
+
+def score(model: Model, params: Params, batch: Batch, targets: Targets,
+          config: ObjectiveConfig) -> Sums:
+  """One noisy forward pass and its sums.
+
+  Args:
+    model, params: the decoder.
+    batch: the clean rows that ``targets`` were made from (their staircase is used).
+    targets: from ``corrupt``.
+  """
+  k_start, k_end = staircase.key_ranges(batch, config.mode, config.prompt_audio)
+  hidden = model.hidden(params, targets.token, batch.position, k_start, k_end)
+  next_nll, self_nll = losses.pair_nll(
+      model.logits(params, hidden), targets.next_label, targets.self_label)
+  text = targets.next_weight > 0
+  return Sums(
+      ar=jnp.sum(next_nll * targets.next_weight),
+      diffusion=jnp.sum(self_nll * targets.self_weight),
+      documents=targets.documents,
+      text_nll=jnp.sum(jnp.where(text, next_nll, 0.0)),
+      text_targets=jnp.sum(text).astype(jnp.float32),
+      masked_nll=jnp.sum(jnp.where(targets.masked, self_nll, 0.0)),
+      masked=jnp.sum(targets.masked).astype(jnp.float32))
+
+
+def loss(sums: Sums, documents: jax.Array, config: ObjectiveConfig) -> jax.Array:
+  """The scalar to minimise, given the number of documents of the *whole* batch."""
+  total = config.ar_weight * sums.ar + config.diffusion_weight * sums.diffusion
+  return total / jnp.maximum(documents, 1.0)

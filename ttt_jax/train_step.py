@@ -1,0 +1,97 @@
+"""One update: a pure function of (state, batch)."""
+
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from ttt_jax import sharding
+from ttt_jax.batch import Batch
+from ttt_jax.config import Config
+from ttt_jax.model.transformer import Model
+from ttt_jax.objective import hybrid
+from ttt_jax.train_state import TrainState, state_shardings
+from ttt_jax.vocab import Vocabulary
+
+
+def run_key(seed: int) -> jax.Array:
+  """The key that all of a run's noise descends from."""
+  return jax.random.fold_in(jax.random.key(seed), 0x7474)
+
+
+def documents_in(batch: Batch) -> jax.Array:
+  """Number of documents in [..., B, T] rows: their first tokens, counted."""
+  return jnp.sum((batch.position == 0) & (batch.document > 0)).astype(jnp.float32)
+
+
+def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batch: Batch,
+              key: jax.Array) -> tuple[Any, hybrid.Sums]:
+  """Gradient of the mean over *all* documents of the batch, and the batch's sums.
+
+  The batch is cut into ``train.microbatches`` pieces along its rows. Each piece adds its
+  share of one global mean, so the cut changes nothing but rounding.
+  """
+  pieces = config.train.microbatches
+  documents = documents_in(batch)
+
+  def piece_gradient(piece: Batch, piece_key: jax.Array):
+    targets = hybrid.corrupt(piece, vocab, config.objective, piece_key)
+    def objective(p):
+      sums = hybrid.score(model, p, piece, targets, config.objective)
+      return hybrid.loss(sums, documents, config.objective), sums
+    return jax.grad(objective, has_aux=True)(params)
+
+  if pieces == 1:
+    return piece_gradient(batch, key)
+
+  def add(total, numbered):
+    number, piece = numbered
+    # Documents draw the same noise in any piece; only BANOM's per-batch draw sees the number.
+    piece_key = key if config.objective.banom_unit == 'document' else jax.random.fold_in(
+        key, number)
+    return jax.tree.map(jnp.add, total, piece_gradient(piece, piece_key)), None
+
+  split = jax.tree.map(
+      lambda x: x.reshape(-1, pieces, x.shape[1]).swapaxes(0, 1), batch)
+  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(
+      piece_gradient, jax.tree.map(lambda x: x[0], split), key))
+  total, _ = jax.lax.scan(add, zeros, (jnp.arange(pieces), split))
+  return total
+
+
+def make_train_step(config: Config, model: Model, vocab: Vocabulary,
+                    optimizer: optax.GradientTransformation,
+                    mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+  """The jitted step over a mesh; the state is donated.
+
+  Returns:
+    step(state, batch) -> (state, figures), figures a dict of float32 scalars on the device.
+  """
+  def step(state: TrainState, batch: Batch):
+    key = jax.random.fold_in(run_key(config.seed), state.step)
+    grads, sums = gradients(config, model, vocab, state.params, batch, key)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    figures = {**summary(sums, config), 'grad_norm': optax.global_norm(grads),
+               'tokens': jnp.sum(batch.document > 0).astype(jnp.float32)}
+    return TrainState(state.step + 1, params, opt_state), figures
+
+  where = state_shardings(model, optimizer, mesh)
+  return jax.jit(step, in_shardings=(where, sharding.batch_sharding(mesh)),
+                 out_shardings=(where, None), donate_argnums=0)
+
+
+def summary(sums: hybrid.Sums, config: Config) -> dict[str, jax.Array]:
+  """Means for people; the loss is the one that is minimised."""
+  share = lambda total, count: total / jnp.maximum(count, 1.0)
+  return {
+      'loss': hybrid.loss(sums, sums.documents, config.objective),
+      'ar': share(sums.ar, sums.documents),
+      'diffusion': share(sums.diffusion, sums.documents),
+      'text_nll': share(sums.text_nll, sums.text_targets),
+      'masked_nll': share(sums.masked_nll, sums.masked),
+      'documents': sums.documents,
+      'masked_fraction': share(sums.masked, sums.masked + sums.text_targets),
+  }
