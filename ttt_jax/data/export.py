@@ -1,0 +1,68 @@
+"""Sources with audio files -> the same sources with codes, small enough to keep and share."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from ttt_jax.audio import io
+from ttt_jax.audio.codec import Codec
+from ttt_jax.data import records
+from ttt_jax.errors import UserError
+
+
+def inline_codes(source: str | pathlib.Path, target: str | pathlib.Path, codec: Codec) -> int:
+  """Copy a .jsonl of recordings or records, with codes in place of audio files.
+
+  Beside ``target`` the codec is saved in codec/, where `prepare` looks for it, so that the
+  copy needs no audio file.
+
+  Args:
+    source: the .jsonl to read; audio paths are relative to it.
+    target: the .jsonl to write, by rename.
+    codec: encodes the files; its name must be that of a codec/ already beside target.
+
+  Returns:
+    The number of lines written.
+
+  Raises:
+    UserError: malformed source, unreadable audio, or another codec beside target.
+  """
+  source, target = pathlib.Path(source), pathlib.Path(target)
+  known: dict[str, list[int]] = {}
+  def replace(value: Any, where: str) -> Any:
+    if isinstance(value, list):
+      return [replace(item, where) for item in value]
+    if not isinstance(value, dict):
+      return value
+    if isinstance(value.get('audio'), str):
+      rest = {key: item for key, item in value.items() if key != 'audio'}
+      if 'codes' in value:
+        return rest
+      name = value['audio']
+      if name not in known:
+        try:
+          known[name] = codec.encode(*io.read(source.parent / name)).tolist()
+        except UserError as error:
+          raise UserError(f'{where}: recording {name}: {error}') from error
+      return {**rest, 'codes': known[name]}
+    return {key: replace(item, where) for key, item in value.items()}
+  lines = [json.dumps(replace(value, where), ensure_ascii=False, separators=(',', ':'))
+           for where, value in records.read_jsonl(source)]
+  _save_codec(codec, target.parent)
+  temporary = target.with_name(target.name + '.part')
+  temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  os.replace(temporary, target)
+  return len(lines)
+
+
+def _save_codec(codec: Codec, directory: pathlib.Path) -> None:
+  from ttt_jax.audio import codec as codecs
+  saved = directory / 'codec'
+  if (saved / codecs.FILE).is_file():
+    found = codecs.load(saved).name
+    if found != codec.name:
+      raise UserError(f'{saved} holds the codec {found}, not {codec.name}; write to another '
+                      'directory.')
+    return
+  codec.save(saved)

@@ -1,0 +1,110 @@
+"""Rows to batches: deterministic, random access, resumable from one integer.
+
+Global batch i is a pure function of (prepared set, data config, batch_rows, seed, i): its
+stage and epoch follow from i, Grain shuffles the epoch's rows, SST is drawn from
+(seed, epoch, document). Each of P processes takes its slice of that same global batch, so
+a run may continue on another number of processes.
+"""
+
+import pathlib
+from typing import Any
+
+from ttt_jax.batch import Batch, stack
+from ttt_jax.config import DataConfig
+from ttt_jax.data import augment, store
+from ttt_jax.errors import UserError
+from ttt_jax.vocab import Vocabulary
+
+_AHEAD = 8        # batches read before they are asked for
+_FOREVER = 2**48  # a stage without an end
+
+
+class Loader:
+  """Iterator of numpy Batches [B_local, T]; see the module's docstring.
+
+  The curriculum: stage k gives its ``steps`` batches, then the next stage follows; the
+  last one never ends by itself.
+  """
+
+  def __init__(self, data_dir: str | pathlib.Path, config: DataConfig, batch_rows: int, seed: int,
+               vocab: Vocabulary, process_index: int = 0, process_count: int = 1):
+    """Open a prepared set.
+
+    Args:
+      data_dir: directory of the set (that of manifest.json).
+      config: stages, sst, shuffle, threads.
+      batch_rows: B, rows of the global batch.
+      seed: of the shuffle and of SST.
+      vocab: must be the set's own.
+      process_index, process_count: this process takes rows [index * B / count, ...) of each
+        global batch.
+
+    Raises:
+      UserError: no such set or split, another vocabulary, B not divisible, an empty split.
+    """
+    if batch_rows % process_count:
+      raise UserError(f'config key train.batch_rows={batch_rows} does not divide among '
+                      f'{process_count} processes.')
+    store.read_manifest(data_dir, vocab)
+    self.vocab, self.config, self.seed = vocab, config, seed
+    self._rows = batch_rows
+    self._local = batch_rows // process_count
+    self._first = process_index * self._local
+    self._stages = []  # (first global batch, MapDataset of rows)
+    at = 0
+    for number, stage in enumerate(config.stages):
+      self._stages.append((at, self._stage(data_dir, stage.split, number)))
+      at += stage.steps
+    self._next = 0
+    self._iterator = None
+
+  def _stage(self, data_dir, split: str, number: int):
+    """An endless random-access dataset of augmented rows."""
+    import grain.python as grain  # imports jax; a plain import of this module must stay cheap
+    rows = store.Rows(data_dir, split)
+    count = len(rows)
+    if not count:
+      raise UserError(f'split {split!r} of {data_dir} has no rows; config key data.stages names it.')
+    seed = self.seed + 1_000_003 * number  # a split used by two stages is drawn anew
+    def draw(index: int, row: Batch) -> Batch:
+      draws = augment.document_draws(seed, index // count, augment.documents(row))
+      return augment.cut(row, self.vocab, self.config.sst, draws)
+    dataset = grain.MapDataset.source(rows)
+    if self.config.shuffle:
+      dataset = dataset.shuffle(seed=seed % 2**32)
+    dataset = dataset.repeat(None, reseed_each_epoch=True)
+    return dataset.map_with_index(draw) if self.config.sst else dataset
+
+  def batch_at(self, index: int) -> Batch:
+    """This process's part of global batch ``index``: a Batch of int32 [B_local, T]."""
+    start, dataset = next(s for s in reversed(self._stages) if s[0] <= index)
+    first = (index - start) * self._rows + self._first
+    return stack([dataset[i] for i in range(first, first + self._local)])
+
+  def __iter__(self) -> 'Loader':
+    return self
+
+  def __next__(self) -> Batch:
+    if self._iterator is None:
+      self._iterator = self._read_from(self._next)
+    batch = next(self._iterator)
+    self._next += 1
+    return batch
+
+  def _read_from(self, start: int):
+    """Batches start, start + 1, ... in order, read ahead by Grain's threads."""
+    import grain.python as grain
+    if not self.config.threads:
+      return map(self.batch_at, range(start, _FOREVER))
+    options = grain.ReadOptions(num_threads=self.config.threads, prefetch_buffer_size=_AHEAD)
+    return iter(grain.MapDataset.range(start, _FOREVER).map(self.batch_at)
+                .to_iter_dataset(options))
+
+  def state(self) -> dict[str, Any]:
+    """{'next': index of the global batch that follows the last one handed out}."""
+    return {'next': self._next}
+
+  def restore(self, state: dict[str, Any]) -> None:
+    """Continue at ``state``, whatever the number of processes that wrote it."""
+    self._next = int(state['next'])
+    self._iterator = None

@@ -1,0 +1,311 @@
+"""One JSON object -> one Record, whatever published shape it comes in.
+
+Accepted:
+  {"messages": [{"role": "user", "content": ...}, ...]}   ChatML
+  {"conversations": [{"from": "human", "value": ...}, ...]}
+  {"prompt": ..., "response": ...}
+  {"text": ...}                                           a pretraining document
+and beside them "id", "task", "type" ('IT' or 'PT'). Content is a string, with speech
+inline as <|audio_12|> runs, or a list of parts {"type": "text", "text": ...} and
+{"type": "audio", "audio": "a.wav" or "codes": [...], "text": transcript}.
+
+In strings the audio markup below is read; every other control token stays plain text.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any, Iterator
+
+import numpy as np
+
+from ttt_jax.errors import UserError
+
+BEGINS = {'<|begin_of_audio|>': ('<|end_of_audio|>', '<|end_of_audio_new|>'),
+          '<|begin_of_quad|>': ('<|end_of_audio_span_last|>',)}
+ENDS = tuple(end for ends in BEGINS.values() for end in ends)
+_MARKUP = re.compile(r'((?:<\|audio_\d+\|>)+|' +
+                     '|'.join(re.escape(name) for name in (*BEGINS, *ENDS)) + ')')
+_ROLES = {'system': 'system', 'user': 'user', 'human': 'user', 'assistant': 'assistant',
+          'gpt': 'assistant'}
+_SHAPES = '"messages", "conversations", "prompt" and "response", or "text"'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+  """A stretch of text, or one audio span.
+
+  Attributes:
+    kind: 'text' or 'audio'.
+    text: the text; for audio its transcript, if known ('' otherwise; never a token).
+    codes: int32 [n] codec codes of an audio part, or None while only ``source`` is known.
+    source: path of the audio file, relative to the record's file; None for inline codes.
+    begin, end: the markup that the span was written with, '' if none was written.
+  """
+  kind: str
+  text: str = ''
+  codes: np.ndarray | None = None
+  source: str | None = None
+  begin: str = ''
+  end: str = ''
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Turn:
+  """role: 'system', 'user', 'assistant', or 'document' (the one turn of a PT text)."""
+  role: str
+  parts: tuple[Part, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+  """One training or test example.
+
+  Attributes:
+    id: its name; the line number of its file when the data gives none.
+    task: 'asr', 'tts', ...; '' if the data does not say.
+    type: 'IT' or 'PT'.
+    turns: in order.
+    where: 'file:line', for messages.
+  """
+  id: str
+  task: str
+  type: str
+  turns: tuple[Turn, ...]
+  where: str = ''
+
+  def map_audio(self, change) -> 'Record':
+    """The same record with ``change(part) -> part`` applied to every audio part."""
+    return dataclasses.replace(self, turns=tuple(
+        Turn(turn.role, tuple(change(p) if p.kind == 'audio' else p for p in turn.parts))
+        for turn in self.turns))
+
+  def audio(self) -> Iterator[Part]:
+    return (part for turn in self.turns for part in turn.parts if part.kind == 'audio')
+
+
+def read_jsonl(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """('file:line', object) for every non-blank line, streamed.
+
+  Raises:
+    UserError: no such file, no object in it, invalid UTF-8, broken JSON, not an object.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise UserError(f'data file {path} does not exist; data.sources name .jsonl files, one JSON '
+                    'object per line.')
+  count = 0
+  with path.open('rb') as lines:
+    for number, line in enumerate(lines, 1):
+      if not line.strip():
+        continue
+      where = f'{path}:{number}'
+      try:
+        value = json.loads(line.decode('utf-8'))
+      except UnicodeDecodeError as error:
+        raise UserError(f'{where}: byte {error.start} of the line is not UTF-8; save the file as '
+                        'UTF-8.') from error
+      except (ValueError, RecursionError) as error:
+        raise UserError(f'{where}: broken JSON ({error}); every line is one JSON object.'
+                        ) from error
+      if not isinstance(value, dict):
+        raise UserError(f'{where}: a {type(value).__name__} where a JSON object {{...}} belongs.')
+      count += 1
+      yield where, value
+  if not count:
+    raise UserError(f'data file {path} is empty; it needs one JSON object per line.')
+
+
+def parse(value: dict[str, Any], where: str, default_type: str = 'IT',
+          default_task: str = '') -> Record:
+  """One JSON object -> Record.
+
+  Args:
+    value: the object.
+    where: 'file:line'; every error starts with it.
+    default_type: 'IT' or 'PT', for a record that has no "type" ("text" is always 'PT').
+    default_task: for a record that has no "task".
+
+  Raises:
+    UserError: a missing key, a wrong type, an unknown role, an empty turn, bad markup.
+  """
+  def fail(message: str):
+    raise UserError(f'{where}: {message}')
+  kind = _string(value, 'type', default_type, where)
+  if kind not in ('IT', 'PT'):
+    fail(f"type is {kind!r}; use 'IT' or 'PT'.")
+  if 'messages' in value:
+    turns = _turns(value['messages'], 'messages', 'role', 'content', where)
+  elif 'conversations' in value:
+    turns = _turns(value['conversations'], 'conversations', 'from', 'value', where)
+  elif 'prompt' in value or 'response' in value:
+    for key in ('prompt', 'response'):
+      if key not in value:
+        fail(f'the key {key!r} is missing; "prompt" and "response" come together.')
+    turns = [Turn('user', _content(value['prompt'], 'prompt', False, where)),
+             Turn('assistant', _content(value['response'], 'response', True, where))]
+  elif 'text' in value:
+    kind = 'PT'
+    turns = [Turn('document', _content(value['text'], 'text', True, where))]
+  else:
+    fail(f'a record needs {_SHAPES}; this one has {", ".join(map(repr, value)) or "nothing"}.')
+  return Record(str(value.get('id', where.rsplit(':', 1)[-1])),
+                _string(value, 'task', default_task, where), kind, tuple(turns), where)
+
+
+def _string(value: dict, key: str, default: str, where: str) -> str:
+  found = value.get(key, default)
+  if not isinstance(found, str):
+    raise UserError(f'{where}: {key} is {found!r}; it must be a string.')
+  return found
+
+
+def _turns(items: Any, key: str, role_key: str, content_key: str, where: str) -> list[Turn]:
+  if not isinstance(items, list) or not items:
+    raise UserError(f'{where}: {key} must be a non-empty list of '
+                    f'{{"{role_key}": ..., "{content_key}": ...}}.')
+  turns = []
+  for i, item in enumerate(items):
+    at = f'{key}[{i}]'
+    if not isinstance(item, dict) or role_key not in item or content_key not in item:
+      raise UserError(f'{where}: {at} must be an object with {role_key!r} and {content_key!r}.')
+    role = item[role_key]
+    if not isinstance(role, str) or role not in _ROLES:
+      raise UserError(f'{where}: {at}.{role_key} is {role!r}; use one of '
+                      f'{", ".join(sorted(_ROLES))}.')
+    role = _ROLES[role]
+    if role == 'system' and i:
+      raise UserError(f'{where}: {at} is a system turn; only the first turn may be one.')
+    turns.append(Turn(role, _content(item[content_key], f'{at}.{content_key}',
+                                     role == 'assistant', where)))
+  if turns[-1].role != 'assistant':
+    raise UserError(f'{where}: the last of the {key} is from the {turns[-1].role}; a record ends '
+                    'with an answer of the assistant.')
+  return turns
+
+
+def _content(value: Any, at: str, answer: bool, where: str) -> tuple[Part, ...]:
+  if isinstance(value, str):
+    parts = parse_markup(value, f'{where}: {at}', answer)
+  elif isinstance(value, list):
+    parts = [part for i, item in enumerate(value)
+             for part in _part(item, f'{where}: {at}[{i}]', answer)]
+  else:
+    raise UserError(f'{where}: {at} is a {type(value).__name__}; it must be a string or a list of '
+                    'parts.')
+  if not any(part.kind == 'audio' or part.text for part in parts):
+    raise UserError(f'{where}: {at} is empty; a turn needs text or audio.')
+  return tuple(parts)
+
+
+def _part(item: Any, at: str, answer: bool) -> list[Part]:
+  kind = item.get('type') if isinstance(item, dict) else None
+  if kind not in ('text', 'audio'):
+    raise UserError(f'{at} must be {{"type": "text", "text": ...}} or {{"type": "audio", "audio" '
+                    'or "codes": ...}.')
+  text = item.get('text', '')
+  if not isinstance(text, str) or (kind == 'text' and 'text' not in item):
+    raise UserError(f'{at}.text must be a string.')
+  if kind == 'text':
+    return parse_markup(text, at, answer)
+  return [audio_part(item, at, text)]
+
+
+def audio_part(item: dict, at: str, text: str) -> Part:
+  """The audio part of an object with "codes" (a list of integers) or "audio" (a path)."""
+  source = item.get('audio')
+  if 'codes' in item:
+    codes = item['codes']
+    if (not isinstance(codes, list) or not codes or
+        not all(type(c) is int and 0 <= c < 2**31 for c in codes)):
+      raise UserError(f'{at}.codes must be a non-empty list of integers from 0.')
+    return Part('audio', text, np.array(codes, np.int32),
+                source if isinstance(source, str) and source else None)
+  if not isinstance(source, str) or not source:
+    raise UserError(f'{at} needs "audio" (the path of an audio file) or "codes" (a list of '
+                    'integers).')
+  return Part('audio', text, None, source)
+
+
+def parse_markup(text: str, at: str, answer: bool) -> list[Part]:
+  """Split a string at its audio markup.
+
+  Args:
+    text: e.g. 'Hi <|begin_of_audio|><|audio_3|><|audio_9|><|end_of_audio|>'. A bare run of
+      codes without begin and end is a span of its own.
+    at: where it stands, for messages.
+    answer: True for an assistant's content or a document, whose spans end in
+      <|end_of_audio_new|> or, after <|begin_of_quad|>, in <|end_of_audio_span_last|>;
+      False for a user's, which end in <|end_of_audio|>.
+
+  Raises:
+    UserError: an end without a begin, a begin inside a span, text inside a span, a span
+      that never ends or ends in another kind's end, a span without codes.
+  """
+  if '<|' not in text:
+    return [Part('text', text)] if text else []
+  parts, begin, codes = [], '', None
+  for piece in _MARKUP.split(text):
+    if not piece:
+      continue
+    if piece in BEGINS:
+      if begin:
+        raise UserError(f'{at}: {piece} stands inside a span that {begin} opened; end that one '
+                        'first.')
+      if not answer and piece == '<|begin_of_quad|>':
+        raise UserError(f'{at}: {piece} belongs to answers; a user\'s audio starts with '
+                        '<|begin_of_audio|>.')
+      begin, codes = piece, None
+    elif piece in ENDS:
+      right = BEGINS[begin][-1 if answer else 0] if begin else ''
+      if piece != right:
+        raise UserError(f'{at}: {piece} without a begin before it.' if not begin else
+                        f'{at}: {piece} closes a span that {begin} opened; here it ends with '
+                        f'{right}.')
+      if codes is None:
+        raise UserError(f'{at}: {begin}{piece} is a span without codes.')
+      parts.append(Part('audio', '', codes, None, begin, piece))
+      begin = ''
+    elif piece.startswith('<|audio_') and _MARKUP.fullmatch(piece):
+      found = [int(n) for n in piece[8:-2].split('|><|audio_')]
+      if max(found) >= 2**31:
+        raise UserError(f'{at}: <|audio_{max(found)}|> is no code of any codec.')
+      codes = np.array(found, np.int32)
+      if not begin:
+        parts.append(Part('audio', '', codes))
+    elif begin:
+      raise UserError(f'{at}: the text {piece[:20]!r} stands inside a span that {begin} opened; '
+                      'a span holds only <|audio_n|>.')
+    else:
+      parts.append(Part('text', piece))
+  if begin:
+    raise UserError(f'{at}: the span that {begin} opened never ends.')
+  return parts
+
+
+def to_json(record: Record) -> dict[str, Any]:
+  """The record in `messages` form (or `text`) with inline codes; ``parse`` reads it back."""
+  def content(turn: Turn):
+    if all(p.kind == 'text' for p in turn.parts):
+      return ''.join(p.text for p in turn.parts)
+    if any(p.begin for p in turn.parts) or turn.role == 'document':
+      return ''.join(p.text if p.kind == 'text' else p.begin + ''.join(
+          f'<|audio_{c}|>' for c in p.codes.tolist()) + p.end for p in turn.parts)
+    return [{'type': 'text', 'text': p.text} if p.kind == 'text' else _audio_json(p)
+            for p in turn.parts]
+  head = {'id': record.id, 'task': record.task, 'type': record.type}
+  if record.turns[0].role == 'document':
+    return {**head, 'text': content(record.turns[0])}
+  return {**head, 'messages': [{'role': t.role, 'content': content(t)} for t in record.turns]}
+
+
+def _audio_json(part: Part) -> dict[str, Any]:
+  out: dict[str, Any] = {'type': 'audio'}
+  if part.codes is not None:
+    out['codes'] = part.codes.tolist()
+  if part.source is not None:
+    out['audio'] = part.source
+  if part.text:
+    out['text'] = part.text
+  return out

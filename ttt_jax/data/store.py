@@ -1,0 +1,158 @@
+"""Packed rows on disk: one ArrayRecord per split, and the manifest that describes them.
+
+A record of the file is one row: magic, T, then token, document, span and position as
+little-endian int32 [T] and supervised as uint8 [T] (the file is compressed).
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import struct
+from typing import Any, Iterable
+
+import numpy as np
+
+from ttt_jax.batch import Batch
+from ttt_jax.errors import UserError
+from ttt_jax.vocab import Vocabulary
+
+VERSION = 1
+_MAGIC = b'TTR1'
+_HEAD = struct.Struct('<4sI')
+_INTS = ('token', 'document', 'span', 'position')
+
+
+def pack_row(row: Batch) -> bytes:
+  """A row of [T] vectors -> bytes."""
+  ints = np.stack([getattr(row, name) for name in _INTS]).astype('<i4')
+  return (_HEAD.pack(_MAGIC, len(row.token)) + ints.tobytes() +
+          row.supervised.astype(np.uint8).tobytes())
+
+
+def unpack_row(data: bytes, where: str = 'row') -> Batch:
+  """Bytes -> a row of int32 [T] vectors.
+
+  Raises:
+    UserError: not a row, or not all of it.
+  """
+  if len(data) < _HEAD.size or data[:4] != _MAGIC:
+    raise UserError(f'{where} is not a packed row of ttt-jax; run `ttt-jax prepare` again.')
+  length = _HEAD.unpack_from(data)[1]
+  if len(data) != _HEAD.size + 17 * length:
+    raise UserError(f'{where} has {len(data)} bytes where a row of {length} tokens has '
+                    f'{_HEAD.size + 17 * length}; run `ttt-jax prepare` again.')
+  ints = np.frombuffer(data, '<i4', 4 * length, _HEAD.size).reshape(4, length)
+  supervised = np.frombuffer(data, np.uint8, length, _HEAD.size + 16 * length)
+  values = dict(zip(_INTS, ints.astype(np.int32)))
+  return Batch(supervised=supervised.astype(np.int32), **values)
+
+
+def write_rows(path: pathlib.Path, rows: Iterable[Batch]) -> int:
+  """Write rows to an ArrayRecord file (temporary name, then rename); returns their number."""
+  from array_record.python import array_record_module
+  temporary = path.with_name(path.name + '.part')
+  writer = array_record_module.ArrayRecordWriter(str(temporary), 'group_size:1,zstd:1')
+  count = 0
+  try:
+    for row in rows:
+      writer.write(pack_row(row))
+      count += 1
+    writer.close()
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  return count
+
+
+class Rows:
+  """Random access to the rows of one split: ``len(rows)``, ``rows[i] -> Batch`` of [T]."""
+
+  def __init__(self, data_dir: str | pathlib.Path, split: str):
+    """Open a split of a prepared set.
+
+    Raises:
+      UserError: no such split, its file is missing, unreadable or has another row count.
+    """
+    import grain.python as grain  # imports jax; a plain import of this module must stay cheap
+    data_dir = pathlib.Path(data_dir)
+    manifest = read_manifest(data_dir)
+    known = manifest['splits']
+    if split not in known:
+      raise UserError(f'{data_dir} has no split {split!r}; it has {", ".join(sorted(known))} '
+                      '(config keys data.stages and evaluate.split choose among them).')
+    self.path = data_dir / known[split]['file']
+    if not self.path.is_file():
+      raise UserError(f'{self.path} is missing from the prepared set; run `ttt-jax prepare` again.')
+    try:
+      self._source = grain.ArrayRecordDataSource([str(self.path)])
+      found = len(self._source)
+    except (RuntimeError, ValueError, OSError) as error:
+      raise UserError(f'{self.path} cannot be read ({error}); run `ttt-jax prepare` again.'
+                      ) from error
+    if found != known[split]['rows']:
+      raise UserError(f'{self.path} has {found} rows but the manifest says {known[split]["rows"]}; '
+                      'run `ttt-jax prepare` again.')
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Batch:
+    return unpack_row(self._source[int(index)], f'{self.path}, row {index}')
+
+
+def sha256(path: pathlib.Path) -> str:
+  """Hex digest of a file."""
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def write_manifest(data_dir: pathlib.Path, manifest: dict[str, Any]) -> None:
+  """manifest.json, by rename; it comes last, so that a set with a manifest is whole."""
+  temporary = data_dir / 'manifest.json.part'
+  temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + '\n')
+  os.replace(temporary, data_dir / 'manifest.json')
+
+
+def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) -> dict[str, Any]:
+  """The manifest of a prepared set.
+
+  Args:
+    path: the set's directory, or its manifest.json.
+    expected: if given, the vocabulary that the set must have.
+
+  Returns:
+    {'version', 'vocabulary', 'fingerprint', 'codec', 'row_length', 'max_document',
+    'splits': {name: {'file', 'sha256', 'rows', 'documents', 'max_document', 'tokens':
+    {'text', 'audio', 'padding', 'supervised'}, 'padding', 'tasks': {task: {'records',
+    'text', 'audio'}}}}}
+
+  Raises:
+    UserError: no set there, an unreadable or foreign manifest, or another vocabulary.
+  """
+  path = pathlib.Path(path)
+  file = path / 'manifest.json' if path.suffix != '.json' else path
+  if not file.is_file():
+    raise UserError(f'there is no prepared data in {file.parent} (no manifest.json); run '
+                    '`ttt-jax prepare` first, or set data.path.')
+  try:
+    manifest = json.loads(file.read_text(encoding='utf-8'))
+    version = manifest['version']
+    vocabulary = Vocabulary(**manifest['vocabulary'])
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f'{file} is not a manifest of ttt-jax ({type(error).__name__}: {error}); run '
+                    '`ttt-jax prepare` again.') from error
+  if version != VERSION:
+    raise UserError(f'{file} has version {version!r} but this ttt-jax reads {VERSION}; run '
+                    '`ttt-jax prepare` again.')
+  if expected is not None and expected.fingerprint != vocabulary.fingerprint:
+    raise UserError(
+        f'{file}: the data was prepared for vocabulary {vocabulary.fingerprint} '
+        f'({vocabulary.text} + {vocabulary.codec}), not for {expected.fingerprint} '
+        f'({expected.text} + {expected.codec}); prepare it again or use its own vocabulary.')
+  return manifest
+
+
+def vocabulary(data_dir: str | pathlib.Path) -> Vocabulary:
+  """The vocabulary that a prepared set was made for; errors as ``read_manifest``."""
+  return Vocabulary(**read_manifest(data_dir)['vocabulary'])

@@ -1,0 +1,87 @@
+"""Qwen's rank file (qwen.tiktoken) as a BPE with merges.
+
+The file lists 'base64-token rank' per line and no merges. They are recovered by
+replaying BPE on each token with only the ranks below its own: the two pieces that
+remain at the end are the pair whose merge made it.
+"""
+
+import base64
+import binascii
+import pathlib
+
+from ttt_jax.errors import UserError
+
+# Qwen2.5's splitting rule: contractions, words, single digits, punctuation, spaces.
+_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+          r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
+
+
+def load(path: pathlib.Path):
+  """(number of ranks, tokenizers.Tokenizer) from a rank file.
+
+  Raises:
+    UserError: a line that is not 'base64 rank', or ranks with gaps.
+  """
+  from ttt_jax.text.tokenizer import backend
+  ranks = _read(path)
+  letters = _byte_letters()
+  def spell(piece: bytes) -> str:
+    return ''.join(letters[b] for b in piece)
+  merges = []
+  for token, rank in ranks.items():
+    if len(token) > 1:
+      pair = _last_merge(ranks, token, rank)
+      if pair:  # a few tokens cannot be reached by merging; they are never produced
+        merges.append([spell(pair[0]), spell(pair[1])])
+  values = {
+      'version': '1.0', 'added_tokens': [], 'post_processor': None,
+      'normalizer': {'type': 'NFC'},
+      'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [
+          {'type': 'Split', 'pattern': {'Regex': _SPLIT}, 'behavior': 'Isolated',
+           'invert': False},
+          {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': False,
+           'use_regex': False}]},
+      'decoder': {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': False,
+                  'use_regex': False},
+      'model': {'type': 'BPE', 'vocab': {spell(t): r for t, r in ranks.items()},
+                'merges': merges},
+  }
+  return len(ranks), backend(values, path)
+
+
+def _read(path: pathlib.Path) -> dict[bytes, int]:
+  ranks = {}
+  for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    try:
+      token, rank = line.split()
+      ranks[base64.b64decode(token, validate=True)] = int(rank)
+    except (ValueError, binascii.Error) as error:
+      raise UserError(f"config key vocab.tokenizer: {path}:{number} is not 'base64 rank' as in "
+                      'qwen.tiktoken.') from error
+  if list(ranks.values()) != list(range(len(ranks))) or any(
+      bytes([b]) not in ranks for b in range(256)):
+    raise UserError(f'config key vocab.tokenizer: the ranks of {path} must count 0, 1, 2, ... and '
+                    'include all 256 bytes, as in qwen.tiktoken.')
+  return ranks
+
+
+def _last_merge(ranks: dict[bytes, int], token: bytes, limit: int):
+  """The two pieces left when BPE with ranks below ``limit`` has run on ``token``."""
+  pieces = [token[i:i + 1] for i in range(len(token))]
+  while len(pieces) > 2:
+    best, at = limit, -1
+    for i in range(len(pieces) - 1):
+      rank = ranks.get(pieces[i] + pieces[i + 1], limit)
+      if rank < best:
+        best, at = rank, i
+    if at < 0:
+      return None
+    pieces[at:at + 2] = [pieces[at] + pieces[at + 1]]
+  return pieces
+
+
+def _byte_letters() -> list[str]:
+  """GPT-2's printable stand-in for each byte: itself if printable, else U+0100 onwards."""
+  printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+  others = iter(range(256))
+  return [chr(b) if b in printable else chr(256 + next(others)) for b in range(256)]
