@@ -126,5 +126,5 @@ class Codec2(Codec):
       import pycodec2
     except ImportError as error:
       raise UserError("config key codec.name is 'codec2', which needs the package pycodec2 "
-                      "(extra 'codec2'); install it or use the codec 'mel'.") from error
+                      "(extra 'demo'); install it or use the codec 'mel'.") from error
     return pycodec2.Codec2(700 if self.mode == '700C' else int(self.mode))

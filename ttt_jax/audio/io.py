@@ -64,7 +64,7 @@ def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
 def check_rate(rate: int, what: str) -> None:
   """Refuse a sample rate that no speech recording has; `what` opens the sentence."""
   if (isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating))
-      or rate != int(rate) or not LOWEST_RATE <= rate <= HIGHEST_RATE):
+      or not LOWEST_RATE <= rate <= HIGHEST_RATE or rate != int(rate)):
     raise UserError(f'{what} has a sample rate of {rate} Hz; expected a whole number from '
                     f'{LOWEST_RATE} to {HIGHEST_RATE}.')
 

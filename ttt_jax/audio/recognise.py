@@ -97,7 +97,8 @@ class Digits(Recogniser):
     except ImportError as error:
       raise UserError("the judge 'pocketsphinx' needs the package pocketsphinx (extra 'demo'); "
                       "install it or set config key evaluate.judge to 'none'.") from error
-    self._decoder = pocketsphinx.Decoder(samprate=RATE, lm=None, loglevel='FATAL')
+    # A price for each word (wip): cheap words split one long digit into two.
+    self._decoder = pocketsphinx.Decoder(samprate=RATE, lm=None, wip=1e-3, loglevel='FATAL')
     self._decoder.add_jsgf_string(
         'digits', f'#JSGF V1.0; grammar digits; public <digits> = ({" | ".join(DIGITS)})+;')
     self._decoder.activate_search('digits')
@@ -108,11 +109,10 @@ class Digits(Recogniser):
     peak = np.abs(waveform).max(initial=0)
     if peak < io.SILENT_PEAK:
       return ''
-    hush = np.random.default_rng(0).normal(0, 1e-3, round(0.2 * RATE))
-    samples = np.concatenate([hush, 0.8 * waveform / peak, hush])
     self._decoder.reinit_feat()  # the running means of one utterance would colour the next
     self._decoder.start_utt()
-    self._decoder.process_raw((samples * 32767).astype('<i2').tobytes(), full_utt=True)
+    samples = (0.3 * 32767 / peak * waveform).astype('<i2')
+    self._decoder.process_raw(samples.tobytes(), full_utt=True)
     self._decoder.end_utt()
     heard = self._decoder.hyp()
     return heard.hypstr if heard else ''
