@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.reference import batches, decoder, staircase as slow, weights
+from tests.reference import batches, decoder, quick, staircase as slow, weights
 from ttt_jax.config import ModelConfig
 from ttt_jax.model import staircase
 from ttt_jax.model.transformer import Model
@@ -31,7 +31,7 @@ def test_logits_match_the_reference(layers, q_heads, kv_heads, tied, theta):
   plan, batch = batches.packed(rng, rows=3, row_length=64)
   start, end = staircase.key_ranges(batch)
 
-  @jax.jit
+  @quick.jit
   def run(params, token, position):
     hidden = model.hidden(params, token, position, start, end)
     return hidden, model.logits(params, hidden)
@@ -73,7 +73,7 @@ def test_scan_settings_change_nothing():
   _, batch = batches.packed(np.random.default_rng(0), rows=1, row_length=64, empty_row=False)
   start, end = staircase.key_ranges(batch)
 
-  @functools.partial(jax.jit, static_argnums=1)
+  @quick.jit_with(static_argnums=1)
   @functools.partial(jax.value_and_grad, argnums=0)
   def total(params, config):
     hidden = Model(config, V.size).hidden(params, batch.token, batch.position, start, end)
@@ -107,7 +107,7 @@ def jacobian(request):
     trunk = {**params['trunk'], 'embedding': embedding}
     return model.hidden({**params, 'trunk': trunk}, own, batch.position, start, end)[0] @ probe
 
-  compiled = jax.jit(jax.jacrev(outputs))
+  compiled = quick.jit(jax.jacrev(outputs))
   return row, batch, lambda start, end: np.abs(
       compiled(params['trunk']['embedding'], start, end)).max(-1)
 

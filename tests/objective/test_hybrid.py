@@ -1,13 +1,14 @@
 """Loss and gradients against the slow reference, and what packing must not change."""
 
-import functools
+import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.reference import batches, decoder, objective as slow, weights
+from tests.reference import batches, decoder, objective as slow, quick, staircase, weights
 from ttt_jax.config import ModelConfig, ObjectiveConfig
 from ttt_jax.model.transformer import Model
 from ttt_jax.objective import hybrid
@@ -26,14 +27,19 @@ MODES = {
 }
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@quick.jit_with(static_argnums=2)
 def corrupt(batch, key, config):
   return hybrid.corrupt(batch, V, config, key)
 
 
-@functools.partial(jax.jit, static_argnums=3)
 def sums_and_gradient(params, batch, targets, config):
   """(Sums, gradient of the loss summed over documents)."""
+  # The noise is drawn already; leaving its settings out compiles once for all of them.
+  return scored(params, batch, targets, dataclasses.replace(config, banom=0.0, ppm=0.0))
+
+
+@quick.jit_with(static_argnums=3)
+def scored(params, batch, targets, config):
   def total(params):
     sums = hybrid.score(MODEL, params, batch, targets, config)
     return hybrid.loss(sums, jnp.float32(1), config), sums
@@ -282,6 +288,30 @@ def test_the_pure_nar_baseline_has_no_next_token_loss_nor_banom_nor_ppm():
   targets = corrupt(batch, jax.random.key(0), ObjectiveConfig(mode='nar', banom=1.0, ppm=1.0))
   assert not np.asarray(targets.next_weight).any()
   np.testing.assert_array_equal(targets.maskable, batch.supervised > 0)
+
+
+def test_diffusion_equals_any_order_prediction_on_average():
+  """The 1/p-weighted loss, over many draws, is the mean over all orders of a span's tokens
+  of -log p(token | what stands already), per token (TTT.md section 4)."""
+  ids = [1, V.begin_of_audio, V.code_start + 3, V.code_start, V.end_of_last]
+  supervised, span = [0, 0, 1, 1, 1], (2, 3, 4)
+  plain, config = weights.convert(PARAMS, CONFIG), ObjectiveConfig(banom=0.0, ppm=0.0)
+  allowed = staircase.document_matrix(V, ids, supervised)
+  costs = []
+  for order in itertools.permutations(span):
+    for turn, i in enumerate(order):
+      hidden = [V.mask if j in order[turn:] else x for j, x in enumerate(ids)]
+      costs.append(-decoder.log_softmax(decoder.logits(plain, hidden, allowed, V.size))[i, ids[i]])
+  want = np.mean(costs)
+  numbers = iter(range(1, 1000))
+  batch = batches.layout([[(next(numbers), ids, supervised) for _ in range(12)]
+                          for _ in range(4)], LENGTH)
+  got = []
+  for seed in range(100):
+    _, diffusion, documents = terms_of(batch, jax.random.key(seed), config)
+    got.append(diffusion / documents)
+  assert abs(np.mean(got) - want) < 4 * np.std(got) / np.sqrt(len(got)), (np.mean(got), want)
+  assert np.std(got) / np.sqrt(len(got)) < 0.04 * want, 'too few draws to say anything'
 
 
 def test_term_weights():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.reference import batches
+from tests.reference import batches, quick
 from ttt_jax.config import ObjectiveConfig
 from ttt_jax.objective import diffusion, hybrid
 
@@ -36,7 +36,7 @@ def batch():
 def draws(config):
   """Documents of many keys: dict of arrays [N, n] (masked, maskable) and rate [N]."""
   rows = batch()
-  run = jax.jit(lambda key: hybrid.corrupt(rows, V, config, key))
+  run = quick.jit(lambda key: hybrid.corrupt(rows, V, config, key))
   out = {'masked': [], 'maskable': [], 'rate': []}
   for step in range(KEYS):
     targets = run(jax.random.fold_in(jax.random.key(0), step))
@@ -117,7 +117,7 @@ def test_banom_of_a_whole_batch():
   """banom_unit='batch': all documents of a draw agree, and the draws are 30/70."""
   config = ObjectiveConfig(banom=0.3, ppm=0.0, banom_unit='batch')
   rows = batches.layout([[(1, IDS, SUPERVISED), (2, IDS, SUPERVISED)]], LENGTH)
-  run = jax.jit(jax.vmap(lambda key: hybrid.corrupt(rows, V, config, key).maskable))
+  run = quick.jit(jax.vmap(lambda key: hybrid.corrupt(rows, V, config, key).maskable))
   maskable = np.asarray(run(jax.random.split(jax.random.key(1), 2000)))[:, 0, :2 * len(IDS)]
   clean = ~maskable.reshape(-1, 2, len(IDS)).any(-1)
   assert (clean[:, 0] == clean[:, 1]).all()
@@ -141,7 +141,8 @@ def test_ppm_draws_a_span_uniformly(probability):
 def test_ppm_leaves_the_denominator():
   """The weight of a masked token is 1 / (p * what is still maskable)."""
   rows = batch()
-  targets = hybrid.corrupt(rows, V, ObjectiveConfig(banom=0.0, ppm=1.0), jax.random.key(4))
+  config = ObjectiveConfig(banom=0.0, ppm=1.0)
+  targets = quick.jit(lambda key: hybrid.corrupt(rows, V, config, key))(jax.random.key(4))
   for at in range(PER_ROW):
     here = np.s_[:, at * len(IDS):(at + 1) * len(IDS)]
     maskable = np.asarray(targets.maskable)[here].sum(1, keepdims=True)
