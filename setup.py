@@ -19,6 +19,7 @@ CORE = [
     'scipy>=1.14',
     'soundfile>=0.13',
     'jiwer>=4.0',
+    'tokenizers>=0.20',
     'rich>=13.9',
     'tensorboardX>=2.6.2',
     'matplotlib>=3.9',
@@ -43,6 +44,7 @@ EXTRAS = {
         'pytest-xdist>=3.6',
         'hypothesis>=6.100',
         'pycodec2>=4.1',
+        'pocketsphinx>=5.1',
         'ruff>=0.12',
     ],
 }

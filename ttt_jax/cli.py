@@ -8,6 +8,7 @@ may start the same command again; 130 interrupted.
 import argparse
 import difflib
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -156,6 +157,8 @@ def _configure_process(devices: int | None) -> None:
       'TF_CPP_MIN_LOG_LEVEL': '2',
   }.items():
     os.environ.setdefault(name, value)
+  logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
+  logging.getLogger('ttt_jax').setLevel(logging.INFO)
   if devices is not None:
     if devices < 1:
       raise UserError(f'--devices is {devices}; it must be at least 1.')
@@ -180,13 +183,24 @@ def _load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_
   return config_lib.from_dict(config_lib.Config, values)
 
 
+def _save_config(config: config_lib.Config, workdir: str) -> None:
+  """What the rows were made with, so that the commands after prepare need no --config."""
+  folder = pathlib.Path(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  partial = folder / 'config.json.partial'
+  partial.write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n', encoding='utf-8')
+  os.replace(partial, folder / 'config.json')
+
+
 # -- verbs: heavy modules are imported when their verb runs ---------------------------
 
 
 def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
   from ttt_jax.data.prepare import prepare
-  from ttt_jax.progress import Progress
-  prepare(config, args.workdir, Progress)
+  from ttt_jax.progress import Stages
+  with Stages() as stages:
+    prepare(config, args.workdir, stages)
+  _save_config(config, args.workdir)
 
 
 def _train(args: argparse.Namespace, config: config_lib.Config) -> None:

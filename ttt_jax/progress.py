@@ -22,7 +22,7 @@ class Progress:
     """Start the clock.
 
     Args:
-      total: units of work in all.
+      total: units of work in all; 0 if nobody knows.
       label: one or two words that open the bar or the line.
       done: units that an earlier run did; they count as done but not towards the rate.
       unit: name of the units, for the rate: 'steps' shows '3.1 steps/s'.
@@ -30,6 +30,7 @@ class Progress:
     """
     self.total, self.label, self.done, self.unit = total, label, done, unit
     self.figures: dict[str, Any] = {}
+    self.closed = False
     self._stream = stream or sys.stderr
     self._started = self._logged = time.monotonic()
     self._marks = [(self._started, done)]  # (time, done), at most RATE_OVER old
@@ -43,7 +44,7 @@ class Progress:
     bar = RichProgress(
         TextColumn('{task.description}'), BarColumn(bar_width=24), MofNCompleteColumn(),
         TextColumn('{task.fields[tail]}', style='dim'), console=Console(file=self._stream))
-    self._task = bar.add_task(self.label, total=self.total, completed=self.done, tail='')
+    self._task = bar.add_task(self.label, total=self.total or None, completed=self.done, tail='')
     bar.start()
     return bar
 
@@ -63,6 +64,7 @@ class Progress:
 
   def close(self) -> None:
     """Write the last state; call it also when the work stopped early."""
+    self.closed = True
     now = time.monotonic()
     if self._bar:
       self._bar.update(self._task, completed=self.done, tail=self._tail(now))
@@ -85,18 +87,47 @@ class Progress:
   def _tail(self, now: float) -> str:
     rate = self._rate(now)
     parts = [f'{_number(rate)}{" " + self.unit if self.unit else ""}/s'] if rate else []
-    if self.done >= self.total:
+    if self.done >= self.total > 0 or self.closed:
       parts.append(f'in {duration(now - self._started)}')
-    elif rate:
+    elif rate and self.total:
       parts.append(f'{duration((self.total - self.done) / rate)} left')
     parts += [f'{name} {_number(value)}' for name, value in self.figures.items()]
     return '  '.join(parts)
 
   def _log(self, now: float) -> None:
     self._logged = now
-    share = f' ({100 * self.done // self.total} %)' if self.total else ''
-    print(f'{time.strftime("%H:%M:%S")}  {self.label} {self.done}/{self.total}{share}  '
+    share = f'/{self.total} ({100 * self.done // self.total} %)' if self.total else ''
+    print(f'{time.strftime("%H:%M:%S")}  {self.label} {self.done}{share}  '
           f'{self._tail(now)}'.rstrip(), file=self._stream, flush=True)
+
+
+class Stages:
+  """Shows work that comes in stages: a callable (what, done, total), one Progress per stage.
+
+  Use it as a context manager, so that the last stage is closed too.
+  """
+
+  def __init__(self, stream: TextIO | None = None):
+    self._stream, self._now = stream, None
+
+  def __call__(self, what: str, done: int, total: int) -> None:
+    """``done`` of ``total`` (0 = unknown) units of stage ``what`` are done."""
+    if self._now is None or self._now.label != what:
+      self.close()
+      self._now = Progress(total, what, stream=self._stream)
+    self._now.total = total
+    self._now.update(done - self._now.done)
+
+  def close(self) -> None:
+    if self._now:
+      self._now.close()
+      self._now = None
+
+  def __enter__(self) -> 'Stages':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self.close()
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,18 @@
+"""Settings of the test process, made before anything imports JAX."""
+
+import os
+
+# Eight virtual devices on the CPU, so that meshes can be tested anywhere.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
+                             + ' --xla_force_host_platform_device_count=8').strip()
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
+
+import hypothesis  # noqa: E402
+
+# The same examples in every run: a failure in CI is a failure at the desk. No deadline,
+# since the first example of a jitted function pays for its compilation.
+hypothesis.settings.register_profile('ttt', derandomize=True, deadline=None)
+hypothesis.settings.load_profile('ttt')

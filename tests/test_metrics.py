@@ -1,0 +1,117 @@
+"""Numbers on disk survive crashes and resumes; progress says where the work is."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ttt_jax import metrics
+from ttt_jax import progress as progress_lib
+from ttt_jax.errors import UserError
+
+
+def steps(workdir):
+  return [line['step'] for line in metrics.read(workdir)]
+
+
+def test_lines_are_on_disk_at_once_and_strict_json(tmp_path):
+  with metrics.Writer(tmp_path) as writer:
+    writer.write(10, {'loss': np.float32(0.5), 'grad_norm': math.nan, 'ar': math.inf})
+    line, rest = (tmp_path / 'metrics.jsonl').read_text().split('\n')
+  assert rest == '' and 'NaN' not in line and 'Infinity' not in line
+  values = json.loads(line)
+  assert values['step'] == 10 and values['loss'] == 0.5 and values['grad_norm'] is None
+  (read,) = metrics.read(tmp_path / 'metrics.jsonl')
+  assert math.isnan(read['grad_norm']) and read['time'] > 1.7e9
+  assert list((tmp_path / 'tensorboard').iterdir())
+
+
+def test_resume_drops_what_came_after_the_checkpoint(tmp_path):
+  with metrics.Writer(tmp_path, step=0) as writer:
+    for step in (10, 20, 30):
+      writer.write(step, {'loss': step})
+    writer.write(30, {'eval/ar': 1})
+  with metrics.Writer(tmp_path, step=20) as writer:
+    writer.write(30, {'loss': -30})
+  lines = metrics.read(tmp_path)
+  assert [(line['step'], line['loss']) for line in lines] == [(10, 10), (20, 20), (30, -30)]
+
+
+def test_none_appends_and_zero_starts_over(tmp_path):
+  with metrics.Writer(tmp_path) as writer:
+    writer.write(5, {'loss': 1})
+  with metrics.Writer(tmp_path) as writer:
+    writer.write(5, {'eval/ar': 2})
+  assert steps(tmp_path) == [5, 5]
+  with metrics.Writer(tmp_path, step=0) as writer:
+    writer.write(1, {'loss': 3})
+  assert steps(tmp_path) == [1]
+
+
+def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 1, "time": 2.0}\n{"step": 2, "ti')
+  assert steps(tmp_path) == [1]
+  with metrics.Writer(tmp_path) as writer:
+    writer.write(2, {'loss': 1})
+  assert steps(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize('line', ['hello', '[1]', '{"loss": 1}'])
+def test_a_foreign_file_is_named_and_kept(tmp_path, line):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 1}\n' + line + '\n')
+  with pytest.raises(UserError, match='line 2'):
+    metrics.Writer(tmp_path, step=0)
+  assert path.read_text().endswith(line + '\n')
+  assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
+
+
+def test_progress_in_a_log(monkeypatch):
+  clock = [100.0]
+  monkeypatch.setattr(progress_lib.time, 'monotonic', lambda: clock[0])
+  out = io.StringIO()
+  with progress_lib.Progress(60, 'train', done=20, unit='steps', stream=out) as progress:
+    for _ in range(30):
+      clock[0] += 1
+      progress.update(1, loss=2.345678, tokens=12345)
+    halfway = out.getvalue().splitlines()
+    for _ in range(10):
+      clock[0] += 0.1
+      progress.update(1)
+  assert len(halfway) == 3  # one line every ten seconds
+  # After 30 s at one step a second, ten steps are left.
+  assert '  train 50/60 (83 %)  1 steps/s  10 s left  loss 2.35  tokens 12,345' in halfway[-1]
+  assert 'train 60/60 (100 %)' in out.getvalue().splitlines()[-1]
+  assert 'in 31 s' in out.getvalue().splitlines()[-1]
+
+
+def test_stages_show_each_stage_to_its_end():
+  out = io.StringIO()
+  with progress_lib.Stages(out) as stages:
+    for done in (1, 2, 3):
+      stages('fitting', done, 3)
+    stages('rendering', 7, 0)
+  first, second = out.getvalue().splitlines()
+  assert 'fitting 3/3 (100 %)' in first
+  assert 'rendering 7  ' in second and '%' not in second and 'left' not in second
+
+
+def test_progress_on_a_terminal():
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  out = Terminal()
+  with progress_lib.Progress(3, 'fit', stream=out) as progress:
+    for _ in range(3):
+      progress.update(1, error='small')
+  assert '3/3' in out.getvalue() and 'fit' in out.getvalue() and 'error small' in out.getvalue()
+
+
+@pytest.mark.parametrize('seconds, words', [
+    (0.4, '0 s'), (59.6, '1 min 00 s'), (200, '3 min 20 s'), (7500, '2 h 05 min')])
+def test_duration(seconds, words):
+  assert progress_lib.duration(seconds) == words

@@ -1,0 +1,357 @@
+"""One HTML page about a run: scores, sounds, curves, the staircase, the configuration.
+
+Reads what the other commands left in the workdir (config.json, metrics.jsonl,
+evaluation.json with its sounds, the prepared rows) and writes WORKDIR/report.html, which
+holds its pictures and sounds inside itself, and the pictures once more as
+WORKDIR/report/*.png. What is missing is said in a sentence in its place.
+"""
+
+import base64
+from collections.abc import Iterable, Sequence
+import html
+import json
+import math
+import mimetypes
+import os
+import pathlib
+import string
+from typing import Any
+
+import numpy as np
+
+from ttt_jax import config as config_lib
+from ttt_jax import figures
+from ttt_jax import metrics
+from ttt_jax.batch import Batch
+from ttt_jax.data import store
+from ttt_jax.errors import UserError
+from ttt_jax.model import staircase
+from ttt_jax.progress import duration
+from ttt_jax.text import tokenizer
+from ttt_jax.vocab import Vocabulary
+
+PAGE = 'report.html'
+SAMPLES_PER_TASK = 6  # sounds are 0.1 MB each; the rest stays in WORKDIR/samples
+
+TASKS = {
+    'audio_qa': ('Spoken questions', 'A spoken question in, a written and spoken answer out.'),
+    'tts': ('Reading aloud', 'Text in, the same text spoken out.'),
+    'asr': ('Transcription', 'Speech in, its transcript out, spoken again.'),
+    'text_chat': ('Text chat', 'Text in, text out.'),
+}
+
+# (metric, title with unit, colour, the same number on held-out records, whether it is noisy)
+CURVES = (
+    ('ar', 'Text: nats per text token', figures.TEXT, 'eval/ar', True),
+    ('diffusion', 'Audio: nats per audio token', figures.AUDIO, 'eval/diffusion', True),
+    ('loss', 'Total: text + audio', figures.INK, 'eval/loss', True),
+    ('tokens_per_second', 'Throughput: tokens per second', figures.SOFT, '', True),
+    ('learning_rate', 'Learning rate', figures.SOFT, '', False),
+    ('grad_norm', 'Gradient norm, before clipping', figures.SOFT, '', True),
+)
+
+
+def report(workdir: str | os.PathLike) -> pathlib.Path:
+  """Write the page.
+
+  Args:
+    workdir: folder of a run.
+
+  Returns:
+    Path of the page.
+
+  Raises:
+    UserError: there is no such folder, or a file in it is malformed.
+  """
+  workdir = pathlib.Path(workdir)
+  if not workdir.is_dir():
+    raise UserError(f'workdir {workdir} does not exist; name the folder of a run.')
+  config = _read_config(workdir)
+  lines = metrics.read(workdir) if (workdir / metrics.FILE).is_file() else []
+  evaluation = _read_json(workdir / 'evaluation.json') or {}
+  name = config.name if config else workdir.resolve().name
+  template = pathlib.Path(__file__).with_name('report_page.html').read_text(encoding='utf-8')
+  page = string.Template(template).substitute(
+      title=_text(f'Text-to-Talk run “{name}”'),
+      lead=_text('One Transformer that writes text token by token and speaks by diffusion: what '
+                 'it learned, how well, and how it sounds.'),
+      facts=_facts(lines),
+      scores=_scores(evaluation),
+      samples=_samples(evaluation, workdir),
+      curves=_curves(lines, workdir),
+      staircase=_staircase(config, workdir),
+      configuration=_configuration(config),
+      workdir=_text(workdir.name or str(workdir)))
+  path = workdir / PAGE
+  partial = path.with_name(PAGE + '.partial')
+  partial.write_text(page, encoding='utf-8')
+  os.replace(partial, path)
+  return path
+
+
+def table_text(evaluation: dict[str, Any]) -> str:
+  """The evaluation table for a terminal: one aligned line per row."""
+  rows = [[str(label), _value(value), str(note)] for label, value, note in evaluation['table']]
+  widths = [max(map(len, column), default=0) for column in zip(*rows)]
+  return '\n'.join(f'{label:<{widths[0]}}  {value:>{widths[1]}}  {note}'.rstrip()
+                   for label, value, note in rows)
+
+
+# -- inputs -------------------------------------------------------------------------
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  if not path.is_file():
+    return None
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise UserError(f'{path} is not JSON ({error}); let the command that wrote it run again.'
+                    ) from error
+
+
+def _read_config(workdir: pathlib.Path) -> config_lib.Config | None:
+  values = _read_json(workdir / 'config.json')
+  return None if values is None else config_lib.from_dict(config_lib.Config, values)
+
+
+# -- sections -----------------------------------------------------------------------
+
+
+def _facts(lines: Sequence[dict]) -> str:
+  if not lines:
+    return ''
+  facts = [('steps', f'{lines[-1]["step"]:,}')]
+  times = np.array([line['time'] for line in lines])
+  if len(times) > 2:
+    gaps = np.diff(times)  # a pause between two runs is no training time
+    facts.append(('of training', duration(gaps[gaps < 20 * np.median(gaps) + 60].sum())))
+  for name, label, form in (('tokens_per_second', 'tokens per second', '{:,.0f}'),
+                            ('ar', 'nats per text token', '{:.3f}'),
+                            ('diffusion', 'nats per audio token', '{:.2f}')):
+    values = np.array([line[name] for line in lines if name in line])
+    values = values[np.isfinite(values)]
+    if len(values):
+      middle = np.median(values[-max(len(values) // 20, 5):])
+      facts.append((label, form.format(middle)))
+  return '<dl class="facts">' + ''.join(
+      f'<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>' for label, value in facts
+  ) + '</dl>'
+
+
+def _scores(evaluation: dict[str, Any]) -> str:
+  if not evaluation.get('table'):
+    return _missing('There is no evaluation yet; <code>ttt-jax evaluate</code> makes one.')
+  rows = ''.join(
+      f'<tr><th scope="row"{_indent(label)}>{_text(label.strip())}</th><td class="number">{_text(_value(value))}</td>'
+      f'<td class="note">{_text(note)}</td></tr>' for label, value, note in evaluation['table'])
+  return ('<table class="scores stack"><thead><tr><th scope="col">Measure</th>'
+          '<th scope="col" class="number">Result</th><th scope="col">What it means</th></tr>'
+          f'</thead><tbody>{rows}</tbody></table>')
+
+
+def _indent(label: str) -> str:
+  return ' class="sub"' if label.startswith(' ') else ''  # a part of the row above, or its ceiling
+
+
+COLUMNS = (('question', 'Question'), ('reference', 'Reference'),
+           ('roundtrip', 'Through the codec'), ('generated', 'The model'))
+
+
+def _samples(evaluation: dict[str, Any], workdir: pathlib.Path) -> str:
+  samples = evaluation.get('samples')
+  if not samples:
+    return _missing('There are no answers to hear yet; <code>ttt-jax evaluate</code> makes some.')
+  parts = ['<p>The first held-out records of each task, in their order, not picked. “Through the '
+           'codec” is the reference encoded and decoded again: no model can sound better than '
+           'that. “Heard” is what an independent recogniser understood of the model’s voice.</p>']
+  tasks = [task for task in TASKS if any(s['task'] == task for s in samples)]
+  tasks += sorted({s['task'] for s in samples} - set(tasks))
+  for task in tasks:
+    mine = [sample for sample in samples if sample['task'] == task]
+    title, blurb = TASKS.get(task, (task, ''))
+    right = sum(bool(sample.get('correct')) for sample in mine)
+    shown = mine[:SAMPLES_PER_TASK]
+    count = f'{right} of {len(mine)} right' + (
+        f'; the first {len(shown)} are shown.' if len(shown) < len(mine) else '.')
+    parts.append(f'<h3>{_text(title)}</h3><p class="note">{_text(blurb)} {count}</p>')
+    parts.append(_sample_table(shown, workdir))
+  return ''.join(parts)
+
+
+def _sample_table(samples: Sequence[dict], workdir: pathlib.Path) -> str:
+  used = [(key, label) for key, label in COLUMNS
+          if any(s.get(f'{key}_text') or (s.get('audio') or {}).get(key) for s in samples)]
+  head = ''.join(f'<th scope="col">{label}</th>' for _, label in used)
+  rows = []
+  for sample in samples:
+    cells = ''.join(f'<td data-label="{label}">{_sample_cell(sample, key, workdir)}</td>'
+                    for key, label in used)
+    rows.append(f'<tr><th scope="row" class="id">{_text(sample["id"])}</th>{cells}</tr>')
+  return ('<table class="samples stack"><thead><tr><th scope="col" class="id">Record</th>'
+          f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>')
+
+
+def _sample_cell(sample: dict, key: str, workdir: pathlib.Path) -> str:
+  parts = []
+  sound = (sample.get('audio') or {}).get(key)
+  if sound:
+    parts.append(_player(workdir / sound, f'{key}, {sample["id"]}'))
+  if sample.get(f'{key}_text'):
+    parts.append(f'<div class="said">{_text(sample[f"{key}_text"])}</div>')
+  if key == 'generated':
+    if sample.get('heard_text') is not None:
+      parts.append(f'<div class="heard">heard: {_text(sample["heard_text"] or "(nothing)")}</div>')
+    if sample.get('correct') is not None:
+      parts.append('<div class="right">✓ right</div>' if sample['correct']
+                   else '<div class="wrong">✗ wrong</div>')
+  return ''.join(parts) or '<span class="note">–</span>'
+
+
+def _curves(lines: Sequence[dict], workdir: pathlib.Path) -> str:
+  drawn = []
+  for name, title, color, heldout, noisy in CURVES:
+    path = workdir / 'report' / f'{name}.png'
+    if figures.curve(path, lines, name, title, color=color, heldout=heldout, smoothed=noisy):
+      drawn.append(f'<figure>{_image(path, f"{title}, against the training steps")}</figure>')
+  if not drawn:
+    return _missing('There are no measurements yet; <code>ttt-jax train</code> writes them.')
+  return ('<p>Text and audio come from the same forward pass. The text loss is that of the next '
+          'token; the audio loss bounds the negative log-likelihood from above, and its draw of '
+          'masks makes it noisy.</p>'
+          f'<div class="figures">{"".join(drawn)}</div>')
+
+
+def _staircase(config: config_lib.Config | None, workdir: pathlib.Path) -> str:
+  data = None if config is None else workdir / config.data.path
+  if data is None or not (data / 'manifest.json').is_file():
+    return _missing('There are no prepared rows to draw; <code>ttt-jax prepare</code> makes them.')
+  document, vocab = _shortest_spoken(data, config)
+  if document is None:
+    return _missing('No row of the prepared set holds a spoken answer to draw.')
+  is_audio = np.asarray(vocab.is_audio(document.token))
+  ranges = staircase.key_ranges(Batch(*(v[None] for v in document)), config.objective.mode,
+                                config.objective.prompt_audio)
+  ranges = tuple(np.asarray(r[0]) for r in ranges)
+  labels = _token_labels(document.token, vocab, tokenizer.create(config.vocab))
+  whole, part = (workdir / 'report' / f'staircase_{name}.png' for name in ('record', 'part'))
+  figures.staircase(whole, document, is_audio, ranges, labels)
+  figures.staircase(part, document, is_audio, ranges, labels, _window(document, is_audio))
+  return (
+      '<p>Each row is a token that reads, each column a token that may be read. Text reads '
+      'what came before it. Audio reads, besides, the whole span it stands in, so that its '
+      'codes can be filled in any order. Nothing reads a later span, and nothing reads another '
+      'record of the packed row.</p>'
+      f'<figure class="wide">{_image(whole, "Mask of one whole record, a staircase whose steps are spans")}'
+      f'<figcaption>One training record, {len(labels)} tokens.</figcaption></figure>'
+      '<figure class="wide"><div class="scroll" tabindex="0">'
+      f'{_image(part, "The same mask enlarged around the start of a spoken answer")}</div>'
+      '<figcaption>The same record around its spoken answer, token by token; a number is an '
+      'audio code.</figcaption></figure>')
+
+
+def _shortest_spoken(data: pathlib.Path, config: config_lib.Config):
+  """The shortest of some training documents that hear and speak (or only speak)."""
+  vocab = Vocabulary(**store.read_manifest(data)['vocabulary'])
+  rows = store.Rows(data, config.data.stages[-1].split)
+  best, least = None, None
+  for i in range(min(len(rows), 16)):
+    row = rows[i]
+    for number in np.unique(row.document[row.document > 0]):
+      document = Batch(*(values[row.document == number] for values in row))
+      spoken = (document.span > 0) & (document.supervised > 0)
+      heard = (document.span > 0) & (document.supervised == 0)
+      rank = (not heard.any(), len(document.token))
+      if spoken.any() and (least is None or rank < least):
+        best, least = document, rank
+  return best, vocab
+
+
+def _window(document: Batch, is_audio: np.ndarray, most: int = 64) -> tuple[int, int]:
+  """At most ``most`` tokens from a little before the first spoken span to just after it."""
+  spoken = np.flatnonzero(is_audio & (document.supervised > 0))
+  last = np.flatnonzero(document.span == document.span[spoken[0]])[-1]
+  end = min(len(is_audio), last + 7)
+  start = max(0, spoken[0] - 10)
+  return (start, end) if end - start <= most else (start, start + most)
+
+
+def _token_labels(tokens: np.ndarray, vocab: Vocabulary, text: tokenizer.Tokenizer) -> list[str]:
+  labels = []
+  for token in tokens.tolist():
+    name = vocab.name(token)
+    if name is None:
+      label = text.decode([token]).replace(' ', '␣').replace('\n', '⏎')
+    elif vocab.is_code(token):
+      label = str(token - vocab.code_start)
+    else:
+      label = f'<{name.removeprefix("<|").removesuffix("|>")}>'
+    labels.append(label)
+  return labels
+
+
+def _configuration(config: config_lib.Config | None) -> str:
+  if config is None:
+    return _missing('There is no config.json in this folder; the other commands write it.')
+  mine, default = (dict(_flat(config_lib.to_dict(c))) for c in (config, config_lib.Config()))
+  changed = {key: value for key, value in mine.items() if value != default[key]}
+  return ('<p>Settings that differ from the defaults of <code>ttt_jax/config.py</code>:</p>'
+          + _settings(changed.items())
+          + '<details><summary>All settings</summary>' + _settings(mine.items()) + '</details>')
+
+
+def _flat(values: dict[str, Any], prefix: str = '') -> Iterable[tuple[str, Any]]:
+  for key, value in values.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def _settings(items: Iterable[tuple[str, Any]]) -> str:
+  rows = ''.join(f'<tr><td>{_text(key)}</td><td>{_setting(value)}</td></tr>'
+                 for key, value in items)
+  return f'<table class="config stack"><tbody>{rows}</tbody></table>'
+
+
+def _setting(value: Any) -> str:
+  if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+    usual = config_lib.to_dict(config_lib.Source()) | config_lib.to_dict(config_lib.Stage())
+    return '<br>'.join(_text(', '.join(
+        f'{k}={v!r}' for k, v in item.items() if k in ('path', 'split') or v != usual.get(k)))
+                       for item in value)
+  return _text(repr(value))
+
+
+# -- pieces -------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+  return html.escape(str(value))
+
+
+def _missing(sentence: str) -> str:
+  return f'<p class="missing">{sentence}</p>'
+
+
+def _value(value: Any) -> str:
+  if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    return '–'
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def _data_uri(path: pathlib.Path) -> str:
+  kind = mimetypes.guess_type(path.name)[0] or 'application/octet-stream'
+  kind = 'audio/wav' if kind == 'audio/x-wav' else kind
+  return f'data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}'
+
+
+def _image(path: pathlib.Path, alt: str) -> str:
+  return f'<img src="{_data_uri(path)}" alt="{html.escape(alt)}">'
+
+
+def _player(path: pathlib.Path, label: str) -> str:
+  if not path.is_file():
+    return f'<div class="note">{_text(path.name)} is missing</div>'
+  return (f'<audio controls preload="metadata" aria-label="{html.escape(label)}" '
+          f'src="{_data_uri(path)}"></audio>')
