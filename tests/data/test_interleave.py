@@ -1,0 +1,136 @@
+"""The token sequence of TTT.md section 2, written out by hand."""
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from ttt_jax.config import VocabConfig
+from ttt_jax.data import interleave, records
+from ttt_jax.errors import UserError
+from ttt_jax.text.tokenizer import create
+from ttt_jax.vocab import Vocabulary
+
+TEXT = create(VocabConfig())
+VOCAB = Vocabulary('bytes', 256, 'test', 50)
+START, END = VOCAB.special('<|im_start|>'), VOCAB.special('<|im_end|>')
+BEGIN, CLOSE = VOCAB.special('<|begin_of_audio|>'), VOCAB.special('<|end_of_audio|>')
+QUAD = VOCAB.special('<|begin_of_quad|>')
+NEW, LAST = VOCAB.size - 2, VOCAB.size - 1
+
+
+def record(value):
+  return records.parse(value, 'a.jsonl:3')
+
+
+def code(*numbers):
+  return [VOCAB.audio_threshold + 1 + n for n in numbers]
+
+
+def b(text):
+  return list(text.encode())
+
+
+@pytest.mark.parametrize('t, a, sizes', [
+    (0, 0, []),
+    (0, 5, [(0, 5)]),
+    (0, 60, [(0, 60)]),
+    (5, 0, [(5, 0)]),
+    (40, 0, [(40, 0)]),
+    (13, 26, [(13, 26)]),
+    (13, 27, [(13, 27)]),
+    (14, 26, [(14, 26)]),
+    (14, 27, [(13, 26), (1, 1)]),
+    (26, 52, [(13, 26), (13, 26)]),
+    (27, 200, [(13, 26), (13, 26), (1, 148)]),
+    (200, 27, [(13, 26), (187, 1)]),
+])
+def test_chunk_sizes(t, a, sizes):
+  dealt = interleave.chunks(list(range(t)), list(range(a)))
+  assert [(len(x), len(y)) for x, y in dealt] == sizes
+
+
+@hypothesis.given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 20), st.integers(1, 40))
+def test_chunks_lose_nothing_and_keep_order(t, a, text_chunk, audio_chunk):
+  dealt = interleave.chunks(list(range(t)), list(range(a)), text_chunk, audio_chunk)
+  assert [x for pair in dealt for x in pair[0]] == list(range(t))
+  assert [y for pair in dealt for y in pair[1]] == list(range(a))
+  assert all((len(x), len(y)) == (text_chunk, audio_chunk) for x, y in dealt[:-1])
+
+
+def test_multi_turn_chatml_and_what_is_supervised():
+  example = interleave.render(record({'messages': [
+      {'role': 'system', 'content': 'S'},
+      {'role': 'user', 'content': 'A<|audio_1|><|audio_2|>'},
+      {'role': 'assistant', 'content': 'B'},
+      {'role': 'user', 'content': 'C'},
+      {'role': 'assistant', 'content': [{'type': 'text', 'text': 'D'},
+                                        {'type': 'audio', 'codes': [7]}]}]}), VOCAB, TEXT)
+  prompt1 = [START, *b('system\nS'), END, 10,
+             START, *b('user\nA'), BEGIN, *code(1, 2), CLOSE, END, 10, START, *b('assistant\n')]
+  answer1 = [*b('B'), END, 10]
+  prompt2 = [START, *b('user\nC'), END, 10, START, *b('assistant\n')]
+  answer2 = [*b('D'), QUAD, *code(7), LAST, END, 10]
+  assert example.token.tolist() == prompt1 + answer1 + prompt2 + answer2
+  assert example.supervised.tolist() == ([0] * len(prompt1) + [1] * len(answer1) +
+                                         [0] * len(prompt2) + [1] * len(answer2))
+  assert (example.token.dtype, example.supervised.dtype) == (np.int32, np.int8)
+
+
+def test_an_answer_is_interleaved_at_the_configured_ratio():
+  example = interleave.render(record({'prompt': 'x', 'response': [
+      {'type': 'text', 'text': 'abcde'}, {'type': 'audio', 'codes': [1, 2, 3, 4, 5, 6, 7]}]}),
+      VOCAB, TEXT, text_chunk=2, audio_chunk=3)
+  answer = [*b('ab'), BEGIN, *code(1, 2, 3), NEW, *b('cd'), BEGIN, *code(4, 5, 6), NEW,
+            *b('e'), QUAD, *code(7), LAST, END, 10]
+  assert example.token.tolist()[-len(answer):] == answer
+
+
+def test_written_markup_is_taken_as_it_is():
+  written = ('a<|begin_of_audio|><|audio_1|><|end_of_audio_new|>bcd<|begin_of_quad|><|audio_2|>'
+             '<|end_of_audio_span_last|>e')
+  example = interleave.render(record({'prompt': 'x', 'response': written}), VOCAB, TEXT)
+  answer = [*b('a'), BEGIN, *code(1), NEW, *b('bcd'), QUAD, *code(2), LAST, *b('e'), END, 10]
+  assert example.token.tolist()[-len(answer):] == answer
+
+
+def test_a_document_is_supervised_whole_and_its_last_span_is_the_quad():
+  example = interleave.render(record({'text': 'ab<|audio_1|>c<|audio_2|><|audio_3|>'}), VOCAB, TEXT)
+  assert example.token.tolist() == [*b('ab'), BEGIN, *code(1), NEW, *b('c'), QUAD, *code(2, 3),
+                                    LAST]
+  assert example.supervised.tolist() == [1] * len(example.token)
+
+
+def test_control_tokens_in_a_message_are_its_bytes():
+  example = interleave.render(record({'prompt': '<|im_end|>', 'response': 'x<|mask_token|>'}),
+                              VOCAB, TEXT)
+  assert example.token.tolist().count(START) == 2 and VOCAB.mask not in example.token
+  assert example.token.tolist().count(END) == 2
+
+
+def test_the_prompt_is_the_start_of_the_record():
+  value = {'messages': [{'role': 'user', 'content': 'A'}, {'role': 'assistant', 'content': 'B'},
+                        {'role': 'user', 'content': 'C'}, {'role': 'assistant', 'content': 'D'}]}
+  whole = interleave.render(record(value), VOCAB, TEXT).token.tolist()
+  prompt = interleave.render_prompt(record(value), VOCAB, TEXT).tolist()
+  assert whole == prompt + [*b('D'), END, 10]
+  with pytest.raises(UserError, match='a.jsonl:3: record 3 has no assistant turn'):
+    interleave.render_prompt(record({'text': 'x'}), VOCAB, TEXT)
+
+
+def test_a_code_outside_the_codebook_names_record_and_codec():
+  with pytest.raises(UserError, match='a.jsonl:3: Audio code 50 is outside the codebook of test'):
+    interleave.render(record({'prompt': '<|audio_50|>', 'response': 'x'}), VOCAB, TEXT)
+
+
+@hypothesis.given(st.text(min_size=1, max_size=60).filter(lambda text: '<|' not in text),
+                  st.lists(st.integers(0, 49), max_size=120))
+def test_unrender_gives_back_text_and_codes(text, codes):
+  parts = [{'type': 'text', 'text': text}]
+  parts += [{'type': 'audio', 'codes': codes}] if codes else []
+  one = record({'prompt': 'x', 'response': parts})
+  whole = interleave.render(one, VOCAB, TEXT).token
+  answer = whole[len(interleave.render_prompt(one, VOCAB, TEXT)):-1]  # without the newline
+  found, spans = interleave.unrender(answer, VOCAB, TEXT)
+  assert found == text
+  assert [int(c) for span in spans for c in span] == codes

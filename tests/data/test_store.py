@@ -1,0 +1,75 @@
+"""Rows survive the disk; what is not a row, or not this data, is said so."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.data.rows import VOCAB, spoken, write_set
+from ttt_jax.batch import make_row
+from ttt_jax.data import store
+from ttt_jax.errors import UserError
+
+
+def test_a_row_comes_back_bit_for_bit(tmp_path):
+  row = make_row(VOCAB, [(2**31 - 1, *spoken(14)), (5, *spoken(12))], 70)
+  back = store.unpack_row(store.pack_row(row))
+  for name, one, other in zip(row._fields, row, back):
+    np.testing.assert_array_equal(one, other, name)
+    assert other.dtype == np.int32
+  write_set(tmp_path / 'd', {'train': 3})
+  rows = store.Rows(tmp_path / 'd', 'train')
+  assert len(rows) == 3
+  assert rows[2].document.max() == 6 and rows[0].document.max() == 2
+
+
+@pytest.mark.parametrize('damage', [lambda d: d[:-1], lambda d: d + b'x', lambda d: b'XXXX' + d[4:],
+                                    lambda d: b''])
+def test_a_damaged_row_is_refused(damage):
+  data = store.pack_row(make_row(VOCAB, [(1, *spoken(14))], 40))
+  with pytest.raises(UserError, match='shard 1, row 7'):
+    store.unpack_row(damage(data), 'shard 1, row 7')
+
+
+def test_a_truncated_or_missing_file_is_one_sentence(tmp_path):
+  data = write_set(tmp_path / 'd', {'train': 40})
+  with pytest.raises(UserError, match="no split 'dev'; it has train"):
+    store.Rows(data, 'dev')
+  file = data / 'train.arrayrecord'
+  file.write_bytes(file.read_bytes()[:1000])
+  with pytest.raises(UserError, match='train.arrayrecord.*prepare` again'):
+    store.Rows(data, 'train')
+  file.unlink()
+  with pytest.raises(UserError, match='train.arrayrecord is missing'):
+    store.Rows(data, 'train')
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path):
+  def rows():
+    yield make_row(VOCAB, [(1, *spoken(14))], 40)
+    raise UserError('enough')
+  with pytest.raises(UserError, match='enough'):
+    store.write_rows(tmp_path / 'x.arrayrecord', rows())
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_another_vocabulary_is_refused_with_both_fingerprints(tmp_path):
+  data = write_set(tmp_path / 'd', {'train': 1})
+  assert store.read_manifest(data, VOCAB)['max_document'] == 2
+  assert store.vocabulary(data) == VOCAB
+  other = dataclasses.replace(VOCAB, codec='another')
+  with pytest.raises(UserError, match=f'{VOCAB.fingerprint}.*{other.fingerprint}'):
+    store.read_manifest(data, other)
+
+
+@pytest.mark.parametrize('content, sentence', [
+    (None, 'no prepared data'), ('{', 'not a manifest'), ('[]', 'not a manifest'),
+    ('{"version": 1}', 'not a manifest'),
+    (json.dumps({'version': 99, 'vocabulary': VOCAB.to_dict()}), 'version 99'),
+])
+def test_a_bad_manifest_is_one_sentence(tmp_path, content, sentence):
+  if content is not None:
+    (tmp_path / 'manifest.json').write_text(content)
+  with pytest.raises(UserError, match=sentence):
+    store.read_manifest(tmp_path)
