@@ -106,6 +106,9 @@ def join(recordings: Sequence[Recording], most: int, count: int, rng: np.random.
          fits: Callable[[Recording], bool] = lambda recording: True) -> list[Recording]:
   """Longer recordings: the codes and texts of several, one after another.
 
+  A joined text is never longer than the longest single one, so that joining makes more
+  of what is there and not something else.
+
   Args:
     recordings: the pieces; their codes must be known.
     most: 2 up to this many pieces are joined.
@@ -121,6 +124,7 @@ def join(recordings: Sequence[Recording], most: int, count: int, rng: np.random.
     raise UserError(f'data source: join_count={count} needs join_most of at least 2 (it is {most}) '
                     f'and some recordings ({len(recordings)}).')
   seen = {normal(r.text) for r in recordings} | set(excluded)
+  longest = max((len(r.text) for r in recordings), default=0)
   out, tries = [], 0
   while len(out) < count:
     tries += 1
@@ -129,7 +133,7 @@ def join(recordings: Sequence[Recording], most: int, count: int, rng: np.random.
                       f'give with join_most={most} in one row; {len(out)} were found.')
     pieces = [recordings[i] for i in rng.integers(len(recordings), size=rng.integers(2, most + 1))]
     text = ' '.join(piece.text for piece in pieces)
-    if normal(text) in seen:
+    if len(text) > longest or normal(text) in seen:
       continue
     codes = np.concatenate([piece.audio.codes for piece in pieces])
     joined = Recording('+'.join(piece.id for piece in pieces), Part('audio', text, codes),

@@ -151,9 +151,10 @@ def score(model: Model, params: Params, batch: Batch, targets: Targets,
   """
   k_start, k_end = staircase.key_ranges(batch, config.mode, config.prompt_audio)
   hidden = model.hidden(params, targets.token, batch.position, k_start, k_end)
-  next_nll, self_nll = losses.pair_nll(
-      model.logits(params, hidden), targets.next_label, targets.self_label)
   text = targets.next_weight > 0
+  next_nll, self_nll = losses.scored_nll(
+      lambda h: model.logits(params, h), hidden, text | targets.masked, targets.next_label,
+      targets.self_label)
   return Sums(
       ar=jnp.sum(next_nll * targets.next_weight),
       diffusion=jnp.sum(self_nll * targets.self_weight),

@@ -1,0 +1,61 @@
+"""The demo: spoken digits and spoken arithmetic, from nothing to an answer by voice.
+
+  make demo
+  ttt-jax train --config configs/demo.py --workdir demo     (its third station alone)
+
+Hardware: 2 CPU cores. A 2-million-parameter TtT model learns four tasks: transcription
+(ASR), reading aloud (TTS), spoken questions with spoken answers, and the same arithmetic
+in text. README.md says what it reaches.
+"""
+
+from ml_collections import ConfigDict
+
+SPEECH = 'demo/speech/'
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.name = 'demo'
+
+  config.codec = ConfigDict({'name': 'mel', 'codebooks': 1, 'codes': 1024, 'frames': 4})
+
+  # Short system prompts: with a byte-level vocabulary every letter is a token.
+  strings = {'path': SPEECH + 'train_strings.jsonl'}
+  short = {'path': SPEECH + 'train_short.jsonl'}
+  joined = {'join_most': 3, 'join_count': 3000}
+  config.data = ConfigDict({
+      'path': 'data',
+      'row_length': 256,
+      'text_chunk': 13,
+      'audio_chunk': 26,
+      'sources': (
+          {**strings, **joined, 'task': 'asr', 'prompt': 'asr'},
+          {**strings, **joined, 'task': 'tts', 'prompt': 'tts'},
+          {'path': SPEECH + 'train_questions.jsonl', 'prompt': 'qa', 'repeat': 4.0},
+          {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'chat', 'repeat': 4.0},
+          {**short, 'task': 'asr', 'prompt': 'asr', 'split': 'short', 'repeat': 3.0},
+          {**short, 'task': 'tts', 'prompt': 'tts', 'split': 'short', 'repeat': 3.0},
+          {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'chat', 'split': 'short'},
+          {'path': SPEECH + 'heldout_strings.jsonl', 'task': 'asr', 'prompt': 'asr',
+           'split': 'heldout'},
+          {'path': SPEECH + 'heldout_strings.jsonl', 'task': 'tts', 'prompt': 'tts',
+           'split': 'heldout'},
+          {'path': SPEECH + 'heldout_questions.jsonl', 'prompt': 'qa', 'split': 'heldout'},
+          {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'chat', 'split': 'heldout'},
+      ),
+      'stages': ({'split': 'short', 'steps': 300}, {'split': 'train'}),
+  })
+  config.model = ConfigDict({
+      'layers': 4, 'width': 192, 'q_heads': 4, 'kv_heads': 2, 'head_dim': 48, 'ffn': 512,
+      'vocab_multiple': 64, 'scan_unroll': 4,
+  })
+  config.optimizer = ConfigDict({
+      'learning_rate': 3e-3, 'warmup_fraction': 0.03, 'weight_decay': 0.05, 'beta2': 0.98,
+  })
+  config.train = ConfigDict({
+      'steps': 3000, 'batch_rows': 12, 'log_every': 20, 'checkpoint_every': 500,
+  })
+  config.generate = ConfigDict({
+      'block': 27, 'steps': 9, 'max_span': 160, 'max_tokens': 512,
+  })
+  return config
