@@ -7,7 +7,9 @@ a run may continue on another number of processes.
 """
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ttt_jax.batch import Batch, stack
 from ttt_jax.config import DataConfig
@@ -17,6 +19,13 @@ from ttt_jax.vocab import Vocabulary
 
 _AHEAD = 8        # batches read before they are asked for
 _FOREVER = 2**48  # a stage without an end
+
+
+class _Stage(NamedTuple):
+  first: int    # its first global batch
+  seed: int
+  rows: int     # rows of an epoch
+  dataset: Any  # grain.MapDataset: row number since the stage's start -> row
 
 
 class Loader:
@@ -50,36 +59,38 @@ class Loader:
     self._rows = batch_rows
     self._local = batch_rows // process_count
     self._first = process_index * self._local
-    self._stages = []  # (first global batch, MapDataset of rows)
-    at = 0
+    self._stages: list[_Stage] = []
+    first = 0
     for number, stage in enumerate(config.stages):
-      self._stages.append((at, self._stage(data_dir, stage.split, number)))
-      at += stage.steps
+      self._stages.append(self._open(data_dir, stage.split, number, first))
+      first += stage.steps
     self._next = 0
     self._iterator = None
 
-  def _stage(self, data_dir, split: str, number: int):
-    """An endless random-access dataset of augmented rows."""
+  def _open(self, data_dir, split: str, number: int, first: int) -> _Stage:
+    """An endless random-access dataset of one split's rows, shuffled anew every epoch."""
     import grain.python as grain  # imports jax; a plain import of this module must stay cheap
     rows = store.Rows(data_dir, split)
-    count = len(rows)
-    if not count:
+    if not len(rows):
       raise UserError(f'split {split!r} of {data_dir} has no rows; config key data.stages names it.')
     seed = self.seed + 1_000_003 * number  # a split used by two stages is drawn anew
-    def draw(index: int, row: Batch) -> Batch:
-      draws = augment.document_draws(seed, index // count, augment.documents(row))
-      return augment.cut(row, self.vocab, self.config.sst, draws)
     dataset = grain.MapDataset.source(rows)
     if self.config.shuffle:
       dataset = dataset.shuffle(seed=seed % 2**32)
     dataset = dataset.repeat(None, reseed_each_epoch=True)
-    return dataset.map_with_index(draw) if self.config.sst else dataset
+    return _Stage(first, seed, len(rows), dataset)
 
   def batch_at(self, index: int) -> Batch:
     """This process's part of global batch ``index``: a Batch of int32 [B_local, T]."""
-    start, dataset = next(s for s in reversed(self._stages) if s[0] <= index)
-    first = (index - start) * self._rows + self._first
-    return stack([dataset[i] for i in range(first, first + self._local)])
+    stage = next(s for s in reversed(self._stages) if s.first <= index)
+    first = (index - stage.first) * self._rows + self._first
+    numbers = np.arange(first, first + self._local)
+    batch = stack([stage.dataset[i] for i in numbers.tolist()])
+    if not self.config.sst:
+      return batch
+    epochs = (numbers // stage.rows)[augment.rows_of_documents(batch)]
+    draws = augment.document_draws(stage.seed, epochs, augment.documents(batch))
+    return augment.cut(batch, self.vocab, self.config.sst, draws)
 
   def __iter__(self) -> 'Loader':
     return self

@@ -145,6 +145,8 @@ def parse(value: dict[str, Any], where: str, default_type: str = 'IT',
         fail(f'the key {key!r} is missing; "prompt" and "response" come together.')
     turns = [Turn('user', _content(value['prompt'], 'prompt', False, where)),
              Turn('assistant', _content(value['response'], 'response', True, where))]
+  elif 'text' in value and ('audio' in value or 'codes' in value):
+    fail("this is a recording, not a record; set its source's task to 'asr' or 'tts'.")
   elif 'text' in value:
     kind = 'PT'
     turns = [Turn('document', _content(value['text'], 'text', True, where))]
