@@ -62,6 +62,8 @@ def read_sentences(path: pathlib.Path) -> list[dict]:
     spoken, speed = item.get('spoken', item['text']), item.get('speed', 1.0)
     if not isinstance(spoken, str) or not spoken.strip():
       raise Mistake(f'{where}: there is nothing to say in {spoken!r}.')
+    if any(ord(letter) < 32 for letter in spoken):
+      raise Mistake(f'{where}: {spoken!r} holds a control character; write it on one line.')
     if isinstance(speed, bool) or not isinstance(speed, (int, float)) or not 0.25 <= speed <= 4:
       raise Mistake(f'{where}: speed {speed!r} is not a number between 0.25 and 4.')
     sentences.append({'id': key, 'text': item['text'], 'spoken': spoken, 'speed': float(speed)})
@@ -124,16 +126,17 @@ def _start_worker(voice_path: str, keep: float) -> None:
 
 
 def _speak(job: Job) -> float:
-  """Say one sentence into its file; returns the seconds of speech."""
+  """Say one sentence into its file; returns the seconds of speech, 0 if it has none."""
   import soundfile
   from piper.config import SynthesisConfig
   voice = _worker['voice']
   settings = SynthesisConfig(length_scale=(voice.config.length_scale or 1.0) / job.speed,
                              noise_scale=0.0, noise_w_scale=0.0)
   chunks = [chunk.audio_float_array for chunk in voice.synthesize(job.spoken, settings)]
-  if not chunks:
-    raise Mistake(f'the voice found nothing to say in {job.spoken!r}.')
-  waveform, rate = np.concatenate(chunks), voice.config.sample_rate
+  rate = voice.config.sample_rate
+  waveform = np.concatenate([np.zeros(0, np.float32), *chunks])
+  if not waveform.size or np.abs(waveform).max() < 1e-4:
+    return 0.0
   if _worker['keep'] >= 0:
     waveform = trim(waveform, rate, _worker['keep'])
   temporary = f'{job.path}.part'
@@ -195,6 +198,10 @@ def speak(sentences: list[dict], out: pathlib.Path, voice: pathlib.Path, process
     context = multiprocessing.get_context('spawn')
     with context.Pool(min(processes, len(jobs)), _start_worker, (str(voice), keep)) as pool:
       said = _follow(pool.imap_unordered(_speak, jobs, chunksize=4), len(jobs))
+  mute = [job.spoken for job in jobs if _made_by(job.path) != job.made_by]
+  if mute:
+    raise Mistake(f'the voice has no sound for {mute[0]!r} (and {len(mute) - 1} more); spell it '
+                  'out in "spoken".')
   listing = out / 'recordings.jsonl'
   temporary = listing.with_suffix('.part')
   temporary.write_text(''.join(
@@ -228,6 +235,9 @@ def main() -> int:
   except Mistake as mistake:
     print(f'speak.py: {mistake}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print('speak.py: stopped; the same command goes on from here.', file=sys.stderr)
+    return 130
   print(f'{len(sentences)} recordings in {args.out}: {made} made now ({said:.0f} s of speech) in '
         f'{time.monotonic() - start:.0f} s.')
   return 0

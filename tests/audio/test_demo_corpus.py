@@ -106,6 +106,7 @@ def test_trimming_keeps_sixty_milliseconds_at_both_ends():
     ('{"id": "ok", "text": "hi"}', r"id 'ok' was already used in line 1"),
     ('{"id": "b"}', r'line 2: a sentence is an object with "id" and "text"'),
     ('{"id": "b", "text": "hi", "spoken": " "}', 'nothing to say'),
+    ('{"id": "b", "text": "a\\u0000b"}', 'holds a control character'),
     ('{"id": "b", "text": "hi", "speed": 0}', 'speed 0 is not a number between')])
 def test_bad_sentences_are_one_sentence(tmp_path, line, said):
   speak = tool('speak')
@@ -144,6 +145,10 @@ def test_the_voice_says_only_what_is_new_and_the_judges_hear_it(tmp_path):
   lines = [json.loads(line) for line in (out / 'recordings.jsonl').read_text().splitlines()]
   assert lines == [{'id': 'a', 'audio': 'wav/a.wav', 'text': '3 1 4'},
                    {'id': 'b', 'audio': 'wav/b.wav', 'text': '2 8'}]
+  listed.write_text('{"id": "c", "text": "..."}\n')
+  done = run('speak', '--sentences', listed, '--out', tmp_path / 'mute')
+  assert done.returncode == 2 and "no sound for '...'" in done.stderr
+  assert not (tmp_path / 'mute' / 'recordings.jsonl').exists()
   judge = recognise.create('pocketsphinx')
   for line in lines:
     waveform, rate = io.read(out / line['audio'])
