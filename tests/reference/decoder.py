@@ -25,12 +25,11 @@ def rotate(x, theta):
   """
   n, d = x.shape
   out = np.empty_like(x)
-  for position in range(n):
-    for i in range(d // 2):
-      angle = position * theta ** (-2 * i / d)
-      a, b = x[position, i], x[position, i + d // 2]
-      out[position, i] = a * np.cos(angle) - b * np.sin(angle)
-      out[position, i + d // 2] = b * np.cos(angle) + a * np.sin(angle)
+  for i in range(d // 2):
+    angle = np.arange(n) * theta ** (-2 * i / d)
+    a, b = x[:, i], x[:, i + d // 2]
+    out[:, i] = a * np.cos(angle) - b * np.sin(angle)
+    out[:, i + d // 2] = b * np.cos(angle) + a * np.sin(angle)
   return out
 
 

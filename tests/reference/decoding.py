@@ -4,10 +4,12 @@
 smallest gap between a decision and its runner-up is kept in ``Trace.margin``, so that a
 comparison can tell a real difference from a tie that rounding may break either way.
 
-Choices where the description is silent: only codes and end tokens can be chosen in a
-span, only text ids outside; confidence is the probability among the ids that can be
-chosen; equal confidences go left to right; the prefix that guidance hides is everything
-before the open span.
+Where the description of the method is silent, this follows what ttt_jax documents:
+only codes and end tokens can be chosen in a span, only text ids outside (the baselines:
+any id but the marker and the mask); confidence is the softmax probability over the whole
+vocabulary; equal confidences go left to right; the prefix that guidance hides is all
+that stands before the open span; the last place of a span at its limit (``max_span``, or
+the end of ``max_tokens``) is kept for the forced end token.
 """
 
 import dataclasses
@@ -20,31 +22,66 @@ from tests.reference import decoder, staircase
 @dataclasses.dataclass
 class Trace:
   """What happened: the answer, its spans in answer coordinates, and how it came about."""
-  ids: list
-  spans: list = dataclasses.field(default_factory=list)    # (start, stop) incl. the end token
-  forced: list = dataclasses.field(default_factory=list)   # per span: was the end forced?
-  blocks: list = dataclasses.field(default_factory=list)   # per span: how many blocks
+  ids: list = dataclasses.field(default_factory=list)
+  spans: list = dataclasses.field(default_factory=list)  # (start, length, ended, blocks)
+  finished: bool = False
   margin: float = np.inf
 
 
-def choose(scores, allowed_ids, trace):
-  """(best id, its probability among allowed_ids)."""
-  kept = scores[allowed_ids]
-  order = np.argsort(-kept, kind='stable')
-  if len(order) > 1:
-    trace.margin = min(trace.margin, kept[order[0]] - kept[order[1]])
-  probability = np.exp(decoder.log_softmax(kept))[order[0]]
-  return int(allowed_ids[order[0]]), float(probability)
+@dataclasses.dataclass
+class Task:
+  """One request and all that stays fixed while it is answered.
+
+  Attributes:
+    logits_of: (ids [n], allowed [n, n]) -> scores [n, V].
+    vocab: the id space.
+    prompt: ids.
+    config: a GenerateConfig with temperatures 0.
+    mode: 'hybrid', 'ar' or 'nar'.
+    prompt_audio: 'bidirectional' or 'causal'.
+  """
+  logits_of: object
+  vocab: object
+  prompt: list
+  config: object
+  mode: str = 'hybrid'
+  prompt_audio: str = 'bidirectional'
+
+  def scores(self, answer):
+    """Scores [n, V] of prompt + answer, masks as they stand."""
+    ids = list(self.prompt) + list(answer)
+    supervised = [0] * len(self.prompt) + [1] * len(answer)
+    return self.logits_of(ids, staircase.document_matrix(
+        self.vocab, ids, supervised, self.mode, self.prompt_audio))
+
+  def guided(self, answer, open_at):
+    """The same in an open span that begins at answer[open_at], with guidance."""
+    conditional = self.scores(answer)
+    if not self.config.guidance:
+      return conditional
+    blind_ids = [self.vocab.mask] * (len(self.prompt) + open_at) + list(answer[open_at:])
+    blind = self.logits_of(blind_ids, np.ones((len(blind_ids),) * 2, bool))
+    return blind + (1 + self.config.guidance) * (conditional - blind)
+
+  def room(self, answer):
+    return self.config.max_tokens - len(self.prompt) - len(answer)
+
+  def can_say(self, in_span):
+    """Ids that may be chosen."""
+    text = list(range(self.vocab.audio_threshold))
+    audio = [*range(self.vocab.code_start, self.vocab.mask), self.vocab.end_of_chunk,
+             self.vocab.end_of_last]
+    if self.mode == 'hybrid':
+      return np.array(audio if in_span else text)
+    return np.array(text + audio)
 
 
-def text_ids(vocab):
-  """Ids that may stand outside spans."""
-  return np.arange(vocab.audio_threshold)
-
-
-def span_ids(vocab):
-  """Ids that may stand in a span: codes and the two end tokens."""
-  return np.array([*range(vocab.code_start, vocab.mask), vocab.end_of_chunk, vocab.end_of_last])
+def choose(scores, can, trace):
+  """(best id of ``can``, its probability among all ids)."""
+  order = np.argsort(-scores[can], kind='stable')
+  best, second = can[order[0]], can[order[1]]
+  trace.margin = min(trace.margin, scores[best] - scores[second])
+  return int(best), float(np.exp(decoder.log_softmax(scores))[best])
 
 
 def schedule(masked, steps):
@@ -52,38 +89,18 @@ def schedule(masked, steps):
   return [masked // steps + (1 if step < masked % steps else 0) for step in range(steps)]
 
 
-def scores_of(logits_of, vocab, prompt, answer, mode, prompt_audio):
-  """Scores [n, V] of prompt + answer, masks kept where they stand."""
-  ids = list(prompt) + list(answer)
-  supervised = [0] * len(prompt) + [1] * len(answer)
-  return logits_of(ids, staircase.document_matrix(vocab, ids, supervised, mode, prompt_audio))
-
-
-def guided_scores(logits_of, vocab, prompt, answer, open_at, guidance, mode, prompt_audio):
-  """Scores [n, V] with the prefix of the open span (from answer[open_at]) also hidden."""
-  conditional = scores_of(logits_of, vocab, prompt, answer, mode, prompt_audio)
-  if not guidance:
-    return conditional
-  hidden = [vocab.mask] * (len(prompt) + open_at) + list(answer[open_at:])
-  together = np.ones((len(hidden), len(hidden)), bool)
-  blind = logits_of(hidden, together)
-  return blind + (1 + guidance) * (conditional - blind)
-
-
-def fill_block(logits_of, vocab, prompt, answer, block, open_at, can, settings, mode,
-               prompt_audio, trace):
+def fill_block(task, answer, block, open_at, trace):
   """Append ``block`` masks to answer and resolve them, most confident first."""
-  answer = answer + [vocab.mask] * block
-  first = len(answer) - block
-  for count in schedule(block, settings.steps):
+  first = len(answer)
+  answer = answer + [task.vocab.mask] * block
+  for count in schedule(block, task.config.steps):
     if not count:
       continue
-    scores = guided_scores(logits_of, vocab, prompt, answer, open_at, settings.guidance, mode,
-                           prompt_audio)
+    scores = task.guided(answer, open_at)
     proposals = []
     for i in range(first, len(answer)):
-      if answer[i] == vocab.mask:
-        token, confidence = choose(scores[len(prompt) + i], can, trace)
+      if answer[i] == task.vocab.mask:
+        token, confidence = choose(scores[len(task.prompt) + i], task.can_say(True), trace)
         proposals.append((-confidence, i, token))
     proposals.sort()
     if count < len(proposals):
@@ -93,42 +110,40 @@ def fill_block(logits_of, vocab, prompt, answer, block, open_at, can, settings, 
   return answer
 
 
-def open_span(logits_of, vocab, prompt, answer, settings, mode, prompt_audio, trace, room):
-  """Continue answer, which ends with a begin token, to the end of the span."""
-  start, blocks = len(answer), 0
-  limit = min(settings.max_span, room)
-  while True:
-    block = min(settings.block, limit - (len(answer) - start))
-    answer = fill_block(logits_of, vocab, prompt, answer, block, start, span_ids(vocab), settings,
-                        mode, prompt_audio, trace)
+def fill_span(task, answer, limit, ends, forced, trace):
+  """Block after block from the end of ``answer`` on, cut at the first of ``ends``.
+
+  Without one, ``forced`` becomes the last of ``limit`` tokens.
+  """
+  start, blocks, ended = len(answer), 0, False
+  while not ended:
+    block = min(task.config.block, limit - 1 - (len(answer) - start))
+    if block == 0:
+      answer = answer + [forced]
+      break
+    answer = fill_block(task, answer, block, start, trace)
     blocks += 1
-    ends = [i for i in range(start, len(answer)) if vocab.is_end(answer[i])]
-    if ends:
-      answer, forced = answer[:ends[0] + 1], False
-      break
-    if len(answer) - start >= limit:
-      quad = answer[start - 1] == vocab.begin_of_quad
-      answer = answer[:-1] + [vocab.end_of_last if quad else vocab.end_of_chunk]
-      forced = True
-      break
-  trace.spans.append((start, len(answer)))
-  trace.forced.append(forced)
-  trace.blocks.append(blocks)
+    found = [i for i in range(start, len(answer)) if answer[i] in ends]
+    if found:
+      answer, ended = answer[:found[0] + 1], True
+  trace.spans.append((start, len(answer) - start, ended, blocks))
   return answer
 
 
-def hybrid(logits_of, vocab, prompt, settings, prompt_audio='bidirectional'):
-  """Text by AR until im_end; a begin token opens a span, filled block by block."""
-  answer, trace = [], Trace([])
-  while len(prompt) + len(answer) < settings.max_tokens:
-    scores = scores_of(logits_of, vocab, prompt, answer, 'hybrid', prompt_audio)
-    token, _ = choose(scores[-1], text_ids(vocab), trace)
+def generate(task):
+  """Answer one request; a Trace."""
+  trace, answer, vocab = Trace(), [], task.vocab
+  if task.mode == 'nar':  # the whole answer is one field of masks, up to im_end
+    trace.ids = fill_span(task, answer, task.room(answer), [vocab.im_end], vocab.im_end, trace)
+    trace.finished = trace.spans[0][2]
+    return trace
+  while task.room(answer) > 0 and not trace.finished:
+    token, _ = choose(task.scores(answer)[-1], task.can_say(False), trace)
     answer = answer + [token]
-    if token == vocab.im_end:
-      break
-    room = settings.max_tokens - len(prompt) - len(answer)
-    if vocab.is_begin(token) and room > 0:
-      answer = open_span(logits_of, vocab, prompt, answer, settings, 'hybrid', prompt_audio,
-                         trace, room)
+    trace.finished = token == vocab.im_end
+    if task.mode == 'hybrid' and vocab.is_begin(token) and task.room(answer) > 0:
+      end = vocab.end_of_chunk if token == vocab.begin_of_audio else vocab.end_of_last
+      limit = min(task.config.max_span, task.room(answer))
+      answer = fill_span(task, answer, limit, [vocab.end_of_chunk, vocab.end_of_last], end, trace)
   trace.ids = answer
   return trace

@@ -51,14 +51,12 @@ def bidirectional_runs(vocab, ids, supervised, mode, prompt_audio):
 
 def document_matrix(vocab, ids, supervised, mode='hybrid', prompt_audio='bidirectional'):
   """bool [n, n] of one document alone: row i may look at column j."""
-  n = len(ids)
-  together = bidirectional_runs(vocab, ids, supervised, mode, prompt_audio)
-  allowed = np.zeros((n, n), bool)
-  for i in range(n):
-    for j in range(n):
-      same_run = any(a <= i < b and a <= j < b for a, b in together)
-      allowed[i, j] = j <= i or same_run
-  return allowed
+  run_of = [0] * len(ids)
+  for number, (start, stop) in enumerate(
+      bidirectional_runs(vocab, ids, supervised, mode, prompt_audio), 1):
+    run_of[start:stop] = [number] * (stop - start)
+  return np.array([[j <= i or (a == b != 0) for j, b in enumerate(run_of)]
+                   for i, a in enumerate(run_of)], bool)
 
 
 def row_matrix(vocab, documents, row_length, mode='hybrid', prompt_audio='bidirectional'):
