@@ -57,11 +57,12 @@ def write_metrics(workdir, steps=600):
     for step in range(10, steps + 1, 10):
       ar, diffusion = 5.4 * math.exp(-step / 150) + 0.1, 4.6 * math.exp(-step / 400) + 1.6
       ar, diffusion = ar + 0.05 * rng.normal(), diffusion * math.exp(0.25 * rng.normal())
-      writer.write(step, {'ar': ar, 'diffusion': diffusion, 'loss': ar + diffusion,
+      writer.write(step, {'ar': ar, 'diffusion': diffusion, 'text_nll': ar,
+                          'masked_nll': diffusion - 0.4, 'loss': ar + diffusion,
                           'learning_rate': 1e-3 * math.cos(step / steps * 1.5),
                           'grad_norm': 1 + rng.random(),
                           'tokens_per_second': 4100 + 100 * rng.normal()})
-    writer.write(steps, {'eval/ar': 0.13, 'eval/diffusion': 2.4})
+    writer.write(steps, {'eval/text_nll': 0.13, 'eval/masked_nll': 2.1})
 
 
 def write_evaluation(workdir, per_task=8):
@@ -161,9 +162,9 @@ def test_pictures_say_what_they_show_and_stand_beside_the_page(run):
   page = Page(run[2])
   assert all(attrs['alt'] for attrs in page.all('img'))
   names = {path.name for path in (run[0] / 'report').iterdir()}
-  assert names == {'ar.png', 'diffusion.png', 'loss.png', 'tokens_per_second.png',
-                   'learning_rate.png', 'grad_norm.png', 'staircase_record.png',
-                   'staircase_part.png'}
+  assert names == {'text_nll.png', 'masked_nll.png', 'ar.png', 'diffusion.png', 'loss.png',
+                   'tokens_per_second.png', 'learning_rate.png', 'grad_norm.png',
+                   'staircase_record.png', 'staircase_part.png'}
   assert len(page.all('img')) == len(names)
 
 

@@ -40,14 +40,16 @@ TASKS = {
     'text_chat': ('Text chat', 'Text in, text out.'),
 }
 
-# (metric, title with unit, colour, the same number on held-out records, whether it is noisy)
+# (metric, title with unit, colour, whether it is noisy); eval/METRIC gives held-out points
 CURVES = (
-    ('ar', 'Text: nats per text token', figures.TEXT, 'eval/ar', True),
-    ('diffusion', 'Audio: nats per audio token', figures.AUDIO, 'eval/diffusion', True),
-    ('loss', 'Total: text + audio', figures.INK, 'eval/loss', True),
-    ('tokens_per_second', 'Throughput: tokens per second', figures.SOFT, '', True),
-    ('learning_rate', 'Learning rate', figures.SOFT, '', False),
-    ('grad_norm', 'Gradient norm, before clipping', figures.SOFT, '', True),
+    ('text_nll', 'Text: nats per text token', figures.TEXT, True),
+    ('masked_nll', 'Audio: nats per masked audio token', figures.AUDIO, True),
+    ('ar', 'Loss, text term: nats per text token', figures.TEXT, True),
+    ('diffusion', 'Loss, audio term: nats per audio token', figures.AUDIO, True),
+    ('loss', 'Loss: both terms', figures.INK, True),
+    ('tokens_per_second', 'Throughput: tokens per second', figures.SOFT, True),
+    ('grad_norm', 'Gradient norm, before clipping', figures.SOFT, True),
+    ('learning_rate', 'Learning rate', figures.SOFT, False),
 )
 
 
@@ -127,8 +129,8 @@ def _facts(lines: Sequence[dict]) -> str:
     gaps = np.diff(times)  # a pause between two runs is no training time
     facts.append(('of training', duration(gaps[gaps < 20 * np.median(gaps) + 60].sum())))
   for name, label, form in (('tokens_per_second', 'tokens per second', '{:,.0f}'),
-                            ('ar', 'nats per text token', '{:.3f}'),
-                            ('diffusion', 'nats per audio token', '{:.2f}')):
+                            ('text_nll', 'nats per text token', '{:.3f}'),
+                            ('masked_nll', 'nats per masked audio token', '{:.2f}')):
     values = np.array([line[name] for line in lines if name in line])
     values = values[np.isfinite(values)]
     if len(values):
@@ -143,8 +145,9 @@ def _scores(evaluation: dict[str, Any]) -> str:
   if not evaluation.get('table'):
     return _missing('There is no evaluation yet; <code>ttt-jax evaluate</code> makes one.')
   rows = ''.join(
-      f'<tr><th scope="row"{_indent(label)}>{_text(label.strip())}</th><td class="number">{_text(_value(value))}</td>'
-      f'<td class="note">{_text(note)}</td></tr>' for label, value, note in evaluation['table'])
+      f'<tr><th scope="row"{_indent(label)}>{_text(label.strip())}</th>'
+      f'<td class="number">{_text(_value(value))}</td><td class="note">{_text(note)}</td></tr>'
+      for label, value, note in evaluation['table'])
   return ('<table class="scores stack"><thead><tr><th scope="col">Measure</th>'
           '<th scope="col" class="number">Result</th><th scope="col">What it means</th></tr>'
           f'</thead><tbody>{rows}</tbody></table>')
@@ -210,15 +213,18 @@ def _sample_cell(sample: dict, key: str, workdir: pathlib.Path) -> str:
 
 def _curves(lines: Sequence[dict], workdir: pathlib.Path) -> str:
   drawn = []
-  for name, title, color, heldout, noisy in CURVES:
+  for name, title, color, noisy in CURVES:
     path = workdir / 'report' / f'{name}.png'
-    if figures.curve(path, lines, name, title, color=color, heldout=heldout, smoothed=noisy):
+    if figures.curve(path, lines, name, title, color=color, heldout=f'eval/{name}',
+                     smoothed=noisy):
       drawn.append(f'<figure>{_image(path, f"{title}, against the training steps")}</figure>')
   if not drawn:
     return _missing('There are no measurements yet; <code>ttt-jax train</code> writes them.')
-  return ('<p>Text and audio come from the same forward pass. The text loss is that of the next '
-          'token; the audio loss bounds the negative log-likelihood from above, and its draw of '
-          'masks makes it noisy.</p>'
+  return ('<p>Text and audio come from the same forward pass. The first two curves are plain means '
+          'over the tokens that were scored. The terms of the loss are means over records, those '
+          'without audio (or with their audio kept clean) counting as zero; the audio term weighs '
+          'each masked token by the inverse of its probability to be masked, which makes it a '
+          'bound, and noisy.</p>'
           f'<div class="figures">{"".join(drawn)}</div>')
 
 
@@ -242,7 +248,8 @@ def _staircase(config: config_lib.Config | None, workdir: pathlib.Path) -> str:
       'what came before it. Audio reads, besides, the whole span it stands in, so that its '
       'codes can be filled in any order. Nothing reads a later span, and nothing reads another '
       'record of the packed row.</p>'
-      f'<figure class="wide">{_image(whole, "Mask of one whole record, a staircase whose steps are spans")}'
+      '<figure class="wide">'
+      f'{_image(whole, "Mask of one whole record, a staircase whose steps are spans")}'
       f'<figcaption>One training record, {len(labels)} tokens.</figcaption></figure>'
       '<figure class="wide"><div class="scroll" tabindex="0">'
       f'{_image(part, "The same mask enlarged around the start of a spoken answer")}</div>'

@@ -1,0 +1,38 @@
+# make demo        the whole walk: speech, training, scores, a page; about 25 minutes on 2 cores
+# make test        the tests (about 6 minutes on 2 cores)
+# make test-slow   the tests that take long
+# make lint        ruff
+# make clean       remove what the demo and the tests wrote; distclean removes .venv, too
+#
+# PYTHON=/path/to/python3.11 chooses the Python that .venv is made with.
+
+PYTEST = .venv/bin/python -m pytest -q
+# One process per core up to four: each runs JAX on several threads and holds about 1 GB.
+WORKERS = -n auto --maxprocesses=4 --dist=loadfile
+export HF_HUB_OFFLINE = 1
+export ORT_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test test-slow lint clean distclean
+
+demo: .venv/demo.installed
+	bash launch/demo.sh
+
+test: .venv/test.installed
+	$(PYTEST) $(WORKERS)
+
+test-slow: .venv/test.installed
+	$(PYTEST) -m slow
+
+lint: .venv/test.installed
+	.venv/bin/ruff check .
+
+.venv/%.installed: setup.py constraints.txt launch/install.sh
+	PYTHON=$(PYTHON) bash launch/install.sh $*
+	@touch $@
+
+clean:
+	rm -rf demo build dist .pytest_cache .hypothesis .ruff_cache *.egg-info
+	find ttt_jax tests tools configs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv
