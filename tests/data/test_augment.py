@@ -14,15 +14,14 @@ def row_of(*documents, row_length=200):
 
 def cut_sizes(size, times=2000, probability=1.0):
   """Codes left in the last span of each of many copies of a document; None = untouched."""
-  batch = np.repeat(spoken(size)[0][None], times, 0)
-  row = make_row(VOCAB, [(i + 1, token, spoken(size)[1]) for i, token in enumerate(batch)],
-                 batch.size)
-  out = augment.cut_last_spans(row, VOCAB, probability, np.random.default_rng(0))
+  rng, per_row, document = np.random.default_rng(0), 50, spoken(size)
+  row = row_of(*[document] * per_row, row_length=per_row * len(document[0]))
+  quad = document[0].tolist().index(VOCAB.begin_of_quad)
   sizes = []
-  for _, token, _ in split_documents(out):
-    quad = token.tolist().index(VOCAB.begin_of_quad)
-    whole = token[-1] == NEWLINE
-    sizes.append(None if whole else len(token) - quad - 1)
+  for _ in range(times // per_row):
+    out = augment.cut_last_spans(row, VOCAB, probability, rng)
+    sizes += [None if token[-1] == NEWLINE else len(token) - quad - 1
+              for _, token, _ in split_documents(out)]
   return sizes
 
 

@@ -72,7 +72,7 @@ class Loader:
     import grain.python as grain  # imports jax; a plain import of this module must stay cheap
     rows = store.Rows(data_dir, split)
     if not len(rows):
-      raise UserError(f'split {split!r} of {data_dir} has no rows; config key data.stages names it.')
+      raise UserError(f'config key data.stages: split {split!r} of {data_dir} has no rows.')
     seed = self.seed + 1_000_003 * number  # a split used by two stages is drawn anew
     dataset = grain.MapDataset.source(rows)
     if self.config.shuffle:

@@ -115,7 +115,12 @@ def _swap(temporary: pathlib.Path, target: pathlib.Path) -> None:
   if target.exists():
     old = temporary.with_name(temporary.name + '.old')
     os.rename(target, old)
-  os.rename(temporary, target)
+  try:
+    os.rename(temporary, target)
+  except OSError:
+    if old:
+      os.rename(old, target)
+    raise
   if old:
     shutil.rmtree(old)
 

@@ -8,6 +8,7 @@ remain at the end are the pair whose merge made it.
 import base64
 import binascii
 import pathlib
+from typing import Any
 
 from ttt_jax.errors import UserError
 
@@ -16,13 +17,12 @@ _SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
           r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
 
 
-def load(path: pathlib.Path):
-  """(number of ranks, tokenizers.Tokenizer) from a rank file.
+def load(path: pathlib.Path) -> tuple[int, dict[str, Any]]:
+  """(number of ranks, the same BPE as the contents of a tokenizer.json) from a rank file.
 
   Raises:
     UserError: a line that is not 'base64 rank', or ranks with gaps.
   """
-  from ttt_jax.text.tokenizer import backend
   ranks = _read(path)
   letters = _byte_letters()
   def spell(piece: bytes) -> str:
@@ -46,7 +46,7 @@ def load(path: pathlib.Path):
       'model': {'type': 'BPE', 'vocab': {spell(t): r for t, r in ranks.items()},
                 'merges': merges},
   }
-  return len(ranks), backend(values, path)
+  return len(ranks), values
 
 
 def _read(path: pathlib.Path) -> dict[bytes, int]:

@@ -69,9 +69,9 @@ def create(config: VocabConfig) -> Tokenizer:
     return ByteTokenizer()
   tokenizer = load_bpe(config.tokenizer, config.text)
   if tokenizer.ranks != QWEN_TEXT_RANKS:
-    raise UserError(f'config key vocab.tokenizer: {config.tokenizer} has {tokenizer.ranks} ordinary '
-                    f'tokens, but Qwen2.5 has {QWEN_TEXT_RANKS}; use the tokenizer.json that '
-                    'comes with a Qwen2.5 checkpoint.')
+    raise UserError(f'config key vocab.tokenizer: {config.tokenizer} has {tokenizer.ranks} '
+                    f'ordinary tokens, but Qwen2.5 has {QWEN_TEXT_RANKS}; use the tokenizer.json '
+                    'that comes with a Qwen2.5 checkpoint.')
   return tokenizer
 
 
@@ -91,7 +91,8 @@ def load_bpe(path: str, name: str) -> BpeTokenizer:
                     'tokenizer.json or qwen.tiktoken.')
   if file.suffix == '.tiktoken':
     from ttt_jax.text import ranks
-    return BpeTokenizer(name, *ranks.load(file))
+    count, values = ranks.load(file)
+    return BpeTokenizer(name, count, _backend(values, path))
   try:
     values = json.loads(file.read_text(encoding='utf-8'))
     model = values['model']
@@ -105,10 +106,10 @@ def load_bpe(path: str, name: str) -> BpeTokenizer:
                     f'0..{count - 1} without gaps; use the file of a Qwen2.5 checkpoint.')
   # Without its added tokens the package cannot turn text into control ids.
   values['added_tokens'], values['post_processor'] = [], None
-  return BpeTokenizer(name, count, backend(values, path))
+  return BpeTokenizer(name, count, _backend(values, path))
 
 
-def backend(values: dict, path):
+def _backend(values: dict, path: str):
   """A tokenizers.Tokenizer from the parsed tokenizer.json ``values``; ``path`` for messages."""
   try:
     import tokenizers
