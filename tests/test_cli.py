@@ -171,7 +171,8 @@ def test_readme_targets_and_files_exist():
 
 
 def test_readme_settings_exist():
+  # `vocab.py` is a file; every other word of this shape is a setting.
   groups = config_lib.to_dict(config_lib.Config())
-  for group, name in re.findall(r'`(?:--config\.)?(model|vocab|mesh|train|objective)\.(\w+)',
+  for group, name in re.findall(r'`(?:--config\.)?(model|vocab|mesh|train|objective)\.(?!py`)(\w+)',
                                 README):
     assert name in groups[group], f'{group}.{name}'

@@ -13,6 +13,7 @@ from ttt_jax import config as config_lib
 from ttt_jax import figures
 from ttt_jax import metrics
 from ttt_jax import report as report_lib
+from ttt_jax import staircase_picture
 from ttt_jax.batch import make_row
 from ttt_jax.data import store
 from ttt_jax.errors import UserError
@@ -85,7 +86,8 @@ def write_evaluation(workdir, per_task=8):
         {'task': 'text_chat', 'id': f'c{i}', 'question_text': '3 + 4', 'reference_text': '7',
          'generated_text': '7', 'heard_text': None, 'audio': {}, 'correct': right}]
   evaluation = {
-      'summary': {'asr_wer': 0.031}, 'samples': samples,
+      'summary': {'asr_wer': 0.031, 'tts_wer_reference': 0.014, 'tts_wer_roundtrip': 0.027,
+                  'tts_wer_generated': 0.042, 'audio_qa_wer_generated': 0.1}, 'samples': samples,
       'table': [['Transcription: word error rate', '3.1 %', '40 recordings, 178 words'],
                 ['Spoken answers: text right', '90.0 %', '36 of 40'],
                 ['Generated speech: word error rate', '4.2 %', 'by Whisper tiny.en'],
@@ -173,7 +175,10 @@ def test_scores_and_samples(run):
   for label, value, note in run[1]['table']:
     assert label.strip() in page.text and note in page.text
   assert '2.412' in page.text and 'nan' not in page.text.lower().replace('nance', '')
-  assert '6 of 8 right; the first 6 are shown.' in page.text
+  assert 'Text right in 6 of 8; the first 6 are shown.' in page.text
+  assert 'Original voice Through the codec The model' in page.text  # the ceilings, side by side
+  assert 'Reading aloud 1.4 % 2.7 % 4.2 %' in page.text
+  assert 'Spoken questions – – 10.0 %' in page.text
   assert 'heard: three <one> four' in page.text  # escaped in the page, whole for the reader
   # audio_qa has four sounds a record and tts three; six records of each are shown.
   assert len(page.all('audio')) == 6 * (4 + 3)
@@ -232,11 +237,11 @@ def test_the_staircase_picture_shows_the_mask(tmp_path):
   ids = np.array([97, *VOCAB.encode_codes([1, 2, 3, 4]), 98])
   row = make_row(VOCAB, [(1, ids, np.ones(6, int))], 6)
   start, end = np.zeros(6, int), np.array([1, 5, 5, 5, 5, 6])
-  figures.staircase(tmp_path / 's.png', row, VOCAB.is_audio(ids), (start, end),
+  staircase_picture.picture(tmp_path / 's.png', row, VOCAB.is_audio(ids), (start, end),
                     list('a1234b'), (0, 6))
   image = pixels(tmp_path / 's.png')
   areas = []
-  for color in (figures.TEXT_WASH, figures.AUDIO_WASH, figures.AUDIO):
+  for color in (staircase_picture.TEXT_WASH, staircase_picture.AUDIO_WASH, figures.AUDIO):
     rgb = [int(color[i:i + 2], 16) for i in (1, 3, 5)]
     areas.append(np.all(np.abs(image - rgb) <= 1, axis=-1).sum())
   cells = np.array([6 + 1, 10 + 4, 6])  # text keys, audio keys behind, audio keys ahead

@@ -22,13 +22,9 @@ import numpy as np
 from ttt_jax import config as config_lib
 from ttt_jax import figures
 from ttt_jax import metrics
-from ttt_jax.batch import Batch
-from ttt_jax.data import store
+from ttt_jax import staircase_picture
 from ttt_jax.errors import UserError
-from ttt_jax.model import staircase
 from ttt_jax.progress import duration
-from ttt_jax.text import tokenizer
-from ttt_jax.vocab import Vocabulary
 
 PAGE = 'report.html'
 SAMPLES_PER_TASK = 6  # sounds are 0.1 MB each; the rest stays in WORKDIR/samples
@@ -150,7 +146,32 @@ def _scores(evaluation: dict[str, Any]) -> str:
       for label, value, note in evaluation['table'])
   return ('<table class="scores stack"><thead><tr><th scope="col">Measure</th>'
           '<th scope="col" class="number">Result</th><th scope="col">What it means</th></tr>'
-          f'</thead><tbody>{rows}</tbody></table>')
+          f'</thead><tbody>{rows}</tbody></table>') + _ceilings(evaluation.get('summary', {}))
+
+
+def _ceilings(summary: dict[str, float]) -> str:
+  """Word error rates of the recogniser on three voices, side by side."""
+  kinds = (('reference', 'Original voice'), ('roundtrip', 'Through the codec'),
+           ('generated', 'The model'))
+  rows = ''
+  for task, (title, _) in TASKS.items():
+    found = {kind: summary.get(f'{task}_wer_{kind}') for kind, _ in kinds}
+    if found['generated'] is not None:
+      rows += f'<tr><th scope="row">{title}</th>' + ''.join(
+          f'<td class="number" data-label="{label}">{_percent(found[kind])}</td>'
+          for kind, label in kinds) + '</tr>'
+  if not rows:
+    return ''
+  head = ''.join(f'<th scope="col" class="number">{label}</th>' for _, label in kinds)
+  return ('<h3>How well the voice is understood</h3><p class="note">Word error rate of an '
+          'independent recogniser. The first two columns are ceilings: the recogniser’s own '
+          'errors, and what the codec adds. The model can at best come close to the second.</p>'
+          f'<table class="scores stack"><thead><tr><th scope="col">Task</th>{head}</tr></thead>'
+          f'<tbody>{rows}</tbody></table>')
+
+
+def _percent(share: float | None) -> str:
+  return '–' if share is None else f'{100 * share:.1f} %'
 
 
 def _indent(label: str) -> str:
@@ -165,7 +186,7 @@ def _samples(evaluation: dict[str, Any], workdir: pathlib.Path) -> str:
   samples = evaluation.get('samples')
   if not samples:
     return _missing('There are no answers to hear yet; <code>ttt-jax evaluate</code> makes some.')
-  parts = ['<p>The first held-out records of each task, in their order, not picked. “Through the '
+  parts = ['<p>The first evaluated records of each task, in their order, not picked. “Through the '
            'codec” is the reference encoded and decoded again: no model can sound better than '
            'that. “Heard” is what an independent recogniser understood of the model’s voice.</p>']
   tasks = [task for task in TASKS if any(s['task'] == task for s in samples)]
@@ -175,7 +196,7 @@ def _samples(evaluation: dict[str, Any], workdir: pathlib.Path) -> str:
     title, blurb = TASKS.get(task, (task, ''))
     right = sum(bool(sample.get('correct')) for sample in mine)
     shown = mine[:SAMPLES_PER_TASK]
-    count = f'{right} of {len(mine)} right' + (
+    count = f'Text right in {right} of {len(mine)}' + (
         f'; the first {len(shown)} are shown.' if len(shown) < len(mine) else '.')
     parts.append(f'<h3>{_text(title)}</h3><p class="note">{_text(blurb)} {count}</p>')
     parts.append(_sample_table(shown, workdir))
@@ -206,8 +227,8 @@ def _sample_cell(sample: dict, key: str, workdir: pathlib.Path) -> str:
     if sample.get('heard_text') is not None:
       parts.append(f'<div class="heard">heard: {_text(sample["heard_text"] or "(nothing)")}</div>')
     if sample.get('correct') is not None:
-      parts.append('<div class="right">✓ right</div>' if sample['correct']
-                   else '<div class="wrong">✗ wrong</div>')
+      parts.append('<div class="right">✓ text right</div>' if sample['correct']
+                   else '<div class="wrong">✗ text wrong</div>')
   return ''.join(parts) or '<span class="note">–</span>'
 
 
@@ -232,17 +253,10 @@ def _staircase(config: config_lib.Config | None, workdir: pathlib.Path) -> str:
   data = None if config is None else workdir / config.data.path
   if data is None or not (data / 'manifest.json').is_file():
     return _missing('There are no prepared rows to draw; <code>ttt-jax prepare</code> makes them.')
-  document, vocab = _shortest_spoken(data, config)
-  if document is None:
-    return _missing('No row of the prepared set holds a spoken answer to draw.')
-  is_audio = np.asarray(vocab.is_audio(document.token))
-  ranges = staircase.key_ranges(Batch(*(v[None] for v in document)), config.objective.mode,
-                                config.objective.prompt_audio)
-  ranges = tuple(np.asarray(r[0]) for r in ranges)
-  labels = _token_labels(document.token, vocab, tokenizer.create(config.vocab))
   whole, part = (workdir / 'report' / f'staircase_{name}.png' for name in ('record', 'part'))
-  figures.staircase(whole, document, is_audio, ranges, labels)
-  figures.staircase(part, document, is_audio, ranges, labels, _window(document, is_audio))
+  length = staircase_picture.draw(data, config, whole, part)
+  if not length:
+    return _missing('No row of the prepared set holds a spoken answer to draw.')
   return (
       '<p>Each row is a token that reads, each column a token that may be read. Text reads '
       'what came before it. Audio reads, besides, the whole span it stands in, so that its '
@@ -250,51 +264,11 @@ def _staircase(config: config_lib.Config | None, workdir: pathlib.Path) -> str:
       'record of the packed row.</p>'
       '<figure class="wide">'
       f'{_image(whole, "Mask of one whole record, a staircase whose steps are spans")}'
-      f'<figcaption>One training record, {len(labels)} tokens.</figcaption></figure>'
+      f'<figcaption>One training record, {length} tokens.</figcaption></figure>'
       '<figure class="wide"><div class="scroll" tabindex="0">'
       f'{_image(part, "The same mask enlarged around the start of a spoken answer")}</div>'
       '<figcaption>The same record around its spoken answer, token by token; a number is an '
       'audio code.</figcaption></figure>')
-
-
-def _shortest_spoken(data: pathlib.Path, config: config_lib.Config):
-  """The shortest of some training documents that hear and speak (or only speak)."""
-  vocab = Vocabulary(**store.read_manifest(data)['vocabulary'])
-  rows = store.Rows(data, config.data.stages[-1].split)
-  best, least = None, None
-  for i in range(min(len(rows), 16)):
-    row = rows[i]
-    for number in np.unique(row.document[row.document > 0]):
-      document = Batch(*(values[row.document == number] for values in row))
-      spoken = (document.span > 0) & (document.supervised > 0)
-      heard = (document.span > 0) & (document.supervised == 0)
-      rank = (not heard.any(), len(document.token))
-      if spoken.any() and (least is None or rank < least):
-        best, least = document, rank
-  return best, vocab
-
-
-def _window(document: Batch, is_audio: np.ndarray, most: int = 64) -> tuple[int, int]:
-  """At most ``most`` tokens from a little before the first spoken span to just after it."""
-  spoken = np.flatnonzero(is_audio & (document.supervised > 0))
-  last = np.flatnonzero(document.span == document.span[spoken[0]])[-1]
-  end = min(len(is_audio), last + 7)
-  start = max(0, spoken[0] - 10)
-  return (start, end) if end - start <= most else (start, start + most)
-
-
-def _token_labels(tokens: np.ndarray, vocab: Vocabulary, text: tokenizer.Tokenizer) -> list[str]:
-  labels = []
-  for token in tokens.tolist():
-    name = vocab.name(token)
-    if name is None:
-      label = text.decode([token]).replace(' ', '␣').replace('\n', '⏎')
-    elif vocab.is_code(token):
-      label = str(token - vocab.code_start)
-    else:
-      label = f'<{name.removeprefix("<|").removesuffix("|>")}>'
-    labels.append(label)
-  return labels
 
 
 def _configuration(config: config_lib.Config | None) -> str:
