@@ -170,6 +170,16 @@ def test_nar_masks_every_supervised_token_alike():
   assert (np.abs(got['masked'][:, supervised].sum(0) - p.sum()) <= SIGMAS * sigma).all(), n
 
 
+def test_no_two_tokens_share_a_draw():
+  """Neither documents with adjacent numbers nor a document and its own tokens."""
+  document, position = (x.astype(np.int32) for x in np.mgrid[1:65, 0:64])
+  key = jax.random.key(0)
+  tokens = np.asarray(diffusion.token_uniforms(key, document, position))
+  whole = np.asarray(diffusion.document_uniforms(key, document[:, 0], 4))
+  distinct = len(np.unique(np.concatenate([tokens.ravel(), whole.ravel()])))
+  assert distinct > tokens.size + whole.size - 10  # float32 numbers do collide now and then
+
+
 def test_schedule_and_commit_counts():
   assert float(diffusion.mask_probability(0.0, 1e-3)) == pytest.approx(1e-3)
   assert float(diffusion.mask_probability(1.0, 1e-3)) == pytest.approx(1.0)

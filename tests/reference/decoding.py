@@ -104,7 +104,10 @@ def fill_block(task, answer, block, open_at, trace):
         proposals.append((-confidence, i, token))
     proposals.sort()
     if count < len(proposals):
-      trace.margin = min(trace.margin, proposals[count][0] - proposals[count - 1][0])
+      # Rounding moves p by p (1 - p) times the logits' error, and by its own last bits; put
+      # the gap in units of logits.
+      p, rival = -proposals[count - 1][0], -proposals[count][0]
+      trace.margin = min(trace.margin, (p - rival) / (p * (1 - p) + 0.02))
     for _, i, token in proposals[:count]:
       answer[i] = token
   return answer
