@@ -17,12 +17,12 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.name = 'demo'
 
-  config.codec = ConfigDict({'name': 'mel', 'codebooks': 1, 'codes': 1024, 'frames': 4})
+  config.codec = ConfigDict({'name': 'mel', 'codebooks': 1, 'codes': 512, 'frames': 5})
 
   # Short system prompts: with a byte-level vocabulary every letter is a token.
   strings = {'path': SPEECH + 'train_strings.jsonl'}
   short = {'path': SPEECH + 'train_short.jsonl'}
-  joined = {'join_most': 3, 'join_count': 3000}
+  joined = {'join_most': 3, 'join_count': 6000}
   config.data = ConfigDict({
       'path': 'data',
       'row_length': 256,
