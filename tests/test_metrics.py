@@ -88,6 +88,17 @@ def test_progress_in_a_log(monkeypatch):
   assert 'in 31 s' in out.getvalue().splitlines()[-1]
 
 
+def test_progress_says_nothing_twice(monkeypatch):
+  clock = [100.0]
+  monkeypatch.setattr(progress_lib.time, 'monotonic', lambda: clock[0])
+  out = io.StringIO()
+  with progress_lib.Progress(2, 'train', stream=out) as progress:
+    for _ in range(2):
+      clock[0] += 11
+      progress.update(1, loss=1.0)
+  assert [line.split()[2] for line in out.getvalue().splitlines()] == ['1/2', '2/2']
+
+
 def test_stages_show_each_stage_to_its_end():
   out = io.StringIO()
   with progress_lib.Stages(out) as stages:

@@ -159,6 +159,7 @@ def _configure_process(devices: int | None) -> None:
     os.environ.setdefault(name, value)
   logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
   logging.getLogger('ttt_jax').setLevel(logging.INFO)
+  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax tells its developers about itself
   if devices is not None:
     if devices < 1:
       raise UserError(f'--devices is {devices}; it must be at least 1.')

@@ -31,6 +31,7 @@ class Progress:
     self.total, self.label, self.done, self.unit = total, label, done, unit
     self.figures: dict[str, Any] = {}
     self.closed = False
+    self._said: Any = None  # (done, figures) of the last line in a log
     self._stream = stream or sys.stderr
     self._started = self._logged = time.monotonic()
     self._marks = [(self._started, done)]  # (time, done), at most RATE_OVER old
@@ -70,7 +71,7 @@ class Progress:
       self._bar.update(self._task, completed=self.done, tail=self._tail(now))
       self._bar.stop()
       self._bar = None
-    else:
+    elif self._said != (self.done, self.figures):  # not the same line twice
       self._log(now)
 
   def __enter__(self) -> 'Progress':
@@ -96,6 +97,7 @@ class Progress:
 
   def _log(self, now: float) -> None:
     self._logged = now
+    self._said = (self.done, dict(self.figures))
     share = f'/{self.total} ({100 * self.done // self.total} %)' if self.total else ''
     print(f'{time.strftime("%H:%M:%S")}  {self.label} {self.done}{share}  '
           f'{self._tail(now)}'.rstrip(), file=self._stream, flush=True)
