@@ -86,8 +86,8 @@ def slow_loss(plain, documents, noises, config):
   return slow.loss(logits_of, V, documents, noises, config.mode, config.prompt_audio)
 
 
-def check_loss(seed, config):
-  plan, batch = batches.packed(np.random.default_rng(seed), rows=4, row_length=LENGTH)
+def check_loss(seed, config, **shape):
+  plan, batch = batches.packed(np.random.default_rng(seed), rows=4, row_length=LENGTH, **shape)
   targets = corrupt(batch, jax.random.key(seed), config)
   documents, noises = all_noise(plan, targets, config.mode)
   sums, gradient = sums_and_gradient(PARAMS, batch, targets, config)
@@ -103,6 +103,14 @@ def check_loss(seed, config):
 @pytest.mark.parametrize('name', MODES)
 def test_loss_matches_the_reference(name, seed):
   check_loss(seed, MODES[name])
+
+
+@pytest.mark.parametrize('kinds, dense', [(('pt',), True), (('tts', 'prompt_only'), False)])
+def test_loss_matches_with_many_and_with_few_targets(kinds, dense):
+  """Logits are planned for half of the positions; both sides of that line are exact."""
+  documents, _, _ = check_loss(1, MODES['ar'], kinds=kinds, empty_row=False)
+  targets = sum(sum(supervised[1:]) for _, _, supervised in documents)
+  assert (targets > 2 * LENGTH) == dense
 
 
 @pytest.mark.slow
