@@ -31,8 +31,8 @@ lint: .venv/test.installed
 	@touch $@
 
 clean:
-	rm -rf demo build dist .pytest_cache .hypothesis .ruff_cache *.egg-info
+	rm -rf demo build dist .pytest_cache .hypothesis .ruff_cache
 	find ttt_jax tests tools configs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv
+	rm -rf .venv *.egg-info
