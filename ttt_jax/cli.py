@@ -225,7 +225,9 @@ def _generate(args: argparse.Namespace, config: config_lib.Config) -> None:
     if not pathlib.Path(path).is_file():
       raise UserError(f'file {path} does not exist.')
   from ttt_jax.generate.run import generate_files
-  generate_files(config, args.workdir, inputs | {'task': args.task}, args.out)
+  for answer in generate_files(config, args.workdir, inputs | {'task': args.task}, args.out):
+    sound = f'  [{pathlib.Path(args.out) / answer["audio"]}]' if answer['audio'] else ''
+    print(f'{answer["name"]}: {answer["text"]}{sound}')
 
 
 def _report(args: argparse.Namespace, config: None) -> None:
