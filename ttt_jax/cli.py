@@ -225,9 +225,7 @@ def _generate(args: argparse.Namespace, config: config_lib.Config) -> None:
     if not pathlib.Path(path).is_file():
       raise UserError(f'file {path} does not exist.')
   from ttt_jax.generate.run import generate_files
-  for answer in generate_files(config, args.workdir, inputs | {'task': args.task}, args.out):
-    sound = f'  [{pathlib.Path(args.out) / answer["audio"]}]' if answer['audio'] else ''
-    print(f'{answer["name"]}: {answer["text"]}{sound}')
+  generate_files(config, args.workdir, inputs | {'task': args.task}, args.out)
 
 
 def _report(args: argparse.Namespace, config: None) -> None:
