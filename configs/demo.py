@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
       'stages': ({'split': 'short', 'steps': 300}, {'split': 'train'}),
   })
   config.model = ConfigDict({
-      'layers': 4, 'width': 192, 'q_heads': 4, 'kv_heads': 2, 'head_dim': 48, 'ffn': 512,
+      'layers': 4, 'width': 192, 'q_heads': 3, 'kv_heads': 1, 'head_dim': 64, 'ffn': 512,
       'vocab_multiple': 64, 'scan_unroll': 4,
   })
   config.optimizer = ConfigDict({

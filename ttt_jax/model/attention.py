@@ -26,19 +26,19 @@ def attend(q_BxTxHxD: jnp.ndarray, k_BxSxKxD: jnp.ndarray, v_BxSxKxD: jnp.ndarra
   """
   b, t, h, d = q_BxTxHxD.shape
   kv_heads = k_BxSxKxD.shape[2]
-  q = q_BxTxHxD.reshape(b, t, kv_heads, h // kv_heads, d)
-  score = jnp.einsum('btkgd,bskd->bkgts', q, k_BxSxKxD,
-                     preferred_element_type=jnp.float32) * d ** -0.5
+  q = (q_BxTxHxD * d ** -0.5).reshape(b, t, kv_heads, h // kv_heads, d)
+  score = jnp.einsum('btkgd,bskd->bkgts', q, k_BxSxKxD, preferred_element_type=jnp.float32)
   j = jnp.arange(k_BxSxKxD.shape[1])
   allowed = (j >= k_start[..., None]) & (j < k_end[..., None])
-  allowed = allowed[:, None, None]
-  score = jnp.where(allowed, score, _NEVER)
+  score = jnp.where(allowed[:, None, None], score, _NEVER)
   weight = jnp.exp(score - _row_max(score))
-  weight = jnp.where(allowed, weight, 0.0)
-  total = weight.sum(-1, keepdims=True)
-  weight = weight / jnp.where(total == 0.0, 1.0, total)
-  out = jnp.einsum('bkgts,bskd->btkgd', weight.astype(v_BxSxKxD.dtype), v_BxSxKxD)
-  return out.reshape(b, t, h, d)
+  # Normalised after the product with v, which is smaller than the weights; an empty range
+  # has equal weights everywhere and is dropped here.
+  total = jnp.einsum('bkgts->btkg', weight)[..., None]
+  out = jnp.einsum('bkgts,bskd->btkgd', weight.astype(v_BxSxKxD.dtype), v_BxSxKxD,
+                   preferred_element_type=jnp.float32) / total
+  out = jnp.where((k_end > k_start)[..., None, None, None], out, 0.0)
+  return out.reshape(b, t, h, d).astype(q_BxTxHxD.dtype)
 
 
 def _row_max(score: jnp.ndarray) -> jnp.ndarray:
