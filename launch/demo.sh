@@ -30,8 +30,7 @@ corpus() {
   else
     echo "The voice packages are not installed, so nothing can be spoken here: training on the" \
          "audio codes kept in $kept instead."
-    rm -rf "$out/speech"
-    cp -r "$kept" "$out/speech"
+    [ -e "$out/speech" ] || cp -r "$kept" "$out/speech"
   fi
 }
 

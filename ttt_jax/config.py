@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import os
 import pathlib
 import types
 import typing
@@ -317,11 +318,12 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
   return value
 
 
-def load(path: str, overrides: dict[str, str] | None = None) -> Config:
+def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Config:
   """Read a config file and apply overrides.
 
   Args:
-    path: a Python file with ``get_config() -> ml_collections.ConfigDict`` (or a dict).
+    path: a Python file with ``get_config() -> ml_collections.ConfigDict`` (or a dict), or a
+      config.json that ``save`` wrote.
     overrides: dotted key -> text, e.g. {'model.layers': '4'}; text is read as a Python
       literal where the key's type is not str.
 
@@ -331,19 +333,40 @@ def load(path: str, overrides: dict[str, str] | None = None) -> Config:
   file = pathlib.Path(path)
   if not file.is_file():
     raise UserError(f'config file {path} does not exist.')
+  values = _from_json(file) if file.suffix == '.json' else _from_python(file)
+  for key, text in (overrides or {}).items():
+    _override(values, key, text)
+  return from_dict(Config, values)
+
+
+def _from_python(file: pathlib.Path) -> dict[str, Any]:
   spec = importlib.util.spec_from_file_location('ttt_jax_user_config', file)
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
   except SyntaxError as error:
-    raise UserError(f'config file {path}, line {error.lineno}: {error.msg}.') from error
+    raise UserError(f'config file {file}, line {error.lineno}: {error.msg}.') from error
   if not hasattr(module, 'get_config'):
-    raise UserError(f'config file {path} has no get_config() function.')
+    raise UserError(f'config file {file} has no get_config() function.')
   values = module.get_config()
-  values = values.to_dict() if isinstance(values, ml_collections.ConfigDict) else dict(values)
-  for key, text in (overrides or {}).items():
-    _override(values, key, text)
-  return from_dict(Config, values)
+  return values.to_dict() if isinstance(values, ml_collections.ConfigDict) else dict(values)
+
+
+def _from_json(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(file.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise UserError(f'config file {file} is not JSON ({error}); it must be one that ttt-jax '
+                    'wrote, or a Python file with get_config().') from error
+
+
+def save(config: Config, workdir: str | os.PathLike) -> None:
+  """Write the resolved config to workdir/config.json, by rename."""
+  folder = pathlib.Path(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  partial = folder / 'config.json.partial'
+  partial.write_text(json.dumps(to_dict(config), indent=2) + '\n', encoding='utf-8')
+  os.replace(partial, folder / 'config.json')
 
 
 def _override(values: dict[str, Any], key: str, text: str) -> None:

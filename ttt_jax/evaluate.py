@@ -73,7 +73,7 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
   summary = losses(run)
   items = answer(run, pick(records, config.evaluate.items))
   listen(run, items, judge, workdir / 'samples')
-  summary |= words(items) | spans(items)
+  summary |= words(items) | lengths(items, hybrid_mode=config.objective.mode == 'hybrid')
   samples = [_sample(run, item) for item in items]
   result = {'step': run.step, 'summary': summary, 'table': table(summary, config),
             'samples': samples}
@@ -102,13 +102,15 @@ def losses(run: Trained) -> dict[str, float]:
   """Text NLL with clean audio, and the audio bound, both per token over the held-out rows.
 
   The bound is the 1/p-weighted masked loss over all supervised audio (nothing kept clean
-  by BANOM or PPM), averaged over ``evaluate.bound_samples`` draws of the noise.
+  by BANOM or PPM, and the method's own mask_floor whatever was trained with), averaged over
+  ``evaluate.bound_samples`` draws of the noise.
   """
   config = run.config
   objective = config.objective
   rows = store.Rows(run.data_dir, config.evaluate.split)
   clean = dataclasses.replace(objective, banom=1.0)
-  noisy = dataclasses.replace(objective, banom=0.0, ppm=0.0)
+  noisy = dataclasses.replace(objective, banom=0.0, ppm=0.0,
+                              mask_floor=ObjectiveConfig.mask_floor)
   text, audio = np.zeros(2), []
   sums = _make_sums(run)
   key = jax.random.fold_in(jax.random.key(config.seed), 0xE7A1)
@@ -217,9 +219,12 @@ def words(items: list[Item]) -> dict[str, float]:
   return out
 
 
-def spans(items: list[Item]) -> dict[str, float]:
-  """How spans end, and how long they are beside the reference."""
-  every = [span for i in items for span in i.answer.spans]
+def lengths(items: list[Item], hybrid_mode: bool) -> dict[str, float]:
+  """How answers and spans end, and how long the speech is beside the reference.
+
+  Only the hybrid's spans are opened by the model and closed by it or by a limit.
+  """
+  every = [span for i in items for span in i.answer.spans] if hybrid_mode else []
   spoken = [i for i in items if i.reference_audio is not None]
   out = {'answers_finished': _mean(i.answer.finished for i in items)}
   if every:

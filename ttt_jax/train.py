@@ -1,6 +1,5 @@
 """The training loop: a short visible list of what happens in order."""
 
-import json
 import os
 import pathlib
 import time
@@ -9,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ttt_jax import checkpoint, metrics, optimizer as optimizers, sharding, train_state, train_step
+from ttt_jax import checkpoint, config as config_lib, metrics, optimizer as optimizers, sharding
+from ttt_jax import train_state, train_step
 from ttt_jax.config import Config, to_dict
 from ttt_jax.data import loader, store
 from ttt_jax.errors import UserError
@@ -52,7 +52,7 @@ def train(config: Config, workdir: str | os.PathLike) -> train_state.TrainState:
   with checkpoint.Checkpoints(workdir / 'checkpoints', config.train.keep) as checkpoints, \
       jax.set_mesh(mesh):
     state, done = _start(config, model, optimizer, mesh, vocab, checkpoints, batches)
-    save_config(config, workdir)
+    config_lib.save(config, workdir)
     with metrics.Writer(workdir, step=done) as writer:
       return _loop(config, vocab, mesh, model, optimizer, state, done, batches, checkpoints, writer)
 
@@ -67,14 +67,6 @@ def check_data(config: Config, data_dir: pathlib.Path, vocab: Vocabulary) -> Non
   if vocab.text != config.vocab.text:
     raise UserError(f'config key vocab.text is {config.vocab.text!r}, but {data_dir} was prepared '
                     f'with {vocab.text!r}; prepare it again or change the key.')
-
-
-def save_config(config: Config, workdir: pathlib.Path) -> None:
-  """The resolved config, beside what it produced; written by rename."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  partial = workdir / 'config.json.partial'
-  partial.write_text(json.dumps(to_dict(config), indent=2) + '\n')
-  os.replace(partial, workdir / 'config.json')
 
 
 def _start(config, model, optimizer, mesh, vocab, checkpoints, batches):

@@ -47,9 +47,9 @@ def load(config: Config, workdir: str | os.PathLike) -> Trained:
     step = checkpoints.latest()
     trained_with = checkpoints.meta(step)['fingerprint']
     if trained_with != vocab.fingerprint:
-      raise UserError(f'checkpoint {checkpoints.directory / str(step)} was trained with vocabulary '
-                      f'{trained_with}, but {data_dir} has {vocab.fingerprint}; prepare the data it '
-                      'was trained on, or train again.')
+      raise UserError(f'checkpoint {checkpoints.directory / str(step)} was trained with '
+                      f'vocabulary {trained_with}, but {data_dir} has {vocab.fingerprint}; prepare '
+                      'the data it was trained on, or train again.')
     params = checkpoints.restore_params(step, target.params)
   return Trained(config, step, model, jax.block_until_ready(params), vocab, tokenizer,
                  codecs.load(data_dir / 'codec'), data_dir)

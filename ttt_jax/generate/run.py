@@ -1,5 +1,6 @@
 """`ttt-jax generate`: texts, recordings or records in; text, WAV and JSON out."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -110,12 +111,14 @@ def _unique(asked: list[Record]) -> list[Record]:
   for record in asked:
     name = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in record.id)
     seen[name] = seen.get(name, 0) + 1
-    out.append(Record(name if seen[name] == 1 else f'{name}-{seen[name]}', record.task, record.type,
-                      record.turns, record.where))
+    if seen[name] > 1:
+      name = f'{name}-{seen[name]}'
+    out.append(dataclasses.replace(record, id=name))
   return out
 
 
-def _write(run: Trained, record: Record, answer: decode.Answer, out: pathlib.Path) -> dict[str, Any]:
+def _write(run: Trained, record: Record, answer: decode.Answer,
+           out: pathlib.Path) -> dict[str, Any]:
   text, spans = interleave.unrender(answer.ids, run.vocab, run.tokenizer)
   audio = None
   if spans:

@@ -121,7 +121,8 @@ class Trunk(nnx.Module):
   """What is not a layer: embedding table, final norm, output head."""
 
   def __init__(self, config: ModelConfig, rows: int, rngs: nnx.Rngs):
-    init = jax.nn.initializers.normal(0.02)
+    # Tied, the table is also the head: unit-variance logits at the start.
+    init = jax.nn.initializers.normal(config.width ** -0.5)
     self.embedding = nnx.Param(init(rngs.params(), (rows, config.width), jnp.float32),
                                axes=('vocab', 'embed'))
     self.norm = RMSNorm(config.width, config.norm_eps, config.dtype)
