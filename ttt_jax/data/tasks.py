@@ -114,7 +114,8 @@ def join(recordings: Sequence[Recording], most: int, count: int, rng: np.random.
     most: 2 up to this many pieces are joined.
     count: how many to make; no text comes twice, none equals that of a single piece.
     rng: draws the number of pieces and the pieces.
-    excluded: ``normal`` texts that must not come out, such as the held-out ones.
+    excluded: ``normal`` texts that must not come out, such as the held-out ones, not even
+      as a run of words inside a longer text.
     fits: whether a joined recording is short enough; others are drawn instead.
 
   Raises:
@@ -123,7 +124,8 @@ def join(recordings: Sequence[Recording], most: int, count: int, rng: np.random.
   if count and (most < 2 or not recordings):
     raise UserError(f'data source: join_count={count} needs join_most of at least 2 (it is {most}) '
                     f'and some recordings ({len(recordings)}).')
-  seen = {normal(r.text) for r in recordings} | set(excluded)
+  seen = {normal(r.text) for r in recordings}
+  leaks = lambda text: any(f' {held} ' in f' {text} ' for held in excluded)
   longest = max((len(r.text) for r in recordings), default=0)
   out, tries = [], 0
   while len(out) < count:
@@ -133,7 +135,7 @@ def join(recordings: Sequence[Recording], most: int, count: int, rng: np.random.
                       f'give with join_most={most} in one row; {len(out)} were found.')
     pieces = [recordings[i] for i in rng.integers(len(recordings), size=rng.integers(2, most + 1))]
     text = ' '.join(piece.text for piece in pieces)
-    if len(text) > longest or normal(text) in seen:
+    if len(text) > longest or normal(text) in seen or leaks(normal(text)):
       continue
     codes = np.concatenate([piece.audio.codes for piece in pieces])
     joined = Recording('+'.join(piece.id for piece in pieces), Part('audio', text, codes),
