@@ -94,7 +94,7 @@ def test_a_bad_recording_is_one_sentence(value, sentence):
 
 def test_a_held_out_text_does_not_hide_inside_a_longer_one():
   singles = [recording(str(n), [n]) for n in range(4)] + [recording('9 9 9 9', [9] * 4)]
-  joined = tasks.join(singles, 4, 60, np.random.default_rng(0), excluded={'1 2'})
+  joined = tasks.join(singles, 4, 240, np.random.default_rng(0), excluded={'1 2'})
   texts = [one.text for one in joined]
   assert not any('1 2' in text for text in texts)
   assert any('1 0 2' in text for text in texts) and any('2 1' in text for text in texts)
