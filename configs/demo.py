@@ -20,30 +20,34 @@ def get_config() -> ConfigDict:
   config.codec = ConfigDict({'name': 'mel', 'codebooks': 1, 'codes': 512, 'frames': 5})
 
   # Short system prompts: with a byte-level vocabulary every letter is a token.
+  asr, tts = {'task': 'asr', 'prompt': 'asr'}, {'task': 'tts', 'prompt': 'tts'}
   strings = {'path': SPEECH + 'train_strings.jsonl'}
-  short = {'path': SPEECH + 'train_short.jsonl'}
-  joined = {'join_most': 3, 'join_count': 6000}
+  short = {'path': SPEECH + 'train_short.jsonl', 'split': 'short', 'repeat': 3.0}
+  joined = {'join_most': 3, 'join_count': 3000}
+  heldout = {'path': SPEECH + 'heldout_strings.jsonl', 'split': 'heldout'}
   config.data = ConfigDict({
       'path': 'data',
       'row_length': 256,
-      'text_chunk': 13,
-      'audio_chunk': 26,
+      # Speech fills whole blocks of generate.block: see BUILD_NOTES.md, "Where a span ends".
+      'span_fill': 14,
       'sources': (
-          {**strings, **joined, 'task': 'asr', 'prompt': 'asr'},
-          {**strings, **joined, 'task': 'tts', 'prompt': 'tts'},
-          {'path': SPEECH + 'train_questions.jsonl', 'prompt': 'qa', 'repeat': 4.0},
-          {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'chat', 'repeat': 4.0},
-          {**short, 'task': 'asr', 'prompt': 'asr', 'split': 'short', 'repeat': 3.0},
-          {**short, 'task': 'tts', 'prompt': 'tts', 'split': 'short', 'repeat': 3.0},
+          {**strings, **joined, **asr},
+          {**strings, **joined, **tts},
+          {'path': SPEECH + 'train_questions.jsonl', 'prompt': 'qa', 'repeat': 10.0},
+          {'path': SPEECH + 'train_question_texts.jsonl', **asr, 'repeat': 3.0},
+          {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'chat', 'repeat': 24.0},
+          # Questions that are held out as speech are known in writing: answering them by
+          # voice is knowledge carried from text to speech, not recall of a recording.
+          {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'chat', 'repeat': 24.0},
+          {**short, **asr},
+          {**short, **tts},
           {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'chat', 'split': 'short'},
-          {'path': SPEECH + 'heldout_strings.jsonl', 'task': 'asr', 'prompt': 'asr',
-           'split': 'heldout'},
-          {'path': SPEECH + 'heldout_strings.jsonl', 'task': 'tts', 'prompt': 'tts',
-           'split': 'heldout'},
+          {**heldout, **asr},
+          {**heldout, **tts},
           {'path': SPEECH + 'heldout_questions.jsonl', 'prompt': 'qa', 'split': 'heldout'},
-          {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'chat', 'split': 'heldout'},
+          {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'chat', 'split': 'heldout_written'},
       ),
-      'stages': ({'split': 'short', 'steps': 300}, {'split': 'train'}),
+      'stages': ({'split': 'short', 'steps': 250}, {'split': 'train'}),
   })
   config.model = ConfigDict({
       'layers': 4, 'width': 192, 'q_heads': 3, 'kv_heads': 1, 'head_dim': 64, 'ffn': 512,
@@ -56,9 +60,9 @@ def get_config() -> ConfigDict:
       'learning_rate': 1.2e-3, 'warmup_fraction': 0.03, 'weight_decay': 0.05, 'beta2': 0.98,
   })
   config.train = ConfigDict({
-      'steps': 3000, 'batch_rows': 12, 'log_every': 20, 'checkpoint_every': 500,
+      'steps': 2900, 'batch_rows': 6, 'log_every': 20, 'checkpoint_every': 500,
   })
   config.generate = ConfigDict({
-      'block': 27, 'steps': 9, 'max_span': 160, 'max_tokens': 512,
+      'block': 14, 'steps': 7, 'max_span': 140, 'max_tokens': 512,
   })
   return config

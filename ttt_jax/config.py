@@ -87,12 +87,13 @@ class DataConfig:
   row_length: int = 2048       # T: tokens per packed row
   text_chunk: int = 13         # interleaving: text tokens per chunk ...
   audio_chunk: int = 26        # ... then this many codes
+  span_fill: int = 1           # fill an answer's last span with silence to whole multiples of this
   sst: float = 0.5             # probability that a document's last quad span is cut short
   shuffle: bool = True
   threads: int = 4             # reader threads of the loader
 
   def __post_init__(self):
-    for key in ('row_length', 'text_chunk', 'audio_chunk'):
+    for key in ('row_length', 'text_chunk', 'audio_chunk', 'span_fill'):
       _require(getattr(self, key) >= 1,
                f'config key data.{key} is {getattr(self, key)}; it must be at least 1.')
     _require(0 <= self.sst <= 1, f'config key data.sst is {self.sst}; a probability is in [0, 1].')

@@ -26,6 +26,8 @@ from ttt_jax.progress import Progress
 from ttt_jax.trained import Trained
 
 _LOSS_ROWS = 16  # rows per forward pass of the losses
+# What the judge hears, by task. Of a transcript the words are known without it.
+_JUDGED = {'tts': ('reference', 'roundtrip', 'generated'), 'audio_qa': ('roundtrip', 'generated')}
 
 
 @dataclasses.dataclass
@@ -73,7 +75,7 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
   summary = losses(run)
   items = answer(run, pick(records, config.evaluate.items))
   listen(run, items, judge, workdir / 'samples')
-  summary |= words(items) | lengths(items, hybrid_mode=config.objective.mode == 'hybrid')
+  summary |= words(items) | lengths(items, run.codec.silence, config.objective.mode == 'hybrid')
   samples = [_sample(run, item) for item in items]
   result = {'step': run.step, 'summary': summary, 'table': table(summary, config),
             'samples': samples}
@@ -169,14 +171,15 @@ def answer(run: Trained, records: list[Record]) -> list[Item]:
 
 def listen(run: Trained, items: list[Item], judge: recognise.Recogniser | None,
            folder: pathlib.Path) -> None:
-  """Write the waveforms of every item and let the judge hear the ones that are scored.
+  """Write the waveforms of every item and let the judge hear those of ``_JUDGED``.
 
   Three kinds: 'reference' (the original voice), 'roundtrip' (the reference's codes decoded:
-  the codec's ceiling) and 'generated'. ASR answers are not judged: their words are known.
+  the codec's ceiling) and 'generated'.
   """
   folder.mkdir(parents=True, exist_ok=True)
   with Progress(len(items), 'listen', unit='answers') as progress:
     for item in items:
+      judged = _JUDGED.get(item.record.task, ()) if judge else ()
       reference = item.reference_audio
       sounds = {'generated': item.codes}
       if reference is not None:
@@ -185,11 +188,10 @@ def listen(run: Trained, items: list[Item], judge: recognise.Recogniser | None,
         if len(codes):
           waveform = run.codec.decode(codes)
           io.write_wav(folder / f'{item.record.id}.{kind}.wav', waveform, run.codec.sample_rate)
-          if judge and reference is not None and item.record.task != 'asr':
+          if kind in judged:
             item.heard[kind] = judge.transcribe(waveform, run.codec.sample_rate)
-      source = reference.source if reference is not None else None
-      if source and judge and item.record.task != 'asr':
-        item.heard['reference'] = judge.transcribe(*io.read(run.data_dir / source))
+      if 'reference' in judged and reference is not None and reference.source:
+        item.heard['reference'] = judge.transcribe(*io.read(run.data_dir / reference.source))
       progress.update(1)
 
 
@@ -207,20 +209,24 @@ def words(items: list[Item]) -> dict[str, float]:
     mine = [i for i in items if i.record.task == task]
     if mine:
       out[f'{task}_text_accuracy'] = _mean(_same(i.text, i.reference_text) for i in mine)
-  for task in ('tts', 'audio_qa'):
-    mine = [i for i in items if i.record.task == task and i.heard]
-    for kind in ('reference', 'roundtrip', 'generated'):
+  heard = any(i.heard for i in items)
+  for task, kinds in _JUDGED.items():
+    mine = [i for i in items if i.record.task == task] if heard else []
+    for kind in kinds:
       # An answer without a sound was heard as nothing: all of its words are missing.
       if any(kind in i.heard for i in mine):
         out[f'{task}_wer_{kind}'] = _wer((i.reference_text, i.heard.get(kind, '')) for i in mine)
     if task == 'audio_qa' and mine:
       out['audio_qa_spoken_accuracy'] = _mean(
           _same(i.heard.get('generated', ''), i.reference_text) for i in mine)
+      out['audio_qa_spoken_ceiling'] = _mean(
+          _same(i.heard.get('roundtrip', ''), i.reference_text) for i in mine)
   return out
 
 
-def lengths(items: list[Item], hybrid_mode: bool) -> dict[str, float]:
-  """How answers and spans end, and how long the speech is beside the reference.
+def lengths(items: list[Item], silence: tuple[int, ...], hybrid_mode: bool) -> dict[str, float]:
+  """How answers and spans end, and how long the speech is beside the reference, both
+  without the silence at their ends.
 
   Only the hybrid's spans are opened by the model and closed by it or by a limit.
   """
@@ -230,9 +236,14 @@ def lengths(items: list[Item], hybrid_mode: bool) -> dict[str, float]:
   if every:
     out['spans_ended'] = _mean(span.ended for span in every)
   if spoken:
-    out['length_ratio'] = sum(len(i.codes) for i in spoken) / sum(
-        len(i.reference_audio.codes) for i in spoken)
+    out['length_ratio'] = sum(_audible(i.codes, silence) for i in spoken) / sum(
+        _audible(i.reference_audio.codes, silence) for i in spoken)
   return out
+
+
+def _audible(codes: np.ndarray, silence: tuple[int, ...]) -> int:
+  """Number of codes up to the last one that is not silence."""
+  return int(np.flatnonzero(~np.isin(codes, silence)).max(initial=-1)) + 1
 
 
 def _wer(pairs) -> float:
@@ -254,13 +265,11 @@ _PERCENT = (
     ('asr_exact', 'ASR exact transcripts', ''),
     ('audio_qa_text_accuracy', 'spoken questions: text of the answer', 'exact match'),
     ('audio_qa_spoken_accuracy', 'spoken questions: speech of the answer', 'as the judge hears it'),
+    ('audio_qa_spoken_ceiling', 'the same, codec round trip', 'its ceiling'),
     ('text_chat_text_accuracy', 'written questions', 'exact match'),
     ('tts_wer_reference', 'judge: original voice', 'first ceiling of read-aloud text'),
     ('tts_wer_roundtrip', 'judge: codec round trip', 'second ceiling'),
     ('tts_wer_generated', 'judge: generated speech', 'word error rate of read-aloud text'),
-    ('audio_qa_wer_reference', 'judge, answers: original voice', ''),
-    ('audio_qa_wer_roundtrip', 'judge, answers: codec round trip', ''),
-    ('audio_qa_wer_generated', 'judge, answers: generated speech', 'against the right answer'),
     ('spans_ended', 'spans that end by themselves', ''),
     ('answers_finished', 'answers that finish', 'before the length limit'),
 )

@@ -33,11 +33,13 @@ class Codec(abc.ABC):
     codebook_size: number of codes.
     sample_rate: of what `decode` gives, in Hz.
     tokens_per_second: codes per second of speech.
+    silence: codes of one patch of silence; () if the codec has no such patch.
   """
   name: str
   codebook_size: int
   sample_rate: int
   tokens_per_second: float
+  silence: tuple[int, ...] = ()
 
   @classmethod
   @abc.abstractmethod

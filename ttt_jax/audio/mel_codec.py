@@ -129,6 +129,7 @@ class MelCodec(Codec):
     digest.update(f'{self.frames} {self.level:.6e}'.encode())
     self.name = f'mel-{self.codebooks}x{self.codes}x{self.frames}-{digest.hexdigest()[:8]}'
     self._books = self.books.astype(np.float32)
+    self.silence = tuple(range(0, self.codebook_size, self.codes))
 
   @classmethod
   def create(cls, config: CodecConfig,

@@ -25,6 +25,25 @@ class Example(NamedTuple):
   supervised: np.ndarray
 
 
+class Fill(NamedTuple):
+  """Silence after the speech of an answer's last span.
+
+  Trained so, a model that decodes blocks of ``multiple`` tokens need not guess a length:
+  a span ends at the end of a block, with silence where there is nothing more to say.
+
+  Attributes:
+    silence: codes of one patch of silence (Codec.silence).
+    multiple: codes and end token together become a multiple of this; 1 = no silence.
+  """
+  silence: tuple[int, ...] = ()
+  multiple: int = 1
+
+  def after(self, codes: Sequence[int]) -> list[int]:
+    """The codes to append to ``codes``."""
+    missing = -(len(codes) + 1) % self.multiple
+    return [self.silence[i % len(self.silence)] for i in range(missing)]
+
+
 def chunks(t_ids: Sequence[int], codes: Sequence[int], text_chunk: int = 13,
            audio_chunk: int = 26) -> list[tuple[Sequence[int], Sequence[int]]]:
   """Deal t text ids and a codes into n = min(ceil(t/13), ceil(a/26)) pairs.
@@ -44,15 +63,18 @@ def chunks(t_ids: Sequence[int], codes: Sequence[int], text_chunk: int = 13,
 
 
 def render(record: Record, vocab: Vocabulary, tokenizer: Tokenizer, text_chunk: int = 13,
-           audio_chunk: int = 26) -> Example:
+           audio_chunk: int = 26, fill: Fill = Fill()) -> Example:
   """The whole record as one document.
+
+  ``fill`` acts on answers that are interleaved here, not on spans that stand where they
+  were written.
 
   Raises:
     UserError: a code outside the codebook (with the record's file:line).
   """
   ids, targets = [], []
   for turn in record.turns:
-    head, body = _turn(turn, record, vocab, tokenizer, text_chunk, audio_chunk)
+    head, body = _turn(turn, record, vocab, tokenizer, text_chunk, audio_chunk, fill)
     ids += head + body
     learn = turn.role in ('assistant', 'document')
     targets += [int(record.type == 'PT')] * len(head) + [int(learn or record.type == 'PT')
@@ -84,11 +106,11 @@ def header(role: str, vocab: Vocabulary, tokenizer: Tokenizer) -> list[int]:
 
 
 def _turn(turn: Turn, record: Record, vocab: Vocabulary, tokenizer: Tokenizer, text_chunk: int,
-          audio_chunk: int) -> tuple[list[int], list[int]]:
+          audio_chunk: int, fill: Fill = Fill()) -> tuple[list[int], list[int]]:
   """(header, content with its ending) of one turn."""
   try:
     if turn.role in ('assistant', 'document'):
-      body = _answer(turn, vocab, tokenizer, text_chunk, audio_chunk)
+      body = _answer(turn, vocab, tokenizer, text_chunk, audio_chunk, fill)
     else:
       body = _prompt(turn.parts, vocab, tokenizer)
   except UserError as error:
@@ -109,7 +131,7 @@ def _prompt(parts: Sequence[Part], vocab: Vocabulary, tokenizer: Tokenizer) -> l
 
 
 def _answer(turn: Turn, vocab: Vocabulary, tokenizer: Tokenizer, text_chunk: int,
-            audio_chunk: int) -> list[int]:
+            audio_chunk: int, fill: Fill) -> list[int]:
   kinds = [part.kind for part in turn.parts]
   marked = any(part.begin for part in turn.parts)
   if turn.role == 'document' or marked or kinds != sorted(kinds, reverse=True):
@@ -121,8 +143,10 @@ def _answer(turn: Turn, vocab: Vocabulary, tokenizer: Tokenizer, text_chunk: int
   ids = []
   for i, (words, speech) in enumerate(pairs):
     ids += words
+    last = i == len(pairs) - 1
     if speech:
-      ids += _span(speech, i == len(pairs) - 1, vocab)
+      silence = vocab.encode_codes(fill.after(speech)).tolist() if last else []
+      ids += _span([*speech, *silence], last, vocab)
   return ids
 
 

@@ -68,12 +68,16 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     _log.warning('%d training recordings say what a held-out one says, the first at %s.',
                  len(leaks), leaks[0])
   codec = speech.choose(config.codec, loaded, config.seed, progress)
+  fill = _fill(codec, config)
   vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
   codes_of = speech.encode(codec, loaded, progress)
   target.parent.mkdir(parents=True, exist_ok=True)
   temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
+  def render(record: Record) -> interleave.Example:
+    return interleave.render(record, vocab, tokenizer, config.data.text_chunk,
+                             config.data.audio_chunk, fill)
   def fits(record: Record) -> bool:
-    return len(_render(record, vocab, tokenizer, config).token) <= config.data.row_length
+    return len(render(record).token) <= config.data.row_length
   try:
     splits: dict[str, list[_Document]] = {}
     number, kept = 0, {}
@@ -83,7 +87,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
         number += 1
         if sources.is_heldout(one.source.split):
           record = _keep_audio(record, one, temporary / 'heldout_wav', kept)
-        documents.append(_Document(record, _render(record, vocab, tokenizer, config), number))
+        documents.append(_Document(record, render(record), number))
         progress('rendering', number, 0)
     manifest = {
         'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
@@ -125,9 +129,11 @@ def _swap(temporary: pathlib.Path, target: pathlib.Path) -> None:
     shutil.rmtree(old)
 
 
-def _render(record: Record, vocab, tokenizer, config: Config) -> interleave.Example:
-  return interleave.render(record, vocab, tokenizer, config.data.text_chunk,
-                           config.data.audio_chunk)
+def _fill(codec, config: Config) -> interleave.Fill:
+  if config.data.span_fill > 1 and not codec.silence:
+    raise UserError(f'config key data.span_fill is {config.data.span_fill}, but codec {codec.name} '
+                    'has no patch of silence to fill with; set it to 1.')
+  return interleave.Fill(codec.silence, config.data.span_fill)
 
 
 def _keep_audio(record: Record, loaded: sources.Loaded, folder: pathlib.Path,
