@@ -263,3 +263,10 @@ def test_a_damaged_codec_is_a_sentence(tmp_path):
   (tmp_path / 'codec.json').write_text('{')
   with pytest.raises(UserError, match='cannot be read'):
     codecs.load(tmp_path)
+
+
+@pytest.mark.parametrize('codebooks, silence', [(1, (0,)), (2, (0, 64))])
+def test_the_patch_of_silence_is_silent(codebooks, silence):
+  codec = fit(codebooks)
+  assert codec.silence == silence
+  assert np.abs(codec.decode(np.tile(np.array(silence, np.int32), 20))).max() == 0

@@ -134,3 +134,33 @@ def test_unrender_gives_back_text_and_codes(text, codes):
   found, spans = interleave.unrender(answer, VOCAB, TEXT)
   assert found == text
   assert [int(c) for span in spans for c in span] == codes
+
+
+@pytest.mark.parametrize('codes, silence', [(4, 1), (5, 0), (6, 5), (11, 0), (12, 5)])
+def test_the_last_span_is_filled_with_silence_to_whole_blocks(codes, silence):
+  spoken = record({'messages': [
+      {'role': 'user', 'content': 'x'},
+      {'role': 'assistant', 'content': [{'type': 'text', 'text': 'hi'},
+                                        {'type': 'audio', 'codes': [7] * codes}]}]})
+  fill = interleave.Fill((40, 41), 6)
+  token, supervised = interleave.render(spoken, VOCAB, TEXT, fill=fill)
+  answer = [*b('hi'), QUAD, *code(*[7] * codes), *code(*[40, 41, 40, 41, 40][:silence]), LAST, END,
+            *b('\n')]
+  assert token[-len(answer):].tolist() == answer
+  assert supervised.sum() == len(answer)
+  assert (codes + silence + 1) % 6 == 0
+
+
+def test_only_the_last_span_is_filled_and_only_where_spans_are_made_here():
+  long = record({'messages': [
+      {'role': 'user', 'content': 'x'},
+      {'role': 'assistant', 'content': [{'type': 'text', 'text': 'abcd'},
+                                        {'type': 'audio', 'codes': [7] * 8}]}]})
+  token, _ = interleave.render(long, VOCAB, TEXT, 2, 5, interleave.Fill((40,), 6))
+  body = [*b('ab'), BEGIN, *code(*[7] * 5), NEW, *b('cd'), QUAD, *code(7, 7, 7, 40, 40), LAST]
+  assert token[-len(body) - 2:-2].tolist() == body
+  written = record({'messages': [
+      {'role': 'user', 'content': 'x'},
+      {'role': 'assistant', 'content': 'a<|begin_of_quad|><|audio_7|><|end_of_audio_span_last|>'}]})
+  token, _ = interleave.render(written, VOCAB, TEXT, fill=interleave.Fill((40,), 6))
+  assert token[-6:-2].tolist() == [*b('a'), QUAD, *code(7), LAST]
