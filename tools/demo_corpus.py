@@ -15,7 +15,8 @@ Files in DIR (an audio path is relative to DIR):
   train_questions.jsonl      records, task audio_qa: spoken question -> written and spoken answer
   heldout_questions.jsonl    the same for the held-out questions
   train_question_texts.jsonl recordings of the training questions with "3 + 4" as their text
-  train_chat.jsonl           records, task text_chat: "3 + 4" -> "7", training questions only
+  train_chat.jsonl           records, task text_chat: "3 + 4" -> "3 + 4 = 7", training
+                             questions only
   heldout_chat.jsonl         the same for the held-out questions
 
 What held out means.
@@ -128,6 +129,12 @@ def sentences_of(train: list[str], held: list[str], wordings: int) -> list[dict]
   return out
 
 
+def worked(question: Question) -> str:
+  """The written answer: the sum with its result. A model that hears a question writes down
+  what it heard before it says what that makes."""
+  return f'{question.a} {question.operation} {question.b} = {written(str(answer(question)))}'
+
+
 def question_id(question: Question, wording: int) -> str:
   return f'q{wording}_{question.a}{OPERATIONS[question.operation]}{question.b}'
 
@@ -143,7 +150,7 @@ def question_records(asked: list[Question], wordings: int) -> list[dict]:
           {'role': 'user', 'content': [
               {'type': 'audio', 'audio': f'wav/{key}.wav', 'text': text}]},
           {'role': 'assistant', 'content': [
-              {'type': 'text', 'text': written(digits)},
+              {'type': 'text', 'text': worked(question)},
               {'type': 'audio', 'audio': f'wav/d{digits}.wav', 'text': written(digits)}]}]})
   return out
 
@@ -155,7 +162,7 @@ def chat_records(asked: list[Question]) -> list[dict]:
                {'role': 'user', 'content': [
                    {'type': 'text', 'text': f'{question.a} {question.operation} {question.b}'}]},
                {'role': 'assistant', 'content': [
-                   {'type': 'text', 'text': written(str(answer(question)))}]}]}
+                   {'type': 'text', 'text': worked(question)}]}]}
           for question in asked]
 
 

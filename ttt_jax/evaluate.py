@@ -48,6 +48,12 @@ class Item:
     return ''.join(p.text for p in self.record.turns[-1].parts if p.kind == 'text').strip()
 
   @property
+  def spoken_text(self) -> str:
+    """What the reference's speech says: its transcript, or the text it goes with."""
+    audio = self.reference_audio
+    return audio.text if audio is not None and audio.text else self.reference_text
+
+  @property
   def reference_audio(self) -> Part | None:
     spoken = [p for p in self.record.turns[-1].parts if p.kind == 'audio']
     return spoken[0] if spoken else None
@@ -215,12 +221,12 @@ def words(items: list[Item]) -> dict[str, float]:
     for kind in kinds:
       # An answer without a sound was heard as nothing: all of its words are missing.
       if any(kind in i.heard for i in mine):
-        out[f'{task}_wer_{kind}'] = _wer((i.reference_text, i.heard.get(kind, '')) for i in mine)
+        out[f'{task}_wer_{kind}'] = _wer((i.spoken_text, i.heard.get(kind, '')) for i in mine)
     if task == 'audio_qa' and mine:
       out['audio_qa_spoken_accuracy'] = _mean(
-          _same(i.heard.get('generated', ''), i.reference_text) for i in mine)
+          _same(i.heard.get('generated', ''), i.spoken_text) for i in mine)
       out['audio_qa_spoken_ceiling'] = _mean(
-          _same(i.heard.get('roundtrip', ''), i.reference_text) for i in mine)
+          _same(i.heard.get('roundtrip', ''), i.spoken_text) for i in mine)
   return out
 
 

@@ -84,7 +84,7 @@ def test_answers_are_right_and_spoken_as_written(lists):
     question, answer = (message['content'] for message in record['messages'])
     a, operation, b = question[0]['text'].split()
     result = str(int(a) + int(b) if operation == '+' else int(a) - int(b))
-    assert answer[0]['text'].replace(' ', '') == result
+    assert answer[0]['text'] == f'{a} {operation} {b} = {" ".join(result)}'
     read = spoken[pathlib.Path(answer[1]['audio']).stem]['spoken']
     assert read == ' '.join(words[int(digit)] for digit in result) + '.'
     said = spoken[pathlib.Path(question[0]['audio']).stem]['spoken']
