@@ -30,15 +30,16 @@ def get_config() -> ConfigDict:
       'row_length': 256,
       # Speech fills whole blocks of generate.block: see BUILD_NOTES.md, "Where a span ends".
       'span_fill': 14,
+      'sst': 0.3,
       'sources': (
           {**strings, **joined, **asr},
-          {**strings, **joined, **tts},
-          {'path': SPEECH + 'train_questions.jsonl', 'prompt': 'qa', 'repeat': 10.0},
+          {**strings, **joined, **tts, 'join_count': 4000},
+          {'path': SPEECH + 'train_questions.jsonl', 'prompt': 'qa', 'repeat': 6.0},
           {'path': SPEECH + 'train_question_texts.jsonl', **asr, 'repeat': 3.0},
-          {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'chat', 'repeat': 24.0},
+          {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'chat', 'repeat': 12.0},
           # Questions that are held out as speech are known in writing: answering them by
           # voice is knowledge carried from text to speech, not recall of a recording.
-          {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'chat', 'repeat': 24.0},
+          {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'chat', 'repeat': 12.0},
           {**short, **asr},
           {**short, **tts},
           {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'chat', 'split': 'short'},
@@ -55,12 +56,12 @@ def get_config() -> ConfigDict:
   })
   # Masks of at least 30 %: weights 1/p of at most 3.3 instead of 1,000 keep the gradient of
   # a small batch readable. The bound that evaluate reports uses the method's own 0.001.
-  config.objective = ConfigDict({'mask_floor': 0.3})
+  config.objective = ConfigDict({'mask_floor': 0.3, 'banom': 0.15})
   config.optimizer = ConfigDict({
       'learning_rate': 1.2e-3, 'warmup_fraction': 0.03, 'weight_decay': 0.05, 'beta2': 0.98,
   })
   config.train = ConfigDict({
-      'steps': 2900, 'batch_rows': 6, 'log_every': 20, 'checkpoint_every': 500,
+      'steps': 3300, 'batch_rows': 6, 'log_every': 20, 'checkpoint_every': 500,
   })
   config.generate = ConfigDict({
       'block': 14, 'steps': 7, 'max_span': 140, 'max_tokens': 512,
