@@ -4,9 +4,11 @@ import os
 
 # Eight virtual devices on the CPU, so that meshes can be tested anywhere.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Programs here are compiled for one small run each: quick compilation beats quick code.
+QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
-                             + ' --xla_force_host_platform_device_count=8').strip()
+                             + f' --xla_force_host_platform_device_count=8 {QUICK}').strip()
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
 

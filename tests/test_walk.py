@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests import runs
+from tests.conftest import QUICK
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ('model.layers=1', 'model.width=32', 'model.q_heads=2', 'model.kv_heads=1',
@@ -29,7 +30,7 @@ def place(tmp_path_factory):
 
 def walk(place, *words):
   """Run one command as a user does."""
-  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': QUICK}
   done = subprocess.run([sys.executable, '-m', 'ttt_jax.cli', *words], cwd=place, text=True,
                         capture_output=True, env=environment, check=False)
   assert 'Traceback' not in done.stderr, done.stderr

@@ -191,15 +191,16 @@ def _write_split(data_dir: pathlib.Path, name: str, documents: list[_Document],
 
 def table(manifest: dict[str, Any]) -> str:
   """The manifest's counts for people, one line per split and task."""
-  lines = [f'{"split":<12}{"task":<12}{"records":>9}{"text":>12}{"audio":>12}{"rows":>8}'
+  wide = max(map(len, ('split', *manifest['splits']))) + 2
+  lines = [f'{"split":<{wide}}{"task":<11}{"records":>9}{"text":>11}{"audio":>11}{"rows":>8}'
            f'{"padding":>9}']
   for name, split in manifest['splits'].items():
     for task, entry in sorted(split['tasks'].items()):
-      lines.append(f'{name:<12}{task:<12}{entry["records"]:>9,}{entry["text"]:>12,}'
-                   f'{entry["audio"]:>12,}')
+      lines.append(f'{name:<{wide}}{task:<11}{entry["records"]:>9,}{entry["text"]:>11,}'
+                   f'{entry["audio"]:>11,}')
     tokens = split['tokens']
-    lines.append(f'{name:<12}{"all":<12}{split["documents"]:>9,}{tokens["text"]:>12,}'
-                 f'{tokens["audio"]:>12,}{split["rows"]:>8,}{split["padding"]:>9.1%}')
+    lines.append(f'{name:<{wide}}{"all":<11}{split["documents"]:>9,}{tokens["text"]:>11,}'
+                 f'{tokens["audio"]:>11,}{split["rows"]:>8,}{split["padding"]:>9.1%}')
   lines.append(f'vocabulary {manifest["fingerprint"]} ({manifest["vocabulary"]["text"]} + '
                f'{manifest["vocabulary"]["codec"]}), rows of {manifest["row_length"]:,} tokens')
   return '\n'.join(lines)

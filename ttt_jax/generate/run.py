@@ -72,8 +72,11 @@ def _requests(run: Trained, inputs: dict[str, Any]) -> list[Record]:
     prompt = system_prompt(run, task)
     asked = [tasks.with_prompt(record, prompt) for record in asked]
   for path in inputs['records']:
-    asked += [_with_codes(run, records.parse(value, where), pathlib.Path(path))
-              for where, value in records.read_jsonl(path)]
+    for where, value in records.read_jsonl(path):
+      record = _with_codes(run, records.parse(value, where), pathlib.Path(path))
+      if record.turns[0].role != 'system':
+        record = tasks.with_prompt(record, system_prompt(run, record.task))
+      asked.append(record)
   return _unique(asked)
 
 
