@@ -28,6 +28,12 @@ def _require(condition: bool, message: str) -> None:
     raise UserError(message)
 
 
+def _positive(settings: Any, group: str, *keys: str) -> None:
+  for key in keys:
+    _require(getattr(settings, key) >= 1,
+             f'config key {group}.{key} is {getattr(settings, key)}; it must be at least 1.')
+
+
 @dataclasses.dataclass(frozen=True)
 class VocabConfig:
   text: str = 'bytes'          # 'bytes', or 'qwen2.5' with `tokenizer`
@@ -50,9 +56,7 @@ class CodecConfig:
   mode: str = '1200'           # codec2: '700C', '1200', '1300' or '3200' bits/s
 
   def __post_init__(self):
-    for key in ('codebooks', 'codes', 'frames'):
-      _require(getattr(self, key) >= 1,
-               f'config key codec.{key} is {getattr(self, key)}; it must be at least 1.')
+    _positive(self, 'codec', 'codebooks', 'codes', 'frames')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +97,7 @@ class DataConfig:
   threads: int = 4             # reader threads of the loader
 
   def __post_init__(self):
-    for key in ('row_length', 'text_chunk', 'audio_chunk', 'span_fill'):
-      _require(getattr(self, key) >= 1,
-               f'config key data.{key} is {getattr(self, key)}; it must be at least 1.')
+    _positive(self, 'data', 'row_length', 'text_chunk', 'audio_chunk', 'span_fill')
     _require(0 <= self.sst <= 1, f'config key data.sst is {self.sst}; a probability is in [0, 1].')
     _require(all(stage.steps > 0 for stage in self.stages[:-1]) and bool(self.stages),
              'config key data.stages: every stage but the last needs a positive number of steps.')
@@ -119,10 +121,8 @@ class ModelConfig:
   remat: str = 'none'          # 'none' or 'full': recompute a layer in the backward pass
 
   def __post_init__(self):
-    for key in ('layers', 'width', 'q_heads', 'kv_heads', 'head_dim', 'ffn', 'vocab_multiple',
-                'scan_unroll'):
-      _require(getattr(self, key) >= 1,
-               f'config key model.{key} is {getattr(self, key)}; it must be at least 1.')
+    _positive(self, 'model', 'layers', 'width', 'q_heads', 'kv_heads',
+              'head_dim', 'ffn', 'vocab_multiple', 'scan_unroll')
     _require(self.q_heads % self.kv_heads == 0,
              f'config keys model.q_heads={self.q_heads} and model.kv_heads={self.kv_heads}: '
              'every key head must serve the same number of query heads.')
@@ -204,9 +204,8 @@ class TrainConfig:
   max_minutes: float = 0.0     # stop early, with a checkpoint, after this wall time; 0 = never
 
   def __post_init__(self):
-    for key in ('steps', 'batch_rows', 'microbatches', 'log_every', 'checkpoint_every', 'keep'):
-      _require(getattr(self, key) >= 1,
-               f'config key train.{key} is {getattr(self, key)}; it must be at least 1.')
+    _positive(self, 'train', 'steps', 'batch_rows', 'microbatches',
+              'log_every', 'checkpoint_every', 'keep')
     _require(self.batch_rows % self.microbatches == 0,
              f'config keys train.batch_rows={self.batch_rows} and '
              f'train.microbatches={self.microbatches}: the rows must divide evenly.')
@@ -226,9 +225,7 @@ class GenerateConfig:
   seed: int = 0
 
   def __post_init__(self):
-    for key in ('block', 'steps', 'max_span', 'max_tokens'):
-      _require(getattr(self, key) >= 1,
-               f'config key generate.{key} is {getattr(self, key)}; it must be at least 1.')
+    _positive(self, 'generate', 'block', 'steps', 'max_span', 'max_tokens')
     _require(0 < self.top_p <= 1, f'config key generate.top_p is {self.top_p}; use (0, 1].')
 
 
