@@ -153,11 +153,11 @@ class ObjectiveConfig:
     _require(self.prompt_audio in ('bidirectional', 'causal'),
              f'config key objective.prompt_audio is {self.prompt_audio!r}; '
              "use 'bidirectional' or 'causal'.")
-    for key in ('banom', 'ppm'):
-      _require(0 <= getattr(self, key) <= 1, f'config key objective.{key} is '
-               f'{getattr(self, key)}; a probability is in [0, 1].')
-    _require(0 < self.mask_floor < 1, 'config key objective.mask_floor must be in (0, 1), '
-             f'not {self.mask_floor}.')
+    for key, value in (('banom', self.banom), ('ppm', self.ppm)):
+      _require(0 <= value <= 1,
+               f'config key objective.{key} is {value}; a probability is in [0, 1].')
+    _require(0 < self.mask_floor < 1,
+             f'config key objective.mask_floor is {self.mask_floor}; use a number in (0, 1).')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,7 @@ class MeshConfig:
   def __post_init__(self):
     sizes = dataclasses.astuple(self)
     _require(all(n == -1 or n >= 1 for n in sizes) and sizes.count(-1) <= 1,
-             f'config mesh {dataclasses.asdict(self)}: sizes are positive, and at most one is -1.')
+             f'config mesh {dataclasses.asdict(self)}: sizes are positive, at most one is -1.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,13 +265,12 @@ def from_dict(cls: type, values: Any, where: str = '') -> Any:
   if not hasattr(values, 'items'):
     raise UserError(f'config key {where or "(top)"} is {values!r}; it must be a group of settings '
                     f'such as {{{", ".join(f.name for f in dataclasses.fields(cls)[:3])}, ...}}.')
-  fields = {field.name: field for field in dataclasses.fields(cls)}
   hints = typing.get_type_hints(cls)
   given = {}
   for key, value in values.items():
     path = f'{where}.{key}' if where else key
-    if key not in fields:
-      raise UserError(f'config key {path} is unknown; {_suggest(key, fields, where)}')
+    if key not in hints:
+      raise UserError(f'config key {path} is unknown; {_suggest(key, hints, where)}')
     given[key] = _coerce(hints[key], value, path)
   return cls(**given)
 
@@ -281,18 +280,16 @@ def _suggest(key: str, fields: dict[str, Any], where: str) -> str:
   prefix = f'{where}.' if where else ''
   if close:
     return f'did you mean {prefix}{close[0]}?'
-  elsewhere = [path for path in _paths(Config) if path.rsplit('.', 1)[-1] == key]
-  if elsewhere:
-    return f'did you mean {elsewhere[0]}?'
+  for path in _paths(Config):
+    if path.rsplit('.', 1)[-1] == key:
+      return f'did you mean {path}?'
   return f'known here: {", ".join(fields)}.'
 
 
 def _paths(cls: type, prefix: str = '') -> list[str]:
   out = []
-  for field in dataclasses.fields(cls):
-    hint = typing.get_type_hints(cls)[field.name]
-    out += ([prefix + field.name] if not dataclasses.is_dataclass(hint)
-            else _paths(hint, f'{prefix}{field.name}.'))
+  for name, hint in typing.get_type_hints(cls).items():
+    out += _paths(hint, f'{prefix}{name}.') if dataclasses.is_dataclass(hint) else [prefix + name]
   return out
 
 
@@ -371,11 +368,11 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
   """Set one dotted key; the type comes from the dataclass, so '4' stays text for a str."""
   parts, cls, where = key.split('.'), Config, ''
   for i, part in enumerate(parts):
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
     path = f'{where}.{part}' if where else part
-    if part not in fields:
-      raise UserError(f'config key {path} is unknown; {_suggest(part, fields, where)}')
-    hint = typing.get_type_hints(cls)[part]
+    if part not in hints:
+      raise UserError(f'config key {path} is unknown; {_suggest(part, hints, where)}')
+    hint = hints[part]
     last = i == len(parts) - 1
     if dataclasses.is_dataclass(hint) and not last:
       values = values.setdefault(part, {})
