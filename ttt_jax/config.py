@@ -1,10 +1,8 @@
 """Every setting once: name, meaning, unit, default and check.
 
-A file under configs/ is for people: ``get_config()`` returns an ml_collections
-ConfigDict that names only what differs from the defaults below. ``load`` applies the
-dotted overrides of the command line and turns it into these frozen dataclasses, which
-are all the rest of the code sees. An unknown key or a wrong type is a UserError that
-suggests the right one.
+A file under configs/ names only what differs from the defaults below. ``load`` applies the
+command line's dotted overrides and makes the frozen dataclasses that all other code sees. An
+unknown key or a wrong type is a UserError that suggests the right one.
 """
 
 import ast
