@@ -5,7 +5,6 @@ mask; the loss of a masked token is weighted 1 / p (TTT.md section 4; LLaDA, 250
 """
 
 import jax
-import jax.numpy as jnp
 
 # Draws that belong to a whole document are made at this "position", which no token has.
 _DOCUMENT_DRAW = 2**31 - 1
