@@ -1,1 +1,18 @@
-"""ttt_jax."""
+"""Text-to-Talk in JAX: one Transformer that writes token by token and speaks by diffusion.
+
+The walk, in order; each station is one public function, and imports point this way only:
+
+  config.load            a config file and overrides -> frozen dataclasses
+  vocab.Vocabulary       the id space and its one rule: id >= audio_threshold is audio
+  batch.Batch            five integers per token that decide everything after
+  text, audio            tokenizers; codecs, recordings, recognisers
+  data.prepare.prepare   records and recordings -> packed rows
+  data.loader.Loader     rows -> deterministic batches, resumable from one integer
+  model.staircase        the integers -> which keys a query reads
+  model.transformer      ids, staircase -> hidden states
+  objective.hybrid       corrupt, score: two objectives, one noisy forward pass
+  train_step, train      one update; the loop around it
+  generate.decode        prompts -> text by sampling, speech by unmasking
+  evaluate, report       numbers; a page to look at and listen to
+  cli                    flags, process settings, exit codes
+"""

@@ -8,7 +8,8 @@ from ttt_jax.errors import UserError
 
 
 def recording(text, codes=(1, 2), name=None):
-  return tasks.parse_recording({'id': name or text, 'codes': list(codes), 'text': text}, 'r.jsonl:1')
+  value = {'id': name or text, 'codes': list(codes), 'text': text}
+  return tasks.parse_recording(value, 'r.jsonl:1')
 
 
 def kinds(record):
