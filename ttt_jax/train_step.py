@@ -74,7 +74,7 @@ def make_train_step(config: Config, model: Model, vocab: Vocabulary,
     grads, sums = gradients(config, model, vocab, state.params, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    figures = {**summary(sums, config), 'grad_norm': optax.global_norm(grads),
+    figures = {**summary(sums, config), 'grad_norm': optax.tree.norm(grads),
                'tokens': jnp.sum(batch.document > 0).astype(jnp.float32)}
     return TrainState(state.step + 1, params, opt_state), figures
 
