@@ -67,7 +67,7 @@ class Whisper(Recogniser):
     hush = np.random.default_rng(0).normal(0, 1e-4, round(0.4 * RATE)).astype(np.float32)
     segments, _ = self._model.transcribe(
         np.concatenate([hush, waveform, hush]), language=self._language, beam_size=5,
-        temperature=0.0, condition_on_previous_text=False)  # no second tries at odd speech
+        condition_on_previous_text=False)  # its default second tries catch endless repetitions
     return ' '.join(segment.text.strip() for segment in segments)
 
 
