@@ -112,7 +112,7 @@ def test_overrides_in_both_forms_and_the_last_wins():
 
 def test_a_workdir_remembers_its_config(tmp_path, config_file):
   config = config_lib.load(config_file)
-  cli._save_config(config, str(tmp_path))
+  config_lib.save(config, tmp_path)
   args, overrides = cli._parse(['evaluate', '--workdir', str(tmp_path),
                                 '--config.evaluate.items=3'])
   loaded = cli._load_config(args, overrides)
