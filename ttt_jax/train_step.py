@@ -48,7 +48,7 @@ def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batc
 
   def add(total, numbered):
     number, piece = numbered
-    # Documents draw the same noise in any piece; only BANOM's per-batch draw sees the number.
+    # Documents draw the same noise in any piece, unless BANOM is to be drawn once per piece.
     piece_key = key if config.objective.banom_unit == 'document' else jax.random.fold_in(
         key, number)
     return jax.tree.map(jnp.add, total, piece_gradient(piece, piece_key)), None
