@@ -31,7 +31,7 @@ folder named by --workdir.
 
 OVERRIDES = """\
 Any setting of the config can be changed in place, as --config.GROUP.NAME=VALUE, for example
---config.model.layers=4; ttt_jax/config.py lists them all with their meaning and unit.
+--config.model.layers=4; ttt_jax/config/settings.py lists them all with their meaning and unit.
 """
 
 

@@ -276,7 +276,8 @@ def _configuration(config: config_lib.Config | None) -> str:
     return _missing('There is no config.json in this folder; the other commands write it.')
   mine, default = (dict(_flat(config_lib.to_dict(c))) for c in (config, config_lib.Config()))
   changed = {key: value for key, value in mine.items() if value != default[key]}
-  return ('<p>Settings that differ from the defaults of <code>ttt_jax/config.py</code>:</p>'
+  return ('<p>Settings that differ from the defaults of '
+          '<code>ttt_jax/config/settings.py</code>:</p>'
           + _settings(changed.items())
           + '<details><summary>All settings</summary>' + _settings(mine.items()) + '</details>')
 

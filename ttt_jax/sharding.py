@@ -10,19 +10,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ttt_jax.config import MeshConfig
 from ttt_jax.errors import UserError
 
-AXES = ('data', 'fsdp', 'seq', 'tensor')
+# From the slowest network to the fastest: 'slice' spans TPU slices, 'tensor' neighbours.
+AXES = ('slice', 'data', 'fsdp', 'seq', 'tensor')
 
 # A logical axis that is not here is an error, never a silent replication.
 TABLE: dict[str, Any] = {
-    'rows': ('data', 'fsdp'),   # rows of a batch
-    'length': 'seq',            # tokens of a row
-    'layers': None,             # scanned over
+    'rows': ('slice', 'data', 'fsdp'),  # rows of a batch
+    'length': 'seq',  # tokens of a row
+    'layers': None,   # scanned over
     'vocab': 'tensor',
     'embed': 'fsdp',
     'heads': 'tensor',
     'kv_heads': 'tensor',
     'mlp': 'tensor',
-    'norm': None,               # a vector per layer: too small to be worth a gather
+    'norm': None,     # a vector per layer: too small to be worth a gather
+    'width': None,    # activations: every device of a row sees the whole residual stream
 }
 
 

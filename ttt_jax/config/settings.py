@@ -1,29 +1,23 @@
-"""Every setting once: name, meaning, unit, default and check.
+"""Every setting once: name, meaning, unit, default and check."""
 
-A file under configs/ names only what differs from the defaults below. ``load`` applies the
-command line's dotted overrides and makes the frozen dataclasses that all other code sees. An
-unknown key or a wrong type is a UserError that suggests the right one.
-"""
-
-import ast
 import dataclasses
-import difflib
-import importlib.util
-import json
-import os
-import pathlib
-import types
-import typing
 from typing import Any
 
-import ml_collections
-
 from ttt_jax.errors import UserError
+
+ATTENTIONS = ('auto', 'dense', 'blockwise', 'pallas', 'tokamax')
+REMATS = ('none', 'dots', 'attention', 'full', 'offload')  # from most memory to least
+OPTIMIZERS = ('adamw', 'adafactor', 'muon')
 
 
 def _require(condition: bool, message: str) -> None:
   if not condition:
     raise UserError(message)
+
+
+def _choice(key: str, value: str, known: tuple[str, ...]) -> None:
+  _require(value in known, f'config key {key} is {value!r}; use '
+           + ', '.join(repr(name) for name in known[:-1]) + f' or {known[-1]!r}.')
 
 
 def _positive(settings: Any, group: str, *keys: str) -> None:
@@ -116,7 +110,9 @@ class ModelConfig:
   vocab_multiple: int = 128    # embedding rows are padded to a multiple of this
   dtype: str = 'float32'       # compute dtype: 'float32' or 'bfloat16'; weights stay float32
   scan_unroll: int = 1         # layers per scan step
-  remat: str = 'none'          # 'none' or 'full': recompute a layer in the backward pass
+  attention: str = 'auto'      # 'dense', 'blockwise', 'pallas' (TPU), 'tokamax' (GPU), or by device
+  attention_block: int = 512   # queries and keys per block of the blockwise and Pallas forms
+  remat: str = 'none'          # what a backward pass recomputes: see model/remat.py
 
   def __post_init__(self):
     _positive(self, 'model', 'layers', 'width', 'q_heads', 'kv_heads',
@@ -128,8 +124,9 @@ class ModelConfig:
              f'config key model.head_dim is {self.head_dim}; RoPE needs an even number.')
     _require(self.dtype in ('float32', 'bfloat16'),
              f"config key model.dtype is {self.dtype!r}; use 'float32' or 'bfloat16'.")
-    _require(self.remat in ('none', 'full'),
-             f"config key model.remat is {self.remat!r}; use 'none' or 'full'.")
+    _choice('model.attention', self.attention, ATTENTIONS)
+    _choice('model.remat', self.remat, REMATS)
+    _positive(self, 'model', 'attention_block')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +139,7 @@ class ObjectiveConfig:
   prompt_audio: str = 'bidirectional'  # inside a user's span; 'causal' as in the paper's text
   ar_weight: float = 1.0
   diffusion_weight: float = 1.0
+  loss_chunk: int = 1024       # positions whose logits exist at once, per device
 
   def __post_init__(self):
     _require(self.mode in ('hybrid', 'ar', 'nar'),
@@ -154,22 +152,25 @@ class ObjectiveConfig:
     for key, value in (('banom', self.banom), ('ppm', self.ppm)):
       _require(0 <= value <= 1,
                f'config key objective.{key} is {value}; a probability is in [0, 1].')
+    _positive(self, 'objective', 'loss_chunk')
     _require(0 < self.mask_floor < 1,
              f'config key objective.mask_floor is {self.mask_floor}; use a number in (0, 1).')
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
+  name: str = 'adamw'          # or 'adafactor' (least memory), 'muon' (matrices; AdamW the rest)
   learning_rate: float = 2e-5
   final_fraction: float = 0.0  # the cosine ends at this fraction of learning_rate
   warmup_fraction: float = 0.01
   weight_decay: float = 0.01   # not on norms and biases
-  beta1: float = 0.9
+  beta1: float = 0.9           # momentum; of Muon's matrices, too
   beta2: float = 0.95
   eps: float = 1e-8
   clip_norm: float = 1.0       # global gradient norm; 0 = off
 
   def __post_init__(self):
+    _choice('optimizer.name', self.name, OPTIMIZERS)
     _require(self.learning_rate > 0, 'config key optimizer.learning_rate must be positive, '
              f'not {self.learning_rate}.')
     _require(0 <= self.warmup_fraction <= 1, 'config key optimizer.warmup_fraction must be in '
@@ -179,6 +180,7 @@ class OptimizerConfig:
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """Devices per axis; -1 on one axis takes what the others leave."""
+  slices: int = 1              # TPU slices joined by the data-centre network; copies of the model
   data: int = 1
   fsdp: int = -1
   seq: int = 1
@@ -200,6 +202,8 @@ class TrainConfig:
   keep: int = 2                # checkpoints
   init_from: str = ''          # start from the parameters of this checkpoint directory
   max_minutes: float = 0.0     # stop early, with a checkpoint, after this wall time; 0 = never
+  tensorboard: bool = True
+  wandb: str = ''              # Weights & Biases project; '' = off
 
   def __post_init__(self):
     _positive(self, 'train', 'steps', 'batch_rows', 'microbatches',
@@ -241,6 +245,7 @@ class EvaluateConfig:
 class Config:
   name: str = 'ttt'
   seed: int = 0
+  hardware: str = ''           # which of the file's presets was taken; '' = none
   vocab: VocabConfig = VocabConfig()
   codec: CodecConfig = CodecConfig()
   data: DataConfig = DataConfig()
@@ -251,149 +256,3 @@ class Config:
   train: TrainConfig = TrainConfig()
   generate: GenerateConfig = GenerateConfig()
   evaluate: EvaluateConfig = EvaluateConfig()
-
-
-# -- file and command line -> dataclasses -------------------------------------------
-
-
-def from_dict(cls: type, values: Any, where: str = '') -> Any:
-  """Build dataclass ``cls`` from nested mappings; names the key of anything wrong."""
-  if isinstance(values, cls):
-    return values
-  if not hasattr(values, 'items'):
-    raise UserError(f'config key {where or "(top)"} is {values!r}; it must be a group of settings '
-                    f'such as {{{", ".join(f.name for f in dataclasses.fields(cls)[:3])}, ...}}.')
-  hints = typing.get_type_hints(cls)
-  given = {}
-  for key, value in values.items():
-    path = f'{where}.{key}' if where else key
-    if key not in hints:
-      raise UserError(f'config key {path} is unknown; {_suggest(key, hints, where)}')
-    given[key] = _coerce(hints[key], value, path)
-  return cls(**given)
-
-
-def _suggest(key: str, fields: dict[str, Any], where: str) -> str:
-  close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-  prefix = f'{where}.' if where else ''
-  if close:
-    return f'did you mean {prefix}{close[0]}?'
-  for path in _paths(Config):
-    if path.rsplit('.', 1)[-1] == key:
-      return f'did you mean {path}?'
-  return f'known here: {", ".join(fields)}.'
-
-
-def _paths(cls: type, prefix: str = '') -> list[str]:
-  out = []
-  for name, hint in typing.get_type_hints(cls).items():
-    out += _paths(hint, f'{prefix}{name}.') if dataclasses.is_dataclass(hint) else [prefix + name]
-  return out
-
-
-def _coerce(hint: Any, value: Any, path: str) -> Any:
-  if dataclasses.is_dataclass(hint):
-    return from_dict(hint, value, path)
-  if typing.get_origin(hint) is tuple:
-    item = typing.get_args(hint)[0]
-    if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__'):
-      raise UserError(f'config key {path} is {value!r}; it must be a list.')
-    return tuple(_coerce(item, v, f'{path}[{i}]') for i, v in enumerate(value))
-  if isinstance(hint, types.UnionType):
-    if value is None:
-      return None
-    hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-    raise UserError(f'config key {path} is {value!r} ({type(value).__name__}); it must be '
-                    f'{hint.__name__}.')
-  return value
-
-
-def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Config:
-  """Read a config file and apply overrides.
-
-  Args:
-    path: a Python file with ``get_config() -> ml_collections.ConfigDict`` (or a dict), or a
-      config.json that ``save`` wrote.
-    overrides: dotted key -> text, e.g. {'model.layers': '4'}; text is read as a Python
-      literal where the key's type is not str.
-
-  Raises:
-    UserError: no such file, no get_config, unknown key, ill-typed value.
-  """
-  file = pathlib.Path(path)
-  if not file.is_file():
-    raise UserError(f'config file {path} does not exist.')
-  values = _from_json(file) if file.suffix == '.json' else _from_python(file)
-  for key, text in (overrides or {}).items():
-    _override(values, key, text)
-  return from_dict(Config, values)
-
-
-def _from_python(file: pathlib.Path) -> dict[str, Any]:
-  spec = importlib.util.spec_from_file_location('ttt_jax_user_config', file)
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-  except SyntaxError as error:
-    raise UserError(f'config file {file}, line {error.lineno}: {error.msg}.') from error
-  if not hasattr(module, 'get_config'):
-    raise UserError(f'config file {file} has no get_config() function.')
-  values = module.get_config()
-  return values.to_dict() if isinstance(values, ml_collections.ConfigDict) else dict(values)
-
-
-def _from_json(file: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(file.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise UserError(f'config file {file} is not JSON ({error}); it must be one that ttt-jax '
-                    'wrote, or a Python file with get_config().') from error
-
-
-def save(config: Config, workdir: str | os.PathLike) -> None:
-  """Write the resolved config to workdir/config.json, by rename."""
-  folder = pathlib.Path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-  partial = folder / 'config.json.partial'
-  partial.write_text(json.dumps(to_dict(config), indent=2) + '\n', encoding='utf-8')
-  os.replace(partial, folder / 'config.json')
-
-
-def _override(values: dict[str, Any], key: str, text: str) -> None:
-  """Set one dotted key; the type comes from the dataclass, so '4' stays text for a str."""
-  parts, cls, where = key.split('.'), Config, ''
-  for i, part in enumerate(parts):
-    hints = typing.get_type_hints(cls)
-    path = f'{where}.{part}' if where else part
-    if part not in hints:
-      raise UserError(f'config key {path} is unknown; {_suggest(part, hints, where)}')
-    hint = hints[part]
-    last = i == len(parts) - 1
-    if dataclasses.is_dataclass(hint) and not last:
-      values = values.setdefault(part, {})
-      cls, where = hint, path
-    elif last and not dataclasses.is_dataclass(hint):
-      values[part] = text if hint is str else _literal(text, path)
-    elif last:
-      raise UserError(f'config key {key} is a group; name one setting of it, such as '
-                      f'{key}.{dataclasses.fields(hint)[0].name}.')
-    else:
-      raise UserError(f'config key {key} goes too deep; {path} is one setting.')
-
-
-def _literal(text: str, path: str) -> Any:
-  special = {'true': True, 'false': False, 'none': None}
-  if text.lower() in special:
-    return special[text.lower()]
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text  # the type check that follows names the key and the value
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-  """Nested plain dict, JSON-ready; ``from_dict(Config, to_dict(c)) == c``."""
-  return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -1,0 +1,17 @@
+"""Settings: frozen dataclasses for code, a Python file and dotted overrides for people.
+
+A file under configs/ names only what differs from the defaults in settings.py. ``load``
+applies its hardware preset and the command line's overrides. An unknown key or a wrong
+type is a UserError that suggests the right one.
+"""
+
+from ttt_jax.config.files import from_dict, load, presets, save, to_dict
+from ttt_jax.config.settings import (
+    CodecConfig, Config, DataConfig, EvaluateConfig, GenerateConfig, MeshConfig, ModelConfig,
+    ObjectiveConfig, OptimizerConfig, Source, Stage, TrainConfig, VocabConfig)
+
+__all__ = [
+    'CodecConfig', 'Config', 'DataConfig', 'EvaluateConfig', 'GenerateConfig', 'MeshConfig',
+    'ModelConfig', 'ObjectiveConfig', 'OptimizerConfig', 'Source', 'Stage', 'TrainConfig',
+    'VocabConfig', 'from_dict', 'load', 'presets', 'save', 'to_dict',
+]

@@ -1,0 +1,190 @@
+"""Config files and command-line overrides -> the dataclasses of settings.py, and back."""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import os
+import pathlib
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+from ttt_jax.config.settings import Config
+from ttt_jax.errors import UserError
+
+
+
+def from_dict(cls: type, values: Any, where: str = '') -> Any:
+  """Build dataclass ``cls`` from nested mappings; names the key of anything wrong."""
+  if isinstance(values, cls):
+    return values
+  if not hasattr(values, 'items'):
+    raise UserError(f'config key {where or "(top)"} is {values!r}; it must be a group of settings '
+                    f'such as {{{", ".join(f.name for f in dataclasses.fields(cls)[:3])}, ...}}.')
+  hints = typing.get_type_hints(cls)
+  given = {}
+  for key, value in values.items():
+    path = f'{where}.{key}' if where else key
+    if key not in hints:
+      raise UserError(f'config key {path} is unknown; {_suggest(key, hints, where)}')
+    given[key] = _coerce(hints[key], value, path)
+  return cls(**given)
+
+
+def _suggest(key: str, fields: dict[str, Any], where: str) -> str:
+  close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+  prefix = f'{where}.' if where else ''
+  if close:
+    return f'did you mean {prefix}{close[0]}?'
+  for path in _paths(Config):
+    if path.rsplit('.', 1)[-1] == key:
+      return f'did you mean {path}?'
+  return f'known here: {", ".join(fields)}.'
+
+
+def _paths(cls: type, prefix: str = '') -> list[str]:
+  out = []
+  for name, hint in typing.get_type_hints(cls).items():
+    out += _paths(hint, f'{prefix}{name}.') if dataclasses.is_dataclass(hint) else [prefix + name]
+  return out
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+  if dataclasses.is_dataclass(hint):
+    return from_dict(hint, value, path)
+  if typing.get_origin(hint) is tuple:
+    item = typing.get_args(hint)[0]
+    if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__'):
+      raise UserError(f'config key {path} is {value!r}; it must be a list.')
+    return tuple(_coerce(item, v, f'{path}[{i}]') for i, v in enumerate(value))
+  if isinstance(hint, types.UnionType):
+    if value is None:
+      return None
+    hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+    raise UserError(f'config key {path} is {value!r} ({type(value).__name__}); it must be '
+                    f'{hint.__name__}.')
+  return value
+
+
+def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Config:
+  """Read a config file and apply overrides.
+
+  A file may hold ``presets``: hardware name -> the settings that differ there (mesh, rows,
+  remat ...). ``hardware`` names the one to take; the order is defaults, file, preset,
+  command line.
+
+  Args:
+    path: a Python file with ``get_config() -> ml_collections.ConfigDict`` (or a dict), or a
+      config.json that ``save`` wrote.
+    overrides: dotted key -> text, e.g. {'model.layers': '4'}; text is read as a Python
+      literal where the key's type is not str.
+
+  Raises:
+    UserError: no such file, no get_config, unknown key, ill-typed value.
+  """
+  values, known = _read(path)
+  hardware = (overrides or {}).get('hardware', values.get('hardware', ''))
+  if hardware and known:
+    if hardware not in known:
+      raise UserError(f'config key hardware is {hardware!r}, but {path} has presets for '
+                      + ', '.join(known) + '.')
+    _merge(values, known[hardware])
+  for key, text in (overrides or {}).items():
+    _override(values, key, text)
+  return from_dict(Config, values)
+
+
+def presets(path: str | os.PathLike) -> list[str]:
+  """The hardware names that a config file has settings for."""
+  return list(_read(path)[1])
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+  """What the file says, and its presets apart."""
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise UserError(f'config file {path} does not exist.')
+  values = _from_json(file) if file.suffix == '.json' else _from_python(file)
+  return values, values.pop('presets', {})
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+  for key, value in changes.items():
+    if isinstance(value, dict) and isinstance(values.get(key), dict):
+      _merge(values[key], value)
+    else:
+      values[key] = value
+
+
+def _from_python(file: pathlib.Path) -> dict[str, Any]:
+  spec = importlib.util.spec_from_file_location('ttt_jax_user_config', file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise UserError(f'config file {file}, line {error.lineno}: {error.msg}.') from error
+  if not hasattr(module, 'get_config'):
+    raise UserError(f'config file {file} has no get_config() function.')
+  values = module.get_config()
+  return values.to_dict() if isinstance(values, ml_collections.ConfigDict) else dict(values)
+
+
+def _from_json(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(file.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise UserError(f'config file {file} is not JSON ({error}); it must be one that ttt-jax '
+                    'wrote, or a Python file with get_config().') from error
+
+
+def save(config: Config, workdir: str | os.PathLike) -> None:
+  """Write the resolved config to workdir/config.json, by rename."""
+  folder = pathlib.Path(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  partial = folder / 'config.json.partial'
+  partial.write_text(json.dumps(to_dict(config), indent=2) + '\n', encoding='utf-8')
+  os.replace(partial, folder / 'config.json')
+
+
+def _override(values: dict[str, Any], key: str, text: str) -> None:
+  """Set one dotted key; the type comes from the dataclass, so '4' stays text for a str."""
+  parts, cls, where = key.split('.'), Config, ''
+  for i, part in enumerate(parts):
+    hints = typing.get_type_hints(cls)
+    path = f'{where}.{part}' if where else part
+    if part not in hints:
+      raise UserError(f'config key {path} is unknown; {_suggest(part, hints, where)}')
+    hint = hints[part]
+    last = i == len(parts) - 1
+    if dataclasses.is_dataclass(hint) and not last:
+      values = values.setdefault(part, {})
+      cls, where = hint, path
+    elif last and not dataclasses.is_dataclass(hint):
+      values[part] = text if hint is str else _literal(text, path)
+    elif last:
+      raise UserError(f'config key {key} is a group; name one setting of it, such as '
+                      f'{key}.{dataclasses.fields(hint)[0].name}.')
+    else:
+      raise UserError(f'config key {key} goes too deep; {path} is one setting.')
+
+
+def _literal(text: str, path: str) -> Any:
+  special = {'true': True, 'false': False, 'none': None}
+  if text.lower() in special:
+    return special[text.lower()]
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text  # the type check that follows names the key and the value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Nested plain dict, JSON-ready; ``from_dict(Config, to_dict(c)) == c``."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
