@@ -1,0 +1,137 @@
+"""THE model of a training step's floating-point operations, for plans and for the MFU metric.
+
+A product of [m, k] and [k, n] is 2 m k n operations; a training step does every product of
+the forward pass three times: once forward, twice backward. Two counts:
+
+  useful    what the method needs: products of the layers for real tokens, attention for the
+            (query, key) pairs that the staircase allows, logits where a loss falls
+  executed  what the device does: also padding, whole blocks of attention, whole chunks of
+            logits, padded vocabulary rows and whatever remat recomputes
+
+MFU is useful operations per second over the chips' peak. Elementwise work, the optimizer and
+embedding look-ups are in neither: they are bound by memory, and a percent or two.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ttt_jax.config import ModelConfig
+
+# Products of attention, in units of one [pairs, head_dim] product of every head. Forward:
+# scores, and weights times values. Backward: four; forms that do not keep the weights make
+# the scores again, and forms with a pass each for dq and for dk, dv make them, and the
+# weights' gradient, twice.
+_FORWARD = 2
+_BACKWARD = {'dense': 4, 'blockwise': 5, 'pallas': 7, 'tokamax': 7}
+
+# Products of a layer that the backward pass makes again; 'down' is never needed for it.
+_AGAIN = {
+    'none': (),
+    'dots': ('attention',),
+    'attention': ('qkv', 'o', 'gate_up'),
+    'offload': ('qkv', 'o', 'gate_up'),
+    'full': ('qkv', 'o', 'gate_up', 'attention'),
+}
+
+
+class Flops(NamedTuple):
+  """Attributes: useful, executed: FLOPs of a step over all devices; parts: executed, by part."""
+  useful: float
+  executed: float
+  parts: dict[str, float]
+
+
+def layer_products(model: ModelConfig) -> dict[str, int]:
+  """Multiplications per token in the weight products of one layer, by product."""
+  c = model
+  return {'qkv': c.width * (c.q_heads + 2 * c.kv_heads) * c.head_dim,
+          'o': c.q_heads * c.head_dim * c.width,
+          'gate_up': 2 * c.width * c.ffn,
+          'down': c.ffn * c.width}
+
+
+def parameters(model: ModelConfig, vocab_rows: int) -> int:
+  """Weights, all of them, with ``vocab_rows`` embedding rows (padding included)."""
+  c = model
+  biases = (c.q_heads + 2 * c.kv_heads) * c.head_dim
+  layer = sum(layer_products(c).values()) + biases + 2 * c.width
+  return c.layers * layer + (1 if c.tied else 2) * vocab_rows * c.width + c.width
+
+
+def useful(model: ModelConfig, vocab_size: int, *, tokens: float, scored: float,
+           pairs: float) -> float:
+  """FLOPs that a training step needs, forward and backward.
+
+  Args:
+    model: the size.
+    vocab_size: ids, without padding.
+    tokens: real tokens (not padding).
+    scored: positions at which a loss falls.
+    pairs: (query, key) pairs that the mask allows: the sum of k_end - k_start.
+  """
+  c = model
+  weights = c.layers * sum(layer_products(c).values()) * tokens
+  attention = c.layers * _FORWARD * c.q_heads * c.head_dim * pairs
+  return 3 * 2 * (weights + attention + scored * c.width * vocab_size)
+
+
+def step_flops(model: ModelConfig, vocab_size: int, *, tokens: float, scored: float, pairs: float,
+               slots: float | None = None, logit_rows: float | None = None,
+               visited_pairs: float | None = None, vocab_rows: int | None = None,
+               attention: str = 'dense') -> Flops:
+  """Useful and executed FLOPs of one training step, summed over the batch and all devices.
+
+  Args:
+    model: the size and the remat policy.
+    vocab_size, tokens, scored, pairs: as for ``useful``.
+    slots: tokens with padding; default: no padding.
+    logit_rows: positions for which logits are made; default: the scored ones.
+    visited_pairs: pairs in the blocks of attention that are not skipped; default: ``pairs``.
+    vocab_rows: rows of the head, padding included; default: ``vocab_size``.
+    attention: the form that runs: 'dense', 'blockwise', 'pallas' or 'tokamax'.
+  """
+  c = model
+  slots = tokens if slots is None else slots
+  logit_rows = scored if logit_rows is None else logit_rows
+  visited_pairs = pairs if visited_pairs is None else visited_pairs
+  vocab_rows = vocab_size if vocab_rows is None else vocab_rows
+  products = layer_products(c)
+  again = _AGAIN[c.remat]
+  per_pair = 2 * c.layers * c.q_heads * c.head_dim * visited_pairs
+  parts = {
+      'layers': 3 * 2 * c.layers * sum(products.values()) * slots,
+      'attention': per_pair * (_FORWARD + _BACKWARD[attention]),
+      'logits': 3 * 2 * logit_rows * c.width * vocab_rows,
+      'recomputed': (2 * c.layers * slots * sum(products.get(name, 0) for name in again)
+                     + ('attention' in again) * _FORWARD * per_pair),
+  }
+  needed = useful(c, vocab_size, tokens=tokens, scored=scored, pairs=pairs)
+  return Flops(needed, sum(parts.values()), parts)
+
+
+def useful_pairs(k_start: np.ndarray, k_end: np.ndarray) -> int:
+  """(query, key) pairs that a staircase allows; int [..., T] each."""
+  return int(np.sum(np.asarray(k_end, np.int64) - np.asarray(k_start, np.int64)))
+
+
+def visited_blocks(k_start: np.ndarray, k_end: np.ndarray, block: int) -> tuple[int, int]:
+  """Blocks of attention that hold at least one allowed pair, and all blocks there are.
+
+  Args:
+    k_start, k_end: int [B, T], the staircase; an empty range is a padding token's.
+    block: queries and keys of a block; the last one of a row may be smaller.
+
+  Returns:
+    (visited, all): a row of queries of a block visits the blocks of keys from its least
+    k_start to its greatest k_end.
+  """
+  k_start, k_end = np.asarray(k_start), np.asarray(k_end)
+  rows, length = k_start.shape
+  many = -(-length // block)
+  pad = ((0, 0), (0, many * block - length))
+  real = np.pad(k_end > k_start, pad).reshape(rows, many, block)
+  least = np.where(real, np.pad(k_start, pad).reshape(real.shape), length).min(-1)
+  most = np.where(real, np.pad(k_end, pad).reshape(real.shape), 0).max(-1)
+  visited = np.where(real.any(-1), -(-most // block) - least // block, 0)
+  return int(visited.sum()), rows * many * many
