@@ -1,0 +1,1 @@
+"""Measurements with both sides in one run: a published way of doing it, and ours."""

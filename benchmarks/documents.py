@@ -1,0 +1,137 @@
+"""Synthetic conversations with the real layout: prompts, interleaved answers, class by class.
+
+Ids and codes are random; everything else is made by the project's own functions, so a
+document has the turns, chunks (13 text tokens, 26 codes), begin and end tokens and the
+supervision of a prepared one.
+
+Proportions are ours, since the published mixture is not known in detail:
+
+  task      share  the user gives                    the assistant gives
+  asr       40 %   the recording                     transcript and the same recording
+  tts       40 %   the text                          text and its recording
+  audio_qa  20 %   a third of the speech: a question answer, text and speech
+
+each after the task's own system prompt. Speech has 12.5 codes and 3.3 text tokens a
+second (a tokenizer of GLM-4-Voice's rate; 150 English words a minute, 1.3 tokens each).
+"""
+
+import re
+from typing import NamedTuple
+import zlib
+
+import numpy as np
+
+from ttt_jax import batch as batches
+from ttt_jax.batch import Batch
+from ttt_jax.data import interleave, packing, tasks
+from ttt_jax.data.records import Part, Record, Turn
+from ttt_jax.vocab import Vocabulary, qwen_glm4
+
+SHARES = {'asr': 0.4, 'tts': 0.4, 'audio_qa': 0.2}
+TEXT_PER_CODE = 3.3 / 12.5
+SHORTEST, MEAN, SPREAD = 150 / 2048, 700 / 2048, 0.6  # lengths, in row lengths; sigma of the log
+FEWEST = 90  # tokens: the system prompt, the turns and a word of speech
+
+VOCABULARIES = {
+    '168k': qwen_glm4(),                                         # 168,072 ids
+    '8k': Vocabulary('synthetic', 6099, 'synthetic', 2048),      # 8,192 ids
+    'tiny': Vocabulary('synthetic', 150, 'synthetic', 60),       # for --quick and tests
+}
+
+
+class Words:
+  """Stands in for a text tokenizer: one id per word and per line break, by their hash."""
+  name = 'words'
+
+  def __init__(self, ranks: int):
+    self.ranks = ranks
+
+  def encode(self, text: str) -> list[int]:
+    return [zlib.crc32(word.encode()) % self.ranks for word in re.findall(r'\n|\S+', text)]
+
+  def decode(self, ids) -> str:
+    return ' '.join(f'<{int(i)}>' for i in ids)
+
+
+class Document(NamedTuple):
+  """One document as a model without packing sees it; arrays [n]."""
+  number: int
+  task: str
+  example: interleave.Example
+
+
+def lengths(kind: str, count: int, row_length: int, rng: np.random.Generator) -> np.ndarray:
+  """Tokens per document, int [count].
+
+  Args:
+    kind: 'speech' is log-normal like utterances, cut to 150..2,048 with a mean of about
+      700 in rows of 2,048; 'full' makes every document as long as a row.
+    count: how many.
+    row_length: T; other row lengths scale all of it.
+    rng: draws.
+  """
+  if kind == 'full':
+    return np.full(count, row_length)
+  # The cut at a row takes about 2 % off the mean of a log-normal of this spread.
+  middle = np.log(1.02 * MEAN * row_length) - SPREAD ** 2 / 2
+  drawn = np.exp(rng.normal(middle, SPREAD, count))
+  low = max(FEWEST, round(SHORTEST * row_length))
+  return np.clip(np.round(drawn), low, row_length).astype(int)
+
+
+def _record(task: str, codes: int, filler: int, vocab: Vocabulary, seed: int) -> Record:
+  """A record of ``codes`` codes of speech, with ``filler`` more words in its system prompt."""
+  rng = np.random.default_rng(seed)
+  speech = rng.integers(vocab.codebook_size, size=codes)
+  def words(spoken: int) -> str:
+    return ' '.join(f'w{n}' for n in rng.integers(10**9, size=max(1, round(
+        spoken * TEXT_PER_CODE))))
+  if task == 'asr':
+    user, answer = Part('audio', codes=speech), (Part('text', words(codes)),
+                                                 Part('audio', codes=speech))
+  elif task == 'tts':
+    text = words(codes)
+    user, answer = Part('text', text), (Part('text', text), Part('audio', codes=speech))
+  else:
+    asked = max(1, codes // 3)
+    user = Part('audio', codes=speech[:asked])
+    answer = (Part('text', words(codes - asked)), Part('audio', codes=speech[asked:]))
+  prompt = ' '.join([tasks.PROMPTS[task], *(f'f{i}' for i in range(filler))])
+  return tasks.with_prompt(Record(f'{task}-{seed}', task, 'IT', (
+      Turn('user', (user,)), Turn('assistant', answer))), prompt)
+
+
+def document(number: int, task: str, length: int, vocab: Vocabulary) -> Document:
+  """A document of exactly ``length`` tokens: as much speech as fits, then some filler."""
+  words = Words(vocab.text_ranks)
+  def render(codes: int, filler: int = 0) -> interleave.Example:
+    return interleave.render(_record(task, codes, filler, vocab, number), vocab, words)
+  low, high = 2, length  # render(low) fits, render(high) does not
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if len(render(middle).token) <= length else (low, middle)
+  missing = length - len(render(low).token)
+  assert missing >= 0, f'a document of {length} tokens has no room for its {task} prompt'
+  return Document(number, task, render(low, missing))
+
+
+def steps(kind: str, vocab: Vocabulary, count: int, rows: int, row_length: int,
+          seed: int) -> list[Batch]:
+  """Packed batches [rows, T], one per training step.
+
+  A pool of four times as many documents as needed is packed, as `ttt-jax prepare` packs a
+  split, and its rows are drawn in random order; the pool's last, half-filled row is left.
+  """
+  rng = np.random.default_rng(seed)
+  per_row = 1 if kind == 'full' else round(1 / MEAN)
+  sizes = lengths(kind, 4 * count * rows * per_row, row_length, rng)
+  packed = packing.pack(sizes.tolist(), row_length).rows
+  filled = sorted(packed, key=lambda row: sizes[row].sum())[1:]
+  chosen = [filled[i] for i in rng.permutation(len(filled))[:count * rows]]
+  kinds = rng.choice(list(SHARES), size=len(sizes), p=list(SHARES.values()))
+  made = []
+  for row in chosen:
+    parts = [document(i + 1, str(kinds[i]), int(sizes[i]), vocab) for i in row]
+    made.append(batches.make_row(
+        vocab, [(part.number, *part.example) for part in parts], row_length))
+  return [batches.stack(made[i * rows:(i + 1) * rows]) for i in range(count)]
