@@ -68,3 +68,43 @@ def key_ranges(batch: Batch, mode: str = 'hybrid',
   k_end = jnp.where(group == 0, index + 1, group_end)
   real = document > 0
   return jnp.where(real, k_start, 0), jnp.where(real, k_end, 0)
+
+
+def block_reach(k_start: jnp.ndarray, k_end: jnp.ndarray,
+                block: int) -> tuple[jnp.ndarray, jnp.ndarray]:
+  """The keys that each block of queries reads, from the first to one past the last.
+
+  Args:
+    k_start, k_end: int32 [..., T].
+    block: queries per block; the last block may be shorter.
+
+  Returns:
+    (first, end), int32 [..., ceil(T / block)]; 0, 0 for a block of empty ranges. Every
+    query of a block reads keys first <= j < end only, and in a staircase each of these
+    keys is read by one of them.
+  """
+  padding = [(0, 0)] * (k_start.ndim - 1) + [(0, -k_start.shape[-1] % block)]
+  blocks = lambda x: jnp.pad(x, padding).reshape(*x.shape[:-1], -1, block)
+  start, end = blocks(k_start), blocks(k_end)
+  empty = end <= start
+  last = jnp.where(empty, 0, end).max(-1)
+  first = jnp.where(empty, jnp.iinfo(jnp.int32).max, start).min(-1)
+  return jnp.where(last > 0, first, 0), last
+
+
+def blocks_skipped(k_start: jnp.ndarray, k_end: jnp.ndarray, block: int) -> jnp.ndarray:
+  """Of all (query block, key block) pairs of all rows, the fraction that nobody reads.
+
+  The blockwise and kernel forms of attention spend no time on these; the dense form
+  computes them all.
+
+  Args:
+    k_start, k_end: int32 [B, T], over the T keys of the same row.
+    block: positions per block.
+
+  Returns:
+    A float32 scalar, 0..1.
+  """
+  first, end = block_reach(k_start, k_end, block)
+  touched = -(-end // block) - first // block
+  return 1.0 - touched.sum() / (first.size * first.shape[-1])

@@ -1,0 +1,201 @@
+"""Staircase attention in plain XLA, O(T) memory, that skips the blocks nobody reads.
+
+A block of queries walks over the key blocks between the first and the last key that one of
+its queries reads, with a running maximum and sum (online softmax, arXiv 1805.02867; the
+backward pass recomputes the weights from the log-sum-exp as in arXiv 2205.14135). The walk
+is a loop with as many steps as there are blocks to read, so a packed row of short documents
+costs what its documents cost, not T x T.
+
+B = rows, T = queries, S = keys, H = query heads, K = key heads, G = H / K, D = head dim,
+N = B * K problems with keys of their own, I = query blocks, R = queries per block * G:
+the G heads that share keys are rows of one matrix, since XLA's CPU backend likes flat ones.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from ttt_jax.model.staircase import block_reach
+
+# A score that may not be read, and a running maximum below every real score but far above
+# that: exp(_NEVER - anything the maximum can be) is exactly 0, so weights need no mask.
+_NEVER = -0.7 * float(np.finfo(np.float32).max)
+_LOWEST = -1e30
+
+_ROWS_ROWS = (((1,), (1,)), ((), ()))   # a b^T
+_ROWS_COLUMNS = (((1,), (0,)), ((), ()))  # a b
+_COLUMNS_COLUMNS = (((0,), (0,)), ((), ()))  # a^T b
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
+           k_start: jax.Array, k_end: jax.Array, block: int) -> jax.Array:
+  """softmax(q k / sqrt(D)) v over the keys k_start <= j < k_end of each query.
+
+  Args:
+    q_BxTxHxD, k_BxSxKxD, v_BxSxKxD: any T and S; H must be a multiple of K.
+    k_start, k_end: int32 [B, T], key positions in 0..S.
+    block: queries and keys per block.
+
+  Returns:
+    [B, T, H, D] in q's dtype; 0, with zero gradients, where the range is empty.
+  """
+  return _forward(q_BxTxHxD, k_BxSxKxD, v_BxSxKxD, k_start, k_end, block)[0]
+
+
+def _attend_forward(q, k, v, k_start, k_end, block):
+  out, lse = _forward(q, k, v, k_start, k_end, block)
+  # Named, so that a remat policy can keep them: the backward pass then needs no second forward.
+  out, lse = checkpoint_name(out, 'attention_out'), checkpoint_name(lse, 'attention_lse')
+  return out, (q, k, v, k_start, k_end, out, lse)
+
+
+def _attend_backward(block, saved, d_out):
+  q, k, v, k_start, k_end, out, lse = saved
+  dq, dk, dv = _backward(q, k, v, k_start, k_end, out, lse, d_out, block)
+  nothing = np.zeros(k_start.shape, jax.dtypes.float0)
+  return dq, dk, dv, nothing, nothing
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _forward(q, k, v, k_start, k_end, block):
+  """Output [B, T, H, D] and log-sum-exp, float32 [N * I, R]."""
+  kv_heads = k.shape[2]
+  scale = q.shape[-1] ** -0.5
+  walk = _Walk(k_start, k_end, block, kv_heads, q.shape[2] // kv_heads)
+  k_NxSxD, v_NxSxD = _keys(k, block), _keys(v, block)
+
+  def one_block(_, place_and_q):
+    place, q_RxD = place_and_q
+    problem, start_R, end_R, first, last = walk.at(place)
+
+    def step(j, state):
+      out_RxD, top_R, total_R = state
+      k_CxD, v_CxD = _slice(k_NxSxD, problem, j, block), _slice(v_NxSxD, problem, j, block)
+      score = _score(q_RxD, k_CxD, scale, j, start_R, end_R)
+      new_top_R = jnp.maximum(top_R, score.max(-1))
+      weight = jnp.exp(score - new_top_R[:, None])
+      fade_R = jnp.exp(top_R - new_top_R)
+      out_RxD = out_RxD * fade_R[:, None] + _dot(weight.astype(v.dtype), v_CxD, _ROWS_COLUMNS)
+      return out_RxD, new_top_R, total_R * fade_R + weight.sum(-1)
+
+    start = (jnp.zeros(q_RxD.shape, jnp.float32), jnp.full_like(start_R, _LOWEST, jnp.float32),
+             jnp.zeros_like(start_R, jnp.float32))
+    out_RxD, top_R, total_R = lax.fori_loop(first, last, step, start)
+    total_R = jnp.where(total_R > 0, total_R, 1.0)
+    return None, ((out_RxD / total_R[:, None]).astype(q.dtype), top_R + jnp.log(total_R))
+
+  _, (out, lse) = lax.scan(one_block, None, (walk.places, _queries(q, kv_heads, block)))
+  return _from_blocks(out, q.shape, kv_heads), lse
+
+
+def _backward(q, k, v, k_start, k_end, out, lse_MxR, d_out, block):
+  """Gradients of q, k and v, each in its array's dtype."""
+  kv_heads = k.shape[2]
+  scale = q.shape[-1] ** -0.5
+  walk = _Walk(k_start, k_end, block, kv_heads, q.shape[2] // kv_heads)
+  k_NxSxD, v_NxSxD = _keys(k, block), _keys(v, block)
+  d_out = d_out.astype(q.dtype)
+  delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1, keepdims=True)
+  blocks = lambda x: _queries(x, kv_heads, block)
+
+  def one_block(d_keys, inputs):
+    place, q_RxD, d_out_RxD, lse_R, delta_Rx1 = inputs
+    problem, start_R, end_R, first, last = walk.at(place)
+
+    def step(j, state):
+      dq_RxD, dk_NxSxD, dv_NxSxD = state
+      k_CxD, v_CxD = _slice(k_NxSxD, problem, j, block), _slice(v_NxSxD, problem, j, block)
+      score = _score(q_RxD, k_CxD, scale, j, start_R, end_R)
+      weight = jnp.exp(score - lse_R[:, None])
+      d_weight = _dot(d_out_RxD, v_CxD, _ROWS_ROWS)
+      d_score = (weight * (d_weight - delta_Rx1) * scale).astype(q.dtype)
+      dv_CxD = _dot(weight.astype(q.dtype), d_out_RxD, _COLUMNS_COLUMNS)
+      dk_CxD = _dot(d_score, q_RxD, _COLUMNS_COLUMNS)
+      return (dq_RxD + _dot(d_score, k_CxD, _ROWS_COLUMNS),
+              _add(dk_NxSxD, dk_CxD, problem, j), _add(dv_NxSxD, dv_CxD, problem, j))
+
+    dq_RxD, *d_keys = lax.fori_loop(
+        first, last, step, (jnp.zeros(q_RxD.shape, jnp.float32), *d_keys))
+    return tuple(d_keys), dq_RxD.astype(q.dtype)
+
+  zero = jnp.zeros(k_NxSxD.shape, jnp.float32)
+  (dk, dv), dq = lax.scan(
+      one_block, (zero, zero),
+      (walk.places, blocks(q), blocks(d_out), lse_MxR, blocks(delta)))
+  keys = lambda x, like: (x.reshape(k.shape[0], kv_heads, -1, k.shape[-1])[:, :, :k.shape[1]]
+                          .swapaxes(1, 2).astype(like.dtype))
+  return _from_blocks(dq, q.shape, kv_heads), keys(dk, k), keys(dv, v)
+
+
+class _Walk:
+  """Which key blocks each of the N * I query blocks visits, and its queries' ranges."""
+
+  def __init__(self, k_start, k_end, block, kv_heads, group):
+    first, end = block_reach(k_start, k_end, block)
+    self.blocks = first.shape[1]
+    self.kv_heads = kv_heads
+    self.places = jnp.arange(first.size * kv_heads, dtype=jnp.int32)
+    self._first, self._last = (first // block).reshape(-1), (-(-end // block)).reshape(-1)
+    rows = lambda x: jnp.repeat(_pad(x, 1, block).reshape(-1, block), group, axis=1)
+    self._start, self._end = rows(k_start), rows(k_end)
+
+  def at(self, place):
+    """Problem 0..N-1, the ranges [R] of the block's rows, first and one past the last block."""
+    problem = place // self.blocks
+    i = problem // self.kv_heads * self.blocks + place % self.blocks
+    return problem, self._start[i], self._end[i], self._first[i], self._last[i]
+
+
+def _score(q_RxD, k_CxD, scale, j, start_R, end_R):
+  """float32 [R, C], _NEVER where a key lies outside the range of its query."""
+  score = _dot(q_RxD, k_CxD, _ROWS_ROWS) * scale
+  key = j * k_CxD.shape[0] + lax.broadcasted_iota(jnp.int32, score.shape, 1)
+  return jnp.where((key >= start_R[:, None]) & (key < end_R[:, None]), score, _NEVER)
+
+
+def _dot(a, b, dimensions):
+  return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+def _slice(x_NxSxD, problem, j, block):
+  return lax.dynamic_slice(x_NxSxD, (problem, j * block, 0), (1, block, x_NxSxD.shape[-1]))[0]
+
+
+def _add(x_NxSxD, part_CxD, problem, j):
+  """x with part added to key block j of one problem."""
+  old = _slice(x_NxSxD, problem, j, part_CxD.shape[0])
+  return lax.dynamic_update_slice(x_NxSxD, (old + part_CxD)[None],
+                                  (problem, j * part_CxD.shape[0], 0))
+
+
+def _pad(x, axis, multiple):
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, -x.shape[axis] % multiple)
+  return jnp.pad(x, widths)
+
+
+def _keys(x_BxSxKxD, block):
+  """[N, S', D]: a problem per row and key head, S padded to whole blocks."""
+  x = _pad(x_BxSxKxD, 1, block).swapaxes(1, 2)
+  return x.reshape(-1, *x.shape[2:])
+
+
+def _queries(x_BxTxHxD, kv_heads, block):
+  """[N * I, R, D]: the G heads of a key head are neighbouring rows."""
+  b, _, heads, d = x_BxTxHxD.shape
+  x = _pad(x_BxTxHxD, 1, block).reshape(b, -1, kv_heads, heads // kv_heads, d)
+  return x.swapaxes(1, 2).reshape(-1, block * (heads // kv_heads), d)
+
+
+def _from_blocks(x, shape, kv_heads):
+  """Undo ``_queries``: [B, T, H, D]."""
+  b, t, heads, d = shape
+  x = x.reshape(b, kv_heads, -1, heads // kv_heads, d).swapaxes(1, 2)
+  return x.reshape(b, -1, heads, d)[:, :t]
