@@ -18,7 +18,7 @@ class Progress:
   """Counts towards ``total`` and says how fast, how much longer, and the latest figures."""
 
   def __init__(self, total: int, label: str, *, done: int = 0, unit: str = '',
-               stream: TextIO | None = None):
+               stream: TextIO | None = None, shown: bool = True):
     """Start the clock.
 
     Args:
@@ -27,15 +27,17 @@ class Progress:
       done: units that an earlier run did; they count as done but not towards the rate.
       unit: name of the units, for the rate: 'steps' shows '3.1 steps/s'.
       stream: where to write; standard error if None. A terminal gets a bar.
+      shown: False keeps silent: for all processes of a run but one.
     """
     self.total, self.label, self.done, self.unit = total, label, done, unit
     self.figures: dict[str, Any] = {}
     self.closed = False
+    self._shown = shown
     self._said: Any = None  # (done, figures) of the last line in a log
     self._stream = stream or sys.stderr
     self._started = self._logged = time.monotonic()
     self._marks = [(self._started, done)]  # (time, done), at most RATE_OVER old
-    self._bar = self._make_bar() if self._stream.isatty() else None
+    self._bar = self._make_bar() if shown and self._stream.isatty() else None
 
   def _make_bar(self):
     from rich.console import Console
@@ -62,6 +64,13 @@ class Progress:
       self._bar.update(self._task, completed=self.done, tail=self._tail(now))
     elif now - self._logged >= LOG_EVERY:
       self._log(now)
+
+  def say(self, sentence: str) -> None:
+    """Write a line above the bar, or between the lines of a log."""
+    if self._bar:
+      self._bar.console.print(sentence, markup=False, highlight=False)
+    elif self._shown:
+      print(f'{_now()}  {self.label}: {sentence}', file=self._stream, flush=True)
 
   def close(self) -> None:
     """Write the last state; call it also when the work stopped early."""
@@ -96,10 +105,12 @@ class Progress:
     return '  '.join(parts)
 
   def _log(self, now: float) -> None:
+    if not self._shown:
+      return
     self._logged = now
     self._said = (self.done, dict(self.figures))
     share = f'/{self.total} ({100 * self.done // self.total} %)' if self.total else ''
-    print(f'{time.strftime("%H:%M:%S")}  {self.label} {self.done}{share}  '
+    print(f'{_now()}  {self.label} {self.done}{share}  '
           f'{self._tail(now)}'.rstrip(), file=self._stream, flush=True)
 
 
@@ -140,6 +151,10 @@ def duration(seconds: float) -> str:
   if seconds < 3600:
     return f'{seconds // 60} min {seconds % 60:02d} s'
   return f'{seconds // 3600} h {seconds % 3600 // 60:02d} min'
+
+
+def _now() -> str:
+  return time.strftime('%H:%M:%S')
 
 
 def _number(value: Any) -> str:
