@@ -1,9 +1,19 @@
-"""The mesh and ONE table from logical axes to mesh axes."""
+"""The mesh and ONE table from logical axes to mesh axes.
+
+  axis     holds                               what travels over it
+  slice    copies of the model, one per TPU    gradients, once per step, over the
+           slice                               data-centre network
+  data     copies inside a slice               gradients, once per step
+  fsdp     parts of every weight               a layer's weights before, its gradient after
+  seq      parts of every row                  keys and values of a layer
+  tensor   heads, ffn columns, vocabulary      activations, twice per layer
+"""
 
 import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -16,6 +26,7 @@ AXES = ('slice', 'data', 'fsdp', 'seq', 'tensor')
 # A logical axis that is not here is an error, never a silent replication.
 TABLE: dict[str, Any] = {
     'rows': ('slice', 'data', 'fsdp'),  # rows of a batch
+    'row_groups': ('slice', 'data'),    # rows, where fsdp cuts the width instead
     'length': 'seq',  # tokens of a row
     'layers': None,   # scanned over
     'vocab': 'tensor',
@@ -31,16 +42,33 @@ TABLE: dict[str, Any] = {
 def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
   """The mesh of a config over the given (default: all) devices."""
   devices = jax.devices() if devices is None else devices
-  sizes = [getattr(config, axis) for axis in AXES]
+  key = {axis: 'slices' if axis == 'slice' else axis for axis in AXES}
+  sizes = [getattr(config, key[axis]) for axis in AXES]
   known = math.prod(size for size in sizes if size != -1)
   if -1 in sizes:
     sizes[sizes.index(-1)] = max(len(devices) // known, 1)
   if math.prod(sizes) != len(devices):
-    named = ', '.join(f'mesh.{axis}={getattr(config, axis)}' for axis in AXES)
+    named = ', '.join(f'mesh.{key[axis]}={getattr(config, key[axis])}'
+                      for axis in AXES)
     raise UserError(f'config {named} does not fit {len(devices)} devices; the product of the '
                     'axes must be the number of devices.')
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES),
-                       devices=devices)
+  types = (AxisType.Auto,) * len(AXES)
+  if sizes[0] == 1:
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+  return Mesh(_across_slices(sizes, devices), AXES, axis_types=types)
+
+
+def _across_slices(sizes: list[int], devices: Any) -> np.ndarray:
+  """Devices of one slice stay together, in the order that suits its own network."""
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if slices == 1:  # slices by name only: virtual devices, or one slice cut up for a trial
+    return np.asarray(devices).reshape(sizes)
+  if slices != sizes[0]:
+    raise UserError(f'config key mesh.slices is {sizes[0]}, but the {len(devices)} devices belong '
+                    f'to {slices} slices.')
+  inside = (1, *sizes[1:])
+  between = (sizes[0],) + (1,) * (len(AXES) - 1)
+  return mesh_utils.create_hybrid_device_mesh(inside, between, devices)
 
 
 def spec(axes: tuple[str, ...]) -> PartitionSpec:
@@ -83,6 +111,62 @@ def _size(mesh: Mesh, axis: Any) -> int:
   return math.prod(mesh.shape[name] for name in names)
 
 
+def in_use() -> bool:
+  """Whether a mesh of more than one device is in force (jax.set_mesh)."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+  """Pin a value inside jit to the mesh in force; without a mesh, nothing happens.
+
+  Args:
+    x: an activation or a weight.
+    axes: a logical name or None per dimension. A mesh axis that does not divide its
+      dimension is left out: a batch of three requests is then simply not cut.
+  """
+  if not in_use():
+    return x
+  mesh = jax.sharding.get_abstract_mesh()
+  places = [None if axis is None else TABLE[axis] for axis in axes]
+  places = [place if size % _size(mesh, place) == 0 else None
+            for size, place in zip(x.shape, places, strict=True)]
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*places))
+
+
+def check_heads(mesh: Mesh, q_heads: int, kv_heads: int) -> None:
+  """UserError unless every device of the tensor axis gets whole heads."""
+  parts = _size(mesh, TABLE['heads'])
+  if q_heads % parts or kv_heads % parts:
+    raise UserError(f'config key mesh.tensor={parts} must divide model.q_heads={q_heads} and '
+                    f'model.kv_heads={kv_heads}; use a smaller tensor axis and a larger fsdp.')
+
+
+def report(mesh: Mesh, axes: Any, shapes: Any) -> list[str]:
+  """What every device holds a whole copy of, and why, in lines for people.
+
+  Args:
+    mesh: from ``make_mesh``.
+    axes, shapes: as for ``shardings``.
+  """
+  held: dict[str, list] = {}
+  total = whole = 0
+  leaf = lambda x: isinstance(x, tuple) and all(isinstance(name, str) for name in x)
+  paths = jax.tree_util.tree_flatten_with_path(shapes)[0]
+  for (path, shape), names in zip(paths, jax.tree.leaves(axes, is_leaf=leaf)):
+    size = math.prod(shape.shape)
+    total += size
+    if all(_size(mesh, place) == 1 for place in spec(names)):
+      whole += size
+      cut = [name for name in names if TABLE[name] is not None]
+      why = (f'its axes {" x ".join(names)} lie on mesh axes of one device' if cut else
+             f'{" x ".join(names)}: small, not cut by the sharding table')
+      held.setdefault(why, []).append(jax.tree_util.keystr(path, simple=True, separator='.'))
+  lines = [f'{whole:,} of {total:,} parameters ({100 * whole / max(total, 1):.2f} %) are whole on '
+           'every device:']
+  return lines + [f'  {why}: {", ".join(names)}' for why, names in held.items()]
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Of every [B, T] vector of a Batch."""
   return NamedSharding(mesh, spec(('rows', 'length')))
@@ -95,7 +179,7 @@ def check_batch(mesh: Mesh, rows: int, microbatches: int, length: int) -> None:
     raise UserError(
         f'config keys train.batch_rows={rows} and train.microbatches={microbatches}: '
         f'{rows // microbatches} rows per microbatch do not divide over the {parts} devices of '
-        'the mesh axes data x fsdp.')
+        'the mesh axes slice x data x fsdp.')
   if length % _size(mesh, TABLE['length']):
     raise UserError(f'config key data.row_length={length} does not divide over '
                     f'mesh.seq={mesh.shape["seq"]}.')

@@ -33,10 +33,25 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation,
   shapes = jax.eval_shape(lambda: create(model, optimizer, jax.random.key(0)))
   params = sharding.shardings(mesh, model.axes(), shapes.params)
   everywhere = NamedSharding(mesh, PartitionSpec())
-  opt_state = optax.tree_utils.tree_map_params(
-      optimizer, lambda _, where: where, shapes.opt_state, params,
-      transform_non_params=lambda _: everywhere)
-  return TrainState(everywhere, params, opt_state)
+  return TrainState(everywhere, params, _like_params(shapes, params, mesh))
+
+
+def _like_params(shapes: TrainState, params: Any, mesh: Mesh) -> Any:
+  """Shardings of the optimizer's state. A leaf belongs to the parameter whose path ends its
+  own; row and column statistics lack one of its dimensions, and the sharding lacks it, too."""
+  known = {jax.tree_util.keystr(path): (shape.shape, where.spec) for (path, shape), where in zip(
+      jax.tree_util.tree_flatten_with_path(shapes.params)[0], jax.tree.leaves(params))}
+
+  def one(path, leaf):
+    for start in range(len(path)):
+      shape, spec = known.get(jax.tree_util.keystr(path[start:]), (None, None))
+      if shape == leaf.shape:
+        return NamedSharding(mesh, spec)
+      for axis in range(len(shape or ())):
+        if shape[:axis] + shape[axis + 1:] == leaf.shape:
+          return NamedSharding(mesh, PartitionSpec(*spec[:axis], *spec[axis + 1:]))
+    return NamedSharding(mesh, PartitionSpec())
+  return jax.tree_util.tree_map_with_path(one, shapes.opt_state)
 
 
 def init_sharded(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh,

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ttt_jax import sharding
 from ttt_jax.batch import Batch
 from ttt_jax.config import Config
+from ttt_jax.model import staircase
 from ttt_jax.model.transformer import Model
 from ttt_jax.objective import hybrid
 from ttt_jax.train_state import TrainState, state_shardings
@@ -31,7 +32,8 @@ def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batc
   """Gradient of the mean over *all* documents of the batch, and the batch's sums.
 
   The batch is cut into ``train.microbatches`` pieces along its rows. Each piece adds its
-  share of one global mean, so the cut changes nothing but rounding.
+  share of one global mean, so the cut changes nothing but rounding. Gradients lie where
+  their parameters lie: no device adds up a whole one.
   """
   pieces = config.train.microbatches
   documents = documents_in(batch)
@@ -39,9 +41,9 @@ def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batc
   def piece_gradient(piece: Batch, piece_key: jax.Array):
     targets = hybrid.corrupt(piece, vocab, config.objective, piece_key)
     def objective(p):
-      sums = hybrid.score(model, p, piece, targets, config.objective)
-      return hybrid.loss(sums, documents, config.objective), sums
-    return jax.grad(objective, has_aux=True)(params)
+      return hybrid.score(model, p, piece, targets, config.objective, documents)
+    grads, sums = jax.grad(objective, has_aux=True)(params)
+    return jax.tree.map(sharding.constrain, grads, model.axes()), sums
 
   if pieces == 1:
     return piece_gradient(batch, key)
@@ -74,13 +76,30 @@ def make_train_step(config: Config, model: Model, vocab: Vocabulary,
     grads, sums = gradients(config, model, vocab, state.params, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    figures = {**summary(sums, config), 'grad_norm': optax.tree.norm(grads),
-               'tokens': jnp.sum(batch.document > 0).astype(jnp.float32)}
+    figures = {**summary(sums, config), **shape_of_work(batch, config),
+               'grad_norm': optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state), figures
 
   where = state_shardings(model, optimizer, mesh)
   return jax.jit(step, in_shardings=(where, sharding.batch_sharding(mesh)),
                  out_shardings=(where, None), donate_argnums=0)
+
+
+def shape_of_work(batch: Batch, config: Config) -> dict[str, jax.Array]:
+  """How much of a batch is real, and how much attention it needs; float32 scalars:
+
+    tokens            positions that belong to documents
+    padding_fraction  of all positions, those that do not
+    mask_pairs        (query, key) pairs that the staircase allows
+    blocks_skipped    of all blocks of attention, the fraction that nobody reads; a dense
+                      form computes them all the same
+  """
+  k_start, k_end = staircase.key_ranges(batch, config.objective.mode,
+                                        config.objective.prompt_audio)
+  tokens = jnp.sum(batch.document > 0).astype(jnp.float32)
+  return {'tokens': tokens, 'padding_fraction': 1.0 - tokens / batch.document.size,
+          'mask_pairs': jnp.sum((k_end - k_start).astype(jnp.float32)),
+          'blocks_skipped': staircase.blocks_skipped(k_start, k_end, config.model.attention_block)}
 
 
 def summary(sums: hybrid.Sums, config: Config) -> dict[str, jax.Array]:
@@ -94,4 +113,5 @@ def summary(sums: hybrid.Sums, config: Config) -> dict[str, jax.Array]:
       'masked_nll': share(sums.masked_nll, sums.masked),
       'documents': sums.documents,
       'masked_fraction': share(sums.masked, sums.masked + sums.text_targets),
+      'scored': sums.masked + sums.text_targets,
   }

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ttt_jax import sharding
 from ttt_jax.config import ModelConfig
 
 # attend(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> [B,T,H,D]: the caller owns mask and cache.
@@ -133,7 +134,12 @@ class Trunk(nnx.Module):
     self.dtype = config.dtype
 
   def embed(self, token: jax.Array) -> jax.Array:
-    return self.embedding[...].astype(self.dtype)[token]
+    """[B, T, E]. On a mesh every device looks its columns up for all rows of its fsdp group,
+    then they swap rows for columns: the table never travels, and its gradient is summed
+    in float32 where it lives."""
+    token = sharding.constrain(token, ('row_groups', 'length'))
+    x = sharding.constrain(self.embedding[...][token], ('row_groups', 'length', 'embed'))
+    return sharding.constrain(x.astype(self.dtype), ('rows', 'length', 'width'))
 
   def head_table(self) -> jax.Array:
     """[rows, E]; row v scores token v."""

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ttt_jax import sharding
 from ttt_jax.config import ModelConfig
-from ttt_jax.model import attention, layers
+from ttt_jax.model import attention, layers, remat
 
 Params = dict[str, Any]
 
@@ -25,13 +26,20 @@ class Model:
   where V' is the vocabulary padded to ``config.vocab_multiple``.
   """
 
-  def __init__(self, config: ModelConfig, vocab_size: int):
+  def __init__(self, config: ModelConfig, vocab_size: int, platform: str | None = None):
+    """Args:
+      config, vocab_size: the size; attention and remat by name.
+      platform: 'cpu', 'gpu' or 'tpu', for which an attention form is chosen; default: what
+        JAX runs on. A planner compiles for another one.
+    """
     self.config = config
+    self.platform = platform or jax.default_backend()
     self.vocab_size = vocab_size
     self.rows = -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
     self._block = nnx.split(nnx.eval_shape(lambda: layers.Block(config, nnx.Rngs(0))), nnx.Param)
     self._trunk = nnx.split(
         nnx.eval_shape(lambda: layers.Trunk(config, self.rows, nnx.Rngs(0))), nnx.Param)
+    self._layer_axes = self._names(self._block[1])
 
   def init(self, key: jax.Array) -> Params:
     """Random parameters, float32; a pure function, so it can run under jit and eval_shape."""
@@ -45,11 +53,14 @@ class Model:
 
   def axes(self) -> dict[str, Any]:
     """The logical axes of every parameter: a tree like Params, of tuples of names."""
-    names = lambda state, lead: jax.tree.map(
-        lambda variable: lead + variable.get_metadata()['axes'], state,
-        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    return {'trunk': nnx.to_pure_dict(names(self._trunk[1], ())),
-            'layers': nnx.to_pure_dict(names(self._block[1], ('layers',)))}
+    stacked = jax.tree.map(lambda names: ('layers', *names), self._layer_axes,
+                           is_leaf=lambda leaf: isinstance(leaf, tuple))
+    return {'trunk': self._names(self._trunk[1]), 'layers': stacked}
+
+  def _names(self, state: nnx.State) -> dict[str, Any]:
+    names = jax.tree.map(lambda variable: variable.get_metadata()['axes'], state,
+                         is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return nnx.to_pure_dict(names)
 
   def hidden(self, params: Params, token: jax.Array, position: jax.Array,
              k_start: jax.Array, k_end: jax.Array) -> jax.Array:
@@ -63,18 +74,34 @@ class Model:
     Returns:
       [B, T, E] in the compute dtype.
     """
-    attend = functools.partial(attention.attend, k_start=k_start, k_end=k_end)
+    c = self.config
+    attend = functools.partial(
+        attention.attend, k_start=k_start, k_end=k_end, block=c.attention_block,
+        kind=attention.choose(c.attention, self.platform, token.shape[1]))
     trunk = nnx.merge(self._trunk[0], params['trunk'])
-    rope = layers.rope_table(position, self.config.head_dim, self.config.rope_theta)
+    rope = layers.rope_table(position, c.head_dim, c.rope_theta)
 
     def body(x, layer):
-      return nnx.merge(self._block[0], layer)(x, rope, attend), None
+      x = remat.named(sharding.constrain(x, ('rows', 'length', 'width')), remat.INPUT)
+      return nnx.merge(self._block[0], self._gathered(layer))(x, rope, attend), None
 
-    if self.config.remat == 'full':
-      body = jax.checkpoint(body, prevent_cse=False)
+    body = remat.wrap(body, c.remat, sharding.in_use())
     x, _ = jax.lax.scan(body, trunk.embed(token), params['layers'],
-                        unroll=min(self.config.scan_unroll, self.config.layers))
-    return trunk.norm(x)
+                        unroll=min(c.scan_unroll, c.layers))
+    return trunk.norm(sharding.constrain(x, ('rows', 'length', 'width')))
+
+  def _gathered(self, layer: Params) -> Params:
+    """One layer's matrices in the compute dtype, whole along fsdp. Cast before they travel:
+    half the bytes in bfloat16. Vectors stay as they are."""
+    def one(weight, axes):
+      if weight.ndim < 2:
+        return weight
+      cut = [None if name == 'embed' else name for name in axes]
+      weight = sharding.constrain(weight.astype(self.config.dtype), axes)
+      return remat.named(sharding.constrain(weight, cut), remat.WEIGHT)
+    if not sharding.in_use():
+      return layer
+    return jax.tree.map(one, layer, self._layer_axes)
 
   def head_table(self, params: Params) -> jax.Array:
     """[V', E] float32: the output head's rows, padding included."""
