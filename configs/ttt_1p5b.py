@@ -1,0 +1,46 @@
+"""Text-to-Talk 1.5B: Qwen2.5-1.5B's decoder over 168,072 ids (1.57 billion parameters).
+
+  ttt-jax plan --config configs/ttt_1p5b.py --config.hardware=v5p-64 --topology v5p:4x4x4
+  ttt-jax prepare --config configs/ttt_1p5b.py --workdir runs/1p5b
+  ttt-jax train --config configs/ttt_1p5b.py --config.hardware=v5p-64 --workdir runs/1p5b
+
+Hardware: one of the presets below; `ttt-jax plan` says beforehand whether it fits. The
+optimizer's settings are those of arXiv 2509.20072. For rows of 8,192 tokens add
+--config.data.row_length=8192 and, where memory is short, more --config.train.microbatches.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.name = 'ttt_1p5b'
+  config.vocab = ConfigDict({'text': 'qwen2.5', 'tokenizer': 'qwen2.5/tokenizer.json'})
+  config.codec = ConfigDict({'name': 'glm4_voice'})
+  config.data = ConfigDict({
+      'row_length': 2048,
+      'sources': (
+          {'path': 'records/train.jsonl'},
+          {'path': 'records/heldout.jsonl', 'split': 'heldout'},
+      ),
+  })
+  config.model = ConfigDict({
+      'layers': 28, 'width': 1536, 'q_heads': 12, 'kv_heads': 2, 'head_dim': 128, 'ffn': 8960,
+      'rope_theta': 1e6, 'tied': True, 'vocab_multiple': 512, 'dtype': 'bfloat16',
+      'remat': 'attention',
+  })
+  config.optimizer = ConfigDict({
+      'learning_rate': 2e-5, 'warmup_fraction': 0.01, 'weight_decay': 0.01, 'beta2': 0.95,
+  })
+  config.train = ConfigDict({
+      'steps': 3000, 'batch_rows': 256, 'checkpoint_every': 200,
+  })
+  config.presets = ConfigDict({
+      'h100-1': {'mesh': {'fsdp': 1}, 'train': {'batch_rows': 256, 'microbatches': 32}},
+      'h100-8': {'mesh': {'fsdp': 8}, 'train': {'batch_rows': 512, 'microbatches': 8}},
+      'v5e-16': {'mesh': {'data': 2, 'fsdp': 8}, 'train': {'batch_rows': 256, 'microbatches': 8}},
+      'v5p-64': {'mesh': {'data': 8, 'fsdp': 8}, 'train': {'batch_rows': 512}},
+      'v6e-256': {'mesh': {'data': 32, 'fsdp': 8}, 'train': {'batch_rows': 2048}},
+      'v5e-256x4': {'mesh': {'slices': 4, 'data': 32, 'fsdp': 8}, 'train': {'batch_rows': 2048}},
+  })
+  return config
