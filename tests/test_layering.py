@@ -23,7 +23,7 @@ LAYERS = (
     ('optimizer', 'telemetry', 'checkpoint', 'train_state', 'train_step', 'train', 'trained'),
     ('generate',),
     ('evaluate',),
-    ('figures', 'staircase_picture', 'report'),
+    ('figures', 'staircase_picture', 'report_speed', 'report'),
     ('convert',),
     ('plan',),
     ('cli',),

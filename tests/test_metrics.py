@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -67,6 +69,84 @@ def test_a_foreign_file_is_named_and_kept(tmp_path, line):
     metrics.Writer(tmp_path, step=0)
   assert path.read_text().endswith(line + '\n')
   assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
+
+
+def test_boards_are_written_when_switched_on(tmp_path):
+  with metrics.Writer(tmp_path / 'on') as writer:
+    writer.write(1, {'loss': 2})
+  (board,) = (tmp_path / 'on' / 'tensorboard').iterdir()
+  assert b'loss' in board.read_bytes()
+  with metrics.Writer(tmp_path / 'off', tensorboard=False) as writer:
+    writer.write(1, {'loss': 2})
+  assert [path.name for path in (tmp_path / 'off').iterdir()] == ['metrics.jsonl']
+
+
+class Wandb(types.ModuleType):
+  """As much of the package as a run uses, keeping what it is told."""
+
+  class Error(Exception):
+    pass
+
+  def __init__(self, refuses=''):
+    super().__init__('wandb')
+    self.refuses, self.runs, self.points, self.finished = refuses, [], [], 0
+    self.Settings = dict
+
+  def init(self, **settings):
+    if self.refuses:
+      raise self.Error(self.refuses)
+    self.runs.append(settings)
+    return self
+
+  def define_metric(self, pattern, step_metric):
+    assert (pattern, step_metric) == ('*', 'step')
+
+  def log(self, values):
+    self.points.append(values)
+
+  def finish(self):
+    self.finished += 1
+
+
+def test_weights_and_biases_gets_every_line_and_a_resume_goes_on_in_its_run(tmp_path, monkeypatch):
+  wandb = Wandb()
+  monkeypatch.setitem(sys.modules, 'wandb', wandb)
+  metrics.check('speech')
+  asked = {'wandb': 'speech', 'name': 'small', 'settings': {'seed': 3}, 'tensorboard': False}
+  for step in (0, 4, 0):
+    with metrics.Writer(tmp_path, step, **asked) as writer:
+      writer.write(step + 1, {'loss': 2.5})
+  assert wandb.points == [{'step': step, 'loss': 2.5} for step in (1, 5, 1)]
+  first, resumed, fresh = wandb.runs
+  assert first == resumed and first['project'] == 'speech' and first['resume'] == 'allow'
+  assert first['name'] == 'small' and first['config'] == {'seed': 3}
+  assert first['dir'] == str(tmp_path) and fresh['id'] != first['id']
+  assert wandb.finished == 3
+
+
+def test_without_the_package_weights_and_biases_is_a_sentence(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)  # as if it were not installed
+  metrics.check('')
+  for ask in (lambda: metrics.check('speech'), lambda: metrics.Writer(tmp_path, wandb='speech')):
+    with pytest.raises(UserError, match=r"train\.wandb is 'speech'.*pip install wandb.*\.$"):
+      ask()
+
+
+def test_what_weights_and_biases_refuses_is_a_sentence(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', Wandb(refuses='no API key'))
+  with pytest.raises(UserError, match='says: no API key; log in with `wandb login`'):
+    metrics.Writer(tmp_path, wandb='speech')
+
+
+def test_a_silent_progress_and_a_sentence_in_between(monkeypatch):
+  silent, log = io.StringIO(), io.StringIO()
+  with progress_lib.Progress(2, 'train', stream=silent, shown=False) as progress:
+    progress.update(1)
+    progress.say('a warning')
+  assert silent.getvalue() == ''
+  with progress_lib.Progress(2, 'train', stream=log) as progress:
+    progress.say('a warning')
+  assert 'train: a warning\n' in log.getvalue()
 
 
 def test_progress_in_a_log(monkeypatch):

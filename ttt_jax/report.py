@@ -1,4 +1,4 @@
-"""One HTML page about a run: scores, sounds, curves, the staircase, the configuration.
+"""One HTML page about a run: scores, sounds, curves, speed, staircase, configuration.
 
 Reads what the other commands left in the workdir (config.json, metrics.jsonl,
 evaluation.json with its sounds, the prepared rows) and writes WORKDIR/report.html, which
@@ -22,6 +22,7 @@ import numpy as np
 from ttt_jax import config as config_lib
 from ttt_jax import figures
 from ttt_jax import metrics
+from ttt_jax import report_speed
 from ttt_jax import staircase_picture
 from ttt_jax.errors import UserError
 from ttt_jax.progress import duration
@@ -43,7 +44,7 @@ CURVES = (
     ('ar', 'Loss, text term: nats per text token', figures.TEXT, True),
     ('diffusion', 'Loss, audio term: nats per audio token', figures.AUDIO, True),
     ('loss', 'Loss: both terms', figures.INK, True),
-    ('tokens_per_second', 'Throughput: tokens per second', figures.SOFT, True),
+    ('useful_tokens_per_second', 'Throughput: useful tokens per second', figures.SOFT, True),
     ('grad_norm', 'Gradient norm, before clipping', figures.SOFT, True),
     ('learning_rate', 'Learning rate', figures.SOFT, False),
 )
@@ -77,6 +78,7 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
       scores=_scores(evaluation),
       samples=_samples(evaluation, workdir),
       curves=_curves(lines, workdir),
+      speed=report_speed.section(lines),
       staircase=_staircase(config, workdir),
       configuration=_configuration(config),
       workdir=_text(workdir.name or str(workdir)))
@@ -124,7 +126,7 @@ def _facts(lines: Sequence[dict]) -> str:
   if len(times) > 2:
     gaps = np.diff(times)  # a pause between two runs is no training time
     facts.append(('of training', duration(gaps[gaps < 20 * np.median(gaps) + 60].sum())))
-  for name, label, form in (('tokens_per_second', 'tokens per second', '{:,.0f}'),
+  for name, label, form in (('useful_tokens_per_second', 'useful tokens per second', '{:,.0f}'),
                             ('text_nll', 'nats per text token', '{:.3f}'),
                             ('masked_nll', 'nats per masked audio token', '{:.2f}')):
     values = np.array([line[name] for line in lines if name in line])
