@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob('*.py'))
 # and from those before it. A new unit needs a place here.
 LAYERS = (
     ('errors',),
-    ('config', 'progress', 'metrics'),
+    ('config', 'progress', 'metrics', 'flops', 'hardware'),
     ('vocab',),
     ('batch',),
     ('sharding',),

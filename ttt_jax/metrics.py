@@ -14,7 +14,8 @@
   documents                 in the batch
   grad_norm                 before clipping
   learning_rate             of the update
-  blocks_skipped            fraction of attention's blocks that the staircase lets it skip
+  blocks_skipped            of all blocks of attention, the fraction that nobody reads; a dense
+                            form computes them all the same
 
   of the steps since the line before (telemetry.Speed), per second of training time, which
   leaves out start-up, compilation, checkpoints and evaluation but not waits for data:
@@ -24,8 +25,8 @@
   steps_per_second
   padding_fraction          positions of rows that belong to no document
   model_flops_per_second    FLOPs that the model needs for these documents (flops.py)
-  mfu                       the same as a fraction of what the devices can do at most; left
-                            out where nobody knows their peak, as on a CPU
+  mfu                       the same as a fraction of what the devices can do at most, in
+                            bfloat16 (hardware.py); left out where that is not known: on a CPU
 
   of the whole run so far, including the runs it resumed (telemetry.Clock):
   time/total                seconds
@@ -52,7 +53,7 @@ import uuid
 from ttt_jax.errors import UserError
 
 FILE = 'metrics.jsonl'
-WANDB_RUN = 'wandb_run'  # WORKDIR/wandb_run holds the run's id there, so that a resume goes on in it
+WANDB_RUN = 'wandb_run'  # in the workdir: the run's id there, so that a resume goes on in it
 
 
 class Writer:

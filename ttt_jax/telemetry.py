@@ -137,7 +137,7 @@ class Speed:
     """Count one finished step by its figures, which must hold SUMS."""
     self._steps += 1
     for name in SUMS:
-      self._sums[name] += figures.get(name, 0.0)
+      self._sums[name] += figures[name]
 
   def take(self) -> dict[str, float]:
     """The rates since the last look, which must have seen a step finish."""
@@ -205,6 +205,7 @@ class CompileWatch:
       self.recompiles += 1
       why = (f'its batch is {given}, the first one was {self._first}' if given != self._first else
              f'its batch is {given} as ever, so a type or a sharding in the state has changed')
-      self._warn(f'step {step} compiled the train step once more, for {self._seconds:.1f} s: {why}.')
+      self._warn(f'step {step} compiled the train step once more, in {self._seconds:.1f} s: '
+                 f'{why}.')
     self._first = self._first or given
     return True
