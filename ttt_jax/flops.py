@@ -14,8 +14,6 @@ embedding look-ups are in neither: they are bound by memory, and a percent or tw
 
 from typing import NamedTuple
 
-import numpy as np
-
 from ttt_jax.config import ModelConfig
 
 # Products of attention, in units of one [pairs, head_dim] product of every head. Forward:
@@ -60,7 +58,7 @@ def parameters(model: ModelConfig, vocab_rows: int) -> int:
 
 
 def useful(model: ModelConfig, vocab_size: int, *, tokens: float, scored: float,
-           pairs: float) -> float:
+           mask_pairs: float) -> float:
   """FLOPs that a training step needs, forward and backward.
 
   Args:
@@ -68,37 +66,40 @@ def useful(model: ModelConfig, vocab_size: int, *, tokens: float, scored: float,
     vocab_size: ids, without padding.
     tokens: real tokens (not padding).
     scored: positions at which a loss falls.
-    pairs: (query, key) pairs that the mask allows: the sum of k_end - k_start.
+    mask_pairs: (query, key) pairs that the mask allows: the sum of k_end - k_start.
   """
   c = model
   weights = c.layers * sum(layer_products(c).values()) * tokens
-  attention = c.layers * _FORWARD * c.q_heads * c.head_dim * pairs
+  attention = c.layers * _FORWARD * c.q_heads * c.head_dim * mask_pairs
   return 3 * 2 * (weights + attention + scored * c.width * vocab_size)
 
 
-def step_flops(model: ModelConfig, vocab_size: int, *, tokens: float, scored: float, pairs: float,
-               slots: float | None = None, logit_rows: float | None = None,
+def step_flops(model: ModelConfig, vocab_size: int, *, tokens: float, scored: float,
+               mask_pairs: float, slots: float | None = None, logit_rows: float | None = None,
                visited_pairs: float | None = None, vocab_rows: int | None = None,
                attention: str = 'dense') -> Flops:
   """Useful and executed FLOPs of one training step, summed over the batch and all devices.
 
   Args:
     model: the size and the remat policy.
-    vocab_size, tokens, scored, pairs: as for ``useful``.
+    vocab_size, tokens, scored, mask_pairs: as for ``useful``.
     slots: tokens with padding; default: no padding.
     logit_rows: positions for which logits are made; default: the scored ones.
-    visited_pairs: pairs in the blocks of attention that are not skipped; default: ``pairs``.
+    visited_pairs: pairs in the blocks of attention that are computed (for the dense form
+      T x T of every row); default: ``mask_pairs``.
     vocab_rows: rows of the head, padding included; default: ``vocab_size``.
     attention: the form that runs: 'dense', 'blockwise', 'pallas' or 'tokamax'.
   """
   c = model
   slots = tokens if slots is None else slots
   logit_rows = scored if logit_rows is None else logit_rows
-  visited_pairs = pairs if visited_pairs is None else visited_pairs
+  visited_pairs = mask_pairs if visited_pairs is None else visited_pairs
   vocab_rows = vocab_size if vocab_rows is None else vocab_rows
   products = layer_products(c)
   again = _AGAIN[c.remat]
-  per_pair = 2 * c.layers * c.q_heads * c.head_dim * visited_pairs
+  # The TPU kernel pads a head to whole lanes of 128.
+  head = -(-c.head_dim // 128) * 128 if attention == 'pallas' else c.head_dim
+  per_pair = 2 * c.layers * c.q_heads * head * visited_pairs
   parts = {
       'layers': 3 * 2 * c.layers * sum(products.values()) * slots,
       'attention': per_pair * (_FORWARD + _BACKWARD[attention]),
@@ -106,32 +107,5 @@ def step_flops(model: ModelConfig, vocab_size: int, *, tokens: float, scored: fl
       'recomputed': (2 * c.layers * slots * sum(products.get(name, 0) for name in again)
                      + ('attention' in again) * _FORWARD * per_pair),
   }
-  needed = useful(c, vocab_size, tokens=tokens, scored=scored, pairs=pairs)
+  needed = useful(c, vocab_size, tokens=tokens, scored=scored, mask_pairs=mask_pairs)
   return Flops(needed, sum(parts.values()), parts)
-
-
-def useful_pairs(k_start: np.ndarray, k_end: np.ndarray) -> int:
-  """(query, key) pairs that a staircase allows; int [..., T] each."""
-  return int(np.sum(np.asarray(k_end, np.int64) - np.asarray(k_start, np.int64)))
-
-
-def visited_blocks(k_start: np.ndarray, k_end: np.ndarray, block: int) -> tuple[int, int]:
-  """Blocks of attention that hold at least one allowed pair, and all blocks there are.
-
-  Args:
-    k_start, k_end: int [B, T], the staircase; an empty range is a padding token's.
-    block: queries and keys of a block; the last one of a row may be smaller.
-
-  Returns:
-    (visited, all): a row of queries of a block visits the blocks of keys from its least
-    k_start to its greatest k_end.
-  """
-  k_start, k_end = np.asarray(k_start), np.asarray(k_end)
-  rows, length = k_start.shape
-  many = -(-length // block)
-  pad = ((0, 0), (0, many * block - length))
-  real = np.pad(k_end > k_start, pad).reshape(rows, many, block)
-  least = np.where(real, np.pad(k_start, pad).reshape(real.shape), length).min(-1)
-  most = np.where(real, np.pad(k_end, pad).reshape(real.shape), 0).max(-1)
-  visited = np.where(real.any(-1), -(-most // block) - least // block, 0)
-  return int(visited.sum()), rows * many * many
