@@ -128,7 +128,8 @@ def run_module(module: str, *words: str, threads: int) -> None:
 
 
 def _environment(threads: int) -> dict[str, str]:
-  return {**os.environ, 'PYTHONPATH': str(ROOT),
+  # An accelerator's plugin would be loaded, and counted, even if it is not used.
+  return {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
           **{name: str(threads) for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')}}
 
 

@@ -113,8 +113,8 @@ class Ours:
     figures, times = common.timed(update)
     return {**times, 'loss': float(figures['loss']), 'grad_norm': float(figures['grad_norm'])}
 
-  def pieces(self, repetitions: int) -> dict[str, list[float]]:
-    """Seconds of what a step is made of, each compiled alone; medians are up to the asker."""
+  def pieces(self, repetitions: int) -> dict[str, list[dict[str, float]]]:
+    """Times of what a step is made of, each compiled alone; medians are up to the asker."""
     import jax
     from ttt_jax import sharding, train_step
     from ttt_jax.model import staircase
@@ -136,16 +136,17 @@ class Ours:
         'trunk forward + backward': lambda f=jax.jit(jax.grad(
             lambda p, b, t: hidden(p, b, t).astype('float32').sum())): f(params, batch, noise),
         'forward with loss': lambda f=jax.jit(
-            lambda p, b, t: hybrid.score(model, p, b, t, objective)): f(params, batch, noise),
+            lambda p, b, t: hybrid.score(model, p, b, t, objective, 1.0)): f(
+                params, batch, noise),
         'all gradients': lambda f=jax.jit(lambda p, b: train_step.gradients(
             self.config, model, vocab, p, b, key)): f(params, batch),
         'optimizer': lambda f=jax.jit(self.optimizer.update): f(
             params, self.state.opt_state, params),
     }
-    out: dict[str, list[float]] = {}
+    out: dict[str, list[dict[str, float]]] = {}
     for name, run in work.items():
       jax.block_until_ready(run())
-      out[name] = [common.timed(lambda: jax.block_until_ready(run()))[1]['seconds']
+      out[name] = [common.timed(lambda: jax.block_until_ready(run()))[1]
                    for _ in range(repetitions)]
     return out
 

@@ -230,14 +230,18 @@ def alone(case: Case) -> dict:
 
 def show_alone(case: Case, result: dict) -> str:
   """The table of one case without the other side."""
-  seconds = common.median([step['seconds'] for step in result['steps']])
+  middle = lambda times, name: common.median([time[name] for time in times])
+  seconds = middle(result['steps'], 'seconds')
   rate = common.median([t['useful'] / s['seconds']
                         for t, s in zip(result['batches'], result['steps'])])
-  rows = [(name, f'{common.median(values):.3f}', f'{100 * common.median(values) / seconds:.0f} %')
-          for name, values in [*result['pieces'].items(), ('a whole step', [seconds])]]
+  rows = [(name, f'{middle(times, "seconds"):.3f}',
+           f'{100 * middle(times, "seconds") / seconds:.0f} %',
+           f'{middle(times, "cpu_seconds"):.3f}')
+          for name, times in [*result['pieces'].items(), ('a whole step', result['steps'])]]
   return '\n'.join([
       *heading(case, result['batches']), '',
-      common.table((f'ours, median of {case.repetitions}', 'seconds', 'of a step'), rows),
+      common.table((f'ours, median of {case.repetitions}', 'seconds', 'of a step',
+                    'CPU seconds'), rows),
       f'{rate:,.0f} useful tokens / s; peak memory {result["peak_bytes"] / 2**20:,.0f} MiB', ''])
 
 
