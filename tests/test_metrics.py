@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import sys
 import types
 
@@ -190,11 +191,56 @@ def test_stages_show_each_stage_to_its_end():
   assert 'rendering 7  ' in second and '%' not in second and 'left' not in second
 
 
-def test_progress_on_a_terminal():
-  class Terminal(io.StringIO):
-    def isatty(self):
-      return True
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
 
+
+@pytest.mark.parametrize('columns, seen, left_out', [(80, 'tok/s 8,812', 'diffusion'),
+                                                     (120, 'diffusion 3.46', 'nothing')])
+def test_a_narrow_terminal_keeps_the_bar_and_whole_figures(monkeypatch, columns, seen, left_out):
+  monkeypatch.setenv('COLUMNS', str(columns))
+  monkeypatch.setenv('TERM', 'xterm')
+  clock = [100.0]
+  monkeypatch.setattr(progress_lib.time, 'monotonic', lambda: clock[0])
+  out = Terminal()
+  figures = {'loss': 4.42, 'tok/s': 8812, 'ar': 0.958, 'diffusion': 3.46}
+  with progress_lib.Progress(3300, 'train', unit='steps', stream=out) as progress:
+    for _ in range(30):
+      clock[0] += 0.325
+      progress.update(1, **figures)
+    clock[0] += 1
+  plain = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', out.getvalue())
+  last = [line for line in re.split(r'[\r\n]+', plain) if line][-1]
+  assert last.startswith('train ') and '30/3300' in last and '━' in last and '…' not in last
+  assert 'steps/s  in 11 s  loss 4.42' in last and seen in last and left_out not in last
+  assert len(last) <= columns
+
+
+def test_the_first_unit_does_not_count_towards_the_rate(monkeypatch):
+  clock = [100.0]
+  monkeypatch.setattr(progress_lib.time, 'monotonic', lambda: clock[0])
+  out = io.StringIO()
+  with progress_lib.Progress(100, 'train', stream=out) as progress:
+    clock[0] += 40  # a compilation
+    progress.update(1)
+    for _ in range(10):
+      clock[0] += 1
+      progress.update(1)
+  first, second = out.getvalue().splitlines()[:2]
+  assert first.endswith('train 1/100 (1 %)') and '1/s  1 min 29 s left' in second
+
+
+def test_a_terminal_that_cannot_redraw_gets_a_log(monkeypatch):
+  monkeypatch.setenv('TERM', 'dumb')
+  out = Terminal()
+  with progress_lib.Progress(3, 'fit', stream=out) as progress:
+    progress.update(3)
+  assert out.getvalue().count('\n') == 1 and 'fit 3/3 (100 %)' in out.getvalue()
+
+
+def test_progress_on_a_terminal(monkeypatch):
+  monkeypatch.setenv('TERM', 'xterm')
   out = Terminal()
   with progress_lib.Progress(3, 'fit', stream=out) as progress:
     for _ in range(3):

@@ -166,9 +166,9 @@ class _WeightsAndBiases:
           resume='allow', name=name or None, config=dict(settings or {}),
           settings=wandb.Settings(console='off'))  # the progress bar is nobody's log
     except wandb.Error as error:
-      raise UserError(f'config key train.wandb is {project!r}, but Weights & Biases says: {error}; '
-                      'log in with `wandb login`, set WANDB_MODE=offline, or leave the key empty.'
-                      ) from error
+      raise UserError(f'config key train.wandb is {project!r}, but Weights & Biases says: '
+                      f'{str(error).rstrip(".")}; log in with `wandb login`, set '
+                      'WANDB_MODE=offline, or leave the key empty.') from error
     # Its own step counter refuses to go back, which a resumed run does; ours is a number.
     self._run.define_metric('*', step_metric='step')
 

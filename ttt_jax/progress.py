@@ -26,7 +26,8 @@ class Progress:
       label: one or two words that open the bar or the line.
       done: units that an earlier run did; they count as done but not towards the rate.
       unit: name of the units, for the rate: 'steps' shows '3.1 steps/s'.
-      stream: where to write; standard error if None. A terminal gets a bar.
+      stream: where to write; standard error if None. A terminal that can redraw gets
+        a bar.
       shown: False keeps silent: for all processes of a run but one.
     """
     self.total, self.label, self.done, self.unit = total, label, done, unit
@@ -36,7 +37,7 @@ class Progress:
     self._said: Any = None  # (done, figures) of the last line in a log
     self._stream = stream or sys.stderr
     self._started = self._logged = time.monotonic()
-    self._marks = [(self._started, done)]  # (time, done), at most RATE_OVER old
+    self._marks: list[tuple[float, int]] = []  # (time, done) at updates, at most RATE_OVER old
     self._bar = self._make_bar() if shown and self._stream.isatty() else None
 
   def _make_bar(self):
@@ -44,24 +45,34 @@ class Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as RichProgress
 
+    console = Console(file=self._stream)
+    if console.is_dumb_terminal:  # it cannot redraw a line
+      return None
+    self._bar_width = 24 if console.width >= 100 else 10
     bar = RichProgress(
-        TextColumn('{task.description}'), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TextColumn('{task.fields[tail]}', style='dim'), console=Console(file=self._stream))
+        TextColumn('{task.description}'), BarColumn(self._bar_width), MofNCompleteColumn(),
+        TextColumn('{task.fields[tail]}', style='dim'), console=console)
     self._task = bar.add_task(self.label, total=self.total or None, completed=self.done, tail='')
     bar.start()
     return bar
 
   def update(self, n: int = 1, **figures: Any) -> None:
-    """``n`` more units are done; ``figures`` (name -> number or text) replace older ones."""
+    """``n`` more units are done; ``figures`` (name -> number or text) replace older ones.
+
+    Where a line has no room for all figures, the last ones are left out.
+    """
     self.done += n
     self.figures.update(figures)
     now = time.monotonic()
-    if now - self._marks[-1][0] >= 1:
+    if not self._marks:
+      if n:  # the rate starts here: the first unit often waits for a compilation
+        self._marks.append((now, self.done))
+    elif now - self._marks[-1][0] >= 1:
       self._marks.append((now, self.done))
       while len(self._marks) > 2 and now - self._marks[0][0] > RATE_OVER:
         self._marks.pop(0)
     if self._bar:
-      self._bar.update(self._task, completed=self.done, tail=self._tail(now))
+      self._bar.update(self._task, completed=self.done, tail=self._tail(now, self._room()))
     elif now - self._logged >= LOG_EVERY:
       self._log(now)
 
@@ -77,7 +88,7 @@ class Progress:
     self.closed = True
     now = time.monotonic()
     if self._bar:
-      self._bar.update(self._task, completed=self.done, tail=self._tail(now))
+      self._bar.update(self._task, completed=self.done, tail=self._tail(now, self._room()))
       self._bar.stop()
       self._bar = None
     elif self._said != (self.done, self.figures):  # not the same line twice
@@ -91,18 +102,28 @@ class Progress:
 
   # -- wording ----------------------------------------------------------------------
   def _rate(self, now: float) -> float:
-    since, done = self._marks[0]
+    since, done = self._marks[0] if self._marks else (now, self.done)
     return (self.done - done) / max(now - since, 1e-9)
 
-  def _tail(self, now: float) -> str:
+  def _room(self) -> int:
+    """Columns that label, bar and count leave on the terminal."""
+    count = len(f'{self.total or "?"}/{self.total or "?"}')
+    return self._bar.console.width - len(self.label) - self._bar_width - count - 3
+
+  def _tail(self, now: float, room: int | None = None) -> str:
     rate = self._rate(now)
     parts = [f'{_number(rate)}{" " + self.unit if self.unit else ""}/s'] if rate else []
     if self.done >= self.total > 0 or self.closed:
       parts.append(f'in {duration(now - self._started)}')
     elif rate and self.total:
       parts.append(f'{duration((self.total - self.done) / rate)} left')
-    parts += [f'{name} {_number(value)}' for name, value in self.figures.items()]
-    return '  '.join(parts)
+    tail = '  '.join(parts)
+    for name, value in self.figures.items():
+      longer = f'{tail}  {name} {_number(value)}' if tail else f'{name} {_number(value)}'
+      if room is not None and len(longer) > room:
+        break
+      tail = longer
+    return tail
 
   def _log(self, now: float) -> None:
     if not self._shown:

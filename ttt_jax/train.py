@@ -179,6 +179,6 @@ def _line(figures: dict[str, float]) -> dict[str, float]:
 
 
 def _shown(values: dict[str, float]) -> dict[str, float]:
-  """The few that fit beside a progress bar."""
-  return {name: values[name] for name in ('loss', 'ar', 'diffusion')} | {
-      'tok/s': values['useful_tokens_per_second']}
+  """The few for the progress bar, the first ones for a narrow terminal."""
+  return {'loss': values['loss'], 'tok/s': values['useful_tokens_per_second'],
+          'ar': values['ar'], 'diffusion': values['diffusion']}
