@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 
-from ttt_jax import config as config_lib
+from ttt_jax import cli_plan, config as config_lib
 from ttt_jax.errors import UserError
 
 PROG = 'ttt-jax'
@@ -25,8 +25,8 @@ TASKS = ('asr', 'tts', 'audio_qa', 'text_chat')
 
 DESCRIPTION = """\
 Text-to-Talk in JAX: one Transformer that writes text token by token and speaks in blocks of
-audio by diffusion. The five commands are the walk, in order; each keeps what it makes in the
-folder named by --workdir.
+audio by diffusion. Five commands are the walk, in order; each keeps what it makes in the folder
+named by --workdir. `plan` says beforehand what a run needs of chips that are not here.
 """
 
 OVERRIDES = """\
@@ -70,7 +70,9 @@ def _build_parser() -> argparse.ArgumentParser:
         name, help=text, description=text[0].upper() + text[1:] + '.', allow_abbrev=False,
         epilog=(OVERRIDES + '\n' if takes_config else '') + 'example:\n  ' + example,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    sub.add_argument('--workdir', required=True, metavar='DIR', help='folder of this run')
+    sub.add_argument('--workdir', required=name != 'plan', metavar='DIR',
+                     help='folder of this run' + (
+                         '; its prepared data is sampled' if name == 'plan' else ''))
     if takes_config:
       sub.add_argument('--config', metavar='FILE', required=name == 'prepare',
                        help='Python file with get_config()' + (
@@ -91,6 +93,8 @@ def _build_parser() -> argparse.ArgumentParser:
                      '--out demo/answers'))
   verb('report', 'write one HTML page about the run, with curves, scores and sounds',
        'ttt-jax report --workdir demo', takes_config=False)
+  cli_plan.add_flags(verb('plan', 'say whether a run fits on chips and how fast it can be, without '
+                          'having them', cli_plan.EXAMPLE))
   return parser
 
 
@@ -182,6 +186,8 @@ def _keep_freed_memory() -> None:
 
 
 def _load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_lib.Config:
+  if args.verb == 'plan':
+    return cli_plan.load_config(args, overrides)
   if args.config:
     return config_lib.load(args.config, overrides)
   saved = pathlib.Path(args.workdir) / 'config.json'
@@ -232,7 +238,7 @@ def _report(args: argparse.Namespace, config: None) -> None:
 
 
 VERBS = {'prepare': _prepare, 'train': _train, 'evaluate': _evaluate, 'generate': _generate,
-         'report': _report}
+         'report': _report, 'plan': cli_plan.run}
 
 
 def main(argv: list[str] | None = None) -> int:

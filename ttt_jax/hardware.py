@@ -172,7 +172,7 @@ def _suggestion(name: str) -> str:
   stem = re.sub(r'[-_]\d+$', '', name)
   known = CHIPS.get(stem) or CHIPS.get(_OTHER_NAMES.get(stem, ''))
   if known is None:
-    close = difflib.get_close_matches(stem, CHIPS, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(stem, CHIPS, n=1, cutoff=0.6)
     known = CHIPS[close[0]] if close else None
   if known is not None:
     return f'did you mean {known.name}, as in {example(known)}?'

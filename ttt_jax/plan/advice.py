@@ -1,0 +1,42 @@
+"""What to change when a run does not fit, the cheapest first."""
+
+import math
+
+import jax
+
+from ttt_jax.config import Config
+from ttt_jax.config.settings import REMATS
+from ttt_jax.hardware import Topology
+
+
+def advice(config: Config, mesh: jax.sharding.Mesh, topology: Topology,
+           all_policies: bool) -> list[str]:
+  """Changes that save memory, as settings to write.
+
+  Args:
+    config: of the run that does not fit.
+    mesh: its mesh.
+    topology: its chips.
+    all_policies: no remat policy helps; otherwise a stronger one is named.
+  """
+  out, shape = [], mesh.shape
+  policy = REMATS.index(config.model.remat)
+  if not all_policies and policy < REMATS.index('full'):
+    out.append(f'--config.model.remat={REMATS[policy + 1]}, or --remat auto to choose')
+  parts = math.prod(shape[axis] for axis in ('slice', 'data', 'fsdp'))
+  rows = config.train.batch_rows // config.train.microbatches
+  if rows % (2 * parts) == 0:
+    out.append(f'--config.train.microbatches={2 * config.train.microbatches}')
+  elif rows > parts or config.train.batch_rows % (2 * config.train.microbatches * parts):
+    fewer = parts * config.train.microbatches
+    if fewer < config.train.batch_rows:
+      out.append(f'--config.train.batch_rows={fewer}')
+  if shape['data'] % 2 == 0:
+    out.append(f'--config.mesh.data={shape["data"] // 2} --config.mesh.fsdp={2 * shape["fsdp"]}')
+  if config.optimizer.name == 'adamw':
+    out.append('--config.optimizer.name=adafactor')
+  if config.objective.loss_chunk > 256:
+    out.append(f'--config.objective.loss_chunk={config.objective.loss_chunk // 2}')
+  if not out or len(out) < 2:
+    out.append(f'more chips than {topology}, or chips with more memory')
+  return out

@@ -1,0 +1,257 @@
+"""What travels between devices in one step of a compiled program.
+
+XLA writes some collectives in disguise; they are counted as what they are:
+
+  all-reduce inside an "all-reduce-scatter" fusion      reduce-scatter
+  zeros, the own part written into them, all-reduce     all-reduce (an all-gather at twice
+                                                        the traffic): `instead` says so
+  all-reduce of which only the own part is used         all-reduce (a reduce-scatter at twice
+                                                        the traffic): likewise
+  a fusion that starts, carries on or ends a collective one collective, asynchronous
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from ttt_jax.plan.hlo import Computation, Instruction, Program, arrays, bytes_of
+
+KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
+_KIND = re.compile(rf'({"|".join(KINDS)}|ragged-all-to-all)(-start)?$')
+_TRIVIAL = 1024  # bytes: sums of scalars are not worth a line
+_PASS = ('bitcast', 'copy', 'convert', 'get-tuple-element', 'copy-start', 'copy-done', 'reshape',
+         'tuple', 'transpose')
+
+
+class Collective(NamedTuple):
+  """One collective operation of a step.
+
+  Attributes:
+    kind: one of KINDS.
+    bytes: of the whole array per device: what a gather gives, what a reduction takes.
+    times: how often a step does it.
+    group: the first group of devices, as positions in the mesh.
+    asynchronous: whether computation goes on meanwhile.
+    instead: what it stands for at twice the traffic, 'all-gather' or 'reduce-scatter'; ''.
+    where: JAX's name of the operation, for people.
+  """
+  kind: str
+  bytes: float
+  times: float
+  group: tuple[int, ...]
+  asynchronous: bool
+  instead: str
+  where: str
+
+
+def find(program: Program, slices: int = 1, devices: int = 1) -> list[Collective]:
+  """All collectives of a step, those of single devices left out.
+
+  Args:
+    program: of one device.
+    slices, devices: of the whole mesh. Between TPU slices XLA leaves sums to the runtime,
+      as messages to the host: they are given as all-reduces among the first devices of
+      the slices.
+  """
+  homes = _homes(program)
+  out: dict[object, Collective] = {}
+  for name, computation in program.computations.items():
+    for i in computation if program.times[name] else ():
+      match = _KIND.match(i.opcode)
+      if match:
+        one = _collective(program, computation, i, match[1].removeprefix('ragged-'), name in homes,
+                          match[2] is not None)
+      elif i.opcode == 'send' and 'megascale' in i.rest:
+        size = arrays(i.type)[0].bytes
+        one = Collective('all-reduce', size, program.times[name],
+                         tuple(range(0, devices, devices // slices)), True, '', _where(i))
+      else:
+        continue
+      if len(one.group) > 1:
+        # The fusions that start, carry and end a collective all hold it, under one channel.
+        key = (homes.get(name, name), i.opcode == 'send', i.attribute('channel_id') or i.name)
+        both = one.asynchronous or (key in out and out[key].asynchronous)
+        out[key] = out.get(key, one)._replace(asynchronous=both)
+  return list(out.values())
+
+
+def _homes(program: Program) -> dict[str, str]:
+  """Name of a fused computation -> the computation that its fusion stands in."""
+  parent = {called: name for name, c in program.computations.items() for i in c
+            if i.opcode in ('fusion', 'custom-call', 'async-start') for called in i.called()}
+
+  def home(name):
+    return home(parent[name]) if name in parent else name
+  return {name: home(name) for name in parent}
+
+
+def _collective(program: Program, computation: Computation, i: Instruction, kind: str,
+                fused: bool, starts: bool) -> Collective:
+  instead = ''
+  if kind == 'all-reduce':
+    if fused and _sliced(program, computation, i.name):
+      kind = 'reduce-scatter'
+    else:
+      instead = _disguise(program, computation, i)
+  waits = not starts and not any(
+      other.opcode == 'custom-call' and 'AsyncCollective' in other.rest for other in computation)
+  return Collective(kind, _whole(computation, i), program.times[computation.name], groups(i.rest),
+                    not waits, instead, _where(i))
+
+
+def by_kind(found: list[Collective]) -> dict[str, float]:
+  """Kind -> bytes per device and step."""
+  out: dict[str, float] = {}
+  for one in found:
+    out[one.kind] = out.get(one.kind, 0.0) + one.bytes * one.times
+  return {kind: out[kind] for kind in KINDS if kind in out}
+
+
+def warnings(found: list[Collective]) -> list[str]:
+  """A sentence for each kind of waste; none when there is none worth mentioning."""
+  out = []
+  for stands_for, sentence in (
+      ('all-gather', '{n} all-gathers compile to zeros + all-reduce ({gb:.2f} GB per step and '
+       'device, at twice the traffic, while nothing else runs): use fewer devices on mesh.fsdp '
+       'and more on mesh.data.'),
+      ('reduce-scatter', '{n} all-reduces ({gb:.2f} GB per step and device) give sums of which each '
+       'device then keeps its part only: a reduce-scatter would take half the traffic.')):
+    wasted = [c for c in found if c.instead == stands_for and c.bytes > _TRIVIAL]
+    if wasted:
+      out.append(sentence.format(n=len(wasted), gb=sum(c.bytes * c.times for c in wasted) / 1e9))
+  return out
+
+
+def groups(rest: str) -> tuple[int, ...]:
+  """The first group of devices of a collective, from its attributes.
+
+  Understands {{0,1},{2,3}}, [2,4]<=[8], [4,2]<=[2,4]T(1,0), mesh['a'=2,'b'=4] {'b'} with or
+  without device_ids=([..]T(..)), and source_target_pairs.
+  """
+  pairs = re.search(r'source_target_pairs=\{\{([\d,{}]*)\}\}', rest)
+  if pairs:
+    return _cycle([tuple(map(int, pair.split(','))) for pair in pairs[1].split('},{')])
+  text = rest[rest.find('replica_groups=') + len('replica_groups='):]
+  mesh = re.match(r"mesh\[([^\]]*)\](?:,? *device_ids=\((\[[^)]*(?:\([^)]*\))?)\))? *\{([^}]*)\}",
+                  text)
+  if mesh:
+    sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+    devices = _iota(mesh[2], tuple(sizes.values())) if mesh[2] else np.arange(
+        int(np.prod(list(sizes.values()))))
+    return _along(devices, sizes, mesh[3])
+  iota = re.match(r'\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)', text)
+  if iota:
+    return tuple(_iota(iota[2], _ints(iota[1]))[0].ravel().tolist())
+  listed = re.match(r'\{\{([\d,]*)\}', text)
+  return _ints(listed[1]) if listed else (0,)
+
+
+def _ints(text: str) -> tuple[int, ...]:
+  return tuple(int(n) for n in text.split(',') if n)
+
+
+def _iota(text: str, shape: tuple[int, ...]) -> np.ndarray:
+  """'[4,16]T(1,0)': 0, 1, 2, ... in the first shape, transposed, then in ``shape``."""
+  sizes, _, order = text.partition('T')
+  sizes = _ints(sizes.strip('[]'))
+  ids = np.arange(int(np.prod(sizes))).reshape(sizes)
+  if order:
+    ids = ids.transpose(_ints(order.strip('()')))
+  return ids.reshape(shape)
+
+
+def _along(devices: np.ndarray, sizes: dict[str, int], axes: str) -> tuple[int, ...]:
+  """Devices that differ along the named axes only; 'a':(2)4 is a part of an axis: of its
+  indices, written in base (2, 4, ...), the second digit."""
+  shape, moving = [], []
+  wanted = {name: (int(before or 1), int(size)) if size else (1, sizes[name]) for name, before, size
+            in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
+  for name, size in sizes.items():
+    before, part = wanted.get(name, (size, 1))
+    shape += [before, part, size // (before * part)]
+    moving += [False, True, False]
+  grid = devices.reshape(shape)
+  return tuple(grid[tuple(slice(None) if move else 0 for move in moving)].ravel().tolist())
+
+
+def _cycle(pairs: list[tuple[int, int]]) -> tuple[int, ...]:
+  """The devices that a permutation links with the first one."""
+  linked, following = [pairs[0][0]], dict(pairs)
+  while linked[-1] in following and following[linked[-1]] not in linked:
+    linked.append(following[linked[-1]])
+  return tuple(linked)
+
+
+def _whole(computation: Computation, i: Instruction) -> float:
+  """Bytes of the whole array: the larger of what goes in and what comes out. What an
+  operation that only starts gives is (input, output, ...)."""
+  given = sum(bytes_of(computation.get(name).type) for name in i.operands
+              if computation.get(name) is not None)
+  if i.opcode.endswith('-start'):
+    sizes = [a.bytes for a in arrays(i.type)]
+    return max(given, max(sizes, default=0.0))
+  return max(given, bytes_of(i.type))
+
+
+def _where(i: Instruction) -> str:
+  match = re.search(r'op_name="([^"]*)"', i.rest)
+  return match[1] if match else i.name
+
+
+def _sliced(program: Program, computation: Computation, name: str) -> bool:
+  """Whether every reader of a value takes a dynamic slice of it, also inside fusions."""
+  users = computation.users.get(name, [])
+  for user in users:
+    if user.opcode == 'dynamic-slice' and user.operands[0] == name:
+      continue
+    if user.opcode in _PASS and user is not computation.root:
+      if _sliced(program, computation, user.name):
+        continue
+      return False
+    if user.opcode == 'fusion':
+      inner = program.computations[user.called()[0]]
+      inside = [inner.parameters[at].name for at, n in enumerate(user.operands) if n == name]
+      if all(_sliced(program, inner, n) for n in inside):
+        continue
+    return False
+  return bool(users)
+
+
+def _disguise(program: Program, computation: Computation, i: Instruction) -> str:
+  if any(_padded_with_zeros(program, computation, name) for name in i.operands):
+    return 'all-gather'
+  return 'reduce-scatter' if _sliced(program, computation, i.name) else ''
+
+
+def _padded_with_zeros(program: Program, computation: Computation, name: str) -> bool:
+  """Whether a value is zeros into which a part has been written."""
+  value = computation.get(name)
+  while value is not None and value.opcode in ('bitcast', 'copy', 'convert', 'reshape'):
+    value = computation.get(value.operands[0])
+  if value is None:
+    return False
+  if value.opcode == 'pad':
+    return True
+  if value.opcode == 'dynamic-update-slice':
+    return _blank(computation, value.operands[0])
+  if value.opcode != 'fusion':
+    return False
+  inner = program.computations[value.called()[0]]
+  root = inner.root
+  while root is not None and root.opcode in ('bitcast', 'copy', 'convert', 'reshape'):
+    root = inner.get(root.operands[0])
+  if root is None or root.opcode not in ('dynamic-update-slice', 'pad'):
+    return False
+  target = inner.get(root.operands[0])
+  if root.opcode == 'pad' or _blank(inner, root.operands[0]):
+    return True
+  at = [p.name for p in inner.parameters].index(target.name) if (
+      target is not None and target.opcode == 'parameter') else None
+  return at is not None and _blank(computation, value.operands[at])
+
+
+def _blank(computation: Computation, name: str) -> bool:
+  """Whether a value is a constant all over."""
+  value = computation.get(name)
+  return value is not None and value.opcode in ('broadcast', 'constant')

@@ -1,0 +1,136 @@
+"""Memory, traffic and collectives of a step from formulas.
+
+For hardware that nothing can be compiled for here (GPUs, or TPUs without libtpu), and to
+know beforehand which remat policies cannot fit. Parameters and optimizer are exact; the
+rest follows what a layer keeps (model/remat.py) and is good to about a quarter.
+
+Bytes per token and layer, b = bytes of the compute dtype, t = mesh.tensor:
+
+  input       b E
+  attention   b H D / t + 4 H / t                 output, log-sum-exp
+  products    b ((H + 2K) D + 2 F) / t + 2 b E    of the weight products
+  the rest    b ((2H + K) D + 3 F) / t + 16 E     rotated heads, SwiGLU, norms in float32
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ttt_jax import flops
+from ttt_jax.config import Config
+from ttt_jax.plan.collectives import Collective
+from ttt_jax.plan.sample import Sample
+
+_PADDING_WASTE = 1.1  # of activations: tiles, alignment, fragments
+
+
+class Estimate(NamedTuple):
+  """Per device.
+
+  Attributes:
+    memory: bytes by part; what is there at the fullest moment.
+    traffic: bytes to and from main memory in a step.
+    collectives: of a step, in the order fsdp, data, tensor, seq.
+  """
+  memory: dict[str, float]
+  traffic: float
+  collectives: list[Collective]
+
+  @property
+  def bytes(self) -> float:
+    return sum(self.memory.values())
+
+
+def shard_bytes(tree: Any) -> float:
+  """Bytes per device of a tree of ShapeDtypeStructs with shardings."""
+  return float(sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+                   for leaf in jax.tree.leaves(tree)))
+
+
+def estimate(config: Config, state: Any, mesh: jax.sharding.Mesh, head_rows: int,
+             sample: Sample) -> Estimate:
+  """The formulas, filled in.
+
+  Args:
+    config: model, remat policy, batch.
+    state: abstract TrainState with shardings on ``mesh``.
+    mesh: of any devices; only its shape matters.
+    head_rows: rows of the vocabulary, padding included.
+    sample: of the data.
+  """
+  c, shape = config.model, mesh.shape
+  b = 2 if c.dtype == 'bfloat16' else 4
+  tensor = shape['tensor']
+  rows_over = shape['slice'] * shape['data'] * shape['fsdp']
+  tokens = (config.train.batch_rows * config.data.row_length
+            / (config.train.microbatches * rows_over * shape['seq']))
+  kept = _kept(config, b, tensor)
+  everything = _kept(config, b, tensor, 'none')
+  layer = sum(flops.layer_products(c).values()) / tensor
+  table = head_rows * c.width / tensor
+  chunk = min(config.objective.loss_chunk, tokens)
+  parameters = shard_bytes(state.params)
+  pieces = 2 if config.train.microbatches > 1 else 1
+  memory = {
+      'parameters': parameters,
+      'optimizer': shard_bytes(state.opt_state),
+      'gradients': parameters * pieces,
+      'kept for backward': c.layers * tokens * kept * _PADDING_WASTE,
+      'one layer at work': tokens * everything + (2 * b + 4) * layer,
+      'logits': chunk * head_rows / tensor * (4 + b) + (b + 4) * table / shape['fsdp'] ** 0.5,
+  }
+  return Estimate(memory, _traffic(config, state, tokens, b, layer, everything, sample, head_rows,
+                                   rows_over, tensor),
+                  _collectives(config, mesh, tokens, b, layer, table))
+
+
+def _kept(config: Config, b: int, tensor: int, policy: str | None = None) -> float:
+  """Bytes per token and layer on the device until the backward pass."""
+  c, policy = config.model, policy or config.model.remat
+  entry = b * c.width
+  attention = (b * c.head_dim + 4) * c.q_heads / tensor
+  products = b * ((c.q_heads + 2 * c.kv_heads) * c.head_dim + 2 * c.ffn) / tensor + 2 * entry
+  rest = b * ((2 * c.q_heads + c.kv_heads) * c.head_dim + 3 * c.ffn) / tensor + 16 * c.width
+  return {'none': entry + attention + products + rest,
+          'dots': entry + products,
+          'attention': entry + attention,
+          'full': entry,
+          'offload': 0.0}[policy]
+
+
+def _traffic(config, state, tokens, b, layer, everything, sample, head_rows, rows_over, tensor):
+  """Weights are read forward and backward, activations written, read, and made again."""
+  c, pieces = config.model, config.train.microbatches
+  again = c.remat not in ('none', 'dots')
+  weights = c.layers * layer * b * (4 + again) * pieces
+  activations = c.layers * tokens * everything * (3 + again) * pieces
+  optimizer = 2 * shard_bytes(state) + 3 * shard_bytes(state.params)
+  scored = sample.scored * config.train.batch_rows / rows_over
+  logits = scored * head_rows / tensor * 4 * 4
+  return weights + activations + optimizer + logits
+
+
+def _collectives(config, mesh, tokens, b, layer, table) -> list[Collective]:
+  """What the sharding table implies; XLA may do better or worse."""
+  c, pieces, shape = config.model, config.train.microbatches, mesh.shape
+  grid = np.arange(mesh.size).reshape(tuple(shape.values()))
+  out = []
+
+  def add(axes, kind, size, times, asynchronous=True):
+    if math.prod(shape[axis] for axis in axes) > 1:
+      at = tuple(slice(None) if axis in axes else 0 for axis in shape)
+      out.append(Collective(kind, size, times, tuple(grid[at].ravel().tolist()), asynchronous, '',
+                            'estimated'))
+
+  add(('fsdp',), 'all-gather', b * layer, 2 * c.layers * pieces)
+  add(('fsdp',), 'reduce-scatter', b * layer, c.layers * pieces)
+  add(('fsdp',), 'all-gather', b * table, 2 * pieces)
+  add(('fsdp',), 'reduce-scatter', 4 * table, pieces)
+  add(('slice', 'data'), 'all-reduce', 4 * (c.layers * layer + table) / shape['fsdp'], 1)
+  add(('tensor',), 'all-reduce', b * tokens * c.width, 4 * c.layers * pieces, False)
+  heads = c.kv_heads * c.head_dim / shape['tensor']
+  add(('seq',), 'all-gather', 2 * b * tokens * shape['seq'] * heads, 2 * c.layers * pieces, False)
+  add(('seq',), 'reduce-scatter', 8 * tokens * shape['seq'] * heads, c.layers * pieces, False)
+  return out

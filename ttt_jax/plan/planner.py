@@ -1,0 +1,243 @@
+"""One plan, made in a child process: python -m ttt_jax.plan.planner REQUEST ANSWER.
+
+REQUEST is a JSON file {config, topology, slices, remat, workdir}; ANSWER gets the plan as
+JSON, or {'error': a sentence for the user}. What is being done is printed, a line each time.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+from typing import Any, Callable, NamedTuple
+
+import jax
+
+from ttt_jax import flops, optimizer as optimizers, sharding, train_state
+from ttt_jax.config import Config, from_dict
+from ttt_jax.config.settings import REMATS
+from ttt_jax.errors import UserError
+from ttt_jax.hardware import Topology, parse_topology
+from ttt_jax.model import attention
+from ttt_jax.model.transformer import Model
+from ttt_jax.plan import collectives, compile as compiling, roofline
+from ttt_jax.plan.advice import advice
+from ttt_jax.plan.estimate import Estimate, estimate
+from ttt_jax.plan.sample import Sample, take
+from ttt_jax.plan.vocabulary import planned_vocabulary
+from ttt_jax.vocab import Vocabulary
+
+# An estimate this much above the limit is believed without compiling.
+_HOPELESS = 1.35
+Say = Callable[[str], None]
+
+
+class _Case(NamedTuple):
+  """What is planned: everything that does not depend on the remat policy."""
+  config: Config
+  vocab: Vocabulary
+  topology: Topology
+  mesh: jax.sharding.Mesh
+  sample: Sample
+  compiles: bool
+
+  @property
+  def limit(self) -> float:
+    """Bytes of memory per device."""
+    return self.topology.chip.hbm_bytes / self.topology.chip.devices
+
+  @property
+  def model(self) -> Model:
+    return Model(self.config.model, self.vocab.size, platform=self.topology.chip.platform)
+
+  def with_remat(self, policy: str) -> '_Case':
+    model = dataclasses.replace(self.config.model, remat=policy)
+    return self._replace(config=dataclasses.replace(self.config, model=model))
+
+
+class _Outcome(NamedTuple):
+  """One remat policy: what the formulas and, if asked, the compiler say."""
+  case: _Case
+  guess: Estimate
+  facts: compiling.Facts | None
+
+  @property
+  def bytes(self) -> float:
+    """Per device."""
+    return self.facts.bytes if self.facts else self.guess.bytes
+
+  @property
+  def fits(self) -> bool:
+    return self.bytes <= self.case.limit
+
+
+def plan(config: Config, topology: Topology, remat: str | None = None,
+         workdir: str | None = None, say: Say = lambda what: None) -> dict[str, Any]:
+  """What a training step of this config needs on these chips.
+
+  Args:
+    config: of the run; mesh.slices must be the topology's.
+    topology: the chips. TPUs need an environment that launch.py sets.
+    remat: a policy, 'auto' for the cheapest that fits, None for the config's own.
+    workdir: with prepared data to sample; None makes documents up.
+    say: told what is being done.
+
+  Returns:
+    The plan, JSON-ready; see README.md for its keys.
+
+  Raises:
+    UserError: a mesh or a batch that does not divide over the chips, a codec or data that
+      cannot be planned for.
+  """
+  compiles = topology.chip.platform == 'tpu' and compiling.available()
+  devices = compiling.tpu_devices(topology) if compiles else jax.devices('cpu')[:topology.devices]
+  mesh = sharding.make_mesh(config.mesh, devices)
+  sharding.check_batch(mesh, config.train.batch_rows, config.train.microbatches,
+                       config.data.row_length)
+  sharding.check_heads(mesh, config.model.q_heads, config.model.kv_heads)
+  vocab = planned_vocabulary(config, workdir)
+  say('counting a sample of rows')
+  case = _Case(config, vocab, topology, mesh, take(config, vocab, workdir), compiles)
+  tried = []
+  for policy in REMATS if remat == 'auto' else (remat or config.model.remat,):
+    tried.append(_try(case.with_remat(policy), remat == 'auto', say))
+    if tried[-1].fits:
+      break
+  chosen = tried[-1] if tried[-1].fits else min(tried, key=lambda outcome: outcome.bytes)
+  return _answer(chosen, tried)
+
+
+def _try(case: _Case, choosing: bool, say: Say) -> _Outcome:
+  """Estimate, and compile unless that is impossible or hopeless."""
+  model = case.model
+  optimizer = optimizers.make(case.config.optimizer, case.config.train.steps)
+  state = train_state.abstract(model, optimizer, case.mesh)
+  guess = estimate(case.config, state, case.mesh, model.rows, case.sample)
+  policy = case.config.model.remat
+  if not case.compiles or choosing and guess.bytes > _HOPELESS * case.limit:
+    return _Outcome(case, guess, None)
+  say(f'compiling the train step for {case.topology}, remat {policy!r} (minutes for a large model)')
+  facts = compiling.compile_step(case.config, case.vocab, case.mesh, case.limit, _turns(case))
+  return _Outcome(case, guess, facts)
+
+
+def _turns(case: _Case) -> float:
+  """Chunks of the loss per microbatch, on the average device."""
+  config, pieces = case.config, case.config.train.microbatches
+  parts = math.prod(case.mesh.shape[axis] for axis in ('slice', 'data', 'fsdp', 'seq'))
+  positions = config.train.batch_rows * config.data.row_length / (parts * pieces)
+  scored = positions * case.sample.scored / config.data.row_length
+  return max(1, math.ceil(scored / min(config.objective.loss_chunk, positions)))
+
+
+def _flops(case: _Case) -> flops.Flops:
+  """Of a step over all devices."""
+  config, sample = case.config, case.sample
+  rows, length = config.train.batch_rows, config.data.row_length
+  form = attention.choose(config.model.attention, case.topology.chip.platform, length)
+  parts = math.prod(case.mesh.shape[axis] for axis in ('slice', 'data', 'fsdp', 'seq'))
+  chunk = min(config.objective.loss_chunk, rows * length / (parts * config.train.microbatches))
+  return flops.step_flops(
+      config.model, case.vocab.size, tokens=sample.tokens * rows, scored=sample.scored * rows,
+      mask_pairs=sample.mask_pairs * rows, slots=rows * length,
+      logit_rows=_turns(case) * chunk * parts * config.train.microbatches,
+      visited_pairs=rows * length**2 * (1.0 if form == 'dense' else sample.visited),
+      vocab_rows=case.model.rows, attention=form)
+
+
+def _answer(chosen: _Outcome, tried: list[_Outcome]) -> dict[str, Any]:
+  case, facts = chosen.case, chosen.facts
+  config, topology, per_chip = case.config, case.topology, case.topology.chip.devices
+  counted = facts is not None and facts.traffic > 0
+  found = facts.collectives if counted else chosen.guess.collectives
+  count = _flops(case)
+  line = roofline.bound(count.executed, facts.traffic if counted else chosen.guess.traffic, found,
+                        topology, _places(case))
+  tokens = config.train.batch_rows * config.data.row_length
+  model = case.model
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+  memory = ({'arguments': facts.arguments, 'temporary': facts.temporary, 'peak': facts.peak,
+             'on the host': facts.host} if facts else chosen.guess.memory)
+  return {
+      'config': config.name, 'hardware': config.hardware, 'topology': topology.name,
+      'slices': topology.slices, 'chips': topology.chips, 'devices': topology.devices,
+      'chip': dataclasses.asdict(topology.chip), 'mesh': dict(case.mesh.shape),
+      'parameters': flops.parameters(config.model, model.rows),
+      'vocabulary': case.vocab.size, 'batch_rows': config.train.batch_rows,
+      'row_length': config.data.row_length, 'microbatches': config.train.microbatches,
+      'optimizer': config.optimizer.name, 'sample': case.sample._asdict(),
+      'remat': config.model.remat,
+      'attention': attention.choose(config.model.attention, topology.chip.platform,
+                                    config.data.row_length),
+      'compiled': counted, 'not_compiled_because': _why_not(case, facts),
+      'hbm_bytes_per_chip': chosen.bytes * per_chip, 'hbm_limit_bytes': topology.chip.hbm_bytes,
+      'hbm_parts': {name: size * per_chip for name, size in memory.items()},
+      'hbm_estimate': chosen.guess.bytes * per_chip,
+      'fits': chosen.fits,
+      'advice': [] if chosen.fits else advice(config, case.mesh, topology, len(tried) > 1),
+      'tried': [{'remat': one.case.config.model.remat, 'bytes': one.bytes * per_chip,
+                 'compiled': one.facts is not None, 'fits': one.fits} for one in tried],
+      'useful_flops': count.useful, 'executed_flops': count.executed,
+      'executed_parts': count.parts,
+      'collectives': collectives.by_kind(found),
+      'collective_list': [one._replace(group=(one.group[:2], len(one.group)))._asdict()
+                          for one in found],
+      'warnings': facts.notes if facts else [],
+      'whole_on_every_device': sharding.report(case.mesh, model.axes(), shapes),
+      'memory_traffic': facts.traffic if counted else chosen.guess.traffic,
+      'roofline': line._asdict() | {'bound_by': line.bound_by},
+      'step_seconds_bound': line.seconds,
+      'mfu_bound': roofline.mfu(count.useful, line.seconds, topology),
+      'tokens_per_second_bound': tokens / line.seconds,
+      'chip_seconds_per_million_tokens': line.seconds * topology.chips / tokens * 1e6,
+      'compile_seconds': sum(one.facts.seconds for one in tried if one.facts),
+  }
+
+
+def _why_not(case: _Case, facts: compiling.Facts | None) -> str:
+  """Why the figures are formulas; '' if they are the compiler's."""
+  if case.topology.chip.platform == 'gpu':
+    return 'a GPU program can only be compiled on a machine with that GPU'
+  if not case.compiles:
+    return "libtpu is not installed (pip install 'ttt_jax[plan]')"
+  if facts is None:
+    return 'the estimate is far beyond the memory'
+  return '' if facts.traffic else 'the program is too large for the memory'
+
+
+def _places(case: _Case) -> list[roofline.Place]:
+  if case.compiles:
+    return compiling.places(case.mesh)
+  chip = case.topology.chip
+  if chip.platform == 'gpu':
+    return [roofline.Place(at // chip.largest[0], ()) for at in range(case.mesh.size)]
+  # Without libtpu nobody says where a device is: row by row, which is one legal order.
+  inside = case.mesh.size // case.topology.slices
+  return [roofline.Place(at // inside, _coordinates(at % inside // chip.devices,
+                                                    case.topology.shape))
+          for at in range(case.mesh.size)]
+
+
+def _coordinates(at: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+  out = []
+  for size in reversed(shape):
+    at, rest = divmod(at, size)
+    out.append(rest)
+  return tuple(reversed(out))
+
+
+def main() -> None:
+  """Read a request, write its answer."""
+  request_file, answer_file = sys.argv[1:]
+  request = json.loads(pathlib.Path(request_file).read_text(encoding='utf-8'))
+  try:
+    answer = plan(from_dict(Config, request['config']),
+                  parse_topology(request['topology'], request['slices']), request['remat'],
+                  request['workdir'], lambda what: print(what, flush=True))
+  except UserError as error:
+    answer = {'error': str(error)}
+  pathlib.Path(answer_file).write_text(json.dumps(answer), encoding='utf-8')
+
+
+if __name__ == '__main__':
+  main()
