@@ -26,9 +26,8 @@ from ttt_jax.model.staircase import block_reach
 _NEVER = -0.7 * float(np.finfo(np.float32).max)
 _LOWEST = -1e30
 
-_ROWS_ROWS = (((1,), (1,)), ((), ()))   # a b^T
+_ROWS_ROWS = (((1,), (1,)), ((), ()))     # a b^T
 _ROWS_COLUMNS = (((1,), (0,)), ((), ()))  # a b
-_COLUMNS_COLUMNS = (((0,), (0,)), ((), ()))  # a^T b
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -66,30 +65,29 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 def _forward(q, k, v, k_start, k_end, block):
   """Output [B, T, H, D] and log-sum-exp, float32 [N * I, R]."""
-  kv_heads = k.shape[2]
-  scale = q.shape[-1] ** -0.5
+  kv_heads, scale = k.shape[2], q.shape[-1] ** -0.5
   walk = _Walk(k_start, k_end, block, kv_heads, q.shape[2] // kv_heads)
-  k_NxSxD, v_NxSxD = _keys(k, block), _keys(v, block)
+  k_NxSxD, v_NxDxS = _keys(k, block), _keys(v, block).swapaxes(1, 2)
 
   def one_block(_, place_and_q):
     place, q_RxD = place_and_q
     problem, start_R, end_R, first, last = walk.at(place)
 
     def step(j, state):
-      out_RxD, top_R, total_R = state
-      k_CxD, v_CxD = _slice(k_NxSxD, problem, j, block), _slice(v_NxSxD, problem, j, block)
-      score = _score(q_RxD, k_CxD, scale, j, start_R, end_R)
-      new_top_R = jnp.maximum(top_R, score.max(-1))
-      weight = jnp.exp(score - new_top_R[:, None])
+      out_DxR, top_R, total_R = state
+      score_CxR = _score(_rows(k_NxSxD, problem, j, block), q_RxD, scale, j, start_R, end_R)
+      new_top_R = jnp.maximum(top_R, score_CxR.max(0))
+      weight_CxR = jnp.exp(score_CxR - new_top_R)
       fade_R = jnp.exp(top_R - new_top_R)
-      out_RxD = out_RxD * fade_R[:, None] + _dot(weight.astype(v.dtype), v_CxD, _ROWS_COLUMNS)
-      return out_RxD, new_top_R, total_R * fade_R + weight.sum(-1)
+      out_DxR = out_DxR * fade_R + _dot(
+          _columns(v_NxDxS, problem, j, block), weight_CxR.astype(v.dtype), _ROWS_COLUMNS)
+      return out_DxR, new_top_R, total_R * fade_R + weight_CxR.sum(0)
 
-    start = (jnp.zeros(q_RxD.shape, jnp.float32), jnp.full_like(start_R, _LOWEST, jnp.float32),
-             jnp.zeros_like(start_R, jnp.float32))
-    out_RxD, top_R, total_R = lax.fori_loop(first, last, step, start)
+    zero = jnp.zeros(q_RxD.shape[::-1], jnp.float32)
+    out_DxR, top_R, total_R = lax.fori_loop(
+        first, last, step, (zero, jnp.full_like(zero[0], _LOWEST), jnp.zeros_like(zero[0])))
     total_R = jnp.where(total_R > 0, total_R, 1.0)
-    return None, ((out_RxD / total_R[:, None]).astype(q.dtype), top_R + jnp.log(total_R))
+    return None, ((out_DxR / total_R).astype(q.dtype).T, top_R + jnp.log(total_R))
 
   _, (out, lse) = lax.scan(one_block, None, (walk.places, _queries(q, kv_heads, block)))
   return _from_blocks(out, q.shape, kv_heads), lse
@@ -97,10 +95,10 @@ def _forward(q, k, v, k_start, k_end, block):
 
 def _backward(q, k, v, k_start, k_end, out, lse_MxR, d_out, block):
   """Gradients of q, k and v, each in its array's dtype."""
-  kv_heads = k.shape[2]
-  scale = q.shape[-1] ** -0.5
+  kv_heads, scale = k.shape[2], q.shape[-1] ** -0.5
   walk = _Walk(k_start, k_end, block, kv_heads, q.shape[2] // kv_heads)
   k_NxSxD, v_NxSxD = _keys(k, block), _keys(v, block)
+  k_NxDxS = k_NxSxD.swapaxes(1, 2)
   d_out = d_out.astype(q.dtype)
   delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1, keepdims=True)
   blocks = lambda x: _queries(x, kv_heads, block)
@@ -110,20 +108,19 @@ def _backward(q, k, v, k_start, k_end, out, lse_MxR, d_out, block):
     problem, start_R, end_R, first, last = walk.at(place)
 
     def step(j, state):
-      dq_RxD, dk_NxSxD, dv_NxSxD = state
-      k_CxD, v_CxD = _slice(k_NxSxD, problem, j, block), _slice(v_NxSxD, problem, j, block)
-      score = _score(q_RxD, k_CxD, scale, j, start_R, end_R)
-      weight = jnp.exp(score - lse_R[:, None])
-      d_weight = _dot(d_out_RxD, v_CxD, _ROWS_ROWS)
-      d_score = (weight * (d_weight - delta_Rx1) * scale).astype(q.dtype)
-      dv_CxD = _dot(weight.astype(q.dtype), d_out_RxD, _COLUMNS_COLUMNS)
-      dk_CxD = _dot(d_score, q_RxD, _COLUMNS_COLUMNS)
-      return (dq_RxD + _dot(d_score, k_CxD, _ROWS_COLUMNS),
-              _add(dk_NxSxD, dk_CxD, problem, j), _add(dv_NxSxD, dv_CxD, problem, j))
+      dq_DxR, dk_NxSxD, dv_NxSxD = state
+      score_CxR = _score(_rows(k_NxSxD, problem, j, block), q_RxD, scale, j, start_R, end_R)
+      weight_CxR = jnp.exp(score_CxR - lse_R)
+      d_weight_CxR = _dot(_rows(v_NxSxD, problem, j, block), d_out_RxD, _ROWS_ROWS)
+      d_score_CxR = (weight_CxR * (d_weight_CxR - delta_Rx1[:, 0]) * scale).astype(q.dtype)
+      dv_CxD = _dot(weight_CxR.astype(q.dtype), d_out_RxD, _ROWS_COLUMNS)
+      dk_CxD = _dot(d_score_CxR, q_RxD, _ROWS_COLUMNS)
+      dq_DxR += _dot(_columns(k_NxDxS, problem, j, block), d_score_CxR, _ROWS_COLUMNS)
+      return dq_DxR, _add(dk_NxSxD, dk_CxD, problem, j), _add(dv_NxSxD, dv_CxD, problem, j)
 
-    dq_RxD, *d_keys = lax.fori_loop(
-        first, last, step, (jnp.zeros(q_RxD.shape, jnp.float32), *d_keys))
-    return tuple(d_keys), dq_RxD.astype(q.dtype)
+    dq_DxR, *d_keys = lax.fori_loop(
+        first, last, step, (jnp.zeros(q_RxD.shape[::-1], jnp.float32), *d_keys))
+    return tuple(d_keys), dq_DxR.astype(q.dtype).T
 
   zero = jnp.zeros(k_NxSxD.shape, jnp.float32)
   (dk, dv), dq = lax.scan(
@@ -153,26 +150,32 @@ class _Walk:
     return problem, self._start[i], self._end[i], self._first[i], self._last[i]
 
 
-def _score(q_RxD, k_CxD, scale, j, start_R, end_R):
-  """float32 [R, C], _NEVER where a key lies outside the range of its query."""
-  score = _dot(q_RxD, k_CxD, _ROWS_ROWS) * scale
-  key = j * k_CxD.shape[0] + lax.broadcasted_iota(jnp.int32, score.shape, 1)
-  return jnp.where((key >= start_R[:, None]) & (key < end_R[:, None]), score, _NEVER)
+def _score(k_CxD, q_RxD, scale, j, start_R, end_R):
+  """float32 [C, R], _NEVER where a key lies outside the range of its query."""
+  score = _dot(k_CxD, q_RxD, _ROWS_ROWS) * scale
+  key = j * k_CxD.shape[0] + lax.broadcasted_iota(jnp.int32, score.shape, 0)
+  return jnp.where((key >= start_R) & (key < end_R), score, _NEVER)
 
 
 def _dot(a, b, dimensions):
   return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
-def _slice(x_NxSxD, problem, j, block):
-  return lax.dynamic_slice(x_NxSxD, (problem, j * block, 0), (1, block, x_NxSxD.shape[-1]))[0]
+def _rows(x_NxSxD, problem, j, block):
+  """[C, D]: key block j of one problem."""
+  return lax.dynamic_slice(x_NxSxD, (problem, j * block, 0), (1, block, x_NxSxD.shape[2]))[0]
+
+
+def _columns(x_NxDxS, problem, j, block):
+  """[D, C]: key block j of one problem, transposed."""
+  return lax.dynamic_slice(x_NxDxS, (problem, 0, j * block), (1, x_NxDxS.shape[1], block))[0]
 
 
 def _add(x_NxSxD, part_CxD, problem, j):
   """x with part added to key block j of one problem."""
-  old = _slice(x_NxSxD, problem, j, part_CxD.shape[0])
-  return lax.dynamic_update_slice(x_NxSxD, (old + part_CxD)[None],
-                                  (problem, j * part_CxD.shape[0], 0))
+  block = part_CxD.shape[0]
+  part = (_rows(x_NxSxD, problem, j, block) + part_CxD)[None]
+  return lax.dynamic_update_slice(x_NxSxD, part, (problem, j * block, 0))
 
 
 def _pad(x, axis, multiple):

@@ -137,5 +137,10 @@ def _tokamax():
     found = f'version {version} is installed' if version else 'it is not installed'
     raise UserError(f"config key model.attention means tokamax here, and {found}: "
                     f"pip install tokamax=={TOKAMAX}, or use 'blockwise'.")
+  from absl import flags
   from tokamax._src.ops.attention import base
+  # Its settings are absl flags, and reading one parses our own command line, which they do
+  # not know, unless it counts as parsed already; then they have their defaults.
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
   return base
