@@ -145,7 +145,7 @@ def _make_sums(run: Trained) -> Callable[..., jax.Array]:
     targets = hybrid.corrupt(batch, run.vocab, objective, key)
     # Per token instead of per document: undo the share that corrupt writes into the weight.
     per_token = targets._replace(self_weight=jnp.where(targets.masked, 1.0 / targets.rate, 0.0))
-    found = hybrid.score(run.model, params, batch, per_token, objective)
+    _, found = hybrid.score(run.model, params, batch, per_token, objective, 1.0)
     return jnp.stack([found.text_nll, found.text_targets, found.diffusion,
                       jnp.sum(targets.maskable).astype(jnp.float32)])
   return jax.jit(sums, static_argnames='objective')

@@ -8,8 +8,8 @@ maskable audio:
     loss      = mean over documents of  AR + diffusion
 
 both from the same noisy forward pass. Documents are the unit of the mean, so ``corrupt``
-writes every per-document denominator into per-token weights, ``score`` returns sums and
-a document count, and whoever holds all the microbatches divides once.
+writes every per-document denominator into per-token weights, and ``score`` divides once,
+by the number of documents of all microbatches; its sums are for reports.
 
 The two baselines are the same code with other sets: in 'ar' every supervised token is a
 next-token target and nothing is noisy; in 'nar' every supervised token is maskable,
@@ -140,32 +140,42 @@ def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig,
       documents=jnp.sum(first & (batch.document > 0)).astype(jnp.float32))
 
 
-def score(model: Model, params: Params, batch: Batch, targets: Targets,
-          config: ObjectiveConfig) -> Sums:
-  """One noisy forward pass and its sums.
+def score(model: Model, params: Params, batch: Batch, targets: Targets, config: ObjectiveConfig,
+          documents: jax.Array | float) -> tuple[jax.Array, Sums]:
+  """One noisy forward pass: what to minimise, and its sums.
 
   Args:
     model, params: the decoder.
     batch: the clean rows that ``targets`` were made from (their staircase is used).
     targets: from ``corrupt``.
+    documents: in the *whole* batch, of which ``batch`` may be one piece.
+
+  Returns:
+    (objective, sums). The objective is this piece's share of the mean over all documents,
+    a float32 scalar, differentiable with respect to params; the sums carry no gradient.
   """
   k_start, k_end = staircase.key_ranges(batch, config.mode, config.prompt_audio)
   hidden = model.hidden(params, targets.token, batch.position, k_start, k_end)
-  text = targets.next_weight > 0
-  next_nll, self_nll = losses.scored_nll(
-      lambda h: model.logits(params, h), hidden, text | targets.masked, targets.next_label,
-      targets.self_label)
-  return Sums(
+  text, masked = targets.next_weight > 0, targets.masked
+  share = 1.0 / jnp.maximum(documents, 1.0)
+  labels = losses.Labels(
+      text | masked, targets.next_label, targets.self_label,
+      config.ar_weight * share * targets.next_weight,
+      config.diffusion_weight * share * targets.self_weight)
+  objective, next_nll, self_nll = losses.pair_loss(
+      hidden, model.head_table(params), labels, model.vocab_size, chunk=config.loss_chunk,
+      dtype=model.config.dtype)
+  return objective, Sums(
       ar=jnp.sum(next_nll * targets.next_weight),
       diffusion=jnp.sum(self_nll * targets.self_weight),
       documents=targets.documents,
       text_nll=jnp.sum(jnp.where(text, next_nll, 0.0)),
       text_targets=jnp.sum(text).astype(jnp.float32),
-      masked_nll=jnp.sum(jnp.where(targets.masked, self_nll, 0.0)),
-      masked=jnp.sum(targets.masked).astype(jnp.float32))
+      masked_nll=jnp.sum(jnp.where(masked, self_nll, 0.0)),
+      masked=jnp.sum(masked).astype(jnp.float32))
 
 
 def loss(sums: Sums, documents: jax.Array, config: ObjectiveConfig) -> jax.Array:
-  """The scalar to minimise, given the number of documents of the *whole* batch."""
+  """``score``'s objective from sums that are complete, for reports; it has no gradient."""
   total = config.ar_weight * sums.ar + config.diffusion_weight * sums.diffusion
   return total / jnp.maximum(documents, 1.0)

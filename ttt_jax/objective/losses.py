@@ -1,60 +1,279 @@
-"""Cross entropies that return sums. N = positions, E = width, V = vocabulary rows."""
+"""Cross entropy of two labels per position, in the memory of one chunk of logits.
 
-from typing import Callable
+A position of a Text-to-Talk row can have two labels, the next token and its own, and many
+have none. So the scored positions are compacted first, and their logits are made a chunk
+at a time, as many chunks as there are scored positions and no more: there is no capacity
+to exceed. One log-sum-exp serves both labels. The weights are known beforehand, so the
+gradient of a chunk is taken while its logits are there: three products with the
+vocabulary per chunk, none repeated, and a backward pass that only multiplies by a scalar.
+
+On a mesh the rows travel, not the table: for each chunk the devices of an fsdp group
+gather their chunks' hidden states, and each scores all of them on its own part of the
+vocabulary (the tensor and fsdp axes together). No device ever holds a whole table or the
+whole table's gradient, which for large models is more than all their logits.
+
+B = rows, T = tokens, N = B T positions of a device, E = width, V = vocabulary rows of a
+device, R = positions scored at once: a chunk of every device of the fsdp group.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-_CAPACITY = 0.5  # share of the positions for which logits are planned
+from ttt_jax import sharding
+
+_EVERY = sharding.AXES
+_WIDTH = sharding.TABLE['embed']                      # cuts the table's columns
+_PARTS = (sharding.TABLE['vocab'], _WIDTH)            # the parts of the vocabulary, in order
+_ROWS = (*sharding.TABLE['rows'], sharding.TABLE['length'])
+_COPIES = tuple(axis for axis in _ROWS if axis != _WIDTH)  # hold equal parts of the table
 
 
-def pair_nll(logits_NxV: jax.Array, next_label_N: jax.Array,
-             self_label_N: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Negative log-likelihoods of two labels of each position from one log-sum-exp.
+class Labels(NamedTuple):
+  """What is predicted where; arrays [B, T]. A weight must be 0 where nothing is scored."""
+  scored: jax.Array        # bool: positions with any label
+  next_label: jax.Array    # int32 ids below vocab_size ...
+  self_label: jax.Array
+  next_weight: jax.Array   # float32: ... and the factors of their nats in the total
+  self_weight: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """The static part of a call."""
+  vocab_size: int
+  chunk: int
+  dtype: str
+  form: str
+  meshed: bool             # runs inside shard_map
+
+
+def pair_loss(hidden_BxTxE: jax.Array, table_VxE: jax.Array, labels: Labels, vocab_size: int, *,
+              chunk: int, dtype: str,
+              form: str = 'auto') -> tuple[jax.Array, jax.Array, jax.Array]:
+  """sum(next_weight * next_nll + self_weight * self_nll), exactly, a chunk at a time.
+
+  Differentiable with respect to ``hidden_BxTxE`` and ``table_VxE`` alone, and through the
+  total alone: weights are constants, and the nats per token are for metrics.
 
   Args:
-    logits_NxV: float32.
-    next_label_N, self_label_N: int32; what AR predicts, and what diffusion restores.
-
-  Returns:
-    (next_nll [N], self_nll [N]) in nats.
-  """
-  log_z = jax.nn.logsumexp(logits_NxV, axis=-1)
-  pick = lambda label: jnp.take_along_axis(logits_NxV, label[..., None], axis=-1)[..., 0]
-  return log_z - pick(next_label_N), log_z - pick(self_label_N)
-
-
-def scored_nll(logits_of: Callable[[jax.Array], jax.Array], hidden_BxTxE: jax.Array,
-               scored: jax.Array, next_label: jax.Array,
-               self_label: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """``pair_nll`` at the scored positions, without logits for the others.
-
-  The scored positions are gathered to a fixed number of rows, half of all, before the
-  head; a batch with more of them takes the full width instead, so the result is exact
-  either way.
-
-  Args:
-    logits_of: hidden [..., E] -> float32 logits [..., V].
     hidden_BxTxE: final hidden states.
-    scored: bool [B, T]: where a loss falls.
-    next_label, self_label: int32 [B, T].
+    table_VxE: float32 output head, at least ``vocab_size`` rows; those beyond are padding:
+      no probability, no gradient.
+    labels: what is predicted where.
+    chunk: scored positions per device whose logits exist at once.
+    dtype: of the products with the table; sums are float32 whatever it is.
+    form: 'rows', 'dense', or 'auto': see ``_chunk``.
 
   Returns:
-    (next_nll, self_nll), float32 [B, T]; 0 where nothing is scored.
+    (total, next_nll, self_nll): a float32 scalar; float32 [B, T] in nats, both of them at
+    every scored position and 0 elsewhere. On a mesh (jax.set_mesh) the batch must divide
+    over it (sharding.check_batch), and the total is that of all devices.
   """
-  shape = scored.shape
-  hidden = hidden_BxTxE.reshape(-1, hidden_BxTxE.shape[-1])
-  scored, next_label, self_label = (x.reshape(-1) for x in (scored, next_label, self_label))
-  capacity = max(1, int(scored.size * _CAPACITY))
+  assert form in ('auto', 'rows', 'dense'), form
+  plan = _Plan(vocab_size, chunk, dtype, form, sharding.in_use())
+  return _pair_loss(plan, *jax.tree.map(jnp.asarray, (hidden_BxTxE, table_VxE, labels)))
 
-  def everything():
-    return pair_nll(logits_of(hidden), next_label, self_label)
 
-  def gathered():
-    where = jnp.argsort(~scored, stable=True)[:capacity]
-    found = pair_nll(logits_of(hidden[where]), next_label[where], self_label[where])
-    return tuple(jnp.zeros(scored.shape, jnp.float32).at[where].set(
-        x, unique_indices=True) for x in found)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pair_loss(plan: _Plan, hidden, table, labels):
+  return _over_mesh(plan, False, hidden, table, labels)[:3]
 
-  nll = jax.lax.cond(jnp.sum(scored) <= capacity, gathered, everything)
-  return tuple(jnp.where(scored, x, 0.0).reshape(shape) for x in nll)
+
+def _forward(plan: _Plan, hidden, table, labels):
+  *out, d_hidden, d_table = _over_mesh(plan, True, hidden, table, labels)
+  return tuple(out), (d_hidden, d_table)
+
+
+def _backward(plan: _Plan, gradient, cotangent):
+  scale = cotangent[0]
+  d_hidden, d_table = gradient
+  return (d_hidden * scale).astype(d_hidden.dtype), d_table * scale, None
+
+
+_pair_loss.defvjp(_forward, _backward)
+
+
+def _over_mesh(plan: _Plan, gradient: bool, hidden, table, labels):
+  """(total, next_nll, self_nll[, d_hidden, d_table]); every sum over devices is in here."""
+  def local(*inputs):
+    form = lambda name: functools.partial(
+        _local, dataclasses.replace(plan, form=name), gradient)
+    if plan.form != 'auto':
+      return form(plan.form)(*inputs)
+    if plan.dtype != 'float32':
+      return form('dense')(*inputs)
+    return lax.platform_dependent(*inputs, cpu=form('rows'), default=form('dense'))
+
+  if not plan.meshed:
+    return local(hidden, table, labels)
+  tokens, states = sharding.spec(('rows', 'length')), sharding.spec(('rows', 'length', 'width'))
+  rows = sharding.spec(('vocab', 'embed'))
+  out = (jax.P(), tokens, tokens) + ((states, rows) if gradient else ())
+  return jax.shard_map(local, in_specs=(states, rows, tokens), out_specs=out,
+                       check_vma=False)(hidden, table, labels)
+
+
+def _local(plan: _Plan, gradient: bool, hidden_BxTxE, table, labels: Labels):
+  """``_over_mesh`` on one device."""
+  shape = labels.scored.shape
+  n = labels.scored.size
+  chunk = min(plan.chunk, n)
+  size = -(-n // chunk) * chunk
+  hidden = hidden_BxTxE.reshape(n, -1)
+  labels = Labels(*(x.reshape(n) for x in labels))
+  # The k-th scored position has place k; order[k] is where it came from.
+  place = jnp.cumsum(labels.scored, dtype=jnp.int32) - 1
+  count = place[-1] + 1
+  order = jnp.zeros(size, jnp.int32).at[jnp.where(labels.scored, place, size)].set(
+      jnp.arange(n, dtype=jnp.int32), mode='drop')
+  real = jnp.arange(size) < count
+  turns = (count + chunk - 1) // chunk
+  head = _own_head(plan, table)
+  if plan.meshed:  # collectives inside: every device makes the same number of turns
+    turns = lax.pmax(turns, _EVERY)
+
+  def turn(number, carry):
+    at = number * chunk
+    here = lax.dynamic_slice_in_dim(order, at, chunk)
+    keep = lax.dynamic_slice_in_dim(real, at, chunk)
+    mine = Labels(keep, *(jnp.where(keep, x[here], 0) for x in labels[1:]))
+    total, nlls, slopes, d_table = carry
+    nll, slope, d_table = _chunk(plan, hidden[here], head, mine, d_table)
+    total += jnp.sum(nll[0] * mine.next_weight + nll[1] * mine.self_weight)
+    nlls = lax.dynamic_update_slice_in_dim(nlls, nll, at, axis=1)
+    if gradient:
+      slopes = lax.dynamic_update_slice_in_dim(slopes, slope.astype(slopes.dtype), at, axis=0)
+    return total, nlls, slopes, d_table
+
+  total, nlls, slopes, d_table = lax.fori_loop(0, turns, turn, (
+      jnp.float32(0), jnp.zeros((2, size), jnp.float32),
+      jnp.zeros((size, hidden.shape[1]), hidden.dtype) if gradient else None,
+      jnp.zeros(head.table.shape, jnp.float32) if gradient else None))
+  back = lambda x: jnp.where(labels.scored, x[place], 0).reshape(shape)
+  out = (lax.psum(total, _ROWS) if plan.meshed else total, back(nlls[0]), back(nlls[1]))
+  if not gradient:
+    return out
+  d_hidden = jnp.where(labels.scored[:, None], slopes[place], 0)
+  return *out, d_hidden.reshape(hidden_BxTxE.shape), _whole_gradient(plan, d_table, table.shape)
+
+
+class _Head(NamedTuple):
+  """One device's part of the output head."""
+  table: jax.Array              # [V, E] in the compute dtype
+  first: jax.Array | int        # id of its first row
+  rows: jax.Array | int         # how many of its rows are ids; the others are padding
+
+
+def _own_head(plan: _Plan, table: jax.Array) -> _Head:
+  """From [rows over tensor, columns over fsdp] to whole rows over both axes."""
+  table = table.astype(plan.dtype)
+  if not plan.meshed:
+    return _Head(table, 0, plan.vocab_size)
+  rows, parts = table.shape[0], lax.axis_size(_WIDTH)
+  table = jnp.pad(table, ((0, -rows % parts), (0, 0)))
+  table = lax.all_to_all(table, _WIDTH, split_axis=0, concat_axis=1, tiled=True)
+  group, part = (lax.axis_index(axis) for axis in _PARTS)
+  inside = part * table.shape[0]
+  real = jnp.minimum(rows, plan.vocab_size - group * rows) - inside
+  return _Head(table, group * rows + inside, jnp.clip(real, 0, table.shape[0]))
+
+
+def _whole_gradient(plan: _Plan, d_table_VxE: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """The way back of ``_own_head``, summed over the devices that have the same part."""
+  if not plan.meshed:
+    return d_table_VxE
+  d_table = lax.all_to_all(lax.psum(d_table_VxE, _COPIES), _WIDTH, split_axis=1, concat_axis=0,
+                           tiled=True)
+  return d_table[:shape[0]]
+
+
+def _chunk(plan: _Plan, hidden: jax.Array, head: _Head, mine: Labels,
+           d_table: jax.Array | None):
+  """Score one chunk of every device of the group.
+
+  Two forms, equal but for speed. 'rows' subtracts the labels' part of the gradient from
+  the few rows that it touches, so that each exponential is taken and read once: best on a
+  CPU in float32. 'dense' subtracts it inside the [R, V] probabilities before they are
+  rounded to the compute dtype: no scatter, which is slow on a TPU, and no cancellation of
+  rounded numbers.
+
+  Args:
+    hidden: [chunk, E], and ``mine`` [chunk], of this device.
+    d_table: float32 [V, E] to add to; None asks for no gradient.
+
+  Returns:
+    (nll float32 [2, chunk], d_hidden float32 [chunk, E] or None, new d_table or None).
+  """
+  chunk, hidden_RxE, labels = hidden.shape[0], hidden.astype(plan.dtype), mine
+  if plan.meshed:
+    hidden_RxE, labels = jax.tree.map(
+        lambda x: lax.all_gather(x, _WIDTH, tiled=True), (hidden_RxE, labels))
+  weights = (labels.next_weight[:, None], labels.self_weight[:, None])
+  places = [_place(label, head) for label in (labels.next_label, labels.self_label)]
+  logits_RxV = _dot(hidden_RxE, head.table, 1, 1)
+  column = lax.broadcasted_iota(jnp.int32, (1, head.table.shape[0]), 1)
+  if plan.meshed or head.rows < head.table.shape[0]:
+    logits_RxV = jnp.where(column < head.rows, logits_RxV, -jnp.inf)
+
+  if plan.form == 'rows':
+    vectors = [head.table.at[place].get(mode='fill', fill_value=0).astype(jnp.float32)
+               for place in places]
+    picked = [jnp.sum(hidden_RxE * vector, axis=1) for vector in vectors]
+  else:
+    hits = [column == place[:, None] for place in places]
+    picked = [jnp.sum(jnp.where(hit, logits_RxV, 0.0), axis=1) for hit in hits]
+  largest = _group(lax.pmax, plan, jnp.max(logits_RxV, axis=1))
+  power_RxV = jnp.exp(logits_RxV - largest[:, None])
+  sums = _group(lax.psum, plan, jnp.stack([_mass(plan, power_RxV), *picked]))
+  nll = largest + jnp.log(sums[0]) - sums[1:]
+  if plan.meshed:
+    nll = lax.dynamic_slice_in_dim(nll, lax.axis_index(_WIDTH) * chunk, chunk, axis=1)
+  if d_table is None:
+    return nll, None, None
+
+  scale = (weights[0] + weights[1]) / sums[0][:, None]
+  if plan.form == 'rows':
+    power_RxV = power_RxV.astype(plan.dtype)
+    d_hidden = scale * _dot(power_RxV, head.table, 1, 0) - sum(
+        weight * vector for weight, vector in zip(weights, vectors))
+    d_table += _dot(power_RxV, (scale * hidden_RxE).astype(plan.dtype), 0, 0)
+    for weight, place in zip(weights, places):
+      d_table = d_table.at[place].add(-weight * hidden_RxE, mode='drop')
+  else:
+    slope_RxV = (scale * power_RxV - sum(
+        jnp.where(hit, weight, 0.0) for hit, weight in zip(hits, weights))).astype(plan.dtype)
+    d_hidden = _dot(slope_RxV, head.table, 1, 0)
+    d_table += _dot(slope_RxV, hidden_RxE, 0, 0)
+  if plan.meshed:
+    d_hidden = lax.psum_scatter(lax.psum(d_hidden, _PARTS[0]), _WIDTH, tiled=True)
+  return nll, d_hidden, d_table
+
+
+def _place(label: jax.Array, head: _Head) -> jax.Array:
+  """Row of an id in this device's part of the table; one past its end if not there."""
+  place = label - head.first
+  return jnp.where((place >= 0) & (place < head.rows), place, head.table.shape[0])
+
+
+def _mass(plan: _Plan, power_RxV: jax.Array) -> jax.Array:
+  """Sums of the rows. As a product it is not fused with the exponentials, which XLA's CPU
+  backend would otherwise take twice."""
+  if plan.form == 'rows':
+    return _dot(power_RxV, jnp.ones((power_RxV.shape[1], 1)), 1, 0)[:, 0]
+  return jnp.sum(power_RxV, axis=1)
+
+
+def _group(reduce, plan: _Plan, x: jax.Array) -> jax.Array:
+  """Over the devices that hold the parts of the vocabulary."""
+  return reduce(x, _PARTS) if plan.meshed else x
+
+
+def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+  """Matrix product over one axis of each, accumulated in float32."""
+  return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())),
+                         preferred_element_type=jnp.float32)
