@@ -225,6 +225,14 @@ def test_a_resumed_run_counts_the_time_before(fake_run, tmp_path):
   assert sum(line[f'time/{part}'] for part in telemetry.PARTS) == pytest.approx(1)
 
 
+def test_process_0_alone_writes(tmp_path, monkeypatch):
+  for process, files in ((1, []), (0, ['config.json', 'metrics.jsonl'])):
+    monkeypatch.setattr(jax, 'process_index', lambda: process)
+    with train._writer(runs.config(tensorboard=False), tmp_path, 0) as writer:
+      writer.write(1, {'loss': 1.0})
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
 def test_one_docstring_says_what_every_number_means(data_dir, tmp_path):
   config = runs.replace(runs.config(steps=2), 'data', path=str(data_dir))
   train.train(config, tmp_path)

@@ -132,7 +132,8 @@ def _facts(lines: Sequence[dict]) -> str:
     values = np.array([line[name] for line in lines if name in line])
     values = values[np.isfinite(values)]
     if len(values):
-      middle = np.median(values[-max(len(values) // 20, 5):])
+      last = len(values) if name.endswith('per_second') else max(len(values) // 20, 5)
+      middle = np.median(values[-last:])  # speed: of the whole run; quality: at its end
       facts.append((label, form.format(middle)))
   return '<dl class="facts">' + ''.join(
       f'<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>' for label, value in facts

@@ -16,7 +16,7 @@ RATES = (
     ('steps_per_second', 'Steps per second', 'count', ''),
     ('padding_fraction', 'Padding', 'share', 'of the positions: room that packing left over'),
     ('blocks_skipped', 'Attention skipped', 'share',
-     'of its blocks: those where the staircase lets nobody read'),
+     'of its blocks: those where nobody reads (a dense form makes them all the same)'),
     ('model_flops_per_second', 'Work of the model', 'flops',
      'operations that these records need, forward and backward'),
     ('mfu', 'Use of the hardware (MFU)', 'share',
