@@ -15,8 +15,9 @@ from typing import Any
 import jax
 from jax.experimental import mesh_utils
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ttt_jax.batch import Batch
 from ttt_jax.config import MeshConfig
 from ttt_jax.errors import UserError
 
@@ -42,20 +43,30 @@ TABLE: dict[str, Any] = {
 def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
   """The mesh of a config over the given (default: all) devices."""
   devices = jax.devices() if devices is None else devices
-  key = {axis: 'slices' if axis == 'slice' else axis for axis in AXES}
-  sizes = [getattr(config, key[axis]) for axis in AXES]
-  known = math.prod(size for size in sizes if size != -1)
-  if -1 in sizes:
-    sizes[sizes.index(-1)] = max(len(devices) // known, 1)
-  if math.prod(sizes) != len(devices):
-    named = ', '.join(f'mesh.{key[axis]}={getattr(config, key[axis])}'
-                      for axis in AXES)
-    raise UserError(f'config {named} does not fit {len(devices)} devices; the product of the '
-                    'axes must be the number of devices.')
+  sizes = _sizes(config, len(devices))
   types = (AxisType.Auto,) * len(AXES)
   if sizes[0] == 1:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
   return Mesh(_across_slices(sizes, devices), AXES, axis_types=types)
+
+
+def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+  """The shape of a mesh without its devices: enough to check shardings anywhere."""
+  return AbstractMesh(tuple(_sizes(config, devices)), AXES,
+                      axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _sizes(config: MeshConfig, devices: int) -> list[int]:
+  key = {axis: 'slices' if axis == 'slice' else axis for axis in AXES}
+  sizes = [getattr(config, key[axis]) for axis in AXES]
+  known = math.prod(size for size in sizes if size != -1)
+  if -1 in sizes:
+    sizes[sizes.index(-1)] = max(devices // known, 1)
+  if math.prod(sizes) != devices:
+    named = ', '.join(f'mesh.{key[axis]}={getattr(config, key[axis])}' for axis in AXES)
+    raise UserError(f'config {named} does not fit {devices} devices; the product of the axes must '
+                    'be the number of devices.')
+  return sizes
 
 
 def _across_slices(sizes: list[int], devices: Any) -> np.ndarray:
@@ -170,6 +181,12 @@ def report(mesh: Mesh, axes: Any, shapes: Any) -> list[str]:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Of every [B, T] vector of a Batch."""
   return NamedSharding(mesh, spec(('rows', 'length')))
+
+
+def abstract_batch(mesh: Mesh, rows: int, length: int) -> Batch:
+  """ShapeDtypeStructs of a batch: what a step is compiled for beforehand."""
+  one = jax.ShapeDtypeStruct((rows, length), np.int32, sharding=batch_sharding(mesh))
+  return Batch(*[one] * len(Batch._fields))
 
 
 def check_batch(mesh: Mesh, rows: int, microbatches: int, length: int) -> None:

@@ -1,0 +1,44 @@
+"""One process of several on this machine: python -m tests.one_process DATA PORT RANK OUT."""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import optax
+
+from tests import runs
+from ttt_jax import optimizer as optimizers, sharding, train_state, train_step
+from ttt_jax.config import MeshConfig
+from ttt_jax.data import loader, store
+from ttt_jax.model.transformer import Model
+
+
+def main() -> None:
+  data, port, rank, out = sys.argv[1:]
+  jax.distributed.initialize(f'127.0.0.1:{port}', 2, int(rank))
+  config = runs.replace(runs.config(), 'data', path=data)
+  vocab = store.vocabulary(data)
+  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4))
+  assert jax.process_count() == 2 and mesh.size == 8
+  model = Model(config.model, vocab.size)
+  optimizer = optimizers.make(config.optimizer, config.train.steps)
+  batches = loader.Loader(data, config.data, config.train.batch_rows, config.seed, vocab,
+                          jax.process_index(), jax.process_count())
+  with jax.set_mesh(mesh):
+    state = train_state.init_sharded(model, optimizer, mesh, config.seed)
+    batch = sharding.put_batch(mesh, batches.batch_at(0))
+
+    def measure(params, batch):
+      grads, sums = train_step.gradients(config, model, vocab, params, batch,
+                                         train_step.run_key(0))
+      return [sums.ar, sums.diffusion, sums.masked_nll], optax.tree.norm(grads)
+
+    sums, norm = jax.jit(measure)(state.params, batch)
+  found = {'sums': np.asarray(sums).tolist(), 'grad_norm': float(norm)}
+  pathlib.Path(out).write_text(json.dumps(found))
+
+
+if __name__ == '__main__':
+  main()
