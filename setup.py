@@ -37,7 +37,10 @@ EXTRAS = {
         'pycodec2>=4.1',
     ],
     'tpu': ['jax[tpu]>=0.10'],
-    'gpu': ['jax[cuda13]>=0.10'],
+    # tokamax is pinned: per-row key ranges go through a part of it that may change.
+    'gpu': ['jax[cuda13]>=0.10', 'tokamax==0.0.12'],
+    # The TPU compiler without a TPU, for `ttt-jax plan`.
+    'plan': ['jax[tpu]>=0.10'],
     'torch': ['torch>=2.4', 'transformers>=4.51', 'safetensors>=0.5'],
     'test': [
         'pytest>=8.3',

@@ -8,6 +8,7 @@ may start the same command again; 130 interrupted.
 import argparse
 import ctypes
 import difflib
+import glob
 import logging
 import os
 import pathlib
@@ -161,6 +162,9 @@ def _configure_process(devices: int | None) -> None:
       'TF_CPP_MIN_LOG_LEVEL': '2',
   }.items():
     os.environ.setdefault(name, value)
+  if not any(glob.glob(f'/dev/{device}*') for device in ('accel', 'vfio/', 'nvidia', 'kfd')):
+    # The TPU compiler that `ttt-jax plan` needs would look for its chips, at length.
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
   logging.getLogger('ttt_jax').setLevel(logging.INFO)
   logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax tells its developers about itself
