@@ -34,21 +34,23 @@ def get_config() -> ConfigDict:
       'sources': (
           {**strings, **joined, **asr},
           {**strings, **joined, **tts, 'join_count': 4000},
-          {'path': SPEECH + 'train_questions.jsonl', 'prompt': 'qa', 'repeat': 6.0},
-          {'path': SPEECH + 'train_question_texts.jsonl', **asr, 'repeat': 3.0},
-          {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'chat', 'repeat': 12.0},
+          {'path': SPEECH + 'train_questions.jsonl', 'prompt': 'qa', 'repeat': 2.5},
+          {'path': SPEECH + 'train_question_texts.jsonl', **asr, 'repeat': 6.0},
+          {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'qa', 'repeat': 10.0},
           # Questions that are held out as speech are known in writing: answering them by
           # voice is knowledge carried from text to speech, not recall of a recording.
-          {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'chat', 'repeat': 12.0},
+          {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'qa', 'repeat': 20.0},
+          {'path': SPEECH + 'tables.jsonl', 'repeat': 2.0},
           {**short, **asr},
           {**short, **tts},
-          {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'chat', 'split': 'short'},
+          {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'qa', 'split': 'short'},
+          {'path': SPEECH + 'tables.jsonl', 'split': 'short', 'repeat': 3.0},
           {**heldout, **asr},
           {**heldout, **tts},
           {'path': SPEECH + 'heldout_questions.jsonl', 'prompt': 'qa', 'split': 'heldout'},
-          {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'chat', 'split': 'heldout_written'},
+          {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'qa', 'split': 'heldout_written'},
       ),
-      'stages': ({'split': 'short', 'steps': 250}, {'split': 'train'}),
+      'stages': ({'split': 'short', 'steps': 600}, {'split': 'train'}),
   })
   config.model = ConfigDict({
       'layers': 4, 'width': 192, 'q_heads': 3, 'kv_heads': 1, 'head_dim': 64, 'ffn': 512,

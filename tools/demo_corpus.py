@@ -18,13 +18,15 @@ Files in DIR (an audio path is relative to DIR):
   train_chat.jsonl           records, task text_chat: "3 + 4" -> "3 + 4 = 7", training
                              questions only
   heldout_chat.jsonl         the same for the held-out questions
+  tables.jsonl               pretraining documents: lines of arithmetic, "3 + 4 = 7", over ALL
+                             questions; leave it out to hold the questions out in writing, too
 
 What held out means.
 - Strings: no held-out string stands in a training string, neither whole nor as a run of
   digits inside a longer one. Whoever joins recordings to longer ones keeps that up by
   dropping a join that contains a string of heldout_strings.jsonl (`heldout_inside` below).
 - Questions: a held-out (operation, a, b) occurs in no wording and no form, spoken or
-  written. Its mirror image (4 + 3 for 3 + 4; 9 - 7 for 9 - 2) is always in training, and so
+  written, in the train_ lists. Its mirror image (4 + 3 for 3 + 4; 9 - 7 for 9 - 2) is always in training, and so
   are its operands at their places and its answer, in other questions of the same operation.
 """
 
@@ -166,6 +168,15 @@ def chat_records(asked: list[Question]) -> list[dict]:
           for question in asked]
 
 
+def table_documents(seed: int, times: int = 10, lines: int = 5) -> list[dict]:
+  """Every fact ``times`` times, shuffled into documents of ``lines`` lines."""
+  draw = random.Random(f'tables {seed}')
+  facts = [worked(question) for question in questions() * times]
+  draw.shuffle(facts)
+  return [{'id': f'table{number}', 'text': '\n'.join(facts[start:start + lines])}
+          for number, start in enumerate(range(0, len(facts), lines))]
+
+
 def recordings(items: list[dict]) -> list[dict]:
   return [{'id': item['id'], 'audio': f'wav/{item["id"]}.wav', 'text': item['text']}
           for item in items]
@@ -229,6 +240,7 @@ def main() -> int:
     if done.returncode:
       return done.returncode
   lists = manifests(sentences, held, hold_out(seed=args.seed), args.wordings)
+  lists['tables.jsonl'] = table_documents(args.seed)
   for name, lines in lists.items():
     write_lines(args.out / name, lines)
   print('; '.join(f'{name}: {len(lines)}' for name, lines in lists.items()))
