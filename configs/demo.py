@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
       'learning_rate': 1.2e-3, 'warmup_fraction': 0.03, 'weight_decay': 0.05, 'beta2': 0.98,
   })
   config.train = ConfigDict({
-      'steps': 3300, 'batch_rows': 6, 'log_every': 20, 'checkpoint_every': 500,
+      'steps': 3100, 'batch_rows': 6, 'log_every': 20, 'checkpoint_every': 500,
   })
   config.generate = ConfigDict({
       'block': 14, 'steps': 7, 'max_span': 140, 'max_tokens': 512,
