@@ -11,9 +11,8 @@
 
 Both start from the same weights and get the same documents with the same noise; before any
 time counts, the loss and the gradient norm of the first step must agree. Then the sides take
-turns, one step each, every turn with a new batch, each side in a process and on cores of its
-own choosing no more than --threads. What is counted is *useful* tokens: those of documents,
-not padding.
+turns, one step each, every turn with a new batch, each side in a process of its own with
+--threads cores. What is counted is *useful* tokens: those of documents, not padding.
 
 Two kinds of rows. 'speech': documents of 150 to 2,048 tokens, about 700 on average, as
 benchmarks/documents.py makes them. 'full': every document has 2,048 tokens, so neither side
@@ -34,7 +33,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks import common, documents  # noqa: E402
 from ttt_jax.config import (Config, DataConfig, ModelConfig, TrainConfig,  # noqa: E402
-                            to_dict)
+                            load, save, to_dict)
 
 AIMS = {'speech': 4.0, 'full': 1.2}   # ours / torch, useful tokens per second
 MEMORY_AIM = 1 / 3                    # ours / torch, peak
@@ -248,6 +247,14 @@ def show_alone(case: Case, result: dict) -> str:
 # -- flags ----------------------------------------------------------------------------------
 
 
+def changed(config: Config, settings: list[str]) -> Config:
+  """``config`` with 'key=value' settings, read as `ttt-jax train` reads its overrides."""
+  with tempfile.TemporaryDirectory() as folder:
+    save(config, folder)
+    return load(pathlib.Path(folder) / 'config.json',
+                dict(setting.split('=', 1) for setting in settings))
+
+
 def cases(args: argparse.Namespace) -> list[Case]:
   """What the flags ask for."""
   if args.quick:
@@ -257,7 +264,9 @@ def cases(args: argparse.Namespace) -> list[Case]:
     args.vocabulary, args.repetitions = ['tiny'], min(args.repetitions, 2)
   else:
     config = Config(train=TrainConfig(batch_rows=args.batch_rows, steps=1000),
-                    model=ModelConfig(attention=args.our_attention))
+                    model=ModelConfig())
+  if args.set:
+    config = changed(config, args.set)
   return [Case(vocabulary, kind, config, args.repetitions, args.threads)
           for vocabulary in args.vocabulary for kind in args.rows]
 
@@ -275,10 +284,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   add('--torch-memory', type=float, default=6.0,
       help='GiB that PyTorch may use for logits and their gradients (default 6)')
   add('--torch-attention', choices=('sdpa', 'eager'), default='sdpa')
-  add('--our-attention', default='auto', help='model.attention of our side (default auto)')
+  add('--set', nargs='+', default=[], metavar='KEY=VALUE',
+      help='settings of our config, such as model.attention_block=128')
   add('--quick', action='store_true', help='a tiny model, to see that it runs')
   add('--json', metavar='F', help='write every number to this file')
   args = parser.parse_args(argv)
+  if any('=' not in setting for setting in args.set):
+    parser.error('--set takes settings as KEY=VALUE')
   if args.repetitions < 1 or args.threads < 1 or not math.isfinite(args.torch_memory):
     parser.error('--repetitions and --threads are at least 1')
   return args

@@ -89,8 +89,9 @@ def test_tables_line_up():
 def test_ours_alone_by_piece(tmp_path, capsys):
   file = tmp_path / 'alone.json'
   train_step.main(['--against', 'none', '--quick', '--rows', 'speech', '--repetitions', '1',
-                   '--json', str(file)])
+                   '--set', 'model.layers=1', '--json', str(file)])
   case, = json.loads(file.read_text())['cases']
+  assert case['config']['model']['layers'] == 1
   assert len(case['steps']) == 1
   assert {'noise', 'all gradients', 'optimizer'} <= set(case['pieces'])
   printed = capsys.readouterr().out
