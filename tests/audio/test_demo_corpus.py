@@ -1,5 +1,6 @@
 """The demo's lists: what is held out stays out. And the voice tool's checks of its input."""
 
+import collections
 import importlib.util
 import json
 import pathlib
@@ -40,7 +41,7 @@ def test_sizes(lists):
   assert sizes == {
       'sentences': 110 + 900 + 60 + 2 * 155, 'train_short': 110, 'train_strings': 1010,
       'heldout_strings': 60, 'train_questions': 2 * 136, 'heldout_questions': 2 * 19,
-      'train_question_texts': 2 * 136, 'train_chat': 136, 'heldout_chat': 19}
+      'train_question_texts': 2 * 136, 'train_chat': 136, 'heldout_chat': 19, 'tables': 310}
 
 
 def test_no_training_string_contains_a_heldout_one(lists):
@@ -75,6 +76,15 @@ def test_a_heldout_question_occurs_in_no_form(lists):
     assert mirrored in training
     assert any(other.startswith(f'{a} {operation}') for other in training)
     assert any(other.endswith(f'{operation} {b}') for other in training)
+
+
+def test_tables_hold_every_fact_equally_often(lists):
+  facts = collections.Counter(
+      line for document in lists['tables'] for line in document['text'].split('\n'))
+  assert len(facts) == 155 and set(facts.values()) == {10}
+  for fact in facts:
+    question, result = fact.split(' = ')
+    assert eval(question) == int(result.replace(' ', ''))
 
 
 def test_answers_are_right_and_spoken_as_written(lists):
