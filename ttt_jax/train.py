@@ -48,6 +48,7 @@ def train(config: Config, workdir: str | os.PathLike) -> train_state.TrainState:
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(mesh, config.train.batch_rows, config.train.microbatches,
                        config.data.row_length)
+  sharding.check_heads(mesh, config.model.q_heads, config.model.kv_heads)
   model = Model(config.model, vocab.size)
   optimizer = optimizers.make(config.optimizer, config.train.steps)
   batches = loader.Loader(data_dir, config.data, config.train.batch_rows, config.seed, vocab,
