@@ -11,7 +11,8 @@ from ttt_jax import config as config_lib, hardware
 from ttt_jax.config.settings import REMATS
 from ttt_jax.errors import UserError
 
-EXAMPLE = 'ttt-jax plan --config configs/ttt_3b.py --topology v5p:4x4x4 --remat auto --json plan.json'
+EXAMPLE = ('ttt-jax plan --config configs/ttt_3b.py --topology v5p:4x4x4 --remat auto '
+           '--json plan.json')
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from ttt_jax.config import ModelConfig
 # Products of attention, in units of one [pairs, head_dim] product of every head. Forward:
 # scores, and weights times values. Backward: four; forms that do not keep the weights make
 # the scores again, and forms with a pass each for dq and for dk, dv make them, and the
-# weights' gradient, twice.
+# weights' gradient, twice. tokamax's backward passes skip no block.
 _FORWARD = 2
 _BACKWARD = {'dense': 4, 'blockwise': 5, 'pallas': 7, 'tokamax': 7}
 
@@ -76,8 +76,8 @@ def useful(model: ModelConfig, vocab_size: int, *, tokens: float, scored: float,
 
 def step_flops(model: ModelConfig, vocab_size: int, *, tokens: float, scored: float,
                mask_pairs: float, slots: float | None = None, logit_rows: float | None = None,
-               visited_pairs: float | None = None, vocab_rows: int | None = None,
-               attention: str = 'dense') -> Flops:
+               visited_pairs: float | None = None, backward_pairs: float | None = None,
+               vocab_rows: int | None = None, attention: str = 'dense') -> Flops:
   """Useful and executed FLOPs of one training step, summed over the batch and all devices.
 
   Args:
@@ -87,6 +87,7 @@ def step_flops(model: ModelConfig, vocab_size: int, *, tokens: float, scored: fl
     logit_rows: positions for which logits are made; default: the scored ones.
     visited_pairs: pairs in the blocks of attention that are computed (for the dense form
       T x T of every row); default: ``mask_pairs``.
+    backward_pairs: the same of the backward pass; default: ``visited_pairs``.
     vocab_rows: rows of the head, padding included; default: ``vocab_size``.
     attention: the form that runs: 'dense', 'blockwise', 'pallas' or 'tokamax'.
   """
@@ -94,18 +95,21 @@ def step_flops(model: ModelConfig, vocab_size: int, *, tokens: float, scored: fl
   slots = tokens if slots is None else slots
   logit_rows = scored if logit_rows is None else logit_rows
   visited_pairs = mask_pairs if visited_pairs is None else visited_pairs
+  backward_pairs = visited_pairs if backward_pairs is None else backward_pairs
   vocab_rows = vocab_size if vocab_rows is None else vocab_rows
   products = layer_products(c)
   again = _AGAIN[c.remat]
   # The TPU kernel pads a head to whole lanes of 128.
   head = -(-c.head_dim // 128) * 128 if attention == 'pallas' else c.head_dim
-  per_pair = 2 * c.layers * c.q_heads * head * visited_pairs
+  per_pair = 2 * c.layers * c.q_heads * head
+  # Of the dense form the output alone is kept by name: its weights need the scores again.
+  scores = _FORWARD if 'attention' in again else int(attention == 'dense' and 'qkv' in again)
   parts = {
       'layers': 3 * 2 * c.layers * sum(products.values()) * slots,
-      'attention': per_pair * (_FORWARD + _BACKWARD[attention]),
+      'attention': per_pair * (_FORWARD * visited_pairs + _BACKWARD[attention] * backward_pairs),
       'logits': 3 * 2 * logit_rows * c.width * vocab_rows,
       'recomputed': (2 * c.layers * slots * sum(products.get(name, 0) for name in again)
-                     + ('attention' in again) * _FORWARD * per_pair),
+                     + per_pair * scores * visited_pairs),
   }
   needed = useful(c, vocab_size, tokens=tokens, scored=scored, mask_pairs=mask_pairs)
   return Flops(needed, sum(parts.values()), parts)

@@ -115,8 +115,8 @@ def warnings(found: list[Collective]) -> list[str]:
       ('all-gather', '{n} all-gathers compile to zeros + all-reduce ({gb:.2f} GB per step and '
        'device, at twice the traffic, while nothing else runs): use fewer devices on mesh.fsdp '
        'and more on mesh.data.'),
-      ('reduce-scatter', '{n} all-reduces ({gb:.2f} GB per step and device) give sums of which each '
-       'device then keeps its part only: a reduce-scatter would take half the traffic.')):
+      ('reduce-scatter', '{n} all-reduces ({gb:.2f} GB per step and device) give sums of which '
+       'each device then keeps its part only: a reduce-scatter would take half the traffic.')):
     wasted = [c for c in found if c.instead == stands_for and c.bytes > _TRIVIAL]
     if wasted:
       out.append(sentence.format(n=len(wasted), gb=sum(c.bytes * c.times for c in wasted) / 1e9))

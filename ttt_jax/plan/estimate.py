@@ -63,9 +63,8 @@ def estimate(config: Config, state: Any, mesh: jax.sharding.Mesh, head_rows: int
   c, shape = config.model, mesh.shape
   b = 2 if c.dtype == 'bfloat16' else 4
   tensor = shape['tensor']
-  rows_over = shape['slice'] * shape['data'] * shape['fsdp']
-  tokens = (config.train.batch_rows * config.data.row_length
-            / (config.train.microbatches * rows_over * shape['seq']))
+  parts = math.prod(shape[axis] for axis in ('slice', 'data', 'fsdp', 'seq'))
+  tokens = config.train.batch_rows * config.data.row_length / (config.train.microbatches * parts)
   kept = _kept(config, b, tensor)
   everything = _kept(config, b, tensor, 'none')
   layer = sum(flops.layer_products(c).values()) / tensor
@@ -79,11 +78,13 @@ def estimate(config: Config, state: Any, mesh: jax.sharding.Mesh, head_rows: int
       'gradients': parameters * pieces,
       'kept for backward': c.layers * tokens * kept * _PADDING_WASTE,
       'one layer at work': tokens * everything + (2 * b + 4) * layer,
-      'logits': chunk * head_rows / tensor * (4 + b) + (b + 4) * table / shape['fsdp'] ** 0.5,
+      # The devices of an fsdp group score each other's chunks, each on its part of the table.
+      'logits': chunk * head_rows / tensor * (8 + b) + (4 + b) * table / shape['fsdp'],
   }
-  return Estimate(memory, _traffic(config, state, tokens, b, layer, everything, sample, head_rows,
-                                   rows_over, tensor),
-                  _collectives(config, mesh, tokens, b, layer, table))
+  scored = tokens * sample.scored / config.data.row_length * config.train.microbatches
+  return Estimate(memory, _traffic(config, state, tokens, b, layer, everything,
+                                   scored * head_rows / tensor),
+                  _collectives(config, mesh, tokens, b, layer, scored, table))
 
 
 def _kept(config: Config, b: int, tensor: int, policy: str | None = None) -> float:
@@ -100,19 +101,17 @@ def _kept(config: Config, b: int, tensor: int, policy: str | None = None) -> flo
           'offload': 0.0}[policy]
 
 
-def _traffic(config, state, tokens, b, layer, everything, sample, head_rows, rows_over, tensor):
+def _traffic(config, state, tokens, b, layer, everything, logits) -> float:
   """Weights are read forward and backward, activations written, read, and made again."""
   c, pieces = config.model, config.train.microbatches
   again = c.remat not in ('none', 'dots')
   weights = c.layers * layer * b * (4 + again) * pieces
   activations = c.layers * tokens * everything * (3 + again) * pieces
   optimizer = 2 * shard_bytes(state) + 3 * shard_bytes(state.params)
-  scored = sample.scored * config.train.batch_rows / rows_over
-  logits = scored * head_rows / tensor * 4 * 4
-  return weights + activations + optimizer + logits
+  return weights + activations + optimizer + (8 + 2 * b) * logits
 
 
-def _collectives(config, mesh, tokens, b, layer, table) -> list[Collective]:
+def _collectives(config, mesh, tokens, b, layer, scored, table) -> list[Collective]:
   """What the sharding table implies; XLA may do better or worse."""
   c, pieces, shape = config.model, config.train.microbatches, mesh.shape
   grid = np.arange(mesh.size).reshape(tuple(shape.values()))
@@ -126,8 +125,9 @@ def _collectives(config, mesh, tokens, b, layer, table) -> list[Collective]:
 
   add(('fsdp',), 'all-gather', b * layer, 2 * c.layers * pieces)
   add(('fsdp',), 'reduce-scatter', b * layer, c.layers * pieces)
-  add(('fsdp',), 'all-gather', b * table, 2 * pieces)
-  add(('fsdp',), 'reduce-scatter', 4 * table, pieces)
+  add(('fsdp',), 'all-gather', b * scored * c.width * shape['fsdp'], 1, False)
+  add(('fsdp',), 'reduce-scatter', 4 * scored * c.width * shape['fsdp'], 1, False)
+  add(('fsdp',), 'all-to-all', b * tokens * c.width, 2 * pieces, False)
   add(('slice', 'data'), 'all-reduce', 4 * (c.layers * layer + table) / shape['fsdp'], 1)
   add(('tensor',), 'all-reduce', b * tokens * c.width, 4 * c.layers * pieces, False)
   heads = c.kv_heads * c.head_dim / shape['tensor']

@@ -142,6 +142,7 @@ def _flops(case: _Case) -> flops.Flops:
       mask_pairs=sample.mask_pairs * rows, slots=rows * length,
       logit_rows=_turns(case) * chunk * parts * config.train.microbatches,
       visited_pairs=rows * length**2 * (1.0 if form == 'dense' else sample.visited),
+      backward_pairs=rows * length**2 * (1.0 if form in ('dense', 'tokamax') else sample.visited),
       vocab_rows=case.model.rows, attention=form)
 
 

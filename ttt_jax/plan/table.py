@@ -31,8 +31,9 @@ def _title(plan: dict[str, Any]) -> list[str]:
             + (f', preset {plan["hardware"]}' if plan['hardware'] else '')),
       *_row('chips', f'{slices}{plan["topology"]} = {plan["chips"]:,} chips; mesh {mesh or "1"}'),
       *_row('a step', rows),
-      *_row('data', f'{sample["source"]}: {sample["rows"]} rows, {sample["documents"]:.1f} documents '
-            f'each, padding {1 - sample["tokens"] / plan["row_length"]:.1%}, loss at '
+      *_row('data', f'{sample["source"]}: {sample["rows"]} rows, '
+            f'{sample["documents"]:.1f} documents each, '
+            f'padding {1 - sample["tokens"] / plan["row_length"]:.1%}, loss at '
             f'{sample["scored"] / plan["row_length"]:.1%} of the positions, '
             f'{sample["mask_pairs"] / plan["row_length"] ** 2:.1%} of the T x T pairs read in '
             f'{sample["visited"]:.1%} of the blocks')]
