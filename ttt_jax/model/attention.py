@@ -25,7 +25,9 @@ from ttt_jax.errors import UserError
 KINDS = ('dense', 'blockwise', 'pallas', 'tokamax')
 
 # On the CPU, from this many keys on the blockwise form is faster than the dense one.
-LONG_ROW = 512
+LONG_ROW = 256
+# Its largest block: more skips less, and a score block should stay in a core's cache.
+BLOCKWISE_BLOCK = 128
 
 # Finite, so that a query with an empty range gives zeros and zero gradients, not NaN.
 _NEVER = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -79,7 +81,8 @@ def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
     q_BxTxHxD, k_BxSxKxD, v_BxSxKxD: rotated projections; H must be a multiple of K.
     k_start, k_end: int32 [B, T], key positions in 0..S.
     kind: one of KINDS; ``choose`` knows which one suits the hardware.
-    block: queries and keys per block, at most; the dense form and tokamax have none.
+    block: queries and keys per block, at most; the dense form and tokamax have none, and the
+      blockwise one takes no more than BLOCKWISE_BLOCK.
     interpret: run the Pallas kernel step by step on any hardware (tests).
 
   Returns:
@@ -95,7 +98,7 @@ def _form(kind: str, block: int, interpret: bool) -> _Form:
   """The single-device function; its module is imported only where it is used."""
   if kind == 'blockwise':
     from ttt_jax.model.kernels import blockwise
-    return functools.partial(blockwise.attend, block=block)
+    return functools.partial(blockwise.attend, block=min(block, BLOCKWISE_BLOCK))
   if kind == 'pallas':
     from ttt_jax.model.kernels import staircase_flash
     return functools.partial(staircase_flash.attend, block=block, interpret=interpret)

@@ -297,7 +297,7 @@ def _query_grid_specs(plan, blocks):
   return (
       pl.BlockSpec((1, plan.queries, plan.dim), lambda b, h, i, n, *visits: (b, i, h)),
       pl.BlockSpec((1, plan.keys, plan.dim), lambda b, h, i, n, *visits: (
-          b, key_block(b, i, n, visits), h // plan.group)),
+          b, key_block(b, i, n, visits), lax.div(h, plan.group))),
       pl.BlockSpec((1, 1, plan.queries), lambda b, h, i, n, *visits: (b, 0, i)),
       pl.BlockSpec((1, 1, 1, plan.queries), lambda b, h, i, n, *visits: (b, h, 0, i)))
 
