@@ -177,6 +177,18 @@ def test_disguises_are_seen_through():
   assert 'reduce-scatter would take half' in second
 
 
+def test_arrays_summed_together_are_looked_at_one_by_one():
+  together = DISGUISED.replace(
+      '  %summed = bf16[64,16]{1,0} all-reduce(%grad)',
+      '  %pair = (bf16[64,16]{1,0}, bf16[]) all-reduce(%grad, %zero)').replace(
+          '  %mine', '  %summed = bf16[64,16]{1,0} get-tuple-element(%pair), index=0\n'
+          '  %scalar = bf16[] get-tuple-element(%pair), index=1\n'
+          '  %used = bf16[] add(%scalar, %scalar)\n  %mine')
+  found = collectives.find(hlo.Program(together))
+  assert [(c.bytes, c.instead) for c in found] == [
+      (2048, 'all-gather'), (2048, 'reduce-scatter'), (2, '')]
+
+
 def test_an_honest_sum_is_no_disguise():
   honest = DISGUISED.replace(
       'fusion(%summed, %at), kind=kLoop, calls=%own', 'slice(%grad)').replace(

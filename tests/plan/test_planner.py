@@ -9,9 +9,11 @@ import sys
 import jax
 import pytest
 
-from ttt_jax import cli, hardware
-from ttt_jax.config import ModelConfig, TrainConfig, load
+from tests import runs
+from ttt_jax import cli, config as config_lib, hardware, sharding
+from ttt_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, load
 from ttt_jax.config.settings import REMATS
+from ttt_jax.data.prepare import prepare
 from ttt_jax.errors import UserError
 from ttt_jax.plan import advice, compile as compiling, launch, planner, table
 
@@ -57,6 +59,7 @@ def test_a_gpu_gets_the_formulas_and_the_plan_says_so(tmp_path, capsys):
   assert 'fits, by the formulas' in out and 'made-up documents' in out
   assert max(map(len, out.splitlines())) <= 80
   assert err == 'counting a sample of rows\n'
+  assert table.text(made) + '\n' == out
 
 
 def test_what_does_not_fit_says_what_to_change_and_leaves_with_0(tmp_path, capsys):
@@ -69,21 +72,21 @@ def test_what_does_not_fit_says_what_to_change_and_leaves_with_0(tmp_path, capsy
   assert 'does not fit. Change one of these' in out and made['advice'][0] in out
 
 
-def test_auto_takes_the_first_policy_that_fits(tmp_path, capsys):
+def test_auto_takes_the_first_policy_that_fits(tmp_path):
   # Activations of 24 layers, without remat several times the memory of an A100.
-  config = config_file(
+  config = load(config_file(
       tmp_path, model={'layers': 24, 'width': 2048, 'q_heads': 16, 'ffn': 8192},
-      data={'row_length': 2048}, train={'batch_rows': 128})
-  made, out, _ = plan(capsys, tmp_path, '--config', config, '--topology', 'a100-40:8',
-                      '--remat', 'auto')
+      data={'row_length': 2048}, train={'batch_rows': 128}))
+  made = planner.plan(config, hardware.parse_topology('a100-40:8'), 'auto')
   tried = [one['remat'] for one in made['tried']]
   assert made['fits'] and made['remat'] == tried[-1] and len(tried) > 1
   assert tried == list(REMATS[:len(tried)])
   assert [one['fits'] for one in made['tried']] == [False] * (len(tried) - 1) + [True]
-  assert 'does not fit' in out  # the ones before, in the table
+  out = table.text(made)
+  assert 'does not fit' in out and out.endswith(f'with remat {made["remat"]!r}.')
 
 
-def test_the_topology_chooses_the_preset(tmp_path, capsys):
+def test_the_topology_chooses_the_preset(tmp_path):
   path = config_file(tmp_path, presets={
       'h100-8': {'train': {'batch_rows': 16}}, 'h100-1': {'train': {'batch_rows': 2}}})
   for words, rows in ((['h100:8'], 16), (['h100'], 2), (['h100:4'], 8),
@@ -92,13 +95,12 @@ def test_the_topology_chooses_the_preset(tmp_path, capsys):
     assert cli._load_config(args, overrides).train.batch_rows == rows
 
 
-def test_prepared_data_is_sampled(tmp_path, capsys):
-  from tests import runs
-  from ttt_jax import config as config_lib
-  from ttt_jax.data.prepare import prepare
+def test_prepared_data_is_sampled(tmp_path):
   prepare(runs.config(), tmp_path)
   config_lib.save(runs.config(), tmp_path)
-  made, _, _ = plan(capsys, tmp_path, '--workdir', str(tmp_path), '--topology', 'h100')
+  words = ['plan', '--workdir', str(tmp_path), '--topology', 'h100']
+  made = planner.plan(cli._load_config(*cli._parse(words)), hardware.parse_topology('h100'),
+                      workdir=str(tmp_path))
   assert made['sample']['source'] == str(tmp_path / 'data')
   assert made['vocabulary'] == 256 + 41 + 1 + 512 + 3 and made['config'] == 'test'
 
@@ -189,8 +191,9 @@ def test_without_libtpu_a_tpu_gets_the_formulas(tmp_path):
       'made = planner.plan(load(sys.argv[1]), parse_topology("v5e:2x4"))\n'
       'print(json.dumps(made))')
   topology = hardware.parse_topology('v5e:2x4')
-  result = subprocess.run([sys.executable, '-c', code, config_file(tmp_path)], check=True, text=True,
-                          capture_output=True, env=os.environ | launch.environment(topology))
+  result = subprocess.run([sys.executable, '-c', code, config_file(tmp_path)], check=True,
+                          text=True, capture_output=True,
+                          env=os.environ | launch.environment(topology))
   made = json.loads(result.stdout)
   assert made['compiled'] is False and 'libtpu is not installed' in made['not_compiled_because']
   assert made['fits'] and made['attention'] == 'pallas' and made['roofline']['ici'] > 0
@@ -205,8 +208,6 @@ def test_the_size_of_what_is_too_large(message, expected):
 
 
 def test_advice_names_settings_that_exist():
-  from ttt_jax.config import Config, MeshConfig
-  from ttt_jax import sharding
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4), jax.devices()[:8])
   topology = hardware.parse_topology('v5e:2x4')
   config = Config(model=ModelConfig(remat='attention'), train=TrainConfig(batch_rows=64))
@@ -229,7 +230,3 @@ def test_coordinates_without_libtpu():
   assert [planner._coordinates(at, (2, 3)) for at in range(6)] == [
       (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
 
-
-def test_a_plan_that_was_saved_can_be_shown_again(tmp_path, capsys):
-  made, out, _ = plan(capsys, tmp_path, '--config', config_file(tmp_path), '--topology', 'h100')
-  assert table.text(made) + '\n' == out

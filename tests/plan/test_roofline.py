@@ -32,7 +32,8 @@ def test_inside_a_slice(kind, group, expected):
 
 def test_an_axis_too_short_to_be_a_ring_is_a_line():
   v5e = hardware.parse_topology('v5e:4x4')
-  near, _ = roofline.collective_seconds(one('all-gather'), v5e, [Place(0, (0, y)) for y in range(4)])
+  row = [Place(0, (0, y)) for y in range(4)]
+  near, _ = roofline.collective_seconds(one('all-gather'), v5e, row)
   assert near == pytest.approx(0.75 / 50)
 
 

@@ -58,21 +58,18 @@ def find(program: Program, slices: int = 1, devices: int = 1) -> list[Collective
   out: dict[object, Collective] = {}
   for name, computation in program.computations.items():
     for i in computation if program.times[name] else ():
-      match = _KIND.match(i.opcode)
-      if match:
-        one = _collective(program, computation, i, match[1].removeprefix('ragged-'), name in homes,
-                          match[2] is not None)
-      elif i.opcode == 'send' and 'megascale' in i.rest:
+      if i.opcode == 'send' and 'megascale' in i.rest:
         size = arrays(i.type)[0].bytes
-        one = Collective('all-reduce', size, program.times[name],
-                         tuple(range(0, devices, devices // slices)), True, '', _where(i))
+        parts = [Collective('all-reduce', size, program.times[name],
+                            tuple(range(0, devices, devices // slices)), True, '', _where(i))]
       else:
-        continue
-      if len(one.group) > 1:
-        # The fusions that start, carry and end a collective all hold it, under one channel.
-        key = (homes.get(name, name), i.opcode == 'send', i.attribute('channel_id') or i.name)
-        both = one.asynchronous or (key in out and out[key].asynchronous)
-        out[key] = out.get(key, one)._replace(asynchronous=both)
+        parts = _collectives(program, computation, i, name in homes)
+      for number, one in enumerate(parts):
+        if len(one.group) > 1:
+          # The fusions that start, carry and end a collective all hold it, under one channel.
+          key = (homes.get(name, name), i.opcode, i.attribute('channel_id') or i.name, number)
+          both = one.asynchronous or (key in out and out[key].asynchronous)
+          out[key] = out.get(key, one)._replace(asynchronous=both)
   return list(out.values())
 
 
@@ -86,18 +83,33 @@ def _homes(program: Program) -> dict[str, str]:
   return {name: home(name) for name in parent}
 
 
-def _collective(program: Program, computation: Computation, i: Instruction, kind: str,
-                fused: bool, starts: bool) -> Collective:
-  instead = ''
-  if kind == 'all-reduce':
-    if fused and _sliced(program, computation, i.name):
-      kind = 'reduce-scatter'
-    else:
-      instead = _disguise(program, computation, i)
-  waits = not starts and not any(
+def _collectives(program: Program, computation: Computation, i: Instruction,
+                 fused: bool) -> list[Collective]:
+  """One per array of a collective instruction; none for another instruction."""
+  match = _KIND.match(i.opcode)
+  if not match:
+    return []
+  kind = match[1].removeprefix('ragged-')
+  waits = not match[2] and not any(
       other.opcode == 'custom-call' and 'AsyncCollective' in other.rest for other in computation)
-  return Collective(kind, _whole(computation, i), program.times[computation.name], groups(i.rest),
-                    not waits, instead, _where(i))
+  one = Collective(kind, _whole(computation, i), program.times[computation.name], groups(i.rest),
+                   not waits, '', _where(i))
+  if kind != 'all-reduce':
+    return [one]
+  out = []
+  for at, operand in enumerate(i.operands):
+    size = bytes_of(computation.get(operand).type)
+    names = [i.name] if len(i.operands) == 1 else [
+        user.name for user in computation.users.get(i.name, ())
+        if user.opcode != 'get-tuple-element' or user.attribute('index') == str(at)]
+    sliced = bool(names) and all(_sliced(program, computation, name) for name in names)
+    if sliced and fused:
+      out.append(one._replace(bytes=size, kind='reduce-scatter'))
+    else:
+      gathers = _padded_with_zeros(program, computation, operand)
+      out.append(one._replace(bytes=size, instead='all-gather' if gathers else
+                              'reduce-scatter' if sliced else ''))
+  return out
 
 
 def by_kind(found: list[Collective]) -> dict[str, float]:
@@ -218,37 +230,29 @@ def _sliced(program: Program, computation: Computation, name: str) -> bool:
   return bool(users)
 
 
-def _disguise(program: Program, computation: Computation, i: Instruction) -> str:
-  if any(_padded_with_zeros(program, computation, name) for name in i.operands):
-    return 'all-gather'
-  return 'reduce-scatter' if _sliced(program, computation, i.name) else ''
-
-
 def _padded_with_zeros(program: Program, computation: Computation, name: str) -> bool:
-  """Whether a value is zeros into which a part has been written."""
+  """Whether a value is a blank array into which a part has been written."""
+  value = _origin(computation, name)
+  if value is None or value.opcode not in ('dynamic-update-slice', 'fusion'):
+    return False
+  if value.opcode == 'dynamic-update-slice':
+    return _blank(computation, value.operands[0])
+  inner = program.computations[value.called()[0]]
+  root = _origin(inner, inner.root.name) if inner.root is not None else None
+  if root is None or root.opcode != 'dynamic-update-slice':
+    return False
+  target = inner.get(root.operands[0])
+  if target is not None and target.opcode == 'parameter':
+    return _blank(computation, value.operands[int(target.argument)])
+  return _blank(inner, root.operands[0])
+
+
+def _origin(computation: Computation, name: str) -> Instruction | None:
+  """The instruction that a value is a mere copy of."""
   value = computation.get(name)
   while value is not None and value.opcode in ('bitcast', 'copy', 'convert', 'reshape'):
     value = computation.get(value.operands[0])
-  if value is None:
-    return False
-  if value.opcode == 'pad':
-    return True
-  if value.opcode == 'dynamic-update-slice':
-    return _blank(computation, value.operands[0])
-  if value.opcode != 'fusion':
-    return False
-  inner = program.computations[value.called()[0]]
-  root = inner.root
-  while root is not None and root.opcode in ('bitcast', 'copy', 'convert', 'reshape'):
-    root = inner.get(root.operands[0])
-  if root is None or root.opcode not in ('dynamic-update-slice', 'pad'):
-    return False
-  target = inner.get(root.operands[0])
-  if root.opcode == 'pad' or _blank(inner, root.operands[0]):
-    return True
-  at = [p.name for p in inner.parameters].index(target.name) if (
-      target is not None and target.opcode == 'parameter') else None
-  return at is not None and _blank(computation, value.operands[at])
+  return value
 
 
 def _blank(computation: Computation, name: str) -> bool:

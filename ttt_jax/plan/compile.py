@@ -28,7 +28,8 @@ class Facts(NamedTuple):
   """What the compiler says about one device's program.
 
   Attributes:
-    arguments, temporary, peak: bytes of main memory. Donated results are not counted twice.
+    arguments, temporary, program: bytes of main memory; donated results are not counted twice.
+    peak: XLA's own figure for all of it.
     host: bytes in the host's memory (remat 'offload').
     collectives: of a step.
     traffic: bytes to and from main memory in a step; 0 if it did not compile.
@@ -37,6 +38,7 @@ class Facts(NamedTuple):
   """
   arguments: float
   temporary: float
+  program: float
   peak: float
   host: float
   collectives: list[collectives.Collective]
@@ -46,8 +48,8 @@ class Facts(NamedTuple):
 
   @property
   def bytes(self) -> float:
-    """The two figures of XLA disagree in both directions: plan with the larger."""
-    return max(self.peak, self.arguments + self.temporary)
+    """XLA's two figures disagree in both directions: plan with the larger."""
+    return max(self.peak, self.arguments + self.temporary + self.program)
 
 
 def available() -> bool:
@@ -106,7 +108,7 @@ def compile_step(config: Config, vocab: Vocabulary, mesh: jax.sharding.Mesh, lim
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       used = memory_asked(str(error))
-      return Facts(0.0, used, used, 0.0, [], 0.0, time.monotonic() - started, [
+      return Facts(0.0, 0.0, 0.0, used, 0.0, [], 0.0, time.monotonic() - started, [
           f'The compiler gave up: the program wants {used / 1e9:.2f} GB of a device that has '
           f'{limit / 1e9:.2f}.'])
   seconds = time.monotonic() - started
@@ -121,7 +123,8 @@ def _facts(compiled: Any, mesh: jax.sharding.Mesh, turns: float, seconds: float)
   kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
   return Facts(
       arguments=memory.argument_size_in_bytes,
-      temporary=memory.temp_size_in_bytes + max(kept, 0) + memory.generated_code_size_in_bytes,
+      temporary=memory.temp_size_in_bytes + max(kept, 0),
+      program=memory.generated_code_size_in_bytes,
       peak=getattr(memory, 'peak_memory_in_bytes', 0),
       host=memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
       collectives=found, traffic=traffic.memory_bytes(program), seconds=seconds, notes=notes)

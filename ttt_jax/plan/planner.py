@@ -157,8 +157,9 @@ def _answer(chosen: _Outcome, tried: list[_Outcome]) -> dict[str, Any]:
   tokens = config.train.batch_rows * config.data.row_length
   model = case.model
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
-  memory = ({'arguments': facts.arguments, 'temporary': facts.temporary, 'peak': facts.peak,
-             'on the host': facts.host} if facts else chosen.guess.memory)
+  memory = ({'arguments': facts.arguments, 'temporary': facts.temporary, 'program': facts.program,
+             "the compiler's peak": facts.peak, 'on the host': facts.host}
+            if facts else chosen.guess.memory)
   return {
       'config': config.name, 'hardware': config.hardware, 'topology': topology.name,
       'slices': topology.slices, 'chips': topology.chips, 'devices': topology.devices,
