@@ -202,7 +202,9 @@ def test_without_libtpu_a_tpu_gets_the_formulas(tmp_path):
 @pytest.mark.parametrize('message, expected', [
     ('RESOURCE_EXHAUSTED: ... Used 19.08G of 15.75G hbm. Exceeded', 19.08 * 2**30),
     ('RESOURCE_EXHAUSTED: Used 900.5M of 15.75G hbm.', 900.5 * 2**20),
-    ('RESOURCE_EXHAUSTED: something else', float('inf'))])
+    ('RESOURCE_EXHAUSTED: required for HLO temporaries (1.25T) exceeds available HBM (15.75G).',
+     1.25 * 2**40),
+    ('RESOURCE_EXHAUSTED: something else', 0)])
 def test_the_size_of_what_is_too_large(message, expected):
   assert compiling.memory_asked(message) == expected
 

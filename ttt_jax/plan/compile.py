@@ -65,8 +65,10 @@ def tpu_devices(topology: Topology) -> list[Any]:
   """
   from jax.experimental import topologies
   try:
+    # A v4 chip is one device of a program, as it is at run time, only if one says so.
+    megacore = {'chip_config_name': 'megacore'} if topology.chip.name == 'v4' else {}
     description = topologies.get_topology_desc(
-        platform='tpu', topology_name=topology.name, num_slices=topology.slices)
+        platform='tpu', topology_name=topology.name, num_slices=topology.slices, **megacore)
   except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
     reason = str(error).strip().splitlines()[0][:200]
     raise UserError(f'libtpu does not accept topology {topology}: {reason}') from error
@@ -107,9 +109,9 @@ def compile_step(config: Config, vocab: Vocabulary, mesh: jax.sharding.Mesh, lim
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      used = memory_asked(str(error))
+      used = max(memory_asked(str(error)), limit + 1)
       return Facts(0.0, 0.0, 0.0, used, 0.0, [], 0.0, time.monotonic() - started, [
-          f'The compiler gave up: the program wants {used / 1e9:.2f} GB of a device that has '
+          f'the compiler gave up: the program wants {used / 1e9:.2f} GB of a device that has '
           f'{limit / 1e9:.2f}.'])
   seconds = time.monotonic() - started
   return _facts(compiled, mesh, turns, seconds)
@@ -131,8 +133,10 @@ def _facts(compiled: Any, mesh: jax.sharding.Mesh, turns: float, seconds: float)
 
 
 def memory_asked(message: str) -> float:
-  """Bytes that XLA's message 'Used 19.08G of 15.75G hbm' speaks of; infinite if it does not."""
-  match = re.search(r'Used ([\d.]+)([KMGT])i?B? of [\d.]+[KMGT]i?B? hbm', message)
+  """Bytes that XLA's message speaks of, 'Used 19.08G of 15.75G hbm' or 'required for HLO
+  temporaries (1.17T) exceeds'; 0 if it names none."""
+  match = re.search(r'Used ([\d.]+)([KMGT])i?B? of [\d.]+[KMGT]i?B? hbm', message) or re.search(
+      r'\(([\d.]+)([KMGT])\) exceeds available HBM', message)
   if not match:
-    return float('inf')
+    return 0.0
   return float(match[1]) * 1024 ** (' KMGT'.index(match[2]))
