@@ -139,7 +139,7 @@ class ObjectiveConfig:
   prompt_audio: str = 'bidirectional'  # inside a user's span; 'causal' as in the paper's text
   ar_weight: float = 1.0
   diffusion_weight: float = 1.0
-  loss_chunk: int = 1024       # positions whose logits exist at once, per device
+  loss_chunk: int = 512        # positions whose logits exist at once, per device
 
   def __post_init__(self):
     _require(self.mode in ('hybrid', 'ar', 'nar'),
