@@ -26,8 +26,9 @@ What held out means.
   digits inside a longer one. Whoever joins recordings to longer ones keeps that up by
   dropping a join that contains a string of heldout_strings.jsonl (`heldout_inside` below).
 - Questions: a held-out (operation, a, b) occurs in no wording and no form, spoken or
-  written, in the train_ lists. Its mirror image (4 + 3 for 3 + 4; 9 - 7 for 9 - 2) is always in training, and so
-  are its operands at their places and its answer, in other questions of the same operation.
+  written, in the train_ lists. Its mirror image (4 + 3 for 3 + 4; 9 - 7 for 9 - 2) is always
+  in training, and so are its operands at their places and its answer, in other questions of
+  the same operation.
 """
 
 import argparse
