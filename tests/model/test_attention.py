@@ -63,18 +63,24 @@ def assert_equal(got, want, tolerance=1e-5):
                                atol=tolerance * scale, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize('form', FAST)
-@pytest.mark.parametrize('length, heads, kv_heads, dim', [
-    (64, 4, 4, 16), (64, 4, 2, 8), (53, 4, 1, 24)])
-def test_equals_dense(form, length, heads, kv_heads, dim):
-  """Rows of documents with one-token spans, spans at an end, padding, and an empty row;
-  head dims and lengths that fill no block."""
+@functools.cache
+def packed_case(length, heads, kv_heads, dim):
+  """(batch, inputs, what the dense form gives)."""
   rng = np.random.default_rng(length + kv_heads)
   _, batch = batches.packed(rng, rows=4, row_length=length)
-  ranges = staircase.key_ranges(batch)
-  arrays = projections(rng, 4, length, length, heads, kv_heads, dim)
-  got = value_and_gradients(FORMS[form], *arrays, *ranges)
-  assert_equal(got, value_and_gradients(attend, *arrays, *ranges))
+  inputs = (*projections(rng, 4, length, length, heads, kv_heads, dim),
+            *staircase.key_ranges(batch))
+  return batch, inputs, value_and_gradients(attend, *inputs)
+
+
+@pytest.mark.parametrize('form', FAST)
+@pytest.mark.parametrize('case', [(64, 4, 2, 8), (53, 4, 1, 24)], ids=('4to2', '4to1'))
+def test_equals_dense(form, case):
+  """Rows of documents with one-token spans, spans at an end, padding, and an empty row;
+  head dims and lengths that fill no block."""
+  batch, inputs, want = packed_case(*case)
+  got = value_and_gradients(FORMS[form], *inputs)
+  assert_equal(got, want)
   padding = np.asarray(batch.document) == 0
   assert padding[2].all() and (~padding).any()
   assert not np.asarray(got[0])[padding].any() and not np.asarray(got[1])[padding].any()
@@ -82,24 +88,23 @@ def test_equals_dense(form, length, heads, kv_heads, dim):
 
 @pytest.mark.parametrize('form', FAST)
 def test_equals_dense_from_a_cache(form):
-  """Generation: fewer queries than keys, ranges anywhere, every row another one."""
+  """Generation: fewer queries than keys, ranges anywhere, every row another one; as many
+  query heads as key heads."""
   rng = np.random.default_rng(5)
-  arrays = projections(rng, 3, 7, 40, 4, 2, 16)
+  arrays = projections(rng, 3, 7, 40, 2, 2, 16)
   start = rng.integers(0, 30, (3, 7)).astype(np.int32)
   end = (start + rng.integers(0, 11, (3, 7))).astype(np.int32)
-  assert (end == start).any()
+  end[0, 3] = start[0, 3]
   got = value_and_gradients(FORMS[form], *arrays, start, end)
   assert_equal(got, value_and_gradients(attend, *arrays, start, end))
 
 
 @pytest.mark.parametrize('form', FAST)
 def test_bfloat16_keeps_float32_scores(form):
-  rng = np.random.default_rng(3)
-  _, batch = batches.packed(rng, rows=3, row_length=64)
-  ranges = staircase.key_ranges(batch)
-  arrays = projections(rng, 3, 64, 64, 4, 2, 16, jnp.bfloat16)
-  want = value_and_gradients(attend, *(x.astype(jnp.float32) for x in arrays), *ranges)
-  got = value_and_gradients(FORMS[form], *arrays, *ranges)
+  inputs = packed_case(64, 4, 2, 8)[1]
+  half = [x.astype(jnp.bfloat16) for x in inputs[:4]]
+  want = value_and_gradients(attend, *(x.astype(jnp.float32) for x in half), *inputs[4:])
+  got = value_and_gradients(FORMS[form], *half, *inputs[4:])
   assert all(x.dtype == jnp.bfloat16 for x in got)
   assert_equal([x.astype(jnp.float32) for x in got], want, tolerance=1e-2)
 
@@ -166,18 +171,19 @@ def test_saved_names_spare_the_second_forward(form, work, forward, backward, mes
   assert work_of(kept) == forward + backward
 
 
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('mesh, rows', [
-    (dict(tensor=2, fsdp=4), 4), (dict(seq=2, fsdp=4), 4), (dict(seq=2, tensor=2, fsdp=2), 3)])
+HALVES = dict(seq=2, tensor=2, fsdp=2)
+
+
+@pytest.mark.parametrize('form, mesh, rows', [
+    *((form, mesh, 4) for form in ('dense', 'blockwise')
+      for mesh in (dict(tensor=2, fsdp=4), dict(seq=2, fsdp=4))),
+    *((form, HALVES, rows) for form, rows in (
+        ('dense', 4), ('blockwise', 3), ('pallas', 4), ('tokamax', 4)))])
 def test_sharded_is_unsharded(form, mesh, rows):
   """Three rows do not divide over two devices: then rows are whole everywhere."""
-  rng = np.random.default_rng(rows)
-  _, batch = batches.packed(rng, rows=rows, row_length=64)
-  ranges = staircase.key_ranges(batch)
-  arrays = projections(rng, rows, 64, 64, 4, 2, 8)
-  want = value_and_gradients(attend, *arrays, *ranges)
+  inputs, want = [[x[:rows] for x in xs] for xs in packed_case(64, 4, 2, 8)[1:]]
   with jax.set_mesh(sharding.make_mesh(MeshConfig(**mesh))):
-    assert_equal(value_and_gradients(FORMS[form], *arrays, *ranges), want)
+    assert_equal(value_and_gradients(FORMS[form], *inputs), want)
 
 
 def long_row(rng, length):
@@ -200,7 +206,7 @@ def test_a_long_row_over_the_seq_axis():
   length = 32768
   rng = np.random.default_rng(1)
   start, end = long_row(rng, length)
-  q, k, v, d_out = projections(rng, 1, length, length, 2, 1, 8)
+  q, k, v, d_out = projections(rng, 1, length, length, 1, 1, 8)
   blockwise = functools.partial(attend, kind='blockwise', block=256)
   want = value_and_gradients(blockwise, q, k, v, d_out, start, end)
   with jax.set_mesh(sharding.make_mesh(MeshConfig(seq=8, fsdp=1))):
@@ -257,3 +263,26 @@ def test_tokamax_must_be_the_version_it_was_written_for(monkeypatch):
     monkeypatch.setattr(importlib.metadata, 'version', version)
     with pytest.raises(UserError, match=f'{words}.*{re.escape("tokamax==" + gpu.TOKAMAX)}'):
       gpu.attend(*arrays, *ranges)
+
+
+def test_a_gpu_kernel_takes_ranges_per_row():
+  """Without a GPU: tokamax's Triton kernels, forward and backward, down to what XLA would
+  compile for one. No T x S mask goes into the forward kernel."""
+  pytest.importorskip('tokamax')
+  from ttt_jax.model.kernels import gpu
+  gpu._tokamax()
+  from tokamax import config
+  form = functools.partial(tokamax, operations=('triton',))
+  shape = lambda *size, dtype=jnp.float32: jax.ShapeDtypeStruct(size, dtype)
+  q, k, ranges = shape(2, 256, 4, 64), shape(2, 256, 2, 64), shape(2, 256, dtype=jnp.int32)
+
+  def both(q, k, v, k_start, k_end):
+    out, back = jax.vjp(lambda q, k, v: form(q, k, v, k_start, k_end), q, k, v)
+    return back(out)
+
+  with config.cross_compile(True):
+    forward, step = (jax.jit(run).trace(q, k, k, ranges, ranges).lower(
+        lowering_platforms=('cuda',)).as_text() for run in (form, both))
+  assert forward.count('custom_call @__gpu$xla.gpu.triton') == 1
+  assert step.count('custom_call @__gpu$xla.gpu.triton') == 2
+  assert not re.search(r'tensor<[0-9x]*256x256xi1>', forward)
