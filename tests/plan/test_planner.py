@@ -11,7 +11,8 @@ import pytest
 
 from tests import runs
 from ttt_jax import cli, config as config_lib, hardware, sharding
-from ttt_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, load
+from ttt_jax.config import (
+    Config, MeshConfig, ModelConfig, ObjectiveConfig, TrainConfig, load)
 from ttt_jax.config.settings import REMATS
 from ttt_jax.data.prepare import prepare
 from ttt_jax.errors import UserError
@@ -190,10 +191,9 @@ def test_without_libtpu_a_tpu_gets_the_formulas(tmp_path):
       'compile.available = lambda: False\n'
       'made = planner.plan(load(sys.argv[1]), parse_topology("v5e:2x4"))\n'
       'print(json.dumps(made))')
-  topology = hardware.parse_topology('v5e:2x4')
   result = subprocess.run([sys.executable, '-c', code, config_file(tmp_path)], check=True,
                           text=True, capture_output=True,
-                          env=os.environ | launch.environment(topology))
+                          env=launch.environment())
   made = json.loads(result.stdout)
   assert made['compiled'] is False and 'libtpu is not installed' in made['not_compiled_because']
   assert made['fits'] and made['attention'] == 'pallas' and made['roofline']['ici'] > 0
@@ -212,7 +212,8 @@ def test_the_size_of_what_is_too_large(message, expected):
 def test_advice_names_settings_that_exist():
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4), jax.devices()[:8])
   topology = hardware.parse_topology('v5e:2x4')
-  config = Config(model=ModelConfig(remat='attention'), train=TrainConfig(batch_rows=64))
+  config = Config(model=ModelConfig(remat='attention'), train=TrainConfig(batch_rows=64),
+                  objective=ObjectiveConfig(loss_chunk=1024))
   found = advice.advice(config, mesh, topology, False)
   assert found == ['--config.model.remat=full, or --remat auto to choose',
                    '--config.train.microbatches=2', '--config.mesh.data=1 --config.mesh.fsdp=8',

@@ -11,10 +11,8 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from ttt_jax import optimizer as optimizers, sharding, train_state, train_step
-from ttt_jax.batch import Batch
 from ttt_jax.config import Config
 from ttt_jax.errors import UserError
 from ttt_jax.hardware import Topology
@@ -97,12 +95,11 @@ def compile_step(config: Config, vocab: Vocabulary, mesh: jax.sharding.Mesh, lim
   """
   model = Model(config.model, vocab.size, platform='tpu')
   optimizer = optimizers.make(config.optimizer, config.train.steps)
-  vector = jax.ShapeDtypeStruct((config.train.batch_rows, config.data.row_length), jnp.int32,
-                                sharding=sharding.batch_sharding(mesh))
+  batch = sharding.abstract_batch(mesh, config.train.batch_rows, config.data.row_length)
   with jax.set_mesh(mesh):
     state = train_state.abstract(model, optimizer, mesh)
     step = train_step.make_train_step(config, model, vocab, optimizer, mesh)
-    lowered = step.lower(state, Batch(*[vector] * len(Batch._fields)))
+    lowered = step.lower(state, batch)
     started = time.monotonic()
     try:
       compiled = lowered.compile()

@@ -49,14 +49,14 @@ def shard_bytes(tree: Any) -> float:
                    for leaf in jax.tree.leaves(tree)))
 
 
-def estimate(config: Config, state: Any, mesh: jax.sharding.Mesh, head_rows: int,
+def estimate(config: Config, state: Any, mesh: Any, head_rows: int,
              sample: Sample) -> Estimate:
   """The formulas, filled in.
 
   Args:
     config: model, remat policy, batch.
     state: abstract TrainState with shardings on ``mesh``.
-    mesh: of any devices; only its shape matters.
+    mesh: with or without devices; only its shape matters.
     head_rows: rows of the vocabulary, padding included.
     sample: of the data.
   """

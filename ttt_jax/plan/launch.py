@@ -29,7 +29,7 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
         'remat': remat, 'workdir': None if workdir is None else str(workdir)}), encoding='utf-8')
     with log.open('wb') as errors, subprocess.Popen(
         [sys.executable, '-m', 'ttt_jax.plan.planner', str(request), str(answer)],
-        stdout=subprocess.PIPE, stderr=errors, text=True, env=environment(topology)) as child:
+        stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()) as child:
       try:
         for line in child.stdout:
           say(line.rstrip('\n'))
@@ -45,16 +45,16 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
   return result
 
 
-def environment(topology: Topology) -> dict[str, str]:
-  """The child's environment: a CPU machine with, for what cannot be compiled, as many
-  virtual devices as the topology has, and a libtpu that does not look for its TPU."""
+def environment() -> dict[str, str]:
+  """The child's environment: a CPU machine whose libtpu does not look for its TPU. Flags of
+  a TPU's compiler are taken from LIBTPU_INIT_ARGS, as in a run."""
   package = str(pathlib.Path(__file__).parents[2])
   path = os.pathsep.join(filter(None, [package, os.environ.get('PYTHONPATH', '')]))
   return os.environ | {
       'PYTHONPATH': path,
       'JAX_PLATFORMS': 'cpu',
       'JAX_ENABLE_COMPILATION_CACHE': 'false',  # the time is a result
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={topology.devices}',
+      'XLA_FLAGS': '',
       'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0',
       'TPU_ACCELERATOR_TYPE': 'v5p-8', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
       'TF_CPP_MIN_LOG_LEVEL': '2',

@@ -37,7 +37,7 @@ class _Case(NamedTuple):
   config: Config
   vocab: Vocabulary
   topology: Topology
-  mesh: jax.sharding.Mesh
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
   sample: Sample
   compiles: bool
 
@@ -90,8 +90,8 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
       cannot be planned for.
   """
   compiles = topology.chip.platform == 'tpu' and compiling.available()
-  devices = compiling.tpu_devices(topology) if compiles else jax.devices('cpu')[:topology.devices]
-  mesh = sharding.make_mesh(config.mesh, devices)
+  mesh = (sharding.make_mesh(config.mesh, compiling.tpu_devices(topology)) if compiles else
+          sharding.abstract_mesh(config.mesh, topology.devices))
   sharding.check_batch(mesh, config.train.batch_rows, config.train.microbatches,
                        config.data.row_length)
   sharding.check_heads(mesh, config.model.q_heads, config.model.kv_heads)
