@@ -34,9 +34,8 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
         for line in child.stdout:
           say(line.rstrip('\n'))
         code = child.wait()
-      except BaseException:  # whatever ends us ends the child, too
-        child.kill()
-        raise
+      finally:
+        child.kill()  # whatever ends us ends the child, too
     if code or not answer.is_file():
       raise _failure(code, log.read_text(encoding='utf-8', errors='replace'), topology)
     result = json.loads(answer.read_text(encoding='utf-8'))

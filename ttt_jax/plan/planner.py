@@ -83,7 +83,15 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
     say: told what is being done.
 
   Returns:
-    The plan, JSON-ready; see README.md for its keys.
+    The plan, JSON-ready. Bytes and seconds are of one step:
+      hbm_bytes_per_chip, hbm_limit_bytes, fits; hbm_parts by name; hbm_estimate by formulas
+      remat, tried: the policy, and all that were looked at; advice: what to change
+      useful_flops, executed_flops, executed_parts: over all chips
+      collectives: kind -> bytes per device; collective_list; warnings
+      roofline: seconds by part; step_seconds_bound, mfu_bound, tokens_per_second_bound,
+        chip_seconds_per_million_tokens
+      compiled: whether these are the compiler's figures, else not_compiled_because
+      compile_seconds; sample: what was counted; and what was planned for
 
   Raises:
     UserError: a mesh or a batch that does not divide over the chips, a codec or data that
