@@ -156,10 +156,9 @@ def compile_here(kind: str, length: int, rows: int) -> dict[str, Any]:
 
 def compile_ahead(kind: str, length: int, rows: int) -> dict[str, Any]:
   """``compile_here`` in a child process with the environment that the TPU compiler wants."""
-  from ttt_jax import hardware
   from ttt_jax.plan import launch
   words = [sys.executable, __file__, '--compile', kind, str(length), str(rows)]
-  done = subprocess.run(words, env=launch.environment(hardware.parse_topology(TOPOLOGY)),
+  done = subprocess.run(words, env=launch.environment(),
                         stdout=subprocess.PIPE, check=True, text=True)
   return json.loads(done.stdout.splitlines()[-1])
 
@@ -193,9 +192,10 @@ def show_times(tables: list[dict[str, Any]], device: str) -> None:
 def show_memory(found: list[dict[str, Any]]) -> bool:
   rows = []
   for one in found:
+    one['ratio'] = one['dense']['temp_bytes'] / one['pallas']['temp_bytes']
     rows.append((f'{one["rows"]} x {one["length"]:,}',
                  *(f'{one[kind]["temp_bytes"] / 2**20:,.0f}' for kind in ('dense', 'pallas')),
-                 f'{one["dense"]["temp_bytes"] / one["pallas"]["temp_bytes"]:.0f}'))
+                 f'{one["ratio"]:.0f}'))
   print(f'Temporary memory on one chip of {TOPOLOGY}, MiB')
   print(common.table(('', 'dense', 'pallas', 'dense / pallas'), rows), end='\n\n')
   return found[-1]['pallas']['temp_bytes'] <= MEMORY_AIM * 2**20
