@@ -9,6 +9,7 @@
   tensor   heads, ffn columns, vocabulary      activations, twice per layer
 """
 
+import functools
 import math
 from typing import Any
 
@@ -143,6 +144,18 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
   places = [place if size % _size(mesh, place) == 0 else None
             for size, place in zip(x.shape, places, strict=True)]
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*places))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """A weight, whole along fsdp, inside jit. Its gradient is asked for in parts: the transpose
+  of a plain constraint would ask for the whole sum on every device, an all-reduce."""
+  whole = tuple(None if TABLE[axis] == TABLE['embed'] else axis for axis in axes)
+  return constrain(constrain(weight, axes), whole)
+
+
+gather.defvjp(lambda weight, axes: (gather(weight, axes), None),
+              lambda axes, _, gradient: (constrain(gradient, axes),))
 
 
 def check_heads(mesh: Mesh, q_heads: int, kv_heads: int) -> None:

@@ -96,9 +96,7 @@ class Model:
     def one(weight, axes):
       if weight.ndim < 2:
         return weight
-      cut = [None if name == 'embed' else name for name in axes]
-      weight = sharding.constrain(weight.astype(self.config.dtype), axes)
-      return remat.named(sharding.constrain(weight, cut), remat.WEIGHT)
+      return remat.named(sharding.gather(weight.astype(self.config.dtype), axes), remat.WEIGHT)
     if not sharding.in_use():
       return layer
     return jax.tree.map(one, layer, self._layer_axes)
