@@ -217,7 +217,7 @@ def test_advice_names_settings_that_exist():
   found = advice.advice(config, mesh, topology, False)
   assert found == ['--config.model.remat=full, or --remat auto to choose',
                    '--config.train.microbatches=2', '--config.mesh.data=1 --config.mesh.fsdp=8',
-                   '--config.optimizer.name=adafactor', '--config.objective.loss_chunk=256']
+                   '--config.optimizer.name=adafactor', '--config.objective.loss_chunk=512']
   for change in found:
     args = re.findall(r'--config\.([\w.]+)=(\w+)', change)
     assert args and load_with(dict(args))
