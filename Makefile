@@ -1,5 +1,5 @@
 # make demo        the whole walk: speech, training, scores, a page; about 25 minutes on 2 cores
-# make test        the tests (about 6 minutes on 2 cores)
+# make test        the tests (about 9 minutes on 2 cores)
 # make test-slow   the tests that take long
 # make lint        ruff
 # make clean       remove what the demo and the tests wrote; distclean removes .venv, too
