@@ -32,6 +32,8 @@ TEXT_PER_CODE = 3.3 / 12.5
 SHORTEST, MEAN, SPREAD = 150 / 2048, 700 / 2048, 0.6  # lengths, in row lengths; sigma of the log
 FEWEST = 90  # tokens: the system prompt, the turns and a word of speech
 
+_POOL, _DRAWS = 1000, 200
+
 VOCABULARIES = {
     '168k': qwen_glm4(),                                         # 168,072 ids
     '8k': Vocabulary('synthetic', 6099, 'synthetic', 2048),      # 8,192 ids
@@ -119,19 +121,25 @@ def steps(kind: str, vocab: Vocabulary, count: int, rows: int, row_length: int,
           seed: int) -> list[Batch]:
   """Packed batches [rows, T], one per training step.
 
-  A pool of four times as many documents as needed is packed, as `ttt-jax prepare` packs a
-  split, and its rows are drawn in random order; the pool's last, half-filled row is left.
+  A pool of documents is packed, as `ttt-jax prepare` packs a split, and rows are drawn from
+  it. A few rows of some long or many short documents would not stand for the distribution,
+  so of many draws the one is taken whose steps come closest to the pool's mean length.
   """
   rng = np.random.default_rng(seed)
-  per_row = 1 if kind == 'full' else round(1 / MEAN)
-  sizes = lengths(kind, 4 * count * rows * per_row, row_length, rng)
+  sizes = lengths(kind, max(_POOL, 4 * count * rows), row_length, rng)
   packed = packing.pack(sizes.tolist(), row_length).rows
-  filled = sorted(packed, key=lambda row: sizes[row].sum())[1:]
-  chosen = [filled[i] for i in rng.permutation(len(filled))[:count * rows]]
+  filled = sorted(packed, key=lambda row: sizes[row].sum())[1:]  # the last row is half empty
+  chosen = min((rng.permutation(len(filled))[:count * rows].reshape(count, rows)
+                for _ in range(_DRAWS)), key=lambda draw: _strangeness(draw, filled, sizes))
   kinds = rng.choice(list(SHARES), size=len(sizes), p=list(SHARES.values()))
-  made = []
-  for row in chosen:
-    parts = [document(i + 1, str(kinds[i]), int(sizes[i]), vocab) for i in row]
-    made.append(batches.make_row(
-        vocab, [(part.number, *part.example) for part in parts], row_length))
-  return [batches.stack(made[i * rows:(i + 1) * rows]) for i in range(count)]
+  def row(index: int) -> Batch:
+    parts = [document(i + 1, str(kinds[i]), int(sizes[i]), vocab) for i in filled[index]]
+    return batches.make_row(vocab, [(part.number, *part.example) for part in parts], row_length)
+  return [batches.stack([row(index) for index in step]) for step in chosen]
+
+
+def _strangeness(draw: np.ndarray, filled: list[list[int]], sizes: np.ndarray) -> float:
+  """How far the mean length of any of the drawn steps is from that of all rows."""
+  mean = lambda rows: np.mean([sizes[i] for row in rows for i in filled[row]])
+  every = mean(range(len(filled)))
+  return max(abs(mean(step) - every) for step in draw)

@@ -7,7 +7,8 @@
   torch  Hugging Face's Qwen2, a dense 4-D mask, every document padded to 2,048 tokens, logits
          for every position over the whole vocabulary, fused AdamW, gradients accumulated over
          the largest microbatches whose logits fit in --torch-memory
-  ours   ttt_jax.train_step as `ttt-jax train` runs it: the same documents packed into rows
+  ours   ttt_jax.train_step as `ttt-jax train` runs it: the same documents packed into rows,
+         in microbatches of at most as many rows as PyTorch takes samples
 
 Both start from the same weights and get the same documents with the same noise; before any
 time counts, the loss and the gradient norm of the first step must agree. Then the sides take
@@ -53,6 +54,15 @@ class Case:
   def vocab(self):
     return documents.VOCABULARIES[self.vocabulary]
 
+  def at_once(self, memory: float) -> int:
+    """Padded samples that PyTorch can take at once.
+
+    Args:
+      memory: bytes for logits, their softmax and their gradient, all float32.
+    """
+    each = 3 * 4 * self.config.data.row_length * self.vocab.size
+    return max(1, int(memory / each))
+
   def write(self, folder: pathlib.Path) -> None:
     """case.json, and from it everything else that the sides read."""
     values = {'config': to_dict(self.config), 'vocabulary': self.vocab.to_dict(),
@@ -71,18 +81,6 @@ def count_tokens(folder: pathlib.Path, step: int, vocab) -> dict[str, int]:
     return {'useful': int(real.sum()), 'slots': real.size, 'documents': len(numbers),
             'supervised': int(rows['supervised'].sum()), 'masked': int(rows['masked'].sum()),
             'text_targets': int(text.sum())}
-
-
-def microbatch(case: Case, samples: int, memory: float) -> int:
-  """Padded samples that PyTorch can take at once.
-
-  Args:
-    case: gives vocabulary and row length.
-    samples: of a whole step.
-    memory: bytes for logits, their softmax and their gradient, all float32.
-  """
-  each = 3 * 4 * case.config.data.row_length * case.vocab.size
-  return max(1, min(samples, int(memory / each)))
 
 
 class Disagreement(RuntimeError):
@@ -111,7 +109,7 @@ def against_torch(case: Case, memory: float, attention: str) -> dict:
     folder = pathlib.Path(name)
     case.write(folder)
     tokens = [count_tokens(folder, i, case.vocab) for i in range(case.repetitions + 1)]
-    pieces = microbatch(case, max(t['documents'] for t in tokens), memory)
+    pieces = min(case.at_once(memory), max(t['documents'] for t in tokens))
     with common.Side('benchmarks.torch_baseline', name, str(case.threads), str(pieces), attention,
                      threads=case.threads) as torch, \
         common.Side('benchmarks.our_side', 'serve', name, str(case.threads),
@@ -167,7 +165,7 @@ def note(text: str) -> None:
 
 def heading(case: Case, tokens: list[dict]) -> list[str]:
   """What was measured, in lines of 80 columns."""
-  model, data = case.config.model, case.config.data
+  model, data, train = case.config.model, case.config.data, case.config.train
   useful, slots, count = (sum(t[name] for t in tokens) for name in (
       'useful', 'slots', 'documents'))
   scored = sum(t['masked'] + t['text_targets'] for t in tokens)
@@ -176,8 +174,9 @@ def heading(case: Case, tokens: list[dict]) -> list[str]:
       f'{model.width}, float32, {case.threads} threads.',
       f'A step: {count / len(tokens):.1f} documents of {useful / count:,.0f} tokens on average, '
       f'{100 * scored / useful:.0f} % of them scored.',
-      f'Ours: {case.config.train.batch_rows} rows of {data.row_length:,}, '
-      f'{100 * (1 - useful / slots):.1f} % padding.']
+      f'Ours: {train.batch_rows} rows of {data.row_length:,}, '
+      f'{100 * (1 - useful / slots):.1f} % padding, {train.batch_rows // train.microbatches} at a '
+      'time.']
 
 
 def show(case: Case, result: dict) -> str:
@@ -263,12 +262,17 @@ def cases(args: argparse.Namespace) -> list[Case]:
         model=ModelConfig(layers=2, width=32, q_heads=4, kv_heads=2, head_dim=8, ffn=64))
     args.vocabulary, args.repetitions = ['tiny'], min(args.repetitions, 2)
   else:
-    config = Config(train=TrainConfig(batch_rows=args.batch_rows, steps=1000),
-                    model=ModelConfig())
-  if args.set:
-    config = changed(config, args.set)
-  return [Case(vocabulary, kind, config, args.repetitions, args.threads)
-          for vocabulary in args.vocabulary for kind in args.rows]
+    config = Config(train=TrainConfig(batch_rows=args.batch_rows, steps=1000))
+  out = []
+  for vocabulary in args.vocabulary:
+    for kind in args.rows:
+      case = Case(vocabulary, kind, config, args.repetitions, args.threads)
+      rows = config.train.batch_rows
+      pieces = next(n for n in range(1, rows + 1) if rows % n == 0
+                    and rows // n <= case.at_once(args.torch_memory * 2**30))
+      settings = [f'train.microbatches={pieces}', *args.set]
+      out.append(dataclasses.replace(case, config=changed(config, settings)))
+  return out
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
