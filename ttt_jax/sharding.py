@@ -46,9 +46,12 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   sizes = _sizes(config, len(devices))
   types = (AxisType.Auto,) * len(AXES)
-  if sizes[0] == 1:
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
-  return Mesh(_across_slices(sizes, devices), AXES, axis_types=types)
+  place = _across_slices if sizes[0] > 1 else mesh_utils.create_device_mesh
+  try:
+    placed = place(sizes, devices)
+  except NotImplementedError:  # an axis is no product of the torus' own: it takes part of one
+    placed = place(sizes, devices, allow_split_physical_axes=True)
+  return Mesh(placed, AXES, axis_types=types)
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
@@ -70,7 +73,7 @@ def _sizes(config: MeshConfig, devices: int) -> list[int]:
   return sizes
 
 
-def _across_slices(sizes: list[int], devices: Any) -> np.ndarray:
+def _across_slices(sizes: list[int], devices: Any, **torus: bool) -> np.ndarray:
   """Devices of one slice stay together, in the order that suits its own network."""
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   if slices == 1:  # slices by name only: virtual devices, or one slice cut up for a trial
@@ -80,7 +83,7 @@ def _across_slices(sizes: list[int], devices: Any) -> np.ndarray:
                     f'to {slices} slices.')
   inside = (1, *sizes[1:])
   between = (sizes[0],) + (1,) * (len(AXES) - 1)
-  return mesh_utils.create_hybrid_device_mesh(inside, between, devices)
+  return mesh_utils.create_hybrid_device_mesh(inside, between, devices, **torus)
 
 
 def spec(axes: tuple[str, ...]) -> PartitionSpec:
