@@ -11,7 +11,7 @@ FILES = sorted(ROOT.rglob('*.py'))
 # Lower layers first; a unit (a folder or a module of ttt_jax) imports from its own layer
 # and from those before it. A new unit needs a place here.
 LAYERS = (
-    ('errors',),
+    ('errors', 'supervise'),
     ('config', 'progress', 'metrics', 'flops', 'hardware'),
     ('vocab',),
     ('batch',),
@@ -26,7 +26,7 @@ LAYERS = (
     ('figures', 'staircase_picture', 'report_speed', 'report'),
     ('convert',),
     ('plan',),
-    ('cli', 'cli_plan'),
+    ('cli', 'cli_plan', 'cli_cluster', 'cli_runs'),
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 DATA_SIDE = ('text', 'audio', 'data')

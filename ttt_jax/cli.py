@@ -14,7 +14,7 @@ import os
 import pathlib
 import sys
 
-from ttt_jax import cli_plan, config as config_lib
+from ttt_jax import cli_cluster, cli_plan, cli_runs, config as config_lib
 from ttt_jax.errors import UserError
 
 PROG = 'ttt-jax'
@@ -86,6 +86,7 @@ def _build_parser() -> argparse.ArgumentParser:
                'ttt-jax train --config configs/demo.py --workdir demo --config.train.steps=500')
   evaluate = verb('evaluate', 'score the trained model on held-out records',
                   'ttt-jax evaluate --workdir demo --config.evaluate.items=20')
+  cli_cluster.add_flags(train)
   for sub in (train, evaluate):
     sub.add_argument('--devices', type=int, metavar='N',
                      help='split the CPU into N virtual devices, to try a mesh without hardware')
@@ -96,6 +97,7 @@ def _build_parser() -> argparse.ArgumentParser:
        'ttt-jax report --workdir demo', takes_config=False)
   cli_plan.add_flags(verb('plan', 'say whether a run fits on chips and how fast it can be, without '
                           'having them', cli_plan.EXAMPLE))
+  cli_runs.add_verbs(verb)
   return parser
 
 
@@ -129,7 +131,8 @@ def _take_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-  rest, overrides = _take_overrides(argv)
+  end = argv.index('--') if '--' in argv else len(argv)
+  rest, overrides = _take_overrides(argv[:end])  # behind it stands another program's command
   if not rest:
     raise UserError('name a command: ' + ', '.join(VERBS) + '; see `ttt-jax --help`.')
   if rest[0] not in VERBS and not rest[0].startswith('-'):
@@ -140,6 +143,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   if overrides and not hasattr(args, 'config'):
     raise UserError(f'--config.{next(iter(overrides))} has no effect on `ttt-jax {args.verb}`; '
                     'leave it out.')
+  if end < len(argv) and not hasattr(args, 'command'):
+    raise UserError(f"'--' has no meaning for `ttt-jax {args.verb}`; leave it out.")
+  args.command, args.overrides = argv[end + 1:], overrides
   return args, overrides
 
 
@@ -213,6 +219,7 @@ def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
 
 
 def _train(args: argparse.Namespace, config: config_lib.Config) -> None:
+  cli_cluster.join(args)
   from ttt_jax.train import train
   train(config, args.workdir)
 
@@ -242,7 +249,7 @@ def _report(args: argparse.Namespace, config: None) -> None:
 
 
 VERBS = {'prepare': _prepare, 'train': _train, 'evaluate': _evaluate, 'generate': _generate,
-         'report': _report, 'plan': cli_plan.run}
+         'report': _report, 'plan': cli_plan.run, **cli_runs.VERBS}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -251,14 +258,14 @@ def main(argv: list[str] | None = None) -> int:
     args, overrides = _parse(sys.argv[1:] if argv is None else argv)
     _configure_process(getattr(args, 'devices', None))
     config = _load_config(args, overrides) if hasattr(args, 'config') else None
-    VERBS[args.verb](args, config)
+    code = VERBS[args.verb](args, config)  # None where it is done
   except UserError as error:
     print(f'ttt-jax: error: {error}', file=sys.stderr)
     return EXIT_USER_ERROR
   except KeyboardInterrupt:
     print('ttt-jax: interrupted.', file=sys.stderr)
     return EXIT_INTERRUPTED
-  return 0
+  return code or 0
 
 
 if __name__ == '__main__':
