@@ -11,8 +11,10 @@ FILES = sorted(ROOT.rglob('*.py'))
 # Lower layers first; a unit (a folder or a module of ttt_jax) imports from its own layer
 # and from those before it. A new unit needs a place here.
 LAYERS = (
-    ('errors', 'supervise'),
-    ('config', 'progress', 'metrics', 'flops', 'hardware'),
+    ('errors', 'stop', 'supervise'),
+    ('atomic', 'seal', 'run_status', 'watchdog', 'config', 'progress', 'metrics', 'flops',
+     'hardware'),
+    ('sweep', 'sweep_table', 'sweep_run', 'status'),
     ('vocab',),
     ('batch',),
     ('sharding',),
@@ -20,13 +22,14 @@ LAYERS = (
     ('data',),
     ('model',),
     ('objective',),
-    ('optimizer', 'telemetry', 'checkpoint', 'train_state', 'train_step', 'train', 'trained'),
+    ('optimizer', 'telemetry', 'agreement', 'checkpoint', 'faults', 'train_state', 'train_step',
+     'held_out', 'train_loop', 'train', 'trained'),
     ('generate',),
     ('evaluate',),
     ('figures', 'staircase_picture', 'report_speed', 'report'),
     ('convert',),
     ('plan',),
-    ('cli', 'cli_plan', 'cli_cluster', 'cli_runs'),
+    ('cli', 'cli_plan', 'cli_cluster', 'cli_runs', 'cli_train'),
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 DATA_SIDE = ('text', 'audio', 'data')

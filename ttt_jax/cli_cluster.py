@@ -5,8 +5,9 @@ Every process of a run is the same command. Who belongs to it is decided in this
   1. --processes 1               this process alone, whatever the environment says
   2. --processes N --process I --coordinator HOST:PORT
                                  as said; on one host, process I takes GPU I where there are GPUs
-  3. a SLURM step of N > 1 tasks (started by srun): its variables; --coordinator may replace the
-                                 first host's name where names do not resolve
+  3. a SLURM step of N > 1 tasks (started by srun): its variables; --coordinator, or
+                                 JAX_COORDINATOR_ADDRESS, may replace the first host's name
+                                 where names do not resolve
   4. a host with TPU chips       JAX asks the metadata server, or GKE's variables, for its slice
                                  and all slices
   5. otherwise                   this process alone
@@ -119,7 +120,7 @@ def _as_said(args: argparse.Namespace, gpus: int) -> Place | None:
 def _slurm(args: argparse.Namespace, env: Mapping[str, str], tasks: int, gpus: int) -> Place:
   """JAX's own way gives each task one GPU even where it is alone on its host with eight, and
   the wrong one where SLURM has already bound a single one to it."""
-  coordinator = args.coordinator
+  coordinator = args.coordinator or env.get('JAX_COORDINATOR_ADDRESS')
   if coordinator is None:
     job = int(env.get('SLURM_JOB_ID', '0'))
     coordinator = f'{first_host(env["SLURM_STEP_NODELIST"])}:{PORTS[job % len(PORTS)]}'
@@ -136,14 +137,15 @@ def first_host(nodes: str) -> str:
   return prefix + rest.rstrip(']').split('-')[0] if bracket else head
 
 
-def visible_gpus() -> int:
-  """How many GPUs this process could use, by their device files and the usual variables."""
+def gpu_names() -> list[str]:
+  """The GPUs that this process could use, as CUDA_VISIBLE_DEVICES or device files name them."""
   if os.environ.get('JAX_PLATFORMS', '') == 'cpu':
-    return 0
-  for name in ('CUDA_VISIBLE_DEVICES', 'ROCR_VISIBLE_DEVICES', 'HIP_VISIBLE_DEVICES'):
-    if name in os.environ:
-      return len([word for word in os.environ[name].split(',') if word.strip()])
-  return len(glob.glob('/dev/nvidia[0-9]*'))
+    return []
+  if 'CUDA_VISIBLE_DEVICES' in os.environ:
+    words = os.environ['CUDA_VISIBLE_DEVICES'].split(',')
+    return [word.strip() for word in words if word.strip()]
+  return sorted((file.removeprefix('/dev/nvidia') for file in glob.glob('/dev/nvidia[0-9]*')),
+                key=int)
 
 
 def _has_tpus() -> bool:
@@ -161,10 +163,12 @@ def join(args: argparse.Namespace) -> None:
       again may help.
   """
   assert multiprocessing.parent_process() is None, 'a worker process must not join the run'
-  found = place(args, os.environ, visible_gpus(), _has_tpus())
+  found = place(args, os.environ, len(gpu_names()), _has_tpus())
   if found is None:
     return
   import jax
+  # Its handler of SIGTERM would take the place of ours (stop.py), which knows more signals.
+  jax.config.update('jax_enable_preemption_service', False)
   settings = {}
   if found.processes is not None:  # JAX has nothing left to find out
     settings['cluster_detection_method'] = 'deactivate'

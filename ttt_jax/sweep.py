@@ -1,0 +1,291 @@
+"""Sweeps: a list of variations of one config, each a run of its own, compared in one table.
+
+A file under configs/sweeps/ says which settings its members change:
+
+  from ttt_jax import sweep
+
+  def get_sweep():
+    return sweep.product({'optimizer.learning_rate': [1e-3, 3e-3]}, sweep.seeds(2))
+
+  DIR/sweep.json          what was asked for: the members in order, with their overrides
+  DIR/NAME/               a member's workdir, like any other run's
+  DIR/NAME/member.json    how far it is, as the runner sees it
+  DIR/sweep.csv           one line per member: its settings, state and figures
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import re
+import socket
+from typing import Any
+
+from ttt_jax import config as config_lib
+from ttt_jax.errors import UserError
+
+FILE, MEMBER = 'sweep.json', 'member.json'
+WAITING, RUNNING, DONE, FAILED, STOPPED = 'waiting', 'running', 'done', 'failed', 'stopped'
+
+# What `ttt-jax prepare` reads from a config: members that differ here need other rows.
+PREPARED = ('vocab', 'codec', 'data')
+NOT_PREPARED = ('path', 'stages', 'sst', 'shuffle', 'threads')  # of `data`: read by training
+
+Point = dict[str, Any]  # config key -> value
+
+
+# -- what a file says ---------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """What get_sweep() returns; a list of points or a dict of named ones is taken for its members."""
+  members: Mapping[str, Point] | Sequence[Point]  # names are made from the settings if it is a list
+  evaluate: bool = False                          # run `ttt-jax evaluate` after training
+
+
+def product(*axes: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
+  """Every combination.
+
+  Args:
+    axes: config key -> values, or points that another helper made.
+
+  Returns:
+    Points; the last axis changes fastest.
+  """
+  expanded = []
+  for axis in axes:
+    if isinstance(axis, Mapping):
+      expanded += [[{key: value} for value in values] for key, values in axis.items()]
+    else:
+      expanded.append(list(axis))
+  return [_merged(points) for points in itertools.product(*expanded)]
+
+
+def zip_(values: Mapping[str, Sequence[Any]]) -> list[Point]:
+  """Values that belong together: the first of each key, the second of each key, and so on.
+
+  Raises:
+    UserError: the lists have different lengths.
+  """
+  lengths = {key: len(found) for key, found in values.items()}
+  if len(set(lengths.values())) > 1:
+    raise UserError('sweep: zip_ needs lists of one length, but got '
+                    + ', '.join(f'{key} with {n}' for key, n in lengths.items()) + '.')
+  return [dict(zip(values, point)) for point in zip(*values.values())]
+
+
+def seeds(count: int) -> list[Point]:
+  """The same run ``count`` times, with seeds 0, 1, ..."""
+  return [{'seed': seed} for seed in range(count)]
+
+
+def _merged(points: Iterable[Point]) -> Point:
+  out: Point = {}
+  for point in points:
+    twice = set(out) & set(point)
+    if twice:
+      raise UserError(f'sweep: product got {min(twice)} from two axes; name each key once.')
+    out |= point
+  return out
+
+
+def load(path: str | os.PathLike) -> Sweep:
+  """Read a sweep file.
+
+  Returns:
+    The sweep, its members as a dict name -> overrides.
+
+  Raises:
+    UserError: no such file, no get_sweep, something that is not a sweep, two equal names.
+  """
+  file = pathlib.Path(path)
+  if not file.is_file():
+    raise UserError(f'sweep file {path} does not exist.')
+  spec = importlib.util.spec_from_file_location('ttt_jax_user_sweep', file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise UserError(f'sweep file {file}, line {error.lineno}: {error.msg}.') from error
+  if not hasattr(module, 'get_sweep'):
+    raise UserError(f'sweep file {file} has no get_sweep() function.')
+  found = module.get_sweep()
+  if not isinstance(found, Sweep):
+    found = Sweep(found)
+  members = found.members if isinstance(found.members, Mapping) else _named(found.members, file)
+  for name, point in members.items():
+    if not isinstance(point, Mapping):
+      raise UserError(f'sweep file {file}: member {name} is {point!r}; it must be a dict of config '
+                      'keys and values.')
+    if not re.fullmatch(r'[\w=,.+-]*[\w=+-]', name) or name.startswith('-'):
+      raise UserError(f'sweep file {file}: {name!r} cannot name a folder; use letters, digits and '
+                      "any of '_=,.+-'.")
+  if not members:
+    raise UserError(f'sweep file {file}: get_sweep() returns no members.')
+  return Sweep({name: dict(point) for name, point in members.items()}, found.evaluate)
+
+
+def _named(points: Sequence[Point], file: pathlib.Path) -> dict[str, Point]:
+  """A name for each point, from the settings that are not the same in all of them."""
+  points = list(points)
+  if not all(isinstance(point, Mapping) for point in points):
+    raise UserError(f'sweep file {file}: get_sweep() must return a list of dicts, a dict of named '
+                    'ones, or a sweep.Sweep.')
+  keys = list(dict.fromkeys(key for point in points for key in point))
+  varied = [key for key in keys if len({repr(point.get(key)) for point in points}) > 1] or keys
+  short = {key: key.rpartition('.')[2] for key in varied}
+  for key in varied:
+    if list(short.values()).count(key.rpartition('.')[2]) > 1:
+      short[key] = key
+  names = [','.join(f'{short[key]}={_word(point[key])}' for key in varied if key in point) or 'base'
+           for point in points]
+  twice = [name for name in names if names.count(name) > 1]
+  if twice:
+    raise UserError(f'sweep file {file}: two members are called {twice[0]}; return a dict with '
+                    'names of your own.')
+  return dict(zip(names, points))
+
+
+def _word(value: Any) -> str:
+  text = value if isinstance(value, str) else repr(value)
+  return re.sub(r'[^\w.+-]+', '_', text).strip('_.') or '_'
+
+
+# -- members ------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """One run of a sweep."""
+  name: str
+  overrides: dict[str, str]    # config key -> text, as on the command line
+  config: config_lib.Config    # all of its settings
+
+  def folder(self, workdir: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(workdir) / self.name
+
+
+def members(sweep: Sweep, path: str | os.PathLike, overrides: Mapping[str, str]) -> list[Member]:
+  """Check every member's settings before anything runs.
+
+  Args:
+    sweep: from ``load``.
+    path: the config file of all members.
+    overrides: of all members, from the command line; a member's own win.
+
+  Raises:
+    UserError: naming the member and what is wrong with it.
+  """
+  base = config_lib.load(path, dict(overrides))
+  out = []
+  for name, point in sweep.members.items():
+    own = {key: value if isinstance(value, str) else repr(value) for key, value in point.items()}
+    shared = {}
+    if 'data.path' not in own:  # rows are prepared once, beside the members
+      data = pathlib.PurePath(base.data.path)
+      shared['data.path'] = str(data if data.is_absolute() else '..' / data)
+    shared.setdefault('name', f'{base.name}-{name}')
+    try:
+      config = config_lib.load(path, {**overrides, **shared, **own})
+    except UserError as error:
+      raise UserError(f'sweep member {name}: {error}') from error
+    if 'data.path' not in own:
+      _check_rows(name, base, config)
+    out.append(Member(name, {**shared, **own}, config))
+  if base.data.path in sweep.members:
+    raise UserError(f'sweep member {base.data.path} has the name of the prepared data '
+                    '(config key data.path); name it otherwise.')
+  return out
+
+
+def _check_rows(name: str, base: config_lib.Config, config: config_lib.Config) -> None:
+  """UserError if a member shares rows that were made with other settings."""
+  for group in PREPARED:
+    one, other = (config_lib.to_dict(getattr(c, group)) for c in (base, config))
+    for key in one:
+      if one[key] != other[key] and not (group == 'data' and key in NOT_PREPARED):
+        raise UserError(
+            f'sweep member {name} changes {group}.{key}, which needs rows of its own: prepare them '
+            'with `ttt-jax prepare` in a folder of their own, and let the member name it in '
+            'data.path.')
+
+
+def settle(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member]) -> None:
+  """Write DIR/sweep.json and the members' files that are missing.
+
+  Raises:
+    UserError: a member of that name was begun with other settings.
+  """
+  workdir = pathlib.Path(workdir)
+  for member in found:
+    known = read_state(member.folder(workdir))
+    wanted = config_lib.to_dict(member.config)
+    if 'settings' in known and known['settings'] != wanted:
+      old, new = dict(_flat(known['settings'])), dict(_flat(wanted))
+      key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+      raise UserError(f'sweep member {member.folder(workdir)} was begun with {key}='
+                      f'{old.get(key)!r}, now it is {new.get(key)!r}; use another --workdir, or '
+                      'the settings it was begun with.')
+  for member in found:
+    if not (member.folder(workdir) / MEMBER).is_file():
+      write_state(member.folder(workdir), state=WAITING,
+                  settings=config_lib.to_dict(member.config))
+  write(workdir / FILE, json.dumps({
+      'evaluate': sweep.evaluate,
+      'members': [{'name': m.name, 'overrides': {
+          key: value for key, value in m.overrides.items() if key in sweep.members[m.name]}}
+                  for m in found]}, indent=2) + '\n')
+
+
+def _flat(values: Mapping[str, Any], prefix: str = '') -> Iterable[tuple[str, Any]]:
+  for key, value in values.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def read_state(folder: pathlib.Path) -> dict[str, Any]:
+  """member.json; empty if there is none."""
+  return read_json(folder / MEMBER)
+
+
+def write_state(folder: pathlib.Path, **values: Any) -> None:
+  """Change some values of member.json: state, error, settings."""
+  folder.mkdir(parents=True, exist_ok=True)
+  write(folder / MEMBER, json.dumps(read_state(folder) | values, indent=2) + '\n')
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object that another process may be replacing; {} if there is none.
+
+  Raises:
+    UserError: it is something else.
+  """
+  try:
+    values = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    return {}
+  except ValueError as error:
+    raise UserError(f'{path} is not JSON ({error}); delete it and run the command again.'
+                    ) from error
+  if not isinstance(values, dict):
+    raise UserError(f'{path} is not a JSON object; delete it and run the command again.')
+  return values
+
+
+def write(path: pathlib.Path, text: str) -> None:
+  """Replace a file; tasks on several machines may do so at once."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f'{path.name}.{socket.gethostname()}-{os.getpid()}.partial')
+  partial.write_text(text, encoding='utf-8')
+  os.replace(partial, path)
+
+
+def is_sweep(workdir: str | os.PathLike) -> bool:
+  """Whether ``workdir`` holds a sweep rather than a run."""
+  return (pathlib.Path(workdir) / FILE).is_file()
