@@ -26,7 +26,7 @@ LAYERS = (
      'held_out', 'train_loop', 'train', 'trained'),
     ('generate',),
     ('evaluate',),
-    ('figures', 'staircase_picture', 'report_speed', 'report'),
+    ('figures', 'staircase_picture', 'report_speed', 'report_sweep', 'report'),
     ('convert',),
     ('plan',),
     ('cli', 'cli_plan', 'cli_cluster', 'cli_runs', 'cli_train'),

@@ -167,8 +167,6 @@ def join(args: argparse.Namespace) -> None:
   if found is None:
     return
   import jax
-  # Its handler of SIGTERM would take the place of ours (stop.py), which knows more signals.
-  jax.config.update('jax_enable_preemption_service', False)
   settings = {}
   if found.processes is not None:  # JAX has nothing left to find out
     settings['cluster_detection_method'] = 'deactivate'

@@ -3,7 +3,8 @@
 Reads what the other commands left in the workdir (config.json, metrics.jsonl,
 evaluation.json with its sounds, the prepared rows) and writes WORKDIR/report.html, which
 holds its pictures and sounds inside itself, and the pictures once more as
-WORKDIR/report/*.png. What is missing is said in a sentence in its place.
+WORKDIR/report/*.png. What is missing is said in a sentence in its place. The folder of a sweep
+gets a page that shows its members side by side (report_sweep.py).
 """
 
 import base64
@@ -23,7 +24,9 @@ from ttt_jax import config as config_lib
 from ttt_jax import figures
 from ttt_jax import metrics
 from ttt_jax import report_speed
+from ttt_jax import report_sweep
 from ttt_jax import staircase_picture
+from ttt_jax import sweep
 from ttt_jax.errors import UserError
 from ttt_jax.progress import duration
 
@@ -54,7 +57,7 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
   """Write the page.
 
   Args:
-    workdir: folder of a run.
+    workdir: folder of a run or of a sweep.
 
   Returns:
     Path of the page.
@@ -65,11 +68,13 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
   workdir = pathlib.Path(workdir)
   if not workdir.is_dir():
     raise UserError(f'workdir {workdir} does not exist; name the folder of a run.')
+  template = pathlib.Path(__file__).with_name('report_page.html').read_text(encoding='utf-8')
+  if sweep.is_sweep(workdir):
+    return _write(workdir, report_sweep.page(workdir, template))
   config = _read_config(workdir)
   lines = metrics.read(workdir) if (workdir / metrics.FILE).is_file() else []
   evaluation = _read_json(workdir / 'evaluation.json') or {}
   name = config.name if config else workdir.resolve().name
-  template = pathlib.Path(__file__).with_name('report_page.html').read_text(encoding='utf-8')
   page = string.Template(template).substitute(
       title=_text(f'Text-to-Talk run “{name}”'),
       lead=_text('One Transformer that writes text token by token and speaks by diffusion: what '
@@ -82,6 +87,10 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
       staircase=_staircase(config, workdir),
       configuration=_configuration(config),
       workdir=_text(workdir.name or str(workdir)))
+  return _write(workdir, page)
+
+
+def _write(workdir: pathlib.Path, page: str) -> pathlib.Path:
   path = workdir / PAGE
   partial = path.with_name(PAGE + '.partial')
   partial.write_text(page, encoding='utf-8')

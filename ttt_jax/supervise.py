@@ -257,7 +257,7 @@ def last_words(log: pathlib.Path, within: int = 20_000) -> str:
       text = file.read().decode('utf-8', errors='replace')
   except OSError:
     return ''
-  text = text[text.rfind('\n== '):]  # of the last start alone
+  text = text[max(text.rfind('\n== '), 0):]  # of the last start alone
   lines = [line.strip() for line in text.splitlines() if line.strip()
            and not line.startswith('== ')]
   errors = [line for line in lines if line.startswith('ttt-jax: error: ')]

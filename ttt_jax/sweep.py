@@ -137,10 +137,8 @@ def _named(points: Sequence[Point], file: pathlib.Path) -> dict[str, Point]:
                     'ones, or a sweep.Sweep.')
   keys = list(dict.fromkeys(key for point in points for key in point))
   varied = [key for key in keys if len({repr(point.get(key)) for point in points}) > 1] or keys
-  short = {key: key.rpartition('.')[2] for key in varied}
-  for key in varied:
-    if list(short.values()).count(key.rpartition('.')[2]) > 1:
-      short[key] = key
+  last = [key.rpartition('.')[2] for key in varied]
+  short = {key: key if last.count(word) > 1 else word for key, word in zip(varied, last)}
   names = [','.join(f'{short[key]}={_word(point[key])}' for key in varied if key in point) or 'base'
            for point in points]
   twice = [name for name in names if names.count(name) > 1]
