@@ -14,12 +14,12 @@ import os
 import pathlib
 import sys
 
-from ttt_jax import cli_cluster, cli_plan, cli_runs, config as config_lib
+from ttt_jax import cli_cluster, cli_plan, cli_runs, cli_train, config as config_lib
 from ttt_jax.errors import UserError
 
 PROG = 'ttt-jax'
 EXIT_USER_ERROR = 2
-EXIT_PREEMPTED = 77  # reserved: nothing else may leave with this code
+EXIT_PREEMPTED = cli_train.EXIT_PREEMPTED
 EXIT_INTERRUPTED = 130
 
 TASKS = ('asr', 'tts', 'audio_qa', 'text_chat')
@@ -218,12 +218,6 @@ def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
   config_lib.save(config, args.workdir)
 
 
-def _train(args: argparse.Namespace, config: config_lib.Config) -> None:
-  cli_cluster.join(args)
-  from ttt_jax.train import train
-  train(config, args.workdir)
-
-
 def _evaluate(args: argparse.Namespace, config: config_lib.Config) -> None:
   from ttt_jax.evaluate import evaluate
   from ttt_jax.report import table_text
@@ -248,7 +242,7 @@ def _report(args: argparse.Namespace, config: None) -> None:
   print(report(args.workdir))
 
 
-VERBS = {'prepare': _prepare, 'train': _train, 'evaluate': _evaluate, 'generate': _generate,
+VERBS = {'prepare': _prepare, 'train': cli_train.run, 'evaluate': _evaluate, 'generate': _generate,
          'report': _report, 'plan': cli_plan.run, **cli_runs.VERBS}
 
 

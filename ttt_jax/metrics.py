@@ -14,6 +14,8 @@
   documents                 in the batch
   grad_norm                 before clipping
   learning_rate             of the update
+  skipped                   updates left out in the run so far, their loss or gradient not being
+                            finite
   blocks_skipped            of all blocks of attention, the fraction that nobody reads; a dense
                             form computes them all the same
 
@@ -34,13 +36,13 @@
                             other; time/step is the goodput
   recompiles                times that the train step was compiled again, in this process
 
-  of `ttt-jax evaluate`, on held-out records:
+  of `ttt-jax evaluate`, and of train.eval_every during the run, on held-out records:
   eval/...                  the same names where they mean the same
 
 A number that is not finite is written as null, since JSON knows no NaN, and read back as NaN.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import importlib
 import json
 import math
@@ -50,6 +52,7 @@ import time
 from typing import Any
 import uuid
 
+from ttt_jax import atomic
 from ttt_jax.errors import UserError
 
 FILE = 'metrics.jsonl'
@@ -83,14 +86,21 @@ class Writer:
     self.path = pathlib.Path(workdir) / FILE
     self.path.parent.mkdir(parents=True, exist_ok=True)
     if self.path.exists():
-      kept = [line for line in read(self.path)
-              if step is None or (step > 0 and line['step'] <= step)]
-      partial = self.path.with_name(FILE + '.partial')
-      partial.write_text(''.join(_line(line) for line in kept), encoding='utf-8')
-      os.replace(partial, self.path)
+      self._keep(lambda line: step is None or (step > 0 and line['step'] <= step))
     self._boards = [_TensorBoard(self.path.parent, step)] if tensorboard else []
     if wandb:
       self._boards.append(_WeightsAndBiases(self.path.parent, step, wandb, name, settings))
+    self._file = self.path.open('a', encoding='utf-8')
+
+  def _keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+    kept = [line for line in read(self.path) if wanted(line)]
+    atomic.write_text(self.path, ''.join(_line(line) for line in kept))
+
+  def drop_after(self, step: int) -> None:
+    """Drop the lines beyond ``step``, to which the run has gone back. TensorBoard and Weights &
+    Biases keep theirs, and show both courses."""
+    self._file.close()
+    self._keep(lambda line: line['step'] <= step)
     self._file = self.path.open('a', encoding='utf-8')
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -99,19 +109,29 @@ class Writer:
     Args:
       step: training steps done when this was measured.
       values: name -> number (Python, numpy or a JAX scalar already on the host).
+
+    Raises:
+      UserError: the disk is full.
     """
     assert not {'step', 'time'} & set(values), values
     numbers = {name: float(value) for name, value in values.items()}
     now = time.time()
-    self._file.write(_line({'step': int(step), 'time': round(now, 3), **numbers}))
-    self._file.flush()
+    try:
+      self._file.write(_line({'step': int(step), 'time': round(now, 3), **numbers}))
+      self._file.flush()
+    except OSError as error:
+      raise atomic.cannot_write(self.path, error) from error
     for board in self._boards:
       board.write(int(step), now, numbers)
 
   def close(self) -> None:
-    self._file.close()
-    for board in self._boards:
-      board.close()
+    try:
+      self._file.close()
+    except OSError as error:  # what did not fit is still in its buffer
+      raise atomic.cannot_write(self.path, error) from error
+    finally:
+      for board in self._boards:
+        board.close()
 
   def __enter__(self) -> 'Writer':
     return self
@@ -124,6 +144,9 @@ class Nowhere:
   """A Writer's stand-in on the processes that do not write."""
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
+    pass
+
+  def drop_after(self, step: int) -> None:
     pass
 
   def __enter__(self) -> 'Nowhere':

@@ -40,7 +40,8 @@ class InFlight:
       figures: name -> scalar on the device, perhaps not there yet.
 
     Returns:
-      (step, name -> float) of the step before, for which this waits; None if there is none.
+      (step, name -> float, or numpy array where there are several) of the step before, for
+      which this waits; None if there is none.
     """
     late = self.drain()
     self._step, self._figures = step, figures
@@ -50,7 +51,8 @@ class InFlight:
     """Wait for the newest step and read it, as ``push`` does; nothing is left then."""
     if self._figures is None:
       return None
-    read = {name: float(value) for name, value in jax.device_get(dict(self._figures)).items()}
+    read = {name: value if value.ndim else float(value)
+            for name, value in jax.device_get(dict(self._figures)).items()}
     self._figures = None
     return self._step, read
 
@@ -67,7 +69,7 @@ class Clock:
     compile     calls of the train step that had to compile it
     data        waiting for a batch when the device had nothing left to do
     step        training proper: the device was at work on steps
-    checkpoint  copying the state off the device; at the end, waiting for the last save
+    checkpoint  copying the state off the device; waiting for a save that is still being written
     eval        measuring on held-out records during the run
     other       the host's own work (log, progress) when the device had nothing left to do
 

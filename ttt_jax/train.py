@@ -1,42 +1,53 @@
-"""The training loop: a short visible list of what happens in order."""
+"""Training: opens what a run needs, decides where it starts, and hands over to the loop."""
 
+import contextlib
 import os
 import pathlib
-import time
-from typing import Any
 
 import jax
-import numpy as np
 
-from ttt_jax import checkpoint, config as config_lib, flops, hardware, metrics
-from ttt_jax import optimizer as optimizers, sharding, telemetry, train_state, train_step
+from ttt_jax import checkpoint, config as config_lib, faults as faults_lib, metrics
+from ttt_jax import optimizer as optimizers, run_status, sharding, stop as stop_lib, telemetry
+from ttt_jax import train_state, watchdog
 from ttt_jax.config import Config, to_dict
 from ttt_jax.data import loader, store
 from ttt_jax.errors import UserError
+from ttt_jax.held_out import HeldOut
 from ttt_jax.model.transformer import Model
-from ttt_jax.progress import Progress
+from ttt_jax.train_loop import Course, Loop, Parts
 from ttt_jax.vocab import Vocabulary
 
+# Settings that must not change if a run is to go on with the same batches.
+_SAME_DATA = (('train', 'batch_rows'), ('data', 'stages'), ('data', 'shuffle'), ('data', 'sst'))
 
-def train(config: Config, workdir: str | os.PathLike) -> train_state.TrainState:
+
+def train(config: Config, workdir: str | os.PathLike, stop: stop_lib.Stop | None = None,
+          faults: faults_lib.Faults | None = None) -> train_state.TrainState:
   """Train until ``train.steps`` updates are done, resuming what is in ``workdir``.
 
   Where the run starts, in this order:
-    1. the newest checkpoint in workdir/checkpoints, with its data position;
-    2. else the parameters of the newest checkpoint in ``train.init_from``, step 0;
-    3. else random parameters from ``seed``.
+    1. the newest sealed checkpoint in workdir/checkpoints whose files all have the sizes and
+       checksums of its seal, with its data position, counters and clock. Unfinished ones (the
+       run was killed while saving) are removed; damaged ones are reported, renamed to
+       STEP.damaged, and the next older one is tried;
+    2. if there were sealed checkpoints and all are damaged: a UserError, never step 0;
+    3. else the parameters of the newest good checkpoint in ``train.init_from``, step 0;
+    4. else random parameters from ``seed``, step 0.
 
   Args:
     config: everything about the run.
-    workdir: holds the prepared data; gets config.json, metrics.jsonl, tensorboard/ and
-      checkpoints/.
+    workdir: holds the prepared data; gets config.json, metrics.jsonl, status.json,
+      tensorboard/ and checkpoints/.
+    stop: asks the run to save and leave; ``stop.agreed`` says afterwards whether it did so.
+    faults: for drills only.
 
   Returns:
-    The final state, on the mesh.
+    The last state, on the mesh; it is saved.
 
   Raises:
     UserError: no data, another vocabulary or row length than the data's, a batch that the
-      mesh does not divide, a checkpoint that does not fit, no W&B where it is asked for.
+      mesh does not divide, a checkpoint that does not fit, only damaged checkpoints, a full
+      disk, a loss that stays not finite, no W&B where it is asked for.
   """
   flight = telemetry.InFlight()
   clock = telemetry.Clock(flight.busy)
@@ -51,14 +62,28 @@ def train(config: Config, workdir: str | os.PathLike) -> train_state.TrainState:
   sharding.check_heads(mesh, config.model.q_heads, config.model.kv_heads)
   model = Model(config.model, vocab.size)
   optimizer = optimizers.make(config.optimizer, config.train.steps)
+  target = train_state.abstract(model, optimizer, mesh)
   batches = loader.Loader(data_dir, config.data, config.train.batch_rows, config.seed, vocab,
                           jax.process_index(), jax.process_count())
-  with checkpoint.Checkpoints(workdir / 'checkpoints', config.train.keep) as checkpoints, \
-      jax.set_mesh(mesh):
-    state, done = _start(config, model, optimizer, mesh, vocab, checkpoints, batches, clock)
-    with _writer(config, workdir, done) as writer:
-      return _loop(config, vocab, mesh, model, optimizer, state, done, batches, checkpoints, writer,
-                   clock, flight)
+  status = run_status.Status(workdir, config.train.steps, jax.process_index(), jax.process_count())
+  settings = config.train
+  with contextlib.ExitStack() as open_things:
+    enter = open_things.enter_context
+    enter(status)
+    dog = enter(watchdog.Watchdog(settings.stuck_minutes, workdir, jax.process_index(),
+                                  lambda text: _stuck(text, settings.stuck_exit, status, stop)))
+    checkpoints = enter(checkpoint.Checkpoints(
+        workdir / 'checkpoints', settings.keep, settings.keep_every, settings.keep_best,
+        status.event))
+    enter(jax.set_mesh(mesh))
+    held_out = HeldOut(config, model, vocab, mesh, data_dir) if settings.eval_every else None
+    state, course = _start(config, model, optimizer, mesh, vocab, target, checkpoints, batches,
+                           clock, status)
+    dog.beat()
+    writer = enter(_writer(config, workdir, course.step))
+    parts = Parts(config, vocab, mesh, model, optimizer, target, batches, checkpoints, writer,
+                  status, dog, stop or stop_lib.Stop(), faults, held_out, clock, flight)
+    return Loop(parts, state, course).run()
 
 
 def check_data(config: Config, data_dir: pathlib.Path, vocab: Vocabulary) -> None:
@@ -73,24 +98,42 @@ def check_data(config: Config, data_dir: pathlib.Path, vocab: Vocabulary) -> Non
                     f'with {vocab.text!r}; prepare it again or change the key.')
 
 
-def _start(config, model, optimizer, mesh, vocab, checkpoints, batches, clock):
-  """The state to begin with and the number of updates in it; see ``train``."""
-  newest = checkpoints.latest()
+def _start(config, model, optimizer, mesh, vocab, target, checkpoints, batches, clock,
+           status) -> tuple[train_state.TrainState, Course]:
+  """The state to begin with and where it stands; see ``train``."""
+  newest = checkpoints.recover()
   if newest is not None:
     meta = checkpoints.meta(newest)
     if meta['fingerprint'] != vocab.fingerprint:
       raise UserError(f'checkpoint {checkpoints.directory / str(newest)} was trained with '
                       f'vocabulary {meta["fingerprint"]}, the data has {vocab.fingerprint}; use '
                       'another workdir or the data it was trained on.')
+    _say_what_changed(to_dict(config), meta['config'], newest, status)
+    state = checkpoints.restore(newest, target)
     batches.restore(meta['data'])
-    clock.resume(meta.get('seconds', {}))  # older ones have none
-    return checkpoints.restore(newest, train_state.abstract(model, optimizer, mesh)), newest
+    clock.resume(meta['seconds'])
+    return state, Course(**meta['course'])
+  fresh = train_state.init_sharded(model, optimizer, mesh, config.seed)
   if config.train.init_from:
     with checkpoint.open_existing(config.train.init_from) as source:
-      fresh = train_state.init_sharded(model, optimizer, mesh, config.seed)
-      target = train_state.abstract(model, optimizer, mesh).params
-      return fresh._replace(params=source.restore_params(source.latest(), target)), 0
-  return train_state.init_sharded(model, optimizer, mesh, config.seed), 0
+      fresh = fresh._replace(params=source.restore_params(source.newest_good(), target.params))
+  return fresh, Course()
+
+
+def _say_what_changed(config: dict, earlier: dict, step: int, status: run_status.Status) -> None:
+  """A run whose data settings changed goes on, but not with the batches it would have had."""
+  for group, key in _SAME_DATA:
+    now, before = config[group][key], earlier.get(group, {}).get(key)
+    if now != before:
+      status.event(f'config key {group}.{key} was {before!r} when checkpoint {step} was written '
+                   f'and is {now!r} now; batches are counted, so rows may repeat or be left out.')
+
+
+def _stuck(text: str, leave: bool, status: run_status.Status, stop: stop_lib.Stop | None) -> None:
+  """In the watchdog's thread."""
+  status.event(text)
+  if leave and stop is not None:
+    stop.leave()
 
 
 def _writer(config: Config, workdir: pathlib.Path, done: int) -> metrics.Writer | metrics.Nowhere:
@@ -100,86 +143,3 @@ def _writer(config: Config, workdir: pathlib.Path, done: int) -> metrics.Writer 
   config_lib.save(config, workdir)
   return metrics.Writer(workdir, done, tensorboard=config.train.tensorboard,
                         wandb=config.train.wandb, name=config.name, settings=to_dict(config))
-
-
-def _loop(config, vocab, mesh, model, optimizer, state, done, batches, checkpoints, writer, clock,
-          flight):
-  step_fn = train_step.make_train_step(config, model, vocab, optimizer, mesh)
-  settings = config.train
-  speed = _speed(config, vocab, mesh, clock)
-  # All at once and now: asking the device in the middle of its work would mean waiting for it.
-  rates = np.asarray(optimizers.schedule(config.optimizer, settings.steps)(
-      np.arange(settings.steps)))
-  started = time.monotonic()
-  with Progress(settings.steps, 'train', done=done, unit='steps',
-                shown=jax.process_index() == 0) as progress:
-    watch = telemetry.CompileWatch(progress.say)
-
-    def log(late, always=False):
-      if late is None:
-        return
-      step, figures = late
-      speed.add(figures)
-      if step % settings.log_every == 0 or always:
-        values = _line(figures) | speed.take() | clock.shares() | {
-            'learning_rate': rates[step - 1], 'recompiles': watch.recompiles}
-        writer.write(step, values)
-        progress.update(0, **_shown(values))
-
-    clock.lap('start')
-    for step in range(done + 1, settings.steps + 1):
-      batch = sharding.put_batch(mesh, next(batches))
-      clock.lap('data')
-      with watch:
-        state, figures = step_fn(state, batch)
-      clock.lap('compile' if watch.compiled(step, batch) else 'step')
-      late = flight.push(step, figures)  # those of the step before: the device runs on
-      clock.lap('step')
-      log(late)
-      clock.lap('other')
-      out_of_time = 0 < settings.max_minutes <= (time.monotonic() - started) / 60
-      last = step == settings.steps or out_of_time
-      if step % settings.checkpoint_every == 0 or last:
-        jax.block_until_ready(state)  # saving would wait just so, and call it its own time
-        clock.lap('step')
-        checkpoints.save(step, state, note(config, vocab, batches.state(), clock))
-        clock.lap('checkpoint')
-      progress.update(1)
-      if last:
-        break
-    late = flight.drain()
-    clock.lap('step')
-    checkpoints.wait()
-    clock.lap('checkpoint')
-    log(late, always=True)
-  return state
-
-
-def _speed(config: Config, vocab: Vocabulary, mesh: jax.sharding.Mesh,
-           clock: telemetry.Clock) -> telemetry.Speed:
-  """What turns the figures of steps into rates, for this model on these devices."""
-  def useful(sums):
-    return flops.useful(config.model, vocab.size, tokens=sums['tokens'], scored=sums['scored'],
-                        mask_pairs=sums['mask_pairs'])
-  chip = hardware.chip_of(mesh.devices.flat[0].device_kind)
-  peak = None if chip is None else chip.flops / chip.devices * mesh.size
-  return telemetry.Speed(clock, config.train.batch_rows * config.data.row_length, useful, peak)
-
-
-def note(config: Config, vocab: Vocabulary, data_state: dict[str, Any],
-         clock: telemetry.Clock) -> dict[str, Any]:
-  """The JSON beside a checkpoint."""
-  return {'data': data_state, 'config': to_dict(config), 'vocabulary': vocab.to_dict(),
-          'fingerprint': vocab.fingerprint, 'seconds': dict(clock.seconds)}
-
-
-def _line(figures: dict[str, float]) -> dict[str, float]:
-  """The figures that are means of their step; its sums become rates."""
-  return {name: value for name, value in figures.items()
-          if name == 'documents' or name not in telemetry.SUMS}
-
-
-def _shown(values: dict[str, float]) -> dict[str, float]:
-  """The few for the progress bar, the first ones for a narrow terminal."""
-  return {'loss': values['loss'], 'tok/s': values['useful_tokens_per_second'],
-          'ar': values['ar'], 'diffusion': values['diffusion']}

@@ -64,9 +64,17 @@ def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batc
 
 
 def make_train_step(config: Config, model: Model, vocab: Vocabulary,
-                    optimizer: optax.GradientTransformation,
-                    mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+                    optimizer: optax.GradientTransformation, mesh: Mesh,
+                    poisoned: Callable[[Batch], jax.Array] | None = None,
+                    ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
   """The jitted step over a mesh; the state is donated.
+
+  A loss or gradient that is not finite leaves parameters and optimizer as they are: the
+  device decides, element by element while it updates, and only the step's number goes on.
+
+  Args:
+    config, model, vocab, optimizer, mesh: of the run.
+    poisoned: for drills (faults.py): whether the loss and gradients of a batch shall be NaN.
 
   Returns:
     step(state, batch) -> (state, figures), figures a dict of float32 scalars on the device.
@@ -74,11 +82,19 @@ def make_train_step(config: Config, model: Model, vocab: Vocabulary,
   def step(state: TrainState, batch: Batch):
     key = jax.random.fold_in(run_key(config.seed), state.step)
     grads, sums = gradients(config, model, vocab, state.params, batch, key)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    if poisoned is not None:
+      harm = jnp.where(poisoned(batch), jnp.nan, 0.0)
+      grads, sums = jax.tree.map(lambda x: x + harm.astype(x.dtype), (grads, sums))
     figures = {**summary(sums, config), **shape_of_work(batch, config),
                'grad_norm': optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, opt_state), figures
+    sound = jnp.isfinite(figures['loss']) & jnp.isfinite(figures['grad_norm'])
+    figures['skipped'] = 1.0 - sound
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    kept = lambda new, old: jnp.where(sound, new, old)
+    return TrainState(
+        state.step + 1,
+        jax.tree.map(kept, optax.apply_updates(state.params, updates), state.params),
+        jax.tree.map(kept, opt_state, state.opt_state)), figures
 
   where = state_shardings(model, optimizer, mesh)
   return jax.jit(step, in_shardings=(where, sharding.batch_sharding(mesh)),

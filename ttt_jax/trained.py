@@ -44,7 +44,7 @@ def load(config: Config, workdir: str | os.PathLike) -> Trained:
   mesh = sharding.make_mesh(config.mesh)
   target = train_state.abstract(model, optimizers.make(config.optimizer, config.train.steps), mesh)
   with checkpoint.open_existing(workdir / 'checkpoints') as checkpoints:
-    step = checkpoints.latest()
+    step = checkpoints.newest_good()
     trained_with = checkpoints.meta(step)['fingerprint']
     if trained_with != vocab.fingerprint:
       raise UserError(f'checkpoint {checkpoints.directory / str(step)} was trained with '

@@ -8,6 +8,11 @@ from ttt_jax.errors import UserError
 ATTENTIONS = ('auto', 'dense', 'blockwise', 'pallas', 'tokamax')
 REMATS = ('none', 'dots', 'attention', 'full', 'offload')  # from most memory to least
 OPTIMIZERS = ('adamw', 'adafactor', 'muon')
+RULES = ('confidence', 'margin', 'entropy', 'threshold', 'prior')
+SCHEDULES = ('linear', 'shifted')
+SOFTMAXES = ('full', 'audio')
+GUIDANCE_CONTEXTS = ('published', 'begin')
+SCORES = ('loss', 'text_nll', 'masked_nll')  # of an evaluation during training
 
 
 def _require(condition: bool, message: str) -> None:
@@ -199,15 +204,34 @@ class TrainConfig:
   microbatches: int = 1        # the rows of a step in this many pieces
   log_every: int = 20          # steps
   checkpoint_every: int = 200  # steps; the last step is always saved
-  keep: int = 2                # checkpoints
+  checkpoint_minutes: float = 0.0  # save also when this long has passed since the last; 0 = off
+  keep: int = 2                # newest checkpoints; the rules below keep more
+  keep_every: int = 0          # keep those of every so many steps for ever; 0 = none
+  keep_best: str = ''          # a SCORES name: save and keep the step where it is lowest
+  preemption: bool = True      # SIGTERM, SIGUSR1, Ctrl-C: save, then leave; False = leave at once
   init_from: str = ''          # start from the parameters of this checkpoint directory
   max_minutes: float = 0.0     # stop early, with a checkpoint, after this wall time; 0 = never
+  nonfinite_limit: int = 5     # skipped updates in a row, after which the run goes back
+  rollback_limit: int = 3      # times that a run goes back before it gives up
+  eval_every: int = 0          # steps between evaluations on held-out rows; 0 = none
+  eval_batches: int = 4        # batches of batch_rows in an evaluation
+  eval_split: str = 'heldout'  # of the prepared set
+  stuck_minutes: float = 15.0  # without a finished step (or save ...): dump all stacks; 0 = off
+  stuck_exit: bool = False     # ... and leave with exit code 1, for a supervisor to start again
   tensorboard: bool = True
   wandb: str = ''              # Weights & Biases project; '' = off
 
   def __post_init__(self):
     _positive(self, 'train', 'steps', 'batch_rows', 'microbatches',
-              'log_every', 'checkpoint_every', 'keep')
+              'log_every', 'checkpoint_every', 'keep', 'nonfinite_limit', 'eval_batches')
+    for key in ('checkpoint_minutes', 'keep_every', 'max_minutes', 'rollback_limit', 'eval_every',
+                'stuck_minutes'):
+      _require(getattr(self, key) >= 0, f'config key train.{key} is {getattr(self, key)}; it must '
+               'not be negative.')
+    if self.keep_best:
+      _choice('train.keep_best', self.keep_best, SCORES)
+      _require(self.eval_every > 0, f'config key train.keep_best is {self.keep_best!r}, which '
+               'needs train.eval_every, the steps between evaluations.')
     _require(self.batch_rows % self.microbatches == 0,
              f'config keys train.batch_rows={self.batch_rows} and '
              f'train.microbatches={self.microbatches}: the rows must divide evenly.')
@@ -215,20 +239,38 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
+  # Of a request; a policy is data, so changing one compiles nothing.
   block: int = 32              # masks appended at a time in an open span
   steps: int = 10              # forward passes per block
-  max_span: int = 640          # audio tokens in one span, then its end is forced
+  min_span: int = 1            # audio tokens in one span, its end included
+  max_span: int = 640          # then its end is forced
+  text_gap: int = 0            # text tokens between one span and the next, at least
   max_tokens: int = 1024       # prompt and answer together
   temperature: float = 0.0     # text; 0 = greedy
   top_k: int = 0               # text; 0 = off
   top_p: float = 1.0
   audio_temperature: float = 0.0
   guidance: float = 0.0        # w of uncond + (1 + w)(cond - uncond)
+  rule: str = 'confidence'     # which masks a step commits: generate/positions.py
+  threshold: float = 0.9       # rule 'threshold': surer choices are committed at once
+  entropy_budget: float = 0.35  # rule 'entropy': nats committed beyond the schedule
+  schedule: str = 'linear'     # or 'shifted': how many per step
+  shift: float = 0.5           # 'shifted': below 1 starts slowly
   seed: int = 0
+  # Of the engine.
+  guidance_context: str = 'published'  # or 'begin': the span alone, far cheaper
+  softmax: str = 'full'        # confidence over all ids, as published; 'audio' is cheaper
+  slots: int = 8               # requests answered side by side
 
   def __post_init__(self):
-    _positive(self, 'generate', 'block', 'steps', 'max_span', 'max_tokens')
+    _positive(self, 'generate', 'block', 'steps', 'min_span', 'max_span', 'max_tokens', 'slots')
     _require(0 < self.top_p <= 1, f'config key generate.top_p is {self.top_p}; use (0, 1].')
+    _require(self.shift > 0, f'config key generate.shift is {self.shift}; use a positive number.')
+    _require(self.rule != 'entropy' or self.entropy_budget >= 0,
+             f'config key generate.entropy_budget is {self.entropy_budget}; use 0 nats or more.')
+    for key, known in (('rule', RULES), ('schedule', SCHEDULES), ('softmax', SOFTMAXES),
+                       ('guidance_context', GUIDANCE_CONTEXTS)):
+      _choice(f'generate.{key}', getattr(self, key), known)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""Small files by rename: a reader finds the old text or the new one, never half of it."""
+
+import errno
+import os
+import pathlib
+import re
+
+from ttt_jax.errors import UserError
+
+_FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the quota of the disk is used up',
+         errno.EFBIG: 'a file there would grow beyond its limit'}
+_QUOTED = re.compile(r'OS error (\d+)')  # how TensorStore quotes the system
+
+
+def write_text(path: str | os.PathLike, text: str, *, durable: bool = False) -> None:
+  """Replace the file at ``path``.
+
+  Args:
+    path: in a folder that exists.
+    text: all of it, written as UTF-8.
+    durable: wait until it is on the disk itself, so that it outlives a power cut.
+
+  Raises:
+    UserError: it cannot be written, for want of space for example; what was there stays.
+  """
+  path = pathlib.Path(path)
+  partial = path.with_name(f'{path.name}.partial')
+  try:
+    with partial.open('w', encoding='utf-8') as file:
+      file.write(text)
+      if durable:
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+  except OSError as error:
+    partial.unlink(missing_ok=True)
+    raise cannot_write(path, error) from error
+
+
+def cannot_write(path: str | os.PathLike, error: BaseException) -> UserError:
+  """The sentence for a write to ``path`` that the system refused."""
+  code = system_code(error)
+  why = _FULL.get(code) or (os.strerror(code) if code else str(error))
+  return UserError(f'{path} could not be written: {why}; older checkpoints are intact, so make '
+                   'room or put it right, and start the same command again.')
+
+
+def system_code(error: BaseException | None) -> int:
+  """The errno behind an exception or behind one of its causes; 0 if the system had no part."""
+  while error is not None:
+    if isinstance(error, OSError) and error.errno:
+      return error.errno
+    quoted = _QUOTED.search(str(error))
+    if quoted:
+      return int(quoted.group(1))
+    error = error.__cause__ or error.__context__
+  return 0
