@@ -99,6 +99,8 @@ class Loop:
     with Progress(settings.steps, 'train', done=course.step, unit='steps',
                   shown=jax.process_index() == 0) as self._progress:
       self._watch = telemetry.CompileWatch(self._progress.say)
+      if course.step:
+        self._progress.say(f'going on from checkpoint {course.step}.')
       parts.status.good(parts.checkpoints.last_good)
       parts.status.update(state='running', step=course.step)
       parts.clock.lap('start')
@@ -140,7 +142,9 @@ class Loop:
     scores = self._evaluate() if settings.eval_every and step % settings.eval_every == 0 else {}
     asked = wishes['save'] and (late is None or late[0] > self._saved_step)
     if step % settings.checkpoint_every == 0 or self._leaving or asked or self._best(scores):
-      self._read(parts.flight.drain(), always=self._leaving)
+      late = parts.flight.drain()
+      clock.lap('step')
+      self._read(late, always=self._leaving)
       if self._lost():
         self._leaving = False
         return self._go_back(step)

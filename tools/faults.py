@@ -1,0 +1,465 @@
+"""A fault campaign: runs are killed, their checkpoints damaged, their disk filled, their loss
+made NaN; what they end with is compared, bit by bit, with a run that nothing happened to.
+
+  make faults
+  python tools/faults.py --out faults --kills 30 --corruptions 20 --json faults.json
+
+Everything is real: processes of `ttt-jax train` on the token set that the repository keeps,
+signals, files. A tmpfs for the full disk needs root; without it the kernel's limit on the
+size of a file stands in. With a warm compile cache a kill takes about ten seconds, most of
+them Python and JAX starting up.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a checkout need not be installed
+
+from ttt_jax import seal  # noqa: E402
+
+QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+TOKENS = ROOT / 'data' / 'demo_tokens'
+PHASES = {'restore': 'starting', 'step': 'running', 'save': 'saving', 'eval': 'evaluating'}
+PARTS = ('kills', 'two', 'damage', 'disk', 'nan', 'mesh')
+PATIENCE = 300.0  # seconds that anything may take on a busy machine
+
+
+def settings(steps: int) -> dict[str, Any]:
+  """A model of 60,000 parameters that saves and evaluates all the time."""
+  strings = str(TOKENS / 'train_short.jsonl')
+  held = str(TOKENS / 'heldout_strings.jsonl')
+  return {
+      'name': 'faults',
+      'data': {'row_length': 256, 'threads': 2, 'sources': (
+          {'path': strings, 'task': 'asr', 'prompt': 'asr'},
+          {'path': strings, 'task': 'tts', 'prompt': 'tts'},
+          {'path': held, 'task': 'asr', 'prompt': 'asr', 'split': 'heldout', 'repeat': 0.2})},
+      'model': {'layers': 2, 'width': 32, 'q_heads': 4, 'kv_heads': 2, 'head_dim': 8, 'ffn': 64,
+                'vocab_multiple': 64},
+      'optimizer': {'learning_rate': 3e-3, 'warmup_fraction': 0.2},
+      'train': {'steps': steps, 'batch_rows': 8, 'log_every': 1, 'checkpoint_every': 5,
+                'keep': 3, 'eval_every': 4, 'eval_batches': 2, 'tensorboard': False}}
+
+
+class Run:
+  """The processes of one `ttt-jax train`, as a user or a scheduler starts them."""
+
+  def __init__(self, scene: 'Scene', workdir: pathlib.Path, processes: int = 1,
+               steps: int | None = None, fault: str = '', devices: int | None = None,
+               mesh: dict[str, int] | None = None, limit: int = 0):
+    self.workdir, self.errors = workdir, []
+    with socket.socket() as free:
+      free.bind(('127.0.0.1', 0))
+      port = free.getsockname()[1]
+    words = ['train', '--config', str(scene.config), '--workdir', str(workdir)]
+    words += [f'--config.train.steps={steps}'] if steps else []
+    words += [f'--config.mesh.{axis}={size}' for axis, size in (mesh or {}).items()]
+    words += ['--devices', str(devices)] if devices else []
+    workdir.mkdir(parents=True, exist_ok=True)
+    self.before = status(workdir).get('time', 0.0)
+    self.processes = []
+    for rank in range(processes):
+      log = (scene.folder / f'{workdir.name}.{rank}.log').open('w')
+      self.errors.append(pathlib.Path(log.name))
+      own = ['--processes', str(processes), '--process', str(rank), '--coordinator',
+             f'127.0.0.1:{port}'] if processes > 1 else []
+      command = [sys.executable, '-m', 'ttt_jax.cli', *words, *own]
+      if limit:
+        command = ['/bin/sh', '-c', f'ulimit -f {limit}; exec "$0" "$@"', *command]
+      self.processes.append(subprocess.Popen(
+          command, cwd=ROOT, env=scene.environment | {'TTT_JAX_FAULT': fault}, stderr=log,
+          stdout=log))
+      log.close()
+
+  def wait_for(self, state: str, step: int = 0) -> bool:
+    """Until status.json shows a state of this run at or beyond a step; False if it ended."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+      now = status(self.workdir)
+      fresh = now.get('time', 0.0) > self.before
+      if fresh and now.get('state') == state and now.get('step', 0) >= step:
+        return True
+      if any(process.poll() is not None for process in self.processes):
+        return False
+      time.sleep(0.002)
+    raise TimeoutError(f'{self.workdir}: no {state!r} at step {step} in {PATIENCE:.0f} s')
+
+  def codes(self, patience: float = PATIENCE) -> list[int]:
+    """Exit codes of all processes, waiting for each."""
+    return [process.wait(timeout=patience) for process in self.processes]
+
+  def kill(self) -> None:
+    """What a scheduler does to the rest of a run that has lost a process."""
+    for process in self.processes:
+      if process.poll() is None:
+        process.kill()
+      process.wait()
+
+  def said(self) -> str:
+    """Standard error of all processes."""
+    return '\n'.join(path.read_text(errors='replace') for path in self.errors)
+
+
+def status(workdir: pathlib.Path) -> dict[str, Any]:
+  """status.json, {} before there is one."""
+  path = workdir / 'status.json'
+  return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def sealed(workdir: pathlib.Path) -> list[int]:
+  """Steps of the sealed checkpoints, ascending."""
+  folder = workdir / 'checkpoints'
+  return sorted(int(path.name) for path in folder.glob('*')
+                if path.name.isdigit() and seal.is_sealed(path)) if folder.is_dir() else []
+
+
+def losses(workdir: pathlib.Path) -> dict[str, dict[int, float]]:
+  """'loss' and 'eval/loss' by step."""
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return {name: {line['step']: line[name] for line in lines if name in line}
+          for name in ('loss', 'eval/loss')}
+
+
+class Scene:
+  """A folder with prepared data, a config and the uninterrupted runs to compare with."""
+
+  def __init__(self, folder: pathlib.Path, steps: int):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    self.folder, self.steps = folder.resolve(), steps
+    self.environment = os.environ | {
+        'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': QUICK, 'PYTHONPATH': str(ROOT),
+        'TTT_JAX_CACHE': str(self.folder / 'cache'), 'OMP_NUM_THREADS': '1',
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    source = self.folder / 'config.json'
+    source.write_text(json.dumps(settings(steps)))
+    subprocess.run([sys.executable, '-m', 'ttt_jax.cli', 'prepare', '--config', str(source),
+                    '--workdir', str(self.folder)], check=True, cwd=ROOT, env=self.environment,
+                   capture_output=True)
+    values = json.loads(source.read_text())
+    values['data']['path'] = str(self.folder / 'data')
+    self.config = self.folder / 'run.json'
+    self.config.write_text(json.dumps(values))
+    self._whole: dict[tuple, pathlib.Path] = {}
+
+  def whole(self, processes: int = 1, fault: str = '', **where) -> pathlib.Path:
+    """The workdir of an uninterrupted run of this kind."""
+    key = (processes, fault, repr(where))
+    if key not in self._whole:
+      workdir = self.folder / f'whole-{len(self._whole)}'
+      run = Run(self, workdir, processes, fault=fault, **where)
+      assert run.codes() == [0] * processes, run.said()
+      self._whole[key] = workdir
+    return self._whole[key]
+
+  def differences(self, workdir: pathlib.Path, whole: pathlib.Path, bits: bool = True) -> str:
+    """'' if a run ended like another: parameters, optimizer, data position, every loss.
+
+    Args:
+      workdir, whole: of the two runs.
+      bits: False allows losses to differ by 1e-5 and looks no further than at them and at
+        the data position: for runs on other devices.
+    """
+    import numpy as np
+    mine, other = losses(workdir), losses(whole)
+    for name in mine:
+      if sorted(mine[name]) != sorted(other[name]):
+        return f'{name} of other steps'
+      for step, value in mine[name].items():
+        same = value == other[name][step] if bits or value is None else np.isclose(
+            value, other[name][step], rtol=1e-5, atol=0)
+        if not same:
+          return f'{name} of step {step}: {value} and {other[name][step]}'
+    (one, note), (two, wanted) = self._last(workdir), self._last(whole)
+    if note != wanted:
+      return f'position {note} and {wanted}'
+    if bits and not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, two)):
+      return 'arrays of the last checkpoint'
+    return ''
+
+  def _last(self, workdir: pathlib.Path):
+    """([arrays], position) of the last checkpoint, which must be whole."""
+    import jax
+    import numpy as np
+    from ttt_jax import checkpoint, config as config_lib, optimizer, sharding, train_state
+    from ttt_jax.data import store
+    from ttt_jax.model.transformer import Model
+    config = config_lib.load(self.config)
+    model = Model(config.model, store.vocabulary(config.data.path).size)
+    target = train_state.abstract(model, optimizer.make(config.optimizer, config.train.steps),
+                                  sharding.make_mesh(config.mesh, jax.devices()[:1]))
+    with checkpoint.open_existing(workdir / 'checkpoints') as checkpoints:
+      step = checkpoints.newest_good()
+      meta, state = checkpoints.meta(step), checkpoints.restore(step, target)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)], (
+        step, meta['data'], meta['course'])
+
+
+@dataclasses.dataclass
+class Result:
+  """One line of the table."""
+  what: str
+  tried: int
+  survived: int
+  lost_steps: int | None  # beyond the last save; None where the question does not arise
+  equal: bool | None      # the end, bit by bit (across meshes: losses to 1e-5)
+  notes: list[str]
+
+
+# -- kills --------------------------------------------------------------------------------
+
+
+def kills(scene: Scene, count: int, processes: int, dice: random.Random) -> Result:
+  """Kill one run again and again at moments drawn at random, until it is done."""
+  whole = scene.whole(processes)
+  workdir = scene.folder / f'killed-{processes}'
+  done = lost = survived = 0
+  notes = []
+  each = max(scene.steps // (count + 2), 1)
+  while True:
+    kept = max(sealed(workdir), default=0)
+    run = Run(scene, workdir, processes)
+    killed = _kill(run, kept, each, scene.steps, dice) if done < count else None
+    if killed is None:  # this one comes to its end
+      codes = run.codes()
+    # Every start must go on from what was saved, unless it was killed before it could say so.
+    going_on = f'going on from checkpoint {kept}' in run.said()
+    if kept and not going_on and (killed is None or killed.phase != 'restore'):
+      notes.append(f'did not go on from step {kept}: {run.said()[-300:]}')
+    if killed is None:
+      if done == count:
+        break
+      shutil.rmtree(workdir)  # it was faster than we: once more from the beginning
+      continue
+    now = max(sealed(workdir), default=0)
+    lost, done = max(lost, killed.promised - now), done + 1
+    survived += now >= killed.promised and not killed.wrong
+    notes += [killed.wrong] if killed.wrong else []
+    print(f'  {killed.what}: saved step {now}', flush=True)
+  notes += [f'exit codes {codes}: {run.said()[-600:]}'] if any(codes) else []
+  wrong = '' if any(codes) else scene.differences(workdir, whole)
+  notes += [wrong] if wrong else []
+  return Result(f'random kills, {processes} process{"es" if processes > 1 else ""}', done, survived,
+                lost, not wrong and not any(codes), notes)
+
+
+@dataclasses.dataclass
+class Killed:
+  """One kill: in words, its phase, the step that must still be there, what was wrong with it."""
+  what: str
+  phase: str
+  promised: int
+  wrong: str = ''
+
+
+def _kill(run: Run, kept: int, most: int, steps: int, dice: random.Random) -> Killed | None:
+  """Kill a process of a run that goes on from step ``kept``; None if it ended before."""
+  phase, number = dice.choice(list(PHASES)), dice.choice([signal.SIGKILL, signal.SIGTERM])
+  at = 0 if phase == 'restore' else min(kept + dice.randint(1, most), steps - 1)
+  if not run.wait_for(PHASES[phase], at):
+    return None
+  time.sleep(dice.random() * (2.0 if phase == 'restore' else 0.05))
+  victim = dice.randrange(len(run.processes))
+  killed = Killed(f'{signal.Signals(number).name} to {victim} at {phase}', phase,
+                  status(run.workdir).get('last_good_checkpoint') or 0)
+  run.processes[victim].send_signal(number)
+  if number == signal.SIGKILL:
+    time.sleep(0.2)
+    run.kill()
+    return killed
+  began, codes = time.monotonic(), run.codes()
+  finished = status(run.workdir).get('state') == 'done'
+  if codes != [0 if finished else 77] * len(codes):
+    killed.wrong = f'{killed.what}: exit codes {codes}: {run.said()[-600:]}'
+  killed.what += f', left after {time.monotonic() - began:.1f} s'
+  if not killed.wrong:
+    killed.promised = max(killed.promised, status(run.workdir)['step'])
+  return killed
+
+
+# -- damaged files ------------------------------------------------------------------------
+
+
+def corruptions(scene: Scene, count: int, dice: random.Random) -> Result:
+  """Cut or change one file of the newest checkpoint; the next older one must be taken."""
+  whole = scene.whole()
+  survived, notes = 0, []
+  for number in range(count):
+    workdir = scene.folder / f'damaged-{number}'
+    shutil.copytree(whole, workdir)
+    newest, older = sealed(workdir)[-1], sealed(workdir)[-2]
+    files = [path for path in sorted((workdir / 'checkpoints' / str(newest)).rglob('*'))
+             if path.is_file() and path.stat().st_size]
+    path = dice.choice(files)
+    text = bytearray(path.read_bytes())
+    if dice.random() < 0.5:
+      text, how = text[:dice.randrange(len(text))], 'cut'
+    else:
+      place = dice.randrange(len(text))
+      text[place] ^= 1 << dice.randrange(8)
+      how = 'one bit'
+    path.write_bytes(text)
+    run = Run(scene, workdir)
+    codes, said = run.codes(), run.said()
+    name = path.relative_to(workdir / 'checkpoints')
+    wrong = ([] if codes == [0] else [f'exit codes {codes}']) + (
+        [] if str(path) in said and 'is damaged' in said else ['not reported']) + (
+        [] if (workdir / 'checkpoints' / f'{newest}.damaged').is_dir() else ['not set aside'])
+    wrong += [found for found in [scene.differences(workdir, whole)] if found] if not wrong else []
+    print(f'  {how} in {name}: {"; ".join(wrong) or f"back to step {older}"}', flush=True)
+    survived += not wrong
+    notes += [f'{how} in {name}: {found}' for found in wrong]
+    shutil.rmtree(workdir)
+  return Result('damaged files', count, survived, 0 if survived == count else None,
+                survived == count, notes)
+
+
+# -- a full disk --------------------------------------------------------------------------
+
+
+def full_disk(scene: Scene) -> Result:
+  """A disk that fills up in the middle; then there is room again."""
+  whole = scene.whole()
+  workdir = scene.folder / 'full'
+  workdir.mkdir()
+  size = sum(path.stat().st_size for path in (whole / 'checkpoints' / str(
+      sealed(whole)[-1])).rglob('*') if path.is_file()) // 1024
+  # Room for two checkpoints and a half: the third, beside the two that are kept, is too much.
+  small = subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={int(2.5 * size)}k', 'tmpfs',
+                          str(workdir)], check=False, capture_output=True).returncode == 0
+  what = 'full disk (tmpfs)' if small else 'full disk (limit on file sizes: no tmpfs without root)'
+  try:
+    run = Run(scene, workdir, limit=0 if small else 40)  # blocks of 512 bytes
+    code, said = run.codes()[0], run.said()
+    sentence = [line for line in said.splitlines() if line.startswith('ttt-jax: error:')]
+    notes = ([] if code == 2 else [f'exit code {code}: {said[-600:]}']) + (
+        [] if len(sentence) == 1 and 'Traceback' not in said else [f'said {said[-600:]}'])
+    before = sealed(workdir)
+    left = [path.name for path in (workdir / 'checkpoints').glob('*')
+            if not path.name.isdigit() or int(path.name) not in before]
+    notes += [f'left behind: {left}'] if left else []
+    notes += [] if before or not small else ['no older checkpoint is left']
+    if small:
+      subprocess.run(['mount', '-o', f'remount,size={40 * size}k', str(workdir)], check=True)
+    again = Run(scene, workdir)
+    notes += [] if again.codes() == [0] else [again.said()[-600:]]
+    wrong = '' if notes else scene.differences(workdir, whole)
+    print(f'  {sentence[0] if sentence else said[-300:]}', flush=True)
+  finally:
+    if small:
+      subprocess.run(['umount', '-l', str(workdir)], check=True)
+  notes += [wrong] if wrong else []
+  return Result(what, 1, not notes, 0, not wrong, notes)
+
+
+# -- NaN, other meshes --------------------------------------------------------------------
+
+
+def not_finite(scene: Scene, dice: random.Random) -> list[Result]:
+  """Three bad batches are skipped; seven make the run go back. Killed in between, both end like
+  the run that had the same bad batches and was left alone."""
+  out = []
+  for what, first, last in (('NaN for 3 steps', 12, 14), ('NaN for 7 steps: back once', 12, 18)):
+    fault = f'nan:{first}-{last}'
+    whole = scene.whole(fault=fault)
+    notes = []
+    course = scene._last(whole)[1][2]
+    back = last - first + 1 >= 5
+    if (course['rollbacks'], course['offset'] > 0) != (int(back), back):
+      notes.append(f'course {course}')
+    if course['skipped'] != last - first + 1:
+      notes.append(f'{course["skipped"]} skipped')
+    workdir = scene.folder / f'nan-{last}'
+    run = Run(scene, workdir, fault=fault)
+    if run.wait_for('running', dice.randint(first, last + 2)):
+      run.processes[0].send_signal(dice.choice([signal.SIGTERM, signal.SIGKILL]))
+      run.codes()
+      run = Run(scene, workdir, fault=fault)
+    notes += [] if run.codes() == [0] else [run.said()[-600:]]
+    wrong = scene.differences(workdir, whole)
+    notes += [wrong] if wrong else []
+    out.append(Result(what + ', killed', 1, not notes, 0, not wrong, notes))
+  return out
+
+
+def other_meshes(scene: Scene) -> list[Result]:
+  """Half a run here, the other half on other devices: the same batches, losses to 1e-5."""
+  out = []
+  for what, first, second in (
+      ('8 devices -> 4 x 2', {'devices': 8, 'mesh': {'fsdp': 8}},
+       {'devices': 8, 'mesh': {'fsdp': 4, 'tensor': 2}}),
+      ('2 processes -> 1', {'processes': 2}, {}), ('1 process -> 2', {}, {'processes': 2})):
+    whole = scene.whole(**first)
+    workdir = scene.folder / what.replace(' ', '')
+    run = Run(scene, workdir, **first)
+    run.wait_for('running', scene.steps // 2)
+    run.processes[0].send_signal(signal.SIGTERM)
+    notes = [] if set(run.codes()) == {77} else [f'exit codes {run.codes()}: {run.said()[-600:]}']
+    run = Run(scene, workdir, **second)
+    notes += [] if set(run.codes()) == {0} else [run.said()[-600:]]
+    wrong = scene.differences(workdir, whole, bits=False)
+    notes += [wrong] if wrong else []
+    out.append(Result(what, 1, not notes, 0, not wrong, notes))
+  return out
+
+
+def table(results: list[Result]) -> str:
+  lines = [f'{"":44} {"tried":>6} {"survived":>9} {"lost steps":>11} {"equal":>6}']
+  for one in results:
+    lost = '-' if one.lost_steps is None else one.lost_steps
+    lines.append(f'{one.what:44.44} {one.tried:6} {one.survived:9} {lost:>11} '
+                 f'{"yes" if one.equal else "NO":>6}')
+    lines += [f'    {note}' for note in one.notes]
+  return '\n'.join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0], allow_abbrev=False)
+  parser.add_argument('--out', default='faults', help='folder for the runs; emptied first')
+  parser.add_argument('--kills', type=int, default=30, help='half of them of two processes')
+  parser.add_argument('--corruptions', type=int, default=20)
+  parser.add_argument('--steps', type=int, default=0, help='of a run; 0 = enough for the kills')
+  parser.add_argument('--only', nargs='*', choices=PARTS,
+                      help='parts of the campaign (default: all)')
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--json', metavar='FILE', help='also write the results here')
+  args = parser.parse_args(argv)
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  dice = random.Random(args.seed)
+  parts = args.only or PARTS
+  scene = Scene(pathlib.Path(args.out), args.steps or 6 * max(args.kills, 6))
+  each = -(-args.kills // sum(part in parts for part in ('kills', 'two'))) if {
+      'kills', 'two'} & set(parts) else 0
+  results = []
+  for part, work in (('kills', lambda: [kills(scene, each, 1, dice)]),
+                     ('two', lambda: [kills(scene, each, 2, dice)]),
+                     ('damage', lambda: [corruptions(scene, args.corruptions, dice)]),
+                     ('disk', lambda: [full_disk(scene)]), ('nan', lambda: not_finite(scene, dice)),
+                     ('mesh', lambda: other_meshes(scene))):
+    if part in parts:
+      print(f'{part}:', flush=True)
+      results += work()
+  print(table(results))
+  if args.json:
+    text = json.dumps([dataclasses.asdict(one) for one in results], indent=1) + '\n'
+    partial = pathlib.Path(args.json + '.partial')
+    partial.write_text(text)
+    os.replace(partial, args.json)
+  good = all(one.survived == one.tried and one.equal and not one.lost_steps for one in results)
+  return 0 if good else 1
+
+
+if __name__ == '__main__':
+  sys.exit(main())
