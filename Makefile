@@ -1,6 +1,7 @@
 # make demo        the whole walk: speech, training, scores, a page; about 25 minutes on 2 cores
 # make test        the tests (about 9 minutes on 2 cores)
 # make test-slow   the tests that take long
+# make test-slurm  two nodes of a real SLURM, where there is one (about eight minutes)
 # make lint        ruff
 # make clean       remove what the demo and the tests wrote; distclean removes .venv, too
 #
@@ -12,7 +13,7 @@ WORKERS = -n auto --maxprocesses=4 --dist=loadfile
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-slow lint clean distclean
+.PHONY: demo test test-slow test-slurm lint clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
@@ -22,6 +23,9 @@ test: .venv/test.installed
 
 test-slow: .venv/test.installed
 	$(PYTEST) -m slow
+
+test-slurm: .venv/test.installed
+	$(PYTEST) -m slow -s tests/test_slurm.py
 
 lint: .venv/test.installed
 	.venv/bin/ruff check .

@@ -243,7 +243,8 @@ def fill(folder, found):
     with metrics.Writer(member.folder(folder), tensorboard=False) as writer:
       for step in range(1, 41):
         writer.write(step, {'loss': 4 / step + number, 'text_nll': (2 - number) / step,
-                            'masked_nll': (3 + number) / step, 'useful_tokens_per_second': 100.0 + number})
+                            'masked_nll': (3 + number) / step,
+                            'useful_tokens_per_second': 100.0 + number})
       writer.write(40, {'eval/text_nll': 0.5 + number})
     sweep.write_state(member.folder(folder), state=sweep.DONE)
   (found[0].folder(folder) / 'evaluation.json').write_text(

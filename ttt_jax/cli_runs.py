@@ -294,7 +294,8 @@ def _submit(args, members, path) -> int:
                     '--sbatch and from SBATCH_* variables.')
   job = found.stdout.strip().split(';')[0]
   sweep_lib.write(pathlib.Path(args.workdir) / 'slurm_job', job + '\n')
-  print(f'Job {job}: {len(waiting)} members are in the queue; `ttt-jax status --workdir '
+  are = 'members are' if len(waiting) > 1 else 'member is'
+  print(f'Job {job}: {len(waiting)} {are} in the queue; `ttt-jax status --workdir '
         f'{args.workdir}` shows how they do.')
   return 0
 

@@ -53,7 +53,7 @@ def status(workdir: str | os.PathLike, now: Callable[[], float] = time.time) -> 
 def _fit(line: str) -> list[str]:
   """A line that is too long goes on below, indented like its second column."""
   return [line] if len(line) <= WIDTH else textwrap.wrap(
-      line, WIDTH, subsequent_indent=' ' * 12, drop_whitespace=True, break_on_hyphens=False)
+      line, WIDTH, subsequent_indent=' ' * 14, drop_whitespace=True, break_on_hyphens=False)
 
 
 # -- one run ------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
     last = training[-1]
     found.setdefault('step', last['step'])
     found.setdefault('time', last['time'])
-    found.setdefault('rate', last.get('steps_per_second'))
+    found['rate'] = _rate(training) or found.get('rate') or last.get('steps_per_second')
     if not found.get('time_split') and 'time/total' in last:
       found['time_split'] = {key.removeprefix('time/'): share * last['time/total']
                              for key, share in last.items()
@@ -90,15 +90,15 @@ def _run(workdir: pathlib.Path, now: float) -> list[str]:
     return [f'{name}: nothing has been trained here yet; `ttt-jax train --workdir {workdir}` does '
             'it.']
   return [f'{name}: {_state(found)}', *_rows({
-      'step': _step(found, now),
+      'step': _step(found),
       'news': news(found, now),
       'checkpoint': _checkpoint(found, now),
       'time': _split(found.get('time_split') or {}),
-      'loss': _losses(found['lines'])}), *_errors(found.get('errors') or [], now)]
+      'losses': _losses(found['lines'])}), *_errors(found.get('errors') or [], now)]
 
 
 def _rows(values: Mapping[str, str]) -> list[str]:
-  return [f'  {name:<10}{value}' for name, value in values.items() if value]
+  return [f'  {name:<12}{value}' for name, value in values.items() if value]
 
 
 def _state(found: Mapping[str, Any]) -> str:
@@ -109,14 +109,23 @@ def _state(found: Mapping[str, Any]) -> str:
   return text + where + (f', {many} processes' if many > 1 else '')
 
 
-def _step(found: Mapping[str, Any], now: float) -> str:
+def _step(found: Mapping[str, Any]) -> str:
   step, steps, rate = found.get('step') or 0, found.get('steps'), found.get('rate')
   parts = [f'{step:,}' + (f' of {steps:,} ({100 * step // steps} %)' if steps else '')]
-  if rate:
+  if rate and found.get('state') not in OVER:
     parts.append(f'{rate:.3g} steps/s' if rate >= 0.1 else f'{1 / rate:.3g} s/step')
-    if steps and step < steps and found.get('state') not in OVER:
+    if steps and step < steps:
       parts.append(f'{duration((steps - step) / rate)} left')
   return ', '.join(parts)
+
+
+def _rate(lines: Sequence[Mapping[str, float]]) -> float | None:
+  """Steps per second between the last log lines: a median, so that a pause does not count."""
+  recent = lines[-LINES:]
+  paces = [(two['time'] - one['time']) / (two['step'] - one['step'])
+           for one, two in zip(recent, recent[1:]) if two['step'] > one['step']]
+  pace = statistics.median(paces) if len(paces) >= 3 else 0
+  return 1 / pace if pace > 0 else None
 
 
 def news(found: Mapping[str, Any], now: float) -> str:
@@ -178,10 +187,10 @@ def _losses(lines: Sequence[Mapping[str, float]]) -> str:
 
 def _errors(errors: Sequence[Mapping[str, Any]], now: float) -> list[str]:
   if not errors:
-    return ['  errors    none']
+    return ['  errors      none']
   last = f', the last {ERRORS}:' if len(errors) > ERRORS else ':'
-  lines = [f'  errors    {len(errors)}{last}']
-  return lines + [f'            {duration(max(now - error["time"], 0))} ago, step '
+  lines = [f'  errors      {len(errors)}{last}']
+  return lines + [f'              {duration(max(now - error["time"], 0))} ago, step '
                   f'{error["step"]:,}: {error["text"]}' for error in errors[-ERRORS:]]
 
 
