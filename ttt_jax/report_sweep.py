@@ -57,18 +57,23 @@ def section(rows: Sequence[Mapping[str, Any]]) -> str:
   best = {name: min((row[name] for row in rows if math.isfinite(row.get(name, math.inf))),
                     default=None) for name in LOWEST}
   head = ''.join(f'<th scope="col"{_number_class(rows, name)}>'
-                 f'{html.escape(TITLES.get(name, name.rpartition("/")[2]))}</th>'
+                 f'{html.escape(_title(name))}</th>'
                  for name in columns)
   body = ''
   for row in rows:
     cells = ''.join(
-        f'<td data-label="{html.escape(TITLES.get(name, name))}"{_number_class(rows, name)}>'
+        f'<td data-label="{html.escape(_title(name))}"{_number_class(rows, name)}>'
         f'{_cell(row, name, best)}</td>' for name in columns if name != 'member')
     body += f'<tr><th scope="row">{html.escape(row["member"])}</th>{cells}</tr>'
   return ('<p>Losses are means over the last twentieth of the log lines; the least of each kind is '
           'marked ●. Differences as large as those between seeds mean nothing.</p>'
           '<div class="scroll" tabindex="0"><table class="stack"><thead><tr>'
           f'{head}</tr></thead><tbody>{body}</tbody></table></div>{_failures(rows)}')
+
+
+def _title(name: str) -> str:
+  kind, slash, rest = name.partition('/')
+  return TITLES.get(name) or (f'Held out: {rest}' if slash and kind == 'eval' else rest or name)
 
 
 def _settled(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
