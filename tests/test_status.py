@@ -56,8 +56,8 @@ def test_a_run_in_its_middle(tmp_path):
   assert text.startswith(f'demo: training on {socket.gethostname()}, 2 processes\n')
   for line in ('  step        1,240 of 3,100 (40 %), 3.6 steps/s, 8 min 37 s left\n',
                '  news        4 s ago\n', '  checkpoint  step 1,000, 1 min 05 s ago\n',
-               '  time        step 89 %, compile 7 %, start 2 %, data 1 %, checkpoint 1 % of 5 min '
-               '37 s\n', '  errors      none\n'):
+               '  time        5 min 37 s: step 89 %, compile 7 %, start 2 %, data 1 %\n',
+               '  errors      none\n'):
     assert line in text, text
 
 
@@ -82,6 +82,7 @@ def test_a_pause_does_not_count_as_slow(tmp_path):
 
 @pytest.mark.parametrize('changes, expected', [
     ({'time': NOW - 720, 'pid': 'gone'}, 'no news for 12 min 00 s and process'),
+    ({'pid': 'gone'}, 'killed while training'),
     ({'time': NOW - 720}, 'it may be compiling, or stuck'),
     ({'time': NOW - 720, 'host': 'n7'}, 'on n7; look there'),
     ({'time': NOW - 59}, 'news        59 s ago'),
@@ -116,7 +117,7 @@ def test_without_status_json(tmp_path):
   text = screen(tmp_path)
   assert 'state unknown: there is no status.json' in text
   assert '40 of 80 (50 %), 4 steps/s, 10 s left' in text
-  assert 'step 75 %, compile 25 % of 1 min 40 s' in text
+  assert '1 min 40 s: step 75 %, compile 25 %' in text
 
 
 def test_nothing_there(tmp_path, capsys):
@@ -145,7 +146,7 @@ def test_a_sweep_has_a_line_per_member(tmp_path):
   text = screen(folder)
   lines = text.splitlines()
   assert lines[0] == 's: a sweep of 4 members, 2 running, 1 failed, 1 waiting'
-  assert lines[2].split() == ['learning_rate=0.0006,a_long_nam...', 'running', '100/400',
+  assert lines[2].split() == ['learning_rate=0.0006,a_long...', 'running', '100/400',
                               *'1 min 15 s'.split(), '4.95']
   assert 'checkpoint nowhere does not exist' in text and 'no news for 12 min' in text
   assert lines[-1].split() == ['d', 'waiting', '0/400']

@@ -24,6 +24,7 @@ OVER = ('done', 'failed', 'preempted', 'interrupted')
 LOSSES = ('loss', 'ar', 'diffusion')
 LINES = 20    # of metrics.jsonl that a loss is averaged over
 ERRORS = 5    # shown; status.json keeps more
+PARTS = 4     # of the time split, the largest
 
 STATES = {
     'starting': 'starting', 'running': 'training', 'evaluating': 'evaluating', 'saving': 'saving',
@@ -104,6 +105,8 @@ def _rows(values: Mapping[str, str]) -> list[str]:
 def _state(found: Mapping[str, Any]) -> str:
   state = found.get('state')
   text = STATES.get(state, state or 'state unknown: there is no status.json')
+  if state not in OVER and _gone(found):
+    text = f'killed while {text}'
   where = f' on {found["host"]}' if found.get('host') and state not in OVER else ''
   many = found.get('process_count') or 1
   return text + where + (f', {many} processes' if many > 1 else '')
@@ -135,27 +138,30 @@ def news(found: Mapping[str, Any], now: float) -> str:
   age = max(now - found['time'], 0)
   if found.get('state') in OVER:
     return f'ended {duration(age)} ago'
-  if age < max(QUIET, 5 / (found.get('rate') or 1)):
+  if age < max(QUIET, 5 / (found.get('rate') or 1)) and not _gone(found):
     return f'{duration(age)} ago'
   silence = f'no news for {duration(age)}'
   if found.get('pid') is None:
     return f'{silence}, the last line of metrics.jsonl'
   if found.get('host') != socket.gethostname():
     return f'{silence} from process {found["pid"]} on {found["host"]}; look there'
-  if _alive(found['pid']):
+  if not _gone(found):
     return f'{silence}, but process {found["pid"]} is there: it may be compiling, or stuck'
-  return (f'{silence} and process {found["pid"]} is gone: it was killed; the same command goes on '
-          'from the last checkpoint')
+  return (f'{silence} and process {found["pid"]} is gone; the same command goes on from the last '
+          'checkpoint')
 
 
-def _alive(pid: int) -> bool:
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
+def _gone(found: Mapping[str, Any]) -> bool:
+  """Whether the process that wrote status.json was of this machine and is no more."""
+  if found.get('pid') is None or found.get('host') != socket.gethostname():
     return False
+  try:
+    os.kill(found['pid'], 0)
+  except ProcessLookupError:
+    return True
   except PermissionError:
     pass  # somebody else's, but there
-  return True
+  return False
 
 
 def _checkpoint(found: Mapping[str, Any], now: float) -> str:
@@ -171,8 +177,10 @@ def _split(seconds: Mapping[str, float]) -> str:
   total = sum(seconds.values())
   shares = sorted(((spent / total, part) for part, spent in seconds.items()
                    if spent / total >= 0.005), reverse=True) if total > 0 else []
-  return ', '.join(f'{part} {100 * share:.0f} %' for share, part in shares) + (
-      f' of {duration(total)}' if shares else '')
+  if not shares:
+    return ''
+  return f'{duration(total)}: ' + ', '.join(
+      f'{part} {100 * share:.0f} %' for share, part in shares[:PARTS])
 
 
 def _losses(lines: Sequence[Mapping[str, float]]) -> str:
@@ -190,8 +198,11 @@ def _errors(errors: Sequence[Mapping[str, Any]], now: float) -> list[str]:
     return ['  errors      none']
   last = f', the last {ERRORS}:' if len(errors) > ERRORS else ':'
   lines = [f'  errors      {len(errors)}{last}']
-  return lines + [f'              {duration(max(now - error["time"], 0))} ago, step '
-                  f'{error["step"]:,}: {error["text"]}' for error in errors[-ERRORS:]]
+  for error in errors[-ERRORS:]:
+    lines += textwrap.wrap(
+        f'{duration(max(now - error["time"], 0))} ago, step {error["step"]:,}: {error["text"]}',
+        WIDTH, initial_indent=' ' * 14, subsequent_indent=' ' * 14, max_lines=2, placeholder=' ...')
+  return lines
 
 
 # -- a sweep ------------------------------------------------------------------------
@@ -203,12 +214,12 @@ def _sweep(workdir: pathlib.Path, now: float) -> list[str]:
   states = [state for _, state, *_ in members]
   counts = ', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))
   long = max(len(name) for name, *_ in members)
-  wide = min(max(long, 6), 34)
+  wide = min(max(long, 6), 30)
   lines = [f'{workdir.resolve().name}: a sweep of {len(members)} members, {counts}',
-           f'  {"member":<{wide}}  {"state":<8} {"step":>15}  {"left":>12}  loss']
+           f'  {"member":<{wide}}  {"state":<8} {"step":>13}  {"left":>12}  loss']
   for name, state, step, left, loss, said in members:
     shown = name if len(name) <= wide else name[:wide - 3] + '...'
-    lines.append(f'  {shown:<{wide}}  {state:<8} {step:>15}  {left:>12}  {loss}'.rstrip())
+    lines.append(f'  {shown:<{wide}}  {state:<8} {step:>13}  {left:>12}  {loss}'.rstrip())
     if said:
       lines += textwrap.wrap(said, WIDTH, initial_indent='    ', subsequent_indent='    ',
                              max_lines=2, placeholder=' ...')
