@@ -12,7 +12,7 @@ from ttt_jax.batch import stack
 from ttt_jax.data import store
 from ttt_jax.data.prepare import prepare
 from ttt_jax.data.records import Part, Record, Turn
-from ttt_jax.generate.decode import Answer, Span
+from ttt_jax.generate.answer import Answer, Span
 
 
 def item(task, reference, text, codes=(), heard=None, ended=True, reference_codes=(5, 6, 0, 0)):

@@ -12,7 +12,7 @@ The walk, in order; each station is one public function, and imports point this 
   model.transformer      ids, staircase -> hidden states
   objective.hybrid       corrupt, score: two objectives, one noisy forward pass
   train_step, train      one update; the loop around it
-  generate.decode        prompts -> text by sampling, speech by unmasking
+  generate.engine        prompts -> text by sampling, speech by unmasking
   evaluate, report       numbers; a page to look at and listen to
   cli                    flags, process settings, exit codes
 """

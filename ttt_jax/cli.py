@@ -111,6 +111,8 @@ def _add_generate(sub: argparse.ArgumentParser) -> None:
   sub.add_argument('--records', action='append', default=[], metavar='FILE',
                    help='a .jsonl of records whose last assistant turn is to be answered anew')
   sub.add_argument('--out', required=True, metavar='DIR', help='folder for the answers')
+  sub.add_argument('--stream', action='store_true',
+                   help='show text and write audio while they come, one answer after another')
 
 
 def _take_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -234,7 +236,7 @@ def _generate(args: argparse.Namespace, config: config_lib.Config) -> None:
     if not pathlib.Path(path).is_file():
       raise UserError(f'file {path} does not exist.')
   from ttt_jax.generate.run import generate_files
-  generate_files(config, args.workdir, inputs | {'task': args.task}, args.out)
+  generate_files(config, args.workdir, inputs | {'task': args.task}, args.out, args.stream)
 
 
 def _report(args: argparse.Namespace, config: None) -> None:

@@ -20,7 +20,8 @@ from ttt_jax.batch import Batch, stack
 from ttt_jax.config import Config, ObjectiveConfig
 from ttt_jax.data import interleave, prepare, store
 from ttt_jax.data.records import Part, Record
-from ttt_jax.generate import decode
+from ttt_jax.generate.answer import Answer
+from ttt_jax.generate.engine import Engine
 from ttt_jax.objective import hybrid
 from ttt_jax.progress import Progress
 from ttt_jax.trained import Trained
@@ -34,7 +35,7 @@ _JUDGED = {'tts': ('reference', 'roundtrip', 'generated'), 'audio_qa': ('roundtr
 class Item:
   """One held-out record, what was generated for it, and what a judge heard."""
   record: Record
-  answer: decode.Answer | None = None
+  answer: Answer | None = None
   text: str = ''
   codes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
   heard: dict[str, str] = dataclasses.field(default_factory=dict)  # by kind of audio
@@ -159,19 +160,20 @@ def answer(run: Trained, records: list[Record]) -> list[Item]:
   config = run.config
   prompts = [interleave.render_prompt(record, run.vocab, run.tokenizer, config.data.text_chunk,
                                       config.data.audio_chunk) for record in records]
+  engine = Engine(run.model, run.params, run.vocab, dataclasses.replace(
+      config.generate, slots=min(config.evaluate.batch, max(len(prompts), 1))),
+                  mode=config.objective.mode, prompt_audio=config.objective.prompt_audio)
+  for prompt in prompts:
+    engine.submit(prompt)
   items = []
-  order = np.argsort([len(prompt) for prompt in prompts], kind='stable')
   with Progress(len(prompts), 'generate', unit='answers') as progress:
-    for at in range(0, len(order), config.evaluate.batch):
-      numbers = order[at:at + config.evaluate.batch].tolist()
-      answers = decode.generate(run.model, run.params, run.vocab, [prompts[i] for i in numbers],
-                                config.generate, config.objective.mode,
-                                config.objective.prompt_audio, numbers)
-      for number, given in zip(numbers, answers):
-        text, codes = interleave.unrender(given.ids, run.vocab, run.tokenizer)
+    for event in engine.events():
+      if event.kind == 'done':
+        text, codes = interleave.unrender(event.answer.ids, run.vocab, run.tokenizer)
         codes = np.concatenate(codes) if codes else np.zeros(0, np.int32)
-        items.append((number, Item(records[number], given, text.strip(), codes)))
-      progress.update(len(numbers))
+        items.append((event.request,
+                      Item(records[event.request], event.answer, text.strip(), codes)))
+        progress.update(1)
   return [item for _, item in sorted(items, key=lambda pair: pair[0])]
 
 

@@ -6,20 +6,32 @@ import pytest
 
 from tests.reference import batches, quick
 from ttt_jax.config import GenerateConfig
-from ttt_jax.generate.sampling import choose
+from ttt_jax.generate import policy as policies
+from ttt_jax.generate.sampling import Head, Place, Rules, choose
 
 V = batches.VOCAB
 DRAWS = 4000
 TEXT, AUDIO = False, True
 
 
+def run(rules, scores, config, in_span, names):
+  """Choices [N] where the logits [N, V] come out of the head as they are: hidden = logits."""
+  n = len(scores)
+  head = Head(jnp.eye(V.size, dtype=jnp.float32), None, jnp.zeros(V.size))
+  flags = lambda value: jnp.full(n, value)
+  number, span, block, step, position = jnp.asarray(names, jnp.int32).T
+  policy = policies.make([config] * n, [0] * n)._replace(number=number)
+  place = Place(flags(in_span), flags(True), flags(True), span, block, step, position)
+  return quick.jit(lambda h, p, where: choose(rules, head, p, h, None, flags(True), where))(
+      jnp.asarray(scores, jnp.float32), policy, place)
+
+
 def sample(logits, config, mode, in_span):
   """DRAWS independent choices [DRAWS] from the same logits [V]."""
-  draw = np.stack([np.arange(DRAWS), *np.zeros((3, DRAWS))], 1).astype(np.int32)
-  wide = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (DRAWS, 1, V.size))
-  run = quick.jit(lambda x, d: choose(x, V, config, mode, jnp.full(DRAWS, in_span), d))
-  choice = run(wide, draw)
-  return np.asarray(choice.token)[:, 0], np.asarray(choice.confidence)[:, 0]
+  names = np.stack([np.arange(DRAWS), *np.zeros((4, DRAWS))], 1)
+  choice = run(Rules(V, mode, chunk=DRAWS // 4), np.tile(logits, (DRAWS, 1)), config, in_span,
+               names)
+  return np.asarray(choice.token), np.asarray(choice.confidence)
 
 
 def expected(logits, can, temperature, top_k=0, top_p=1.0):
@@ -84,14 +96,13 @@ def test_equal_scores_go_to_the_lowest_id():
 
 
 def test_seed_and_every_name_of_a_draw_matter():
-  logits = np.zeros((1, 3, V.size), np.float32)
+  logits = np.zeros((8, V.size), np.float32)
   config = GenerateConfig(audio_temperature=1.0)
-  base = jnp.array([[1, 2, 3, 4]], jnp.int32)
-  run = quick.jit(lambda d, c: choose(logits, V, c, 'hybrid', jnp.array([True]), d).token,
-                  static_argnums=1)
-  seen = {tuple(np.asarray(run(base, config)).ravel())}
+  base = np.array([[1, 2, 3, 4, i] for i in range(8)])  # eight positions of a block
+  draw = lambda names, c=config: tuple(np.asarray(run(Rules(V), logits, c, AUDIO, names).token))
+  seen = {draw(base)}
   assert len(set(*seen)) > 1, 'positions of a block draw apart'
   for name in range(4):
-    seen.add(tuple(np.asarray(run(base.at[0, name].add(1), config)).ravel()))
-  seen.add(tuple(np.asarray(run(base, GenerateConfig(audio_temperature=1.0, seed=1))).ravel()))
+    seen.add(draw(base + np.eye(5, dtype=int)[name]))
+  seen.add(draw(base, GenerateConfig(audio_temperature=1.0, seed=1)))
   assert len(seen) == 6

@@ -34,12 +34,14 @@ class Codec(abc.ABC):
     sample_rate: of what `decode` gives, in Hz.
     tokens_per_second: codes per second of speech.
     silence: codes of one patch of silence; () if the codec has no such patch.
+    group: codes that stand for the same moment, one per codebook; 1 for a single codebook.
   """
   name: str
   codebook_size: int
   sample_rate: int
   tokens_per_second: float
   silence: tuple[int, ...] = ()
+  group: int = 1
 
   @classmethod
   @abc.abstractmethod

@@ -50,6 +50,7 @@ class Codec2(Codec):
     self._coder()
     self.name = f'codec2-{mode}'
     self.widths = WIDTHS[mode]
+    self.group = len(self.widths)
     sizes = [1 << width for width in self.widths]
     self.offsets = np.cumsum([0] + sizes[:-1])  # first code of each of a frame's slots
     self.codebook_size = sum(sizes)

@@ -124,6 +124,7 @@ class MelCodec(Codec):
       raise UserError(f'a mel codebook of {self.frames} frames needs {self.frames * MELS} finite '
                       f'numbers per code, not {size}.')
     self.codebook_size = self.codebooks * self.codes
+    self.group = self.codebooks
     self.tokens_per_second = RATE / (HOP * self.frames) * self.codebooks
     digest = hashlib.sha256(self.books.astype('<f2').tobytes())
     digest.update(f'{self.frames} {self.level:.6e}'.encode())

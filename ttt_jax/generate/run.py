@@ -14,47 +14,92 @@ from ttt_jax.config import Config
 from ttt_jax.data import interleave, prepare, records, sources, store, tasks
 from ttt_jax.data.records import Part, Record, Turn
 from ttt_jax.errors import UserError
-from ttt_jax.generate import decode
+from ttt_jax.generate import listen
+from ttt_jax.generate.answer import Answer
+from ttt_jax.generate.engine import Engine
 from ttt_jax.progress import Progress
 from ttt_jax.trained import Trained
 
 
 def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str, Any],
-                   out: str | os.PathLike) -> list[dict[str, Any]]:
+                   out: str | os.PathLike, stream: bool = False) -> list[dict[str, Any]]:
   """Answer every input and write OUT/<name>.wav and OUT/answers.json.
+
+  Outcomes: an answer that reaches ``generate.max_tokens`` is kept as it is, 'stopped' says
+  'length', and a span that was open then is closed by force ('ended': false in its entry).
+  A prompt that is empty, too long or holds an id outside the vocabulary is an error before
+  anything is generated. Text is never interpreted: markup in it stays text.
 
   Args:
     config: the generate section is the policy.
     workdir: of a trained model.
     inputs: 'text' and 'audio' (lists, answered as 'task'), 'records' (files of records).
     out: folder, made if it does not exist.
+    stream: show text and write audio as they come, one answer after another.
 
   Returns:
     What answers.json lists: {'name', 'task', 'prompt', 'text', 'audio' (file name or None),
-    'finished', 'spans', 'calls', 'ids'} per answer.
+    'stopped' ('end' or 'length'), 'spans', 'calls', 'seconds', 'first_audio_seconds' (or
+    None), 'ids'} per answer.
 
   Raises:
     UserError: unreadable input, a prompt that leaves no room, no trained model.
   """
   run = trained.load(config, workdir)
   asked = _requests(run, inputs)
-  prompts = [interleave.render_prompt(record, run.vocab, run.tokenizer, config.data.text_chunk,
-                                      config.data.audio_chunk) for record in asked]
+  settings = config.generate
+  if stream:
+    settings = dataclasses.replace(settings, slots=1)
+  engine = Engine(run.model, run.params, run.vocab, settings, mode=config.objective.mode,
+                  prompt_audio=config.objective.prompt_audio)
+  for record in asked:
+    prompt = interleave.render_prompt(record, run.vocab, run.tokenizer, config.data.text_chunk,
+                                      config.data.audio_chunk)
+    engine.submit(prompt, where=f'the prompt of {record.id}')
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
-  answers = []
-  with Progress(len(prompts), 'generate', unit='answers') as progress:
-    for at in range(0, len(prompts), config.evaluate.batch):
-      numbers = list(range(at, min(at + config.evaluate.batch, len(prompts))))
-      given = decode.generate(run.model, run.params, run.vocab, [prompts[i] for i in numbers],
-                              config.generate, config.objective.mode,
-                              config.objective.prompt_audio, numbers)
-      answers += [_write(run, asked[i], answer, out) for i, answer in zip(numbers, given)]
-      progress.update(len(numbers))
+  answers = (_streamed if stream else _gathered)(run, engine, asked, out)
   partial = out / 'answers.json.partial'
   partial.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
   os.replace(partial, out / 'answers.json')
   return answers
+
+
+def _gathered(run: Trained, engine: Engine, asked: list[Record],
+              out: pathlib.Path) -> list[dict[str, Any]]:
+  """Many at a time; each is written when it is whole."""
+  found = {}
+  with Progress(len(asked), 'generate', unit='answers') as progress:
+    for event in engine.events():
+      if event.kind == 'done':
+        record, answer = asked[event.request], event.answer
+        audio = _write_audio(run, record, answer, out)
+        found[event.request] = _entry(run, record, answer, audio)
+        progress.say(_line(found[event.request]))
+        progress.update(1)
+  return [found[number] for number in range(len(asked))]
+
+
+def _streamed(run: Trained, engine: Engine, asked: list[Record],
+              out: pathlib.Path) -> list[dict[str, Any]]:
+  """One after another, as they come."""
+  found, live = [], None
+  for event in engine.events(eager=True):
+    record = asked[event.request]
+    if live is None:
+      live = listen.Live(run.codec, run.tokenizer, out / f'{record.id}.wav')
+      print(f'{record.id}: {_question(record)} -> ', end='', flush=True)
+    if event.kind == 'text':
+      print(live.text(event.ids), end='', flush=True)
+    elif event.kind == 'audio':
+      live.audio(run.vocab.decode_codes(event.ids))
+    elif event.kind == 'done':
+      audio = live.close()
+      first = event.answer.first_audio
+      print('' if audio is None else f'  ({audio}, first audio after {first:.2f} s)')
+      found.append(_entry(run, record, event.answer, audio and audio.name))
+      live = None
+  return found
 
 
 def _requests(run: Trained, inputs: dict[str, Any]) -> list[Record]:
@@ -120,17 +165,31 @@ def _unique(asked: list[Record]) -> list[Record]:
   return out
 
 
-def _write(run: Trained, record: Record, answer: decode.Answer,
-           out: pathlib.Path) -> dict[str, Any]:
-  text, spans = interleave.unrender(answer.ids, run.vocab, run.tokenizer)
-  audio = None
-  if spans:
-    audio = f'{record.id}.wav'
-    io.write_wav(out / audio, run.codec.decode(np.concatenate(spans)), run.codec.sample_rate)
+def _write_audio(run: Trained, record: Record, answer: Answer, out: pathlib.Path) -> str | None:
+  _, spans = interleave.unrender(answer.ids, run.vocab, run.tokenizer)
+  if not spans:
+    return None
+  name = f'{record.id}.wav'
+  io.write_wav(out / name, run.codec.decode(np.concatenate(spans)), run.codec.sample_rate)
+  return name
+
+
+def _question(record: Record) -> str:
   asked = [turn for turn in record.turns if turn.role == 'user'][-1:]
-  prompt = ' '.join(part.text or f'[{part.source}]' for turn in asked for part in turn.parts)
-  print(f'{record.id}: {prompt} -> {text.strip()}' + (f'  ({out / audio})' if audio else ''))
-  return {'name': record.id, 'task': record.task, 'prompt': prompt, 'text': text.strip(),
-          'audio': audio, 'finished': answer.finished, 'calls': answer.calls,
-          'spans': [{'start': s.start, 'length': s.length, 'ended': s.ended, 'blocks': s.blocks}
-                    for s in answer.spans], 'ids': answer.ids.tolist()}
+  return ' '.join(part.text or f'[{part.source}]' for turn in asked for part in turn.parts)
+
+
+def _entry(run: Trained, record: Record, answer: Answer, audio: str | None) -> dict[str, Any]:
+  text, _ = interleave.unrender(answer.ids, run.vocab, run.tokenizer)
+  return {'name': record.id, 'task': record.task, 'prompt': _question(record),
+          'text': text.strip(), 'audio': audio, 'stopped': 'end' if answer.finished else 'length',
+          'calls': answer.calls, 'seconds': round(answer.seconds, 4),
+          'first_audio_seconds': answer.first_audio and round(answer.first_audio, 4),
+          'spans': [dataclasses.asdict(span) for span in answer.spans],
+          'ids': answer.ids.tolist()}
+
+
+def _line(entry: dict[str, Any]) -> str:
+  return f'{entry["name"]}: {entry["prompt"]} -> {entry["text"]}' + (
+      f'  ({entry["audio"]})' if entry['audio'] else '') + (
+          '' if entry['stopped'] == 'end' else '  (cut at generate.max_tokens)')

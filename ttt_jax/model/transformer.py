@@ -14,7 +14,7 @@ from flax import nnx
 
 from ttt_jax import sharding
 from ttt_jax.config import ModelConfig
-from ttt_jax.model import attention, layers, remat
+from ttt_jax.model import attention, cache, layers, remat
 
 Params = dict[str, Any]
 
@@ -89,6 +89,37 @@ class Model:
     x, _ = jax.lax.scan(body, trunk.embed(token), params['layers'],
                         unroll=min(c.scan_unroll, c.layers))
     return trunk.norm(sharding.constrain(x, ('rows', 'length', 'width')))
+
+  def extend(self, params: Params, kept: cache.Cache, slots: jax.Array | None, known: jax.Array,
+             token: jax.Array, position: jax.Array,
+             k_end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Final-norm hidden states of a window that follows what the cache holds.
+
+    Args:
+      params: as from ``init``.
+      kept: keys and values of the prefixes; read, not written.
+      slots, known, k_end: see ``cache.attend``.
+      token, position: int32 [B, W].
+
+    Returns:
+      hidden [B, W, E]; keys and values of the window, [L, B, K, W, D] each, for
+      ``cache.write``.
+    """
+    c = self.config
+    trunk = nnx.merge(self._trunk[0], params['trunk'])
+    rope = layers.rope_table(position, c.head_dim, c.rope_theta)
+
+    def body(x, numbered):
+      number, layer = numbered
+      attend = cache.attend(kept, number, slots, known, k_end)
+      made = []
+      def remember(q, k, v):
+        made.extend((k.swapaxes(1, 2), v.swapaxes(1, 2)))
+        return attend(q, k, v)
+      return nnx.merge(self._block[0], self._gathered(layer))(x, rope, remember), tuple(made)
+
+    x, (k, v) = jax.lax.scan(body, trunk.embed(token), (jnp.arange(c.layers), params['layers']))
+    return trunk.norm(x), k, v
 
   def _gathered(self, layer: Params) -> Params:
     """One layer's matrices in the compute dtype, whole along fsdp. Cast before they travel:

@@ -1,0 +1,146 @@
+"""What is compiled for generation: reading a prompt, and making steps until news.
+
+A program is known by its shapes: rows B (powers of two), window W (``widths``) and the kind
+of guidance. Prefix lengths, policies and phases are data.
+
+S = slots, B = rows, W = positions of the window, T = tokens of a slot.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ttt_jax.generate import machine, sampling
+from ttt_jax.generate.machine import State
+from ttt_jax.generate.policy import Policy
+from ttt_jax.model import cache as caches
+from ttt_jax.model.transformer import Model, Params
+
+
+def widths(most: int) -> tuple[int, ...]:
+  """Window sizes up to one that holds ``most`` tokens: 1, then 32, 64, 96, 128, 192, ..."""
+  out, step = [1], 32
+  while out[-1] < most:
+    out.append(step if out[-1] == 1 else out[-1] + step)
+    if out[-1] == 4 * step:
+      step *= 2
+  return tuple(out)
+
+
+@functools.partial(jax.jit, static_argnames='model', donate_argnames='kept')
+def prefill(model: Model, params: Params, kept: caches.Cache, slots: jax.Array, known: jax.Array,
+            token: jax.Array, k_end: jax.Array) -> caches.Cache:
+  """Read a piece of prompts into the cache.
+
+  Args:
+    model, params: the decoder.
+    kept: all slots; donated.
+    slots: int32 [B].
+    known: int32 [B], tokens of each slot that are there already.
+    token, k_end: int32 [B, W]; k_end relative to the window, 0 behind the piece's end.
+  """
+  position = known[:, None] + jnp.arange(token.shape[1])
+  _, k, v = model.extend(params, kept, slots, known, token, position, k_end)
+  return caches.write(kept, slots, known, jnp.sum(k_end > 0, axis=1), k, v)
+
+
+@functools.partial(jax.jit, donate_argnames=('state', 'policy'))
+def admit(state: State, policy: Policy, slot: jax.Array, row: State,
+          settings: Policy) -> tuple[State, Policy]:
+  """Put one request, rows without leading axis, into a slot."""
+  put = lambda all, one: all.at[slot].set(one)
+  return jax.tree.map(put, state, row), jax.tree.map(put, policy, settings)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'rules', 'width', 'null', 'mixed'),
+                   donate_argnames=('state', 'kept'))
+def steps(model: Model, rules: sampling.Rules, width: int, null: str | int, mixed: bool,
+          params: Params, head: sampling.Head, state: State, kept: caches.Cache, policy: Policy,
+          slots: jax.Array | None, most: jax.Array) -> tuple[State, caches.Cache, State]:
+  """Steps of some rows until one of them needs the host.
+
+  That is when a request is done, opens or closes a span, needs a wider window or (unless
+  ``mixed``) is better off in a narrower one; or after ``most`` steps.
+
+  Args:
+    model, rules, params, head: of the run.
+    width: W; no row's window may be longer.
+    null: guidance's second pass: '' for none, 'begin' for the span alone, or as published,
+      over every token: then the length of the rows, an int.
+    mixed: rows with shorter windows stay.
+    state, kept: of all slots; donated.
+    policy: of all slots.
+    slots: int32 [B], each at most once; S fills up the rows. None: all slots are rows.
+    most: int32 scalar.
+
+  Returns:
+    (state, cache, rows): those of all slots, and the rows' own state.
+  """
+  count = state.length.shape[0]
+  if slots is None:
+    rows, settings, real = state, policy, jnp.ones(count, bool)
+  else:
+    real = slots < count
+    take = lambda x: x[jnp.minimum(slots, count - 1)]
+    rows, settings = jax.tree.map(take, state), jax.tree.map(take, policy)
+  busy = real & (rows.phase != machine.IDLE)
+  rows = rows._replace(phase=jnp.where(real, rows.phase, machine.IDLE),
+                       event=jnp.zeros_like(rows.event))
+
+  def stay(carry):
+    number, rows, _ = carry
+    size = rows.length - rows.known
+    leaves = (rows.phase == machine.IDLE) | (size > width) | (
+        rows.event & (machine.OPENED | machine.CLOSED) > 0)
+    if width > 1 and not mixed:
+      leaves |= size == 1
+    return (number < most) & ~jnp.any(busy & leaves)
+
+  def step(carry):
+    number, rows, kept = carry
+    token, position, k_end = machine.window(rows, width)
+    active = rows.phase != machine.IDLE
+    k_end = jnp.where(active[:, None], k_end, 0)
+    hidden, k, v = model.extend(params, kept, slots, jnp.where(active, rows.known, 0), token,
+                                position, k_end)
+    want = machine.wanted(rows, rules.vocab, token, position) & active[:, None]
+    blind = _without_context(model, params, rules, rows, settings, kept, slots, token, position,
+                             k_end, null)
+    choice = machine.score(rules, head, settings, rows, hidden, blind, position, want)
+    final = jnp.where(rows.phase == machine.TEXT, rows.length - rows.known, 0)
+    kept = caches.write(kept, slots, rows.known, final, k, v)
+    return number + 1, machine.advance(rows, settings, rules, width, choice, want), kept
+
+  _, rows, kept = jax.lax.while_loop(stay, step, (jnp.int32(0), rows, kept))
+  if slots is None:
+    return rows, kept, rows
+  put = lambda all, some: all.at[slots].set(some, mode='drop')
+  return jax.tree.map(put, state, rows), kept, rows
+
+
+def _without_context(model, params, rules, rows: State, policy: Policy, kept, slots, token,
+                     position, k_end, null: str | int) -> jax.Array | None:
+  """Hidden states [B, W, E] of the windows when the model does not know what came before.
+
+  As published, every id before the span becomes a mask: masks are audio, so prefix and span
+  are one run that reads itself in both directions, all of it at every step. The other way
+  hides the prefix: the begin token stands at its true position, with nothing before it.
+  """
+  if not null:
+    return None
+  guided = (rows.phase == machine.SPAN) & (policy.guidance > 0)
+  nothing = jnp.zeros_like(rows.known)
+  if null == 'begin':
+    return model.extend(params, kept, slots, nothing, token, position, k_end)[0]
+  index = jnp.broadcast_to(jnp.arange(null), (rows.length.size, null))
+  ids = jnp.where(index <= rows.begin[:, None], rules.vocab.mask, rows.token[:, :null])
+  end = jnp.where((index < rows.length[:, None]) & guided[:, None], rows.length[:, None], 0)
+
+  def run():
+    hidden = model.hidden(params, ids, index, jnp.zeros_like(index), end)
+    at = jnp.minimum(position, null - 1)
+    return jnp.take_along_axis(hidden, at[..., None], axis=1)
+
+  shape = (*token.shape, model.config.width)
+  return jax.lax.cond(jnp.any(guided), run, lambda: jnp.zeros(shape, model.config.dtype))
