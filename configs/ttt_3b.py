@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
       'h100-1': {'mesh': {'fsdp': 1}, 'train': {'batch_rows': 256, 'microbatches': 64}},
       'h100-8': {'mesh': {'fsdp': 8}, 'train': {'batch_rows': 512, 'microbatches': 8}},
       'v5e-16': {'mesh': {'fsdp': 16}, 'train': {'batch_rows': 256, 'microbatches': 16}},
-      'v5p-64': {'mesh': {'data': 4, 'fsdp': 16}, 'train': {'batch_rows': 256}},
+      'v5p-64': {'mesh': {'data': 2, 'fsdp': 32}, 'train': {'batch_rows': 256}},
       'v6e-256': {'mesh': {'data': 16, 'fsdp': 16}, 'train': {'batch_rows': 1024}},
       'v5e-256x4': {'mesh': {'slices': 4, 'data': 16, 'fsdp': 16}, 'train': {'batch_rows': 2048}},
   })
