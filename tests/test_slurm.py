@@ -108,9 +108,13 @@ def test_two_nodes_preempted_and_timed_out_end_like_an_uninterrupted_run(folder)
     return step_of(broken) >= 50
 
   def over():
+    """On its way back to the queue a job looks as if it had ended, for a moment."""
     hurry(number, since)
-    return job(number)['JobState'] not in ('PENDING', 'RUNNING', 'COMPLETING', 'CONFIGURING',
-                                           'REQUEUED')
+    for _ in range(10):
+      if job(number)['JobState'] in ('PENDING', 'RUNNING', 'COMPLETING', 'CONFIGURING', 'REQUEUED'):
+        return False
+      time.sleep(1)
+    return True
 
   until(far_enough, 'step 50')
   call('scancel', '--signal=TERM', number)
