@@ -9,7 +9,7 @@ from ttt_jax.errors import UserError
 
 _FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the quota of the disk is used up',
          errno.EFBIG: 'a file there would grow beyond its limit'}
-_QUOTED = re.compile(r'OS error (\d+)')  # how TensorStore quotes the system
+_QUOTED = re.compile(r"os_error_code='(\d+)'")  # how TensorStore quotes the system
 
 
 def write_text(path: str | os.PathLike, text: str, *, durable: bool = False) -> None:
