@@ -221,10 +221,13 @@ def settle(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member]) ->
   workdir = pathlib.Path(workdir)
   for member in found:
     known = read_state(member.folder(workdir))
-    wanted = config_lib.to_dict(member.config)
-    if 'settings' in known and known['settings'] != wanted:
-      old, new = dict(_flat(known['settings'])), dict(_flat(wanted))
-      key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+    if 'settings' not in known:
+      continue
+    # Through the dataclasses: a setting that is newer than the member has its default.
+    before = config_lib.from_dict(config_lib.Config, known['settings'])
+    if before != member.config:
+      old, new = (dict(_flat(config_lib.to_dict(c))) for c in (before, member.config))
+      key = next(key for key in new if old.get(key) != new.get(key))
       raise UserError(f'sweep member {member.folder(workdir)} was begun with {key}='
                       f'{old.get(key)!r}, now it is {new.get(key)!r}; use another --workdir, or '
                       'the settings it was begun with.')
