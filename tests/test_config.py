@@ -9,7 +9,7 @@ from ttt_jax import config as config_lib
 from ttt_jax.config import Config
 from ttt_jax.errors import UserError
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').rglob('*.py'))
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
 
 
 def write(tmp_path, body):

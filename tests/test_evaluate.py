@@ -9,7 +9,7 @@ import pytest
 from tests import runs
 from ttt_jax import evaluate, train, trained
 from ttt_jax.batch import stack
-from ttt_jax.data import store
+from ttt_jax.data import records as record_files, store
 from ttt_jax.data.prepare import prepare
 from ttt_jax.data.records import Part, Record, Turn
 from ttt_jax.generate.answer import Answer, Span
@@ -62,9 +62,9 @@ def test_lengths_leave_out_silence_at_the_end():
 
 def test_pick_spreads_over_the_tasks():
   records = [item('asr', str(n), '').record for n in range(10)] + [item('tts', '9', '').record]
-  picked = evaluate.pick(records, 3)
+  picked = record_files.pick(records, 3)
   assert [record.id for record in picked] == ['asr-0', 'asr-3', 'asr-6', 'tts-9']
-  assert len(evaluate.pick(records, 0)) == 11
+  assert len(record_files.pick(records, 0)) == 11
 
 
 @pytest.fixture(scope='module')

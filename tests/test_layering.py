@@ -29,7 +29,7 @@ LAYERS = (
     ('figures', 'staircase_picture', 'report_speed', 'report_sweep', 'report'),
     ('convert',),
     ('plan',),
-    ('cli', 'cli_plan', 'cli_cluster', 'cli_runs', 'cli_train'),
+    ('cli', 'cli_plan', 'cli_cluster', 'cli_runs', 'cli_train', 'cli_generate'),
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 DATA_SIDE = ('text', 'audio', 'data')

@@ -14,15 +14,13 @@ import os
 import pathlib
 import sys
 
-from ttt_jax import cli_cluster, cli_plan, cli_runs, cli_train, config as config_lib
+from ttt_jax import cli_cluster, cli_generate, cli_plan, cli_runs, cli_train, config as config_lib
 from ttt_jax.errors import UserError
 
 PROG = 'ttt-jax'
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = cli_train.EXIT_PREEMPTED
 EXIT_INTERRUPTED = 130
-
-TASKS = ('asr', 'tts', 'audio_qa', 'text_chat')
 
 DESCRIPTION = """\
 Text-to-Talk in JAX: one Transformer that writes text token by token and speaks in blocks of
@@ -90,29 +88,13 @@ def _build_parser() -> argparse.ArgumentParser:
   for sub in (train, evaluate):
     sub.add_argument('--devices', type=int, metavar='N',
                      help='split the CPU into N virtual devices, to try a mesh without hardware')
-  _add_generate(verb('generate', 'let the trained model answer, as text and as WAV files',
-                     'ttt-jax generate --workdir demo --task tts --text "four one nine" '
-                     '--out demo/answers'))
+  cli_generate.add_verbs(verb)
   verb('report', 'write one HTML page about the run, with curves, scores and sounds',
        'ttt-jax report --workdir demo', takes_config=False)
   cli_plan.add_flags(verb('plan', 'say whether a run fits on chips and how fast it can be, without '
                           'having them', cli_plan.EXAMPLE))
   cli_runs.add_verbs(verb)
   return parser
-
-
-def _add_generate(sub: argparse.ArgumentParser) -> None:
-  sub.add_argument('--task', choices=TASKS, metavar='TASK',
-                   help='one of ' + ', '.join(TASKS) + '; needed with --text and --audio')
-  sub.add_argument('--text', action='append', default=[], metavar='TEXT',
-                   help='a text to answer; may be given several times')
-  sub.add_argument('--audio', action='append', default=[], metavar='FILE',
-                   help='a WAV or FLAC recording to answer; may be given several times')
-  sub.add_argument('--records', action='append', default=[], metavar='FILE',
-                   help='a .jsonl of records whose last assistant turn is to be answered anew')
-  sub.add_argument('--out', required=True, metavar='DIR', help='folder for the answers')
-  sub.add_argument('--stream', action='store_true',
-                   help='show text and write audio while they come, one answer after another')
 
 
 def _take_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -226,26 +208,13 @@ def _evaluate(args: argparse.Namespace, config: config_lib.Config) -> None:
   print(table_text(evaluate(config, args.workdir)))
 
 
-def _generate(args: argparse.Namespace, config: config_lib.Config) -> None:
-  inputs = {'text': args.text, 'audio': args.audio, 'records': args.records}
-  if not any(inputs.values()):
-    raise UserError('give at least one of --text, --audio and --records.')
-  if (args.text or args.audio) and not args.task:
-    raise UserError(f'--task is needed with --text and --audio: one of {", ".join(TASKS)}.')
-  for path in args.audio + args.records:
-    if not pathlib.Path(path).is_file():
-      raise UserError(f'file {path} does not exist.')
-  from ttt_jax.generate.run import generate_files
-  generate_files(config, args.workdir, inputs | {'task': args.task}, args.out, args.stream)
-
-
 def _report(args: argparse.Namespace, config: None) -> None:
   from ttt_jax.report import report
   print(report(args.workdir))
 
 
-VERBS = {'prepare': _prepare, 'train': cli_train.run, 'evaluate': _evaluate, 'generate': _generate,
-         'report': _report, 'plan': cli_plan.run, **cli_runs.VERBS}
+VERBS = {'prepare': _prepare, 'train': cli_train.run, 'evaluate': _evaluate,
+         **cli_generate.VERBS, 'report': _report, 'plan': cli_plan.run, **cli_runs.VERBS}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from ttt_jax import metrics, trained
 from ttt_jax.audio import io, recognise
 from ttt_jax.batch import Batch, stack
 from ttt_jax.config import Config, ObjectiveConfig
-from ttt_jax.data import interleave, prepare, store
+from ttt_jax.data import interleave, prepare, records as record_files, store
 from ttt_jax.data.records import Part, Record
 from ttt_jax.generate.answer import Answer
 from ttt_jax.generate.engine import Engine
@@ -80,7 +80,7 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
   records = prepare.load_records(run.data_dir, config.evaluate.split)
   judge = recognise.create(config.evaluate.judge, config.evaluate.judge_model)
   summary = losses(run)
-  items = answer(run, pick(records, config.evaluate.items))
+  items = answer(run, record_files.pick(records, config.evaluate.items))
   listen(run, items, judge, workdir / 'samples')
   summary |= words(items) | lengths(items, run.codec.silence, config.objective.mode == 'hybrid')
   samples = [_sample(run, item) for item in items]
@@ -92,16 +92,6 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
   with metrics.Writer(workdir) as writer:
     writer.write(run.step, {f'eval/{name}': value for name, value in summary.items()})
   return result
-
-
-def pick(records: list[Record], most: int) -> list[Record]:
-  """Up to ``most`` records of each task, evenly spread over the file; 0 = all."""
-  out = []
-  for task in dict.fromkeys(record.task for record in records):
-    mine = [record for record in records if record.task == task]
-    count = min(most, len(mine)) if most else len(mine)
-    out += [mine[i * len(mine) // count] for i in range(count)]
-  return out
 
 
 # -- losses -------------------------------------------------------------------------

@@ -8,10 +8,10 @@ type is a UserError that suggests the right one.
 from ttt_jax.config.files import from_dict, load, presets, save, to_dict
 from ttt_jax.config.settings import (
     CodecConfig, Config, DataConfig, EvaluateConfig, GenerateConfig, MeshConfig, ModelConfig,
-    ObjectiveConfig, OptimizerConfig, Source, Stage, TrainConfig, VocabConfig)
+    ObjectiveConfig, OptimizerConfig, ScoreConfig, Source, Stage, TrainConfig, VocabConfig)
 
 __all__ = [
     'CodecConfig', 'Config', 'DataConfig', 'EvaluateConfig', 'GenerateConfig', 'MeshConfig',
-    'ModelConfig', 'ObjectiveConfig', 'OptimizerConfig', 'Source', 'Stage', 'TrainConfig',
-    'VocabConfig', 'from_dict', 'load', 'presets', 'save', 'to_dict',
+    'ModelConfig', 'ObjectiveConfig', 'OptimizerConfig', 'ScoreConfig', 'Source', 'Stage',
+    'TrainConfig', 'VocabConfig', 'from_dict', 'load', 'presets', 'save', 'to_dict',
 ]

@@ -284,6 +284,18 @@ class EvaluateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+  split: str = 'heldout'
+  items: int = 40              # records per task; 0 = all
+  repeats: int = 2             # sweeps per span; their spread gives the standard error
+  levels: int = 64             # numbers of masks per sweep; all of them in shorter spans
+  tokens: int = 4096           # of all rows that are computed at once
+
+  def __post_init__(self):
+    _positive(self, 'score', 'repeats', 'levels', 'tokens')
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   name: str = 'ttt'
   seed: int = 0
@@ -298,3 +310,4 @@ class Config:
   train: TrainConfig = TrainConfig()
   generate: GenerateConfig = GenerateConfig()
   evaluate: EvaluateConfig = EvaluateConfig()
+  score: ScoreConfig = ScoreConfig()

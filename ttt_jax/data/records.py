@@ -311,3 +311,13 @@ def _audio_json(part: Part) -> dict[str, Any]:
   if part.text:
     out['text'] = part.text
   return out
+
+
+def pick(found: list[Record], most: int) -> list[Record]:
+  """Up to ``most`` records of each task, evenly spread over the file; 0 = all."""
+  out = []
+  for task in dict.fromkeys(record.task for record in found):
+    mine = [record for record in found if record.task == task]
+    count = min(most, len(mine)) if most else len(mine)
+    out += [mine[i * len(mine) // count] for i in range(count)]
+  return out

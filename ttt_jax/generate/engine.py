@@ -201,23 +201,12 @@ class Engine:
 
   def _read(self, slot: int, prompt: np.ndarray, group: np.ndarray, at: int, end: int) -> int:
     """Cache a piece from ``at`` on, without cutting a bidirectional group; its length."""
-    stop = min(end, at + _LONGEST)
-    back = stop
-    while at < back < end and group[back] and group[back - 1] == group[back]:
-      back -= 1
-    if back > at:
-      stop = back
-    else:  # one group, longer than a piece
-      while stop < end and group[stop] and group[stop - 1] == group[stop]:
-        stop += 1
+    stop = programs.piece_end(group, at, end, _LONGEST)
     size = stop - at
     width = self._fit(size)
-    index = np.arange(at, stop)
-    edges = np.append(np.flatnonzero(np.diff(group[at:stop])) + 1, size)
-    last = edges[np.searchsorted(edges, index - at, side='right')]
     token, k_end = np.zeros(width, np.int32), np.zeros(width, np.int32)
     token[:size] = prompt[at:stop]
-    k_end[:size] = np.where(group[at:stop] > 0, last, index - at + 1)
+    k_end[:size] = programs.piece_ends(group, at, stop)
     rows = self.config.slots if self._whole else 1
     place = slot if self._whole else 0
     fill = lambda x: np.stack([x if row == place else np.zeros_like(x) for row in range(rows)])

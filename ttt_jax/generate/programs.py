@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ttt_jax.generate import machine, sampling
 from ttt_jax.generate.machine import State
@@ -26,6 +27,29 @@ def widths(most: int) -> tuple[int, ...]:
     if out[-1] == 4 * step:
       step *= 2
   return tuple(out)
+
+
+def piece_end(group: np.ndarray, at: int, end: int, longest: int) -> int:
+  """Where a piece of a document that starts at ``at`` may end: after at most ``longest``
+  tokens, but never inside a bidirectional group, which is read whole."""
+  same = lambda i: bool(group[i]) and group[i - 1] == group[i]
+  stop = min(end, at + longest)
+  back = stop
+  while at < back < end and same(back):
+    back -= 1
+  if back > at:
+    return back
+  while stop < end and same(stop):
+    stop += 1
+  return stop
+
+
+def piece_ends(group: np.ndarray, at: int, stop: int) -> np.ndarray:
+  """k_end, int32 [stop - at], of a piece's tokens, relative to its start."""
+  index = np.arange(stop - at, dtype=np.int32)
+  edges = np.append(np.flatnonzero(np.diff(group[at:stop])) + 1, stop - at)
+  last = edges[np.searchsorted(edges, index, side='right')]
+  return np.where(group[at:stop] > 0, last, index + 1).astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnames='model', donate_argnames='kept')

@@ -1,0 +1,201 @@
+"""How likely recorded answers are: text exactly, audio by a bound.
+
+Text: -log p of every answered text token after what stands before it, clean. Audio: a span
+is generated in some order, so its likelihood is bounded by the mean over orders (DECODING
+of absorbing diffusion, arXiv 2502.09992 appendix A): with k of L tokens masked at random,
+
+    -log p(span | before)  <=  sum over k = 1..L of  mean over the masked of  -log p(x_i | rest)
+
+in expectation. Every k is a row of one batch, and all rows share the cached prefix. Spans of
+more than ``levels`` tokens draw one k from each of ``levels`` equal strata instead of all
+(systematic sampling), which is unbiased as well.
+
+B = rows, W = positions of a window, L = tokens of a span.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ttt_jax import batch as batches
+from ttt_jax.errors import UserError
+from ttt_jax.generate import programs
+from ttt_jax.model import cache as caches, staircase
+from ttt_jax.model.transformer import Model, Params
+from ttt_jax.objective import losses
+from ttt_jax.vocab import Vocabulary
+
+BINS = 10        # of the profile: tenths of the span that are masked
+_CHUNK = 64      # positions whose logits exist at once
+_LONGEST = 256   # tokens that are read at once, unless a span is longer
+
+
+@dataclasses.dataclass
+class Score:
+  """Of one record, in nats.
+
+  Attributes:
+    text_nll, text_tokens: exact, and how many tokens that is.
+    audio_bound, audio_tokens: end tokens included.
+    audio_error: standard error of audio_bound; NaN with one repeat.
+    profile: float64 [2, BINS], sums of -log p over masked tokens, and how many there were,
+      by the fraction of the span that was masked: the first bin is (0, 0.1].
+  """
+  text_nll: float
+  text_tokens: int
+  audio_bound: float
+  audio_tokens: int
+  audio_error: float
+  profile: np.ndarray
+
+
+class Sweep(NamedTuple):
+  """Rows of one span."""
+  token: np.ndarray   # int32 [R, L]: masks in places
+  masked: np.ndarray  # bool [R, L]
+  share: np.ndarray   # float64 [R]: what the row's mean counts for in the bound
+
+
+def sweep(span: np.ndarray, mask: int, levels: int, rng: np.random.Generator) -> Sweep:
+  """Random mask patterns of a span, from one masked token to all; see the module."""
+  length = span.size
+  count = min(levels, length)
+  edges = np.arange(count + 1) * length / count
+  # One number of masks per stratum: the strata are intervals of (0, L], which may cut a whole
+  # number; a number's chance is the part of it that a stratum holds.
+  drawn = edges[:-1] + rng.random(count) * np.diff(edges)
+  masks = np.minimum(np.floor(drawn).astype(int) + 1, length)
+  order = np.argsort(rng.random((count, length)), axis=1)
+  masked = order < masks[:, None]
+  return Sweep(np.where(masked, mask, span).astype(np.int32), masked, np.diff(edges))
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'write'), donate_argnames='kept')
+def _nats(model: Model, write: bool, params: Params, kept: caches.Cache, known: jax.Array,
+          token: jax.Array, k_end: jax.Array, label: jax.Array,
+          scored: jax.Array) -> tuple[caches.Cache, jax.Array]:
+  """(cache, -log p of the labels [B, W]); rows of slot 0, written there if ``write``."""
+  rows, width = token.shape
+  position = known[:, None] + jnp.arange(width)
+  slots = jnp.zeros(rows, jnp.int32)
+  hidden, k, v = model.extend(params, kept, slots, known, token, position, k_end)
+  ones = jnp.where(scored, 1.0, 0.0)
+  labels = losses.Labels(scored, label, label, ones, jnp.zeros_like(ones))
+  _, nats, _ = losses.pair_loss(hidden, model.head_table(params), labels, model.vocab_size,
+                                chunk=min(_CHUNK, scored.size), dtype=model.config.dtype)
+  if write:
+    kept = caches.write(kept, slots, known, jnp.sum(k_end > 0, axis=1), k, v)
+  return kept, nats
+
+
+class Scorer:
+  """Scores documents one after another; programs are shared by all of them."""
+
+  def __init__(self, model: Model, params: Params, vocab: Vocabulary, *, mode: str = 'hybrid',
+               prompt_audio: str = 'bidirectional', longest: int, repeats: int = 2,
+               levels: int = 64, tokens: int = 4096, seed: int = 0):
+    """Args:
+      model, params, vocab: the decoder.
+      mode, prompt_audio: as it was trained.
+      longest: tokens of the longest document.
+      repeats: sweeps per span; two give a standard error.
+      levels: rows of a sweep at most.
+      tokens: of all rows that are computed at once.
+      seed: of the masks.
+    """
+    self.model, self.params, self.vocab = model, params, vocab
+    self.mode, self.prompt_audio = mode, prompt_audio
+    self.repeats, self.levels, self.tokens, self.seed = repeats, levels, tokens, seed
+    self.longest = caches.tokens_of(longest)
+    self._widths = programs.widths(self.longest)
+    self._cache = caches.empty(model.config, 1, self.longest)
+
+  def score(self, ids: np.ndarray, supervised: np.ndarray, number: int = 0) -> Score:
+    """Score one document.
+
+    Args:
+      ids: int32 [n].
+      supervised: bool [n], the tokens that are scored.
+      number: names the document's draws.
+
+    Raises:
+      UserError: a document that is longer than the scorer was made for.
+    """
+    if len(ids) > self.longest:
+      raise UserError(f'a document has {len(ids)} tokens, more than the {self.longest} that the '
+                      'scorer was made for.')
+    ids, supervised = np.asarray(ids, np.int32), np.asarray(supervised, bool)
+    row = batches.make_row(self.vocab, [(1, ids, supervised.astype(np.int32))], ids.size)
+    group = np.asarray(staircase.bidirectional_group(row, self.mode, self.prompt_audio))
+    spoken = supervised & (group != 0)
+    text = supervised & ~spoken
+    text[0] = False  # nothing stands before it
+    nats = self._read(ids, group, text)
+    bound, variance = 0.0, 0.0
+    profile = np.zeros((2, BINS))
+    edges = np.flatnonzero(np.diff(np.where(spoken, group, 0), prepend=0, append=0))
+    starts = [at for at in edges if at < ids.size and spoken[at]]
+    for order, start in enumerate(starts):
+      stop = start + int(np.argmin(np.append(group[start:] == group[start], False)))
+      found = [self._span(ids, start, stop, (self.seed, number, order, repeat), profile)
+               for repeat in range(self.repeats)]
+      bound += float(np.mean(found))
+      variance += float(np.var(found, ddof=1)) / self.repeats if self.repeats > 1 else math.nan
+    return Score(float(nats[text].sum()), int(text.sum()), bound, int(spoken.sum()),
+                 math.sqrt(variance), profile)
+
+  def _fit(self, size: int) -> int:
+    return next(width for width in self._widths if width >= size)
+
+  def _read(self, ids: np.ndarray, group: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Cache the clean document; -log p of its text tokens [n]."""
+    nats = np.zeros(ids.size)
+    at = 0
+    while at < ids.size:
+      stop = programs.piece_end(group, at, ids.size, _LONGEST)
+      size, width = stop - at, self._fit(stop - at)
+      pad = lambda x: np.pad(x, (0, width - len(x)))[None]
+      following = np.append(ids[at + 1:stop + 1], 0)[:size]
+      scored = np.append(text[at + 1:stop + 1], False)[:size]
+      self._cache, found = _nats(
+          self.model, True, self.params, self._cache, np.array([at], np.int32), pad(ids[at:stop]),
+          pad(programs.piece_ends(group, at, stop)), pad(following), pad(scored))
+      where = at + 1 + np.flatnonzero(scored)
+      nats[where] = np.asarray(found)[0, where - at - 1]
+      at = stop
+    return nats
+
+  def _span(self, ids: np.ndarray, start: int, stop: int, names: tuple[int, ...],
+            profile: np.ndarray) -> float:
+    """One sweep's estimate of a span's bound; adds to the profile."""
+    made = sweep(ids[start:stop], self.vocab.mask, self.levels, np.random.default_rng(names))
+    count, length = made.token.shape
+    begin = max(start - 1, 0)  # the token before goes along: windows start at a begin token
+    lead = start - begin
+    width = self._fit(length + lead)
+    rows = max(1, min(self.tokens // width, 1 << (count - 1).bit_length()))
+    total = 0.0
+    for at in range(0, count, rows):
+      here = slice(at, min(at + rows, count))
+      n = here.stop - at
+      token, label, k_end = (np.zeros((rows, width), np.int32) for _ in range(3))
+      scored = np.zeros((rows, width), bool)
+      token[:n, :lead], k_end[:n, :lead] = ids[begin:start], lead
+      token[:n, lead:lead + length] = made.token[here]
+      k_end[:n, lead:lead + length] = lead + length
+      label[:n, lead:lead + length] = ids[start:stop]
+      scored[:n, lead:lead + length] = made.masked[here]
+      self._cache, found = _nats(self.model, False, self.params, self._cache,
+                                 np.full(rows, begin, np.int32), token, k_end, label, scored)
+      nats = np.asarray(found, np.float64)[:n].sum(1)
+      masks = made.masked[here].sum(1)
+      total += float(np.sum(made.share[here] * nats / masks))
+      place = np.ceil(masks * BINS / length).astype(int) - 1
+      np.add.at(profile[0], place, nats)
+      np.add.at(profile[1], place, masks)
+    return total

@@ -1,0 +1,129 @@
+"""`ttt-jax score`: how likely the recorded answers are, record by record."""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ttt_jax import trained
+from ttt_jax.audio import io
+from ttt_jax.config import Config
+from ttt_jax.data import interleave, prepare, records
+from ttt_jax.data.records import Part, Record
+from ttt_jax.errors import UserError
+from ttt_jax.generate import likelihood
+from ttt_jax.progress import Progress
+from ttt_jax.trained import Trained
+
+FILE = 'scores.json'
+
+
+def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
+                out: str | os.PathLike | None = None) -> dict[str, Any]:
+  """Score the answers of records and write OUT (default: WORKDIR/scores.json).
+
+  Args:
+    config: the score section says how; the rest as trained.
+    workdir: of a trained model.
+    files: .jsonl files of records; none: the held-out records of split ``score.split``.
+
+  Returns:
+    What the file holds: {'step', 'text_nll' and 'audio_bound' (nats per token over all
+    records), 'audio_error', 'text_tokens', 'audio_tokens', 'profile': [[masked up to,
+    nats per masked token or None], ...], 'records': [{'name', 'task', 'text_nll' and
+    'audio_bound' (nats of the whole record), 'text_tokens', 'audio_tokens',
+    'audio_error'}, ...]}.
+
+  Raises:
+    UserError: no trained model, unreadable records, records without an answer.
+  """
+  run = trained.load(config, workdir)
+  found = _records(run, files)
+  settings, data = config.score, config.data
+  examples = [interleave.render(record, run.vocab, run.tokenizer, data.text_chunk,
+                                data.audio_chunk,
+                                interleave.Fill(run.codec.silence, data.span_fill))
+              for record in found]
+  scorer = likelihood.Scorer(
+      run.model, run.params, run.vocab, mode=config.objective.mode,
+      prompt_audio=config.objective.prompt_audio,
+      longest=max(len(example.token) for example in examples), repeats=settings.repeats,
+      levels=settings.levels, tokens=settings.tokens, seed=config.seed)
+  scores = []
+  with Progress(len(found), 'score', unit='records') as progress:
+    for number, example in enumerate(examples):
+      scores.append(scorer.score(example.token, example.supervised > 0, number))
+      progress.update(1)
+  result = {'step': run.step, **summary(scores), 'records': [
+      {'name': record.id, 'task': record.task, 'text_nll': score.text_nll,
+       'text_tokens': score.text_tokens, 'audio_bound': score.audio_bound,
+       'audio_tokens': score.audio_tokens, 'audio_error': _finite(score.audio_error)}
+      for record, score in zip(found, scores)]}
+  out = pathlib.Path(out) if out else pathlib.Path(workdir) / FILE
+  out.parent.mkdir(parents=True, exist_ok=True)
+  partial = out.with_name(f'{out.name}.partial')
+  partial.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + '\n',
+                     encoding='utf-8')
+  os.replace(partial, out)
+  return result
+
+
+def summary(scores: list[likelihood.Score]) -> dict[str, Any]:
+  """Means per token over all records; None where there is no such token."""
+  total = lambda name: sum(getattr(score, name) for score in scores)
+  share = lambda value, count: value / count if count else None
+  error = math.sqrt(sum(score.audio_error ** 2 for score in scores))
+  profile = np.sum([score.profile for score in scores], axis=0)
+  texts, audios = total('text_tokens'), total('audio_tokens')
+  return {'text_nll': share(total('text_nll'), texts), 'text_tokens': texts,
+          'audio_bound': share(total('audio_bound'), audios), 'audio_tokens': audios,
+          'audio_error': _finite(error / audios) if audios else None,
+          'profile': [[(i + 1) / likelihood.BINS, share(nats, count)]
+                      for i, (nats, count) in enumerate(profile.T.tolist())]}
+
+
+def table(result: dict[str, Any]) -> str:
+  """For people, 80 columns."""
+  number = lambda value: '     -' if value is None else f'{value:6.3f}'
+  error = '' if result['audio_error'] is None else f' +- {result["audio_error"]:.3f}'
+  lines = [f'step {result["step"]}, {len(result["records"])} records', '',
+           f'text    {number(result["text_nll"])} nats per token, exact, '
+           f'{result["text_tokens"]:,} tokens',
+           f'audio   {number(result["audio_bound"])}{error} nats per token, at most, '
+           f'{result["audio_tokens"]:,} tokens']
+  known = [(upto, nats) for upto, nats in result['profile'] if nats is not None]
+  if known:
+    most = max(nats for _, nats in known) or 1.0
+    lines += ['', 'masked     nats per masked token']
+    lines += [f'{100 * (upto - 1 / likelihood.BINS):3.0f}-{100 * upto:3.0f} %  {nats:6.3f}  '
+              f'{"#" * round(40 * nats / most)}' for upto, nats in known]
+  return '\n'.join(lines)
+
+
+def _finite(value: float) -> float | None:
+  return value if math.isfinite(value) else None
+
+
+def _records(run: Trained, files: list[str]) -> list[Record]:
+  settings = run.config.score
+  if not files:
+    return records.pick(prepare.load_records(run.data_dir, settings.split), settings.items)
+  out = []
+  for path in files:
+    for where, value in records.read_jsonl(path):
+      out.append(_encoded(run, records.parse(value, where), pathlib.Path(path)))
+  if not out:
+    raise UserError(f'{", ".join(files)}: no records to score.')
+  return out
+
+
+def _encoded(run: Trained, record: Record, file: pathlib.Path) -> Record:
+  def fill(part: Part) -> Part:
+    if part.codes is not None:
+      return part
+    return Part('audio', part.text, run.codec.encode(*io.read(file.parent / part.source)),
+                part.source)
+  return record.map_audio(fill)
