@@ -2,6 +2,7 @@
 # make test        the tests (about 9 minutes on 2 cores)
 # make test-slow   the tests that take long
 # make test-slurm  two nodes of a real SLURM, where there is one (about eight minutes)
+# make faults    kill runs, damage their checkpoints, fill their disk (about 15 minutes)
 # make lint        ruff
 # make clean       remove what the demo and the tests wrote; distclean removes .venv, too
 #
@@ -13,7 +14,7 @@ WORKERS = -n auto --maxprocesses=4 --dist=loadfile
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-slow test-slurm lint clean distclean
+.PHONY: demo test test-slow test-slurm faults lint clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
@@ -27,6 +28,9 @@ test-slow: .venv/test.installed
 test-slurm: .venv/test.installed
 	$(PYTEST) -m slow -s tests/test_slurm.py
 
+faults: .venv/test.installed
+	.venv/bin/python tools/faults.py --out faults --json faults.json
+
 lint: .venv/test.installed
 	.venv/bin/ruff check .
 
@@ -35,7 +39,7 @@ lint: .venv/test.installed
 	@touch $@
 
 clean:
-	rm -rf demo build dist .pytest_cache .hypothesis .ruff_cache
+	rm -rf demo faults faults.json build dist .pytest_cache .hypothesis .ruff_cache
 	find ttt_jax tests tools configs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
