@@ -32,6 +32,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.train_state import TrainState
 
 _LOG = logging.getLogger(__name__)
+_QUIET = 10      # looks at a twentieth of a second each, in which nothing new appeared
 _SENTENCE = 400  # bytes of a sentence that processes tell each other
 
 
@@ -259,9 +260,14 @@ class Checkpoints:
       self._thin()
 
   def _remove_half(self, step: int) -> None:
-    if self._process == 0:
-      for path in (*self._leftovers(step), self._path(step)):
+    """Orbax' other tasks may still be writing when one has failed: until nothing comes back."""
+    quiet = 0
+    while self._process == 0 and quiet < _QUIET:
+      found = [path for path in (*self._leftovers(step), self._path(step)) if path.exists()]
+      for path in found:
         shutil.rmtree(path, ignore_errors=True)
+      quiet = 0 if found else quiet + 1
+      time.sleep(0.05)
 
   def saving(self) -> bool:
     """Whether a save is still on its way to the disk."""

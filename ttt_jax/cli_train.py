@@ -35,6 +35,8 @@ def run(args: argparse.Namespace, config: Config) -> int:
   """
   # JAX's own service would take SIGTERM for itself, and knows no other signal.
   os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', 'false')
+  # Orbax logs the traceback of a write that fails, beside raising it; our sentence is enough.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   stop = stop_lib.Stop(lambda: leave(EXIT_MISTAKE))
   with heeding(stop) if config.train.preemption else contextlib.nullcontext():
     cli_cluster.join(args)

@@ -132,9 +132,11 @@ class Loop:
     clock.lap('compile' if self._watch.compiled(step, batch) else 'step')
     self.course.step = step
     # Those of the step before: the device runs on.
-    late = parts.flight.push(step, figures | self._agreement.send(self._wishes()))
+    alone = self._agreement.alone  # who is alone may look after the wait, and leaves sooner
+    late = parts.flight.push(
+        step, figures if alone else figures | self._agreement.send(self._wishes()))
     clock.lap('step')
-    wishes = self._read(late)
+    wishes = self._read(late, self._wishes() if alone else {})
     if self._lost():
       return self._go_back(late[0])
     clock.lap('other')
@@ -144,7 +146,7 @@ class Loop:
     if step % settings.checkpoint_every == 0 or self._leaving or asked or self._best(scores):
       late = parts.flight.drain()
       clock.lap('step')
-      self._read(late, always=self._leaving)
+      self._read(late, {}, always=self._leaving)
       if self._lost():
         self._leaving = False
         return self._go_back(step)
@@ -171,9 +173,10 @@ class Loop:
             'time': due(self.settings.max_minutes, self._started),
             'failed': int(self._failure is not None or self.parts.checkpoints.failed())}
 
-  def _read(self, late: tuple[int, dict] | None, always: bool = False) -> dict[str, int]:
+  def _read(self, late: tuple[int, dict] | None, mine: dict[str, int],
+            always: bool = False) -> dict[str, int]:
     """Count and log a finished step; returns what all processes wish, as far as is known."""
-    wishes = self._wishes() if self._agreement.alone else dict.fromkeys(agreement.WISHES, 0)
+    wishes = dict.fromkeys(agreement.WISHES, 0) | mine
     if late is not None:
       step, figures = late
       wishes |= agreement.take(figures)
