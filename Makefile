@@ -1,7 +1,7 @@
 # make demo        the whole walk: speech, training, scores, a page; about 25 minutes on 2 cores
 # make test        the tests (about 9 minutes on 2 cores)
 # make test-slow   the tests that take long
-# make test-slurm  two nodes of a real SLURM, where there is one (about eight minutes)
+# make test-slurm  two nodes of a real SLURM, where there is one (five to fifteen minutes)
 # make faults    kill runs, damage their checkpoints, fill their disk (about 15 minutes)
 # make lint        ruff
 # make clean       remove what the demo and the tests wrote; distclean removes .venv, too

@@ -1,6 +1,6 @@
 """A real SLURM: two nodes train one model, are preempted and timed out, and end as if nothing was.
 
-Needs sbatch with two idle nodes; `make test-slurm` runs it, in about eight minutes on 2 cores.
+Needs sbatch with two idle nodes; `make test-slurm` runs it, in five to fifteen minutes on 2 cores.
 """
 
 import json
@@ -18,8 +18,8 @@ from tests import runs
 from ttt_jax import config as config_lib, metrics, sweep_table
 
 ROOT = pathlib.Path(__file__).parents[1]
-STEPS = 600
-LIMIT = 900  # seconds; only turns a hang into a failure
+STEPS = 400
+LIMIT = 1800  # seconds; only turns a hang into a failure
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
     shutil.which('sbatch') is None, reason='there is no SLURM on this machine (no sbatch)')]
