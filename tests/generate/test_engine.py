@@ -142,6 +142,7 @@ def test_baselines_match_the_reference(mode):
   assert any(V.is_audio(np.array(trace.ids)).any() for trace in traces)
 
 
+@pytest.mark.slow
 def test_guided_nar_matches_the_reference():
   sweep(range(33, 34), SETTINGS['guided'], 'nar')
 

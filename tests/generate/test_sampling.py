@@ -14,16 +14,20 @@ DRAWS = 4000
 TEXT, AUDIO = False, True
 
 
+@quick.jit_with(static_argnums=0)
+def _run(rules, scores, policy, place):
+  head = Head(jnp.eye(V.size, dtype=jnp.float32), None, jnp.zeros(V.size))
+  return choose(rules, head, policy, scores, None, jnp.ones(len(scores), bool), place)
+
+
 def run(rules, scores, config, in_span, names):
   """Choices [N] where the logits [N, V] come out of the head as they are: hidden = logits."""
   n = len(scores)
-  head = Head(jnp.eye(V.size, dtype=jnp.float32), None, jnp.zeros(V.size))
   flags = lambda value: jnp.full(n, value)
   number, span, block, step, position = jnp.asarray(names, jnp.int32).T
   policy = policies.make([config] * n, [0] * n)._replace(number=number)
   place = Place(flags(in_span), flags(True), flags(True), span, block, step, position)
-  return quick.jit(lambda h, p, where: choose(rules, head, p, h, None, flags(True), where))(
-      jnp.asarray(scores, jnp.float32), policy, place)
+  return _run(rules, jnp.asarray(scores, jnp.float32), policy, place)
 
 
 def sample(logits, config, mode, in_span):

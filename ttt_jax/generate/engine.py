@@ -26,7 +26,7 @@ from ttt_jax.vocab import Vocabulary
 
 _PATIENCE = 8      # launches of other rows that a row waits for at most
 _MANY = 1_000_000  # steps: until there is news
-_LONGEST = 256     # tokens of a prompt that are read at once, unless a span is longer
+_LONGEST = 512     # tokens of a prompt that are read at once, unless a span is longer
 _NULL_STEP = 256   # the published guidance's rows are rounded up to this
 
 
@@ -192,7 +192,7 @@ class Engine:
         [request.config], [request.name], self.config.max_tokens))
     if span:
       rows = jax.tree.map(lambda x: jnp.asarray(x)[None], (row, settings))
-      row = jax.tree.map(lambda x: x[0], machine.open_span(*rows, self._rules))
+      row = jax.tree.map(lambda x: x[0], machine.begin_answer(*rows, self._rules))
       request.phase = int(row.phase)
     request.length, request.known, request.since = int(row.length), known, time.monotonic()
     self._slots[slot] = request
@@ -203,7 +203,7 @@ class Engine:
     """Cache a piece from ``at`` on, without cutting a bidirectional group; its length."""
     stop = programs.piece_end(group, at, end, _LONGEST)
     size = stop - at
-    width = self._fit(size)
+    width = self._fit_piece(size)
     token, k_end = np.zeros(width, np.int32), np.zeros(width, np.int32)
     token[:size] = prompt[at:stop]
     k_end[:size] = programs.piece_ends(group, at, stop)
@@ -218,6 +218,10 @@ class Engine:
 
   def _fit(self, size: int) -> int:
     return next(width for width in self._widths if width >= size)
+
+  def _fit_piece(self, size: int) -> int:
+    """Pieces of prompts come in fewer sizes: every other window, but not 1."""
+    return next(width for width in (*self._widths[1::2], self._widths[-1]) if width >= size)
 
   # -- steps ------------------------------------------------------------------------------
 
@@ -250,8 +254,7 @@ class Engine:
                  self._state.token.shape[1])
     slots = None
     if not self._whole:
-      rows = 1 << (len(group) - 1).bit_length()
-      slots = np.full(rows, self.config.slots, np.int32)
+      slots = np.full(programs.rows(len(group), self.config.slots), self.config.slots, np.int32)
       slots[:len(group)] = group
     self._state, self._cache, rows = programs.steps(
         self.model, self._rules, width, null, self.mixed or self._whole, self._params,

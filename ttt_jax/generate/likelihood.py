@@ -32,7 +32,7 @@ from ttt_jax.vocab import Vocabulary
 
 BINS = 10        # of the profile: tenths of the span that are masked
 _CHUNK = 64      # positions whose logits exist at once
-_LONGEST = 256   # tokens that are read at once, unless a span is longer
+_LONGEST = 512   # tokens that are read at once, unless a span is longer
 
 
 @dataclasses.dataclass
@@ -178,7 +178,7 @@ class Scorer:
     begin = max(start - 1, 0)  # the token before goes along: windows start at a begin token
     lead = start - begin
     width = self._fit(length + lead)
-    rows = max(1, min(self.tokens // width, 1 << (count - 1).bit_length()))
+    rows = max(1, min(self.tokens // width, programs.rows(count, self.levels)))
     total = 0.0
     for at in range(0, count, rows):
       here = slice(at, min(at + rows, count))

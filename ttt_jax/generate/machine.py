@@ -124,106 +124,115 @@ def advance(state: State, policy: Policy, rules: Rules, width: int, choice: Choi
     width: W.
     choice, want: [B, W].
   """
-  active = state.phase != IDLE
-  spoken = _text(state, policy, rules, width, choice)
-  filled = _span(state, policy, rules, width, choice, want)
-  after = jax.tree.map(lambda a, b: _where(state.phase == SPAN, a, b), filled, spoken)
+  in_span = state.phase == SPAN
+  spoken, opens = _text(state, rules, width, choice)
+  filled, closes, resolved = _span(state, policy, rules, width, choice, want)
+  after = _where(in_span, filled, spoken)
+  opens &= ~in_span & (after.length < policy.max_tokens)
+  after = _where(opens, _open(after), after)
+  closes &= in_span
+  after = _grow(after, policy, rules, opens | in_span & resolved & ~closes, closes)
   after = after._replace(calls=after.calls + 1)
-  return jax.tree.map(lambda new, old: _where(active, new, old), after, state)
+  return _where(state.phase != IDLE, after, state)
 
 
-def _where(row, a, b):
-  return jnp.where(row.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+def begin_answer(state: State, policy: Policy, rules: Rules) -> State:
+  """Rows of mode 'nar': the whole answer is one span after the prompt's last token."""
+  every = jnp.ones(state.phase.shape, bool)
+  return _grow(_open(state), policy, rules, every, ~every)
 
 
-def _text(state: State, policy: Policy, rules: Rules, width: int, choice: Choice) -> State:
-  """The window is final; one more text token follows it."""
+def _where(row: jax.Array, a: State, b: State) -> State:
+  pick = lambda x, y: jnp.where(row.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+  return jax.tree.map(pick, a, b)
+
+
+def _text(state: State, rules: Rules, width: int, choice: Choice) -> tuple[State, jax.Array]:
+  """The window is final, and one more text token follows it; (state, whether it opens a span)."""
   vocab = rules.vocab
   last = jnp.clip(state.length - 1 - state.known, 0, width - 1)
   chosen = jnp.take_along_axis(choice.token, last[:, None], axis=1)[:, 0]
-  said = _append(state, chosen)._replace(
-      known=state.length, lead=jnp.ones_like(state.lead), gap=state.gap + 1)
   finished = chosen == vocab.im_end
-  full = said.length >= policy.max_tokens
-  done = finished | full
-  said = said._replace(
-      finished=finished.astype(jnp.int32), phase=jnp.where(done, IDLE, TEXT),
-      event=jnp.where(done, DONE, 0))
-  if rules.mode != 'hybrid':
-    return said
-  opened = open_span(said, policy, rules)
-  return jax.tree.map(lambda a, b: _where(vocab.is_begin(chosen) & ~done, a, b), opened, said)
+  said = state._replace(
+      token=_put(state, chosen), length=state.length + 1, known=state.length,
+      lead=jnp.ones_like(state.lead), gap=state.gap + 1, event=jnp.zeros_like(state.event),
+      finished=finished.astype(jnp.int32), phase=jnp.where(finished, IDLE, TEXT))
+  opens = vocab.is_begin(chosen) if rules.mode == 'hybrid' else jnp.zeros_like(finished)
+  return said, opens
 
 
-def _append(state: State, chosen: jax.Array) -> State:
-  index = jnp.arange(state.token.shape[1])
-  here = index == state.length[:, None]
-  return state._replace(token=jnp.where(here, chosen[:, None], state.token),
-                        length=state.length + 1)
-
-
-def open_span(state: State, policy: Policy, rules: Rules) -> State:
-  """The last token opens a span: its first block of masks follows."""
-  begin = state.length - 1
-  state = state._replace(phase=jnp.full_like(state.phase, SPAN), begin=begin, known=begin,
-                         spans=state.spans + 1, blocks=jnp.zeros_like(state.blocks),
-                         event=state.event | OPENED)
-  return _next_block(state, policy, rules)
-
-
-def _next_block(state: State, policy: Policy, rules: Rules) -> State:
-  """Masks up to the span's limit, where one place is kept for an end token."""
-  used = state.length - state.begin - 1
-  limit = policy.max_tokens if rules.mode == 'nar' else policy.max_span
-  room = policy.max_tokens - state.length
-  masks = jnp.minimum(policy.block, jnp.minimum(limit - used, room) - 1)
-  index = jnp.arange(state.token.shape[1])
-  fresh = (index >= state.length[:, None]) & (index < (state.length + masks)[:, None])
-  more = state._replace(
-      token=jnp.where(fresh, rules.vocab.mask, state.token), length=state.length + masks,
-      block_at=state.length, step=jnp.zeros_like(state.step), blocks=state.blocks + 1,
-      event=state.event | BLOCK)
-  vocab = rules.vocab
-  begin = jnp.take_along_axis(state.token, state.begin[:, None], axis=1)[:, 0]
-  end = jnp.where(begin == vocab.begin_of_audio, vocab.end_of_chunk, vocab.end_of_last)
-  if rules.mode == 'nar':
-    end = jnp.full_like(end, vocab.im_end)
-  forced = _close(_append(state, end), policy, rules, jnp.zeros_like(state.ended))
-  return jax.tree.map(lambda a, b: _where(masks < 1, a, b), forced, more)
-
-
-def _close(state: State, policy: Policy, rules: Rules, ended: jax.Array) -> State:
-  """The span is final; its window is cached by the step that chooses the next text token."""
-  full = state.length >= policy.max_tokens
-  done = full | True if rules.mode == 'nar' else full
-  return state._replace(
-      phase=jnp.where(done, IDLE, TEXT), ended=ended, gap=jnp.zeros_like(state.gap),
-      finished=ended if rules.mode == 'nar' else state.finished,
-      event=state.event | CLOSED | jnp.where(done, DONE, 0))
+def _put(state: State, chosen: jax.Array) -> jax.Array:
+  """The tokens with one more at the end."""
+  here = jnp.arange(state.token.shape[1]) == state.length[:, None]
+  return jnp.where(here, chosen[:, None], state.token)
 
 
 def _span(state: State, policy: Policy, rules: Rules, width: int, choice: Choice,
-          want: jax.Array) -> State:
-  """Commit some masks of the block; close the span or begin another block when it is done."""
+          want: jax.Array) -> tuple[State, jax.Array, jax.Array]:
+  """Commit some masks of the block; (state, whether the span has its end, whether the block
+  has no masks left)."""
   vocab = rules.vocab
   index = jnp.arange(state.token.shape[1])
-  size = state.length - state.block_at
-  take = positions.accept(policy, choice.score, choice.confidence, choice.entropy, want, size,
-                          state.step)
+  take = positions.accept(policy, choice.score, choice.confidence, choice.entropy, want,
+                          state.length - state.block_at, state.step)
   # The windows' tokens go back to their places in the rows.
   offset = jnp.clip(index - state.known[:, None], 0, width - 1)
-  back = lambda x: jnp.take_along_axis(x, offset, axis=1)
+  fresh = jnp.take_along_axis(jnp.where(take, choice.token, -1), offset, axis=1)
   inside = (index >= state.block_at[:, None]) & (index < state.length[:, None])
-  token = jnp.where(inside & back(take), back(choice.token), state.token)
-  state = state._replace(token=token, step=state.step + 1)
+  token = jnp.where(inside & (fresh >= 0), fresh, state.token)
   is_end = (token == vocab.im_end) if rules.mode == 'nar' else vocab.is_end(token)
   first = lambda flags: jnp.min(jnp.where(inside & flags, index, index.size), axis=1)
   mask, end = first(token == vocab.mask), first(is_end)
-  closed = _close(state._replace(length=end + 1), policy, rules, jnp.ones_like(state.ended))
-  after = jax.tree.map(lambda a, b: _where(end < mask, a, b), closed,
-                       _next_block(state, policy, rules))
-  done = (end < mask) | (mask == index.size)
-  return jax.tree.map(lambda a, b: _where(done, a, b), after, state)
+  closes = end < mask
+  state = state._replace(token=token, step=state.step + 1, event=jnp.zeros_like(state.event),
+                         length=jnp.where(closes, end + 1, state.length))
+  return state, closes, mask == index.size
+
+
+def _open(state: State) -> State:
+  """The last token opens a span."""
+  begin = state.length - 1
+  return state._replace(phase=jnp.full_like(state.phase, SPAN), begin=begin, known=begin,
+                        lead=jnp.ones_like(begin), spans=state.spans + 1,
+                        blocks=jnp.zeros_like(state.blocks), event=state.event | OPENED)
+
+
+def _grow(state: State, policy: Policy, rules: Rules, more: jax.Array,
+          closes: jax.Array) -> State:
+  """Another block where ``more`` says so, the span's end where ``closes`` does, and the request's
+  where there is no room left.
+
+  One place of a span's room is kept for an end token: where no mask would fit beside it, it
+  is put there, and the span is closed by force.
+  """
+  vocab = rules.vocab
+  nar = rules.mode == 'nar'
+  room = policy.max_tokens - state.length
+  limit = room if nar else policy.max_span - (state.length - state.begin - 1)
+  masks = jnp.minimum(policy.block, jnp.minimum(limit, room) - 1)
+  forced = more & (masks < 1)
+  begin = jnp.take_along_axis(state.token, jnp.maximum(state.begin, 0)[:, None], axis=1)[:, 0]
+  end = jnp.where(begin == vocab.begin_of_audio, vocab.end_of_chunk, vocab.end_of_last)
+  fill = jnp.where(forced, jnp.full_like(end, vocab.im_end) if nar else end, vocab.mask)
+  added = jnp.where(forced, 1, jnp.where(more, masks, 0))
+  index = jnp.arange(state.token.shape[1])
+  fresh = (index >= state.length[:, None]) & (index < (state.length + added)[:, None])
+  block = more & ~forced
+  closed = closes | forced
+  length = state.length + added
+  # A span's end leaves its window to be cached by the next text step, if there is one.
+  full = (length >= policy.max_tokens) & ((state.phase == TEXT) | closed)
+  done = full | (closed if nar else False) | (state.phase == IDLE)
+  return state._replace(
+      token=jnp.where(fresh, fill[:, None], state.token), length=length,
+      block_at=jnp.where(block, state.length, state.block_at),
+      step=jnp.where(block, 0, state.step), blocks=state.blocks + block,
+      ended=jnp.where(closed, closes.astype(jnp.int32), state.ended),
+      gap=jnp.where(closed, 0, state.gap),
+      finished=jnp.where(closes, 1, state.finished) if nar else state.finished,
+      phase=jnp.where(done, IDLE, jnp.where(closed, TEXT, state.phase)),
+      event=state.event | jnp.where(block, BLOCK, 0) | jnp.where(closed, CLOSED, 0)
+      | jnp.where(done, DONE, 0))
 
 
 def score(rules: Rules, head: sampling.Head, policy: Policy, state: State, hidden: jax.Array,

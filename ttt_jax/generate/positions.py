@@ -32,19 +32,22 @@ def scheduled(policy: Policy, size: jax.Array, masked: jax.Array, step: jax.Arra
   return jnp.maximum(jnp.where(policy.shift == 1.0, linear, shifted), 1)
 
 
-def rank(score: jax.Array, masked: jax.Array) -> tuple[jax.Array, jax.Array]:
+def ahead(score: jax.Array, masked: jax.Array) -> jax.Array:
   """Order of commitment: the highest score first, equal ones from left to right.
+
+  All pairs are compared: a window is short, and sorting takes XLA far longer to compile.
 
   Args:
     score: float32 [B, W].
     masked: bool [B, W], positions that stand for election.
 
   Returns:
-    (order, place), int32 [B, W]: order[b, r] is the position of rank r, place its inverse;
-    positions that are not masked come last.
+    bool [B, W, W]: position j (last axis) is committed before position i.
   """
-  order = jnp.argsort(jnp.where(masked, -score, jnp.inf), axis=-1, stable=True)
-  return order, jnp.argsort(order, axis=-1, stable=True)
+  index = jnp.arange(score.shape[-1])
+  mine, other = score[..., :, None], score[..., None, :]
+  before = (other > mine) | ((other == mine) & (index < index[:, None]))
+  return before & masked[..., None, :]
 
 
 def accept(policy: Policy, score: jax.Array, confidence: jax.Array, entropy: jax.Array,
@@ -56,12 +59,10 @@ def accept(policy: Policy, score: jax.Array, confidence: jax.Array, entropy: jax
     score, confidence, entropy: float32 [B, W]: what ranks, probability of the choice, nats.
     masked, size, step: as above.
   """
-  order, place = rank(score, masked)
+  first = ahead(score, masked)
+  place = first.sum(-1)
   count = scheduled(policy, size, masked.sum(-1), step)
-  nats = jnp.where(masked, entropy, 0.0)
-  in_order = jnp.take_along_axis(nats, order, axis=-1)
-  before = jnp.cumsum(in_order, axis=-1) - in_order
-  spent = jnp.take_along_axis(before, place, axis=-1)
+  spent = jnp.sum(jnp.where(first, entropy[:, None, :], 0.0), axis=-1)
   by_rule = (place < count[:, None]) | (confidence >= policy.threshold[:, None]) | (
       spent <= policy.entropy[:, None])
   return masked & by_rule

@@ -1,6 +1,6 @@
 """What is compiled for generation: reading a prompt, and making steps until news.
 
-A program is known by its shapes: rows B (powers of two), window W (``widths``) and the kind
+A program is known by its shapes: rows B (``rows``), window W (``widths``) and the kind
 of guidance. Prefix lengths, policies and phases are data.
 
 S = slots, B = rows, W = positions of the window, T = tokens of a slot.
@@ -20,13 +20,20 @@ from ttt_jax.model.transformer import Model, Params
 
 
 def widths(most: int) -> tuple[int, ...]:
-  """Window sizes up to one that holds ``most`` tokens: 1, then 32, 64, 96, 128, 192, ..."""
-  out, step = [1], 32
+  """Window sizes up to one that holds ``most`` tokens: 1, 32, 64, 128, ..."""
+  out = [1]
   while out[-1] < most:
-    out.append(step if out[-1] == 1 else out[-1] + step)
-    if out[-1] == 4 * step:
-      step *= 2
+    out.append(32 if out[-1] == 1 else 2 * out[-1])
   return tuple(out)
+
+
+def rows(count: int, slots: int) -> int:
+  """Rows of a program for ``count`` requests: 1, 4, 16, ..., at most all slots. Compiling
+  takes longer than the idle rows cost: their positions are never scored."""
+  out = 1
+  while out < count:
+    out *= 4
+  return min(out, slots)
 
 
 def piece_end(group: np.ndarray, at: int, end: int, longest: int) -> int:

@@ -176,15 +176,15 @@ def _sampled(masked, temperature, policy: Policy, place: Place, greedy) -> jax.A
   scaled = lax.cond(jnp.any(cut), lambda: jnp.where(cut[:, None], _nucleus(scaled, policy), scaled),
                     lambda: scaled)
 
-  def noise(seed, *names):
-    key = jax.random.key(seed)
-    for name in names:
-      key = jax.random.fold_in(key, name)
+  names = jnp.stack([policy.number, place.span, place.block, place.step, place.position], 1)
+
+  def noise(seed, names):
+    fold = lambda key, name: (jax.random.fold_in(key, name), None)
+    key, _ = lax.scan(fold, jax.random.key(seed), names)  # a loop: threefry is long to compile
     # mode='high': the default cuts the tail of float32 Gumbels at about 16.
     return jax.random.gumbel(key, masked.shape[1:], jnp.float32, mode='high')
 
-  gumbel = jax.vmap(noise)(policy.seed, policy.number, place.span, place.block, place.step,
-                           place.position)
+  gumbel = jax.vmap(noise)(policy.seed, names)
   return jnp.where(temperature > 0, jnp.argmax(scaled + gumbel, axis=-1), greedy)
 
 
