@@ -42,12 +42,12 @@ def quick_compiles():
     yield
 
 
-def random_model(rng, begin=2.5, end=1.0, stop=1.5):
+def random_model(rng, begin=2.5, end=1.0, stop=1.5, model=MODEL):
   """Parameters whose head often opens spans, closes them and stops.
 
   The three factors stretch the head's rows of the begin tokens, the end tokens and im_end.
   """
-  params = weights.random(MODEL, rng, scale=0.4)
+  params = weights.random(model, rng, scale=0.4)
   params['trunk']['embedding'] *= 2
   head = params['trunk']['head']
   head[[V.begin_of_audio, V.begin_of_quad]] *= begin

@@ -180,9 +180,6 @@ def test_no_two_tokens_share_a_draw():
   assert distinct > tokens.size + whole.size - 10  # float32 numbers do collide now and then
 
 
-def test_schedule_and_commit_counts():
+def test_schedule():
   assert float(diffusion.mask_probability(0.0, 1e-3)) == pytest.approx(1e-3)
   assert float(diffusion.mask_probability(1.0, 1e-3)) == pytest.approx(1.0)
-  assert diffusion.commit_counts(32, 10) == [4, 4] + [3] * 8
-  assert diffusion.commit_counts(26, 2) == [13, 13]
-  assert diffusion.commit_counts(3, 10) == [1, 1, 1] + [0] * 7

@@ -1,4 +1,4 @@
-"""Absorbing diffusion: the schedule, the forward process, the counts of the reverse one.
+"""Absorbing diffusion: the schedule and the forward process.
 
 t ~ U(0, 1), p = (1 - eps) t + eps is the probability that a token is replaced by the
 mask; the loss of a masked token is weighted 1 / p (TTT.md section 4; LLaDA, 2502.09992).
@@ -34,9 +34,3 @@ def token_uniforms(key: jax.Array, document: jax.Array, position: jax.Array) -> 
     return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, number), place))
   flat = jax.vmap(draw)(document.reshape(-1), position.reshape(-1))
   return flat.reshape(document.shape)
-
-
-def commit_counts(masked: int, steps: int) -> list[int]:
-  """How many tokens each of ``steps`` reverse steps commits: masked // steps, and the
-  remainder one by one to the first steps (TTT.md section 6)."""
-  return [masked // steps + (step < masked % steps) for step in range(steps)]
