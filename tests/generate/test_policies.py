@@ -135,7 +135,6 @@ def test_settings_compile_nothing_and_do_not_leak(world):
   plain = engine.generate(MODEL, params, V, asked, PLAIN)
   changed = [a.ids.tolist() != b.ids.tolist() for a, b in zip(together, plain)]
   assert sum(changed) >= 8, 'settings must matter'
-  assert together[3].calls < plain[3].calls, 'sure choices are committed at once'
 
 
 def test_the_audio_softmax_changes_confidence_alone(world):
