@@ -339,7 +339,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   if args.quick:
     args.model = ModelConfig(layers=2, width=64, q_heads=4, kv_heads=2, head_dim=16, ffn=96)
     args.shape = Shape(prompt=20, rounds=2, span=9, gap=4, last=20, block=8)
-    args.vocabulary, args.steps, args.batch, args.lengths = ['tiny'], [2], [1, 2], (40, 300)
+    args.vocabulary, args.steps, args.batch, args.lengths = ['tiny'], [2], [1, 2], (40, 120)
     args.masks = (0,)
   if args.check > args.shape.rounds:
     parser.error(f'--check is at most {args.shape.rounds} rounds')
