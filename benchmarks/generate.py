@@ -1,7 +1,7 @@
 """Generation: the published decoder in PyTorch against the engine, with the same tokens.
 
-  python benchmarks/generate.py --against torch --json generate.json   # about 20 minutes
-  python benchmarks/generate.py --against torch --quick                # under a minute
+  python benchmarks/generate.py --against torch --json generate.json   # half an hour or more
+  python benchmarks/generate.py --against torch --quick                # minutes, to compile
 
   torch  benchmarks/torch_generate.py: no cache, one request, the whole sequence and all its
          logits at every step
