@@ -184,7 +184,7 @@ def test_a_preset_that_is_not_there_is_a_sentence():
   with pytest.raises(UserError, match=r"hardware is 'v9'.*h100-1"):
     load(ROOT / 'configs' / 'ttt_3b.py', {'hardware': 'v9'})
   changed = load(ROOT / 'configs' / 'ttt_3b.py', {'hardware': 'v5p-64', 'mesh.data': '8'})
-  assert (changed.mesh.data, changed.mesh.fsdp, changed.hardware) == (8, 16, 'v5p-64')
+  assert (changed.mesh.data, changed.mesh.fsdp, changed.hardware) == (8, 32, 'v5p-64')
 
 
 def test_heads_that_the_mesh_would_cut_are_refused(config):

@@ -135,7 +135,7 @@ def test_guidance_changes_answers():
   assert traces and any(trace.ids not in [other.ids for other in little] for trace in traces)
 
 
-@pytest.mark.parametrize('mode', ['ar', 'nar'])
+@pytest.mark.parametrize('mode', ['ar', pytest.param('nar', marks=pytest.mark.slow)])
 def test_baselines_match_the_reference(mode):
   traces = sweep(range(30, 33), SETTINGS['plain'], mode)
   assert any(trace.finished for trace in traces) and any(not trace.finished for trace in traces)

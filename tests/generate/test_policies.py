@@ -137,6 +137,7 @@ def test_settings_compile_nothing_and_do_not_leak(world):
   assert sum(changed) >= 8, 'settings must matter'
 
 
+@pytest.mark.slow
 def test_the_audio_softmax_changes_confidence_alone(world):
   """Greedy ids of a one-step block do not depend on confidence, so they stay."""
   params, prompts = world
@@ -146,6 +147,7 @@ def test_the_audio_softmax_changes_confidence_alone(world):
   assert [a.ids.tolist() for a in full] == [a.ids.tolist() for a in cheap]
 
 
+@pytest.mark.slow
 def test_the_cheap_guidance_is_another_one(world):
   params, prompts = world
   strong = dataclasses.replace(PLAIN, guidance=3.0, guidance_context='begin')
