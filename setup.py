@@ -41,6 +41,7 @@ EXTRAS = {
     'gpu': ['jax[cuda13]>=0.10', 'tokamax==0.0.12'],
     # The TPU compiler without a TPU, for `ttt-jax plan`.
     'plan': ['jax[tpu]>=0.10'],
+    'wandb': ['wandb>=0.19'],
     'torch': ['torch>=2.4', 'transformers>=4.51', 'safetensors>=0.5'],
     'test': [
         'pytest>=8.3',
