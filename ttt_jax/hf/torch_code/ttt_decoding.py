@@ -1,0 +1,472 @@
+"""Answers: text token by token, speech block by block, beside an exact cache of the prefix.
+
+A request's *window* is what is not cached: in text the last token, or a closed span after
+its begin token; in a span the begin token and the open span. What stands before an open
+span never sees it, so its keys and values are final; the span is bidirectional and is
+computed again at every step. Rows of several requests go through the model together.
+
+Part of ttt_jax (Apache-2.0); this file needs torch and nothing else.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import time
+from typing import Any
+
+import torch
+
+from .ttt_choice import Chooser, Ids, Options, Wanted, accept
+from .ttt_layers import Decoder, bidirectional_group, readable
+
+_LONGEST = 512    # tokens of a prompt that are read at once, unless a span is longer
+_POSITIONS = 128  # whose logits exist at once
+_FAR = 2**30
+
+
+@dataclasses.dataclass
+class Span:
+  """One generated audio span.
+
+  Attributes:
+    start: index of its first token in Answer.ids.
+    length: tokens, end token included.
+    ended: True if the model ended it, False if a limit did.
+    blocks: blocks of masks used.
+  """
+  start: int
+  length: int
+  ended: bool
+  blocks: int
+
+
+@dataclasses.dataclass
+class Answer:
+  """What was generated for one prompt.
+
+  Attributes:
+    ids: generated ids.
+    spans: audio spans, in order.
+    codes: the codec's codes of each span, for its vocoder.
+    finished: True if the model said im_end, False at max_tokens.
+    calls: forward passes that it took part in, without those that read the prompt.
+    seconds, first_audio: from its admission to the end, and to the first audio token that
+      could no longer change (None without audio).
+    text: of its text tokens; None without a tokenizer.
+  """
+  ids: list[int]
+  spans: list[Span]
+  codes: list[list[int]]
+  finished: bool
+  calls: int
+  seconds: float = 0.0
+  first_audio: float | None = None
+  text: str | None = None
+
+
+@dataclasses.dataclass
+class Event:
+  """News of a request.
+
+  Attributes:
+    request: index of its prompt.
+    kind: 'text' or 'audio', tokens that can no longer change; 'span', one was closed;
+      'done'.
+    ids: the new tokens of 'text' and 'audio'.
+    codes: of 'audio': the codec's codes among them.
+    text: of 'text', with a tokenizer: what they add; a cut character waits for its rest.
+    span, answer: of 'span' and 'done'.
+  """
+  request: int
+  kind: str
+  ids: list[int] = dataclasses.field(default_factory=list)
+  codes: list[int] = dataclasses.field(default_factory=list)
+  text: str = ''
+  span: Span | None = None
+  answer: Answer | None = None
+
+
+@dataclasses.dataclass
+class _Row:
+  """A request in a slot.
+
+  Attributes:
+    token: prompt and answer, masks where a block is open.
+    prompt: tokens of the prompt.
+    known: tokens in the cache; the window is the rest.
+    lead: tokens at the window's start that see only themselves.
+    open: a span is open, from ``begin`` (its begin token) on.
+    block_at, block, step: index and size of the open block, steps made in it.
+    gap: text tokens since the last span.
+    seen: tokens that were reported.
+  """
+  number: int
+  slot: int
+  token: list[int]
+  prompt: int
+  generator: torch.Generator
+  known: int = 0
+  lead: int = 1
+  open: bool = False
+  begin: int = -1
+  block_at: int = 0
+  block: int = 0
+  blocks: int = 0
+  step: int = 0
+  gap: int = _FAR
+  calls: int = 0
+  finished: bool = False
+  done: bool = False
+  spans: list[Span] = dataclasses.field(default_factory=list)
+  seen: int = 0
+  since: float = dataclasses.field(default_factory=time.monotonic)
+  first_audio: float | None = None
+  said: list[int] = dataclasses.field(default_factory=list)
+  shown: str = ''
+
+  @property
+  def size(self) -> int:
+    """Tokens of the window."""
+    return len(self.token) - self.known
+
+
+class Generation:
+  """Answers prompts under one set of options."""
+
+  def __init__(self, decoder: Decoder, head: torch.Tensor, ids: Ids, settings: Options, *,
+               mode: str = 'hybrid', prompt_audio: str = 'bidirectional',
+               decode: Callable[[list[int]], str] | None = None):
+    """Args:
+      decoder, head: the model; head is [V', E].
+      ids, settings, mode, prompt_audio: see Ids, Options and ttt_layers.
+      decode: text ids to text, for events and answers that carry text.
+    """
+    self.decoder, self.ids, self.settings, self.mode = decoder, ids, settings, mode
+    self.prompt_audio, self.decode = prompt_audio, decode
+    self.device = head.device
+    self.choose = Chooser(head, ids, mode, settings)
+    self._guided = settings.guidance > 0 and mode != 'ar'
+    self._rows: list[_Row] = []
+    self._cache: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+  def run(self, prompts: Sequence[list[int]], names: Sequence[int] | None = None
+          ) -> Iterator[Event]:
+    """Answer every prompt; news as they come, tokens as soon as they are final.
+
+    Args:
+      prompts: ids up to and including the assistant's header.
+      names: name the requests' random draws; their indices if None.
+
+    Raises:
+      ValueError: a prompt that is empty, too long, or holds an id outside the vocabulary.
+    """
+    for number, prompt in enumerate(prompts):
+      self._check(prompt, f'prompt {number + 1}')
+    slots = min(self.settings.slots, len(prompts))
+    self._cache = self._empty(slots)
+    if self.settings.rule == 'prior':
+      self.choose.prior = self._prior()
+    waiting = list(enumerate(prompts))
+    free = list(range(slots))
+    while waiting or self._rows:
+      while waiting and free:
+        number, prompt = waiting.pop(0)
+        self._admit(number, free.pop(0), list(prompt), names[number] if names else number)
+      for group in self._groups():
+        self._step(group)
+      for row in self._rows:
+        yield from self._news(row)
+      free += [row.slot for row in self._rows if row.done]
+      self._rows = [row for row in self._rows if not row.done]
+
+  def _check(self, prompt: list[int], where: str) -> None:
+    if not prompt:
+      raise ValueError(f'{where} is empty; a request needs at least one token.')
+    bad = [token for token in prompt if not 0 <= token < self.ids.size]
+    if bad:
+      raise ValueError(f'{where} holds id {bad[0]}, outside the vocabulary '
+                       f'(0..{self.ids.size - 1}).')
+    if self.mode == 'nar' and self.prompt_audio != 'causal' and prompt[-1] >= self.ids.threshold:
+      raise ValueError(f'{where} ends in audio; a baseline of mode nar starts after text.')
+    if len(prompt) >= self.settings.max_tokens:
+      raise ValueError(f'{where} has {len(prompt)} tokens; max_tokens={self.settings.max_tokens} '
+                       'leaves no room for an answer.')
+
+  # -- cache and prompt -----------------------------------------------------------------------
+
+  def _empty(self, slots: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    size = self.decoder.size
+    shape = (slots, self.settings.max_tokens, size.kv_heads, size.head_dim)
+    like = self.decoder.embed_tokens.weight
+    zeros = lambda: torch.zeros(shape, dtype=like.dtype, device=like.device)
+    return [(zeros(), zeros()) for _ in range(size.layers)]
+
+  @torch.no_grad()
+  def _admit(self, number: int, slot: int, prompt: list[int], name: int) -> None:
+    """Read the prompt but for its last token, or its last bidirectional group."""
+    token = torch.tensor([prompt])
+    one = torch.ones_like(token)
+    group = bidirectional_group(token >= self.ids.threshold, one, one < 0, self.mode,
+                                self.prompt_audio)[0].tolist()
+    tail = len(prompt) - 1
+    while tail and group[tail] and group[tail - 1] == group[tail]:
+      tail -= 1
+    generator = torch.Generator(self.device).manual_seed(self.settings.seed * 1_000_003 + name)
+    row = _Row(number, slot, prompt, len(prompt), generator, seen=len(prompt))
+    while row.known < tail:
+      stop = _piece_end(group, row.known, tail)
+      ends = _piece_ends(group, row.known, stop)
+      _, made = self._extend([row], [prompt[row.known:stop]], [ends])
+      self._write([row], [stop - row.known], made)
+      row.known = stop
+    row.lead = len(prompt) - tail
+    if self.mode == 'nar':
+      row.known, row.lead = len(prompt) - 1, 1
+      self._open(row)
+    self._rows.append(row)
+
+  def _extend(self, rows: list[_Row], tokens: list[list[int]], ends: list[list[int]],
+              blind: bool = False) -> tuple[torch.Tensor, list]:
+    """Hidden states [B, W, E], and keys and values, of windows after the rows' caches.
+
+    Args:
+      rows: B requests.
+      tokens: each row's window, at most W tokens.
+      ends: how many of the window's tokens each of them reads.
+      blind: leave the caches out.
+    """
+    width = max(map(len, tokens))
+    pad = lambda values, fill: torch.tensor(
+        [[*x, *[fill] * (width - len(x))] for x in values], device=self.device)
+    known = torch.tensor([row.known for row in rows], device=self.device)
+    index = torch.arange(width, device=self.device)
+    # Padding reads the window's first token: a query without keys would be NaN.
+    allowed = index < pad(ends, 1)[:, :, None]
+    longest = 0 if blind else max(row.known for row in rows)
+    kept = None
+    if longest:
+      before = torch.arange(longest, device=self.device) < known[:, None]
+      allowed = torch.cat([before[:, None].expand(-1, width, -1), allowed], dim=2)
+      kept = [(self._take(k, rows, longest), self._take(v, rows, longest))
+              for k, v in self._cache]
+    return self.decoder(pad(tokens, 0), known[:, None] + index, allowed, kept)
+
+  def _take(self, x: torch.Tensor, rows: list[_Row], longest: int) -> torch.Tensor:
+    slots = [row.slot for row in rows]
+    part = x[:, :longest]
+    return part if slots == list(range(x.shape[0])) else part[slots]
+
+  def _write(self, rows: list[_Row], counts: list[int], made: list) -> None:
+    """Cache the first ``counts`` tokens of each row's window."""
+    place = [(i, row.slot, row.known + j, j) for i, (row, count) in enumerate(zip(rows, counts))
+             for j in range(count)]
+    if not place:
+      return
+    row, slot, at, offset = (torch.tensor(x, device=self.device) for x in zip(*place))
+    for (k, v), (new_k, new_v) in zip(self._cache, made):
+      k[slot, at], v[slot, at] = new_k[row, offset], new_v[row, offset]
+
+  # -- steps ----------------------------------------------------------------------------------
+
+  def _groups(self) -> list[list[_Row]]:
+    """Rows that share a forward pass. On a CPU single tokens do not wait in wide windows."""
+    rows = [row for row in self._rows if not row.done]
+    if self.device.type != 'cpu':
+      return [rows] if rows else []
+    groups = [[row for row in rows if row.size == 1], [row for row in rows if row.size > 1]]
+    return [group for group in groups if group]
+
+  @torch.no_grad()
+  def _step(self, rows: list[_Row]) -> None:
+    """One forward pass; every row takes its choices."""
+    tokens = [row.token[row.known:] for row in rows]
+    ends = [[row.lead if i < row.lead else row.size for i in range(row.size)] for row in rows]
+    hidden, made = self._extend(rows, tokens, ends)
+    null = self._without_context(rows, tokens, ends)
+    self._write(rows, [0 if row.open else row.size for row in rows], made)
+    for i, row in enumerate(rows):
+      row.calls += 1
+      if row.open:
+        self._span(row, hidden[i], null.get(i))
+      else:
+        self._text(row, hidden[i, row.size - 1])
+
+  def _without_context(self, rows: list[_Row], tokens: list[list[int]],
+                       ends: list[list[int]]) -> dict[int, torch.Tensor]:
+    """{index of a row: hidden states [W, E] of its window} when the model does not know what
+    came before.
+
+    As published, every id before the span becomes a mask: masks are audio, so prefix and
+    span are one run that reads itself in both directions. The other way hides the prefix:
+    the begin token stands at its true position, with nothing before it.
+    """
+    chosen = [i for i, row in enumerate(rows) if row.open] if self._guided else []
+    if not chosen:
+      return {}
+    some = [rows[i] for i in chosen]
+    if self.settings.guidance_context == 'begin':
+      hidden, _ = self._extend(some, [tokens[i] for i in chosen], [ends[i] for i in chosen],
+                               blind=True)
+      return dict(zip(chosen, hidden))
+    out = {}
+    for i, row in zip(chosen, some):
+      ids = [self.ids.mask] * (row.begin + 1) + row.token[row.begin + 1:]
+      token = torch.tensor([ids], device=self.device)
+      position = torch.arange(len(ids), device=self.device)[None]
+      every = torch.ones(1, len(ids), len(ids), dtype=torch.bool, device=self.device)
+      out[i] = self.decoder(token, position, every)[0][0, row.known:]
+    return out
+
+  def _text(self, row: _Row, hidden: torch.Tensor) -> None:
+    """The window is final, and one more text token follows it."""
+    limited = torch.tensor([row.gap < self.settings.text_gap], device=self.device)
+    chosen = self.choose(Wanted(hidden[None], None, False, limited, row.generator)).token[0]
+    row.known, row.lead = len(row.token), 1
+    row.token.append(chosen)
+    row.gap += 1
+    row.finished = chosen == self.ids.im_end
+    full = len(row.token) >= self.settings.max_tokens
+    row.done = row.finished or full
+    if self.mode == 'hybrid' and self.ids.is_begin(chosen) and not full:
+      self._open(row)
+
+  def _open(self, row: _Row) -> None:
+    """The last token opens a span."""
+    row.open, row.begin, row.known, row.lead = True, len(row.token) - 1, len(row.token) - 1, 1
+    row.blocks = 0
+    self._grow(row)
+
+  def _grow(self, row: _Row) -> None:
+    """Another block; or, where no mask would fit beside it, an end token by force."""
+    nar = self.mode == 'nar'
+    room = self.settings.max_tokens - len(row.token)
+    limit = room if nar else self.settings.max_span - (len(row.token) - row.begin - 1)
+    masks = min(self.settings.block, min(limit, room) - 1)
+    if masks >= 1:
+      row.block_at, row.block, row.step = len(row.token), masks, 0
+      row.blocks += 1
+      row.token += [self.ids.mask] * masks
+      return
+    begun = row.token[row.begin] == self.ids.begin_of_audio
+    end = self.ids.end_of_chunk if begun else self.ids.end_of_last
+    row.token.append(self.ids.im_end if nar else end)
+    self._close(row, False)
+
+  def _span(self, row: _Row, hidden: torch.Tensor, null: torch.Tensor | None) -> None:
+    """Commit some masks of the block."""
+    at = [i for i in range(row.block_at, len(row.token)) if row.token[i] == self.ids.mask]
+    choice = None
+    for first in range(0, len(at), _POSITIONS):
+      part = at[first:first + _POSITIONS]
+      window = torch.tensor(part, device=self.device) - row.known
+      limited = torch.tensor([i - row.begin < self.settings.min_span for i in part],
+                             device=self.device)
+      more = self.choose(Wanted(hidden[window], None if null is None else null[window], True,
+                                limited, row.generator))
+      choice = more if choice is None else type(choice)(*(a + b for a, b in zip(choice, more)))
+    for i in accept(self.settings, choice, row.block, row.step):
+      row.token[at[i]] = choice.token[i]
+    row.step += 1
+    is_end = (lambda x: x == self.ids.im_end) if self.mode == 'nar' else self.ids.is_end
+    for i in range(row.block_at, len(row.token)):
+      if row.token[i] == self.ids.mask:
+        return
+      if is_end(row.token[i]):
+        del row.token[i + 1:]
+        self._close(row, True)
+        return
+    self._grow(row)
+
+  def _close(self, row: _Row, ended: bool) -> None:
+    """The span has its end; its window is cached by the next text step, if there is one."""
+    start = row.begin + 1
+    row.spans.append(Span(start - row.prompt, len(row.token) - start, ended, row.blocks))
+    row.open, row.gap = False, 0
+    if self.mode == 'nar':
+      row.finished, row.done = ended, True
+    row.done |= len(row.token) >= self.settings.max_tokens
+
+  # -- news -----------------------------------------------------------------------------------
+
+  def _news(self, row: _Row) -> Iterator[Event]:
+    final = len(row.token)
+    if row.open and self.ids.mask in row.token[row.seen:]:
+      final = row.token.index(self.ids.mask, row.seen)
+    fresh, row.seen = row.token[row.seen:final], final
+    yield from self._tokens(row, fresh)
+    if fresh and row.spans and not row.open and row.known == row.begin:
+      yield Event(row.number, 'span', span=row.spans[-1])
+    if row.done:
+      ids = row.token[row.prompt:]
+      codes = [self._codes(ids[s.start:s.start + s.length]) for s in row.spans]
+      text = None
+      if self.decode:
+        text = self.decode([x for x in ids if self._is_text(x)])
+      yield Event(row.number, 'done', answer=Answer(
+          ids, row.spans, codes, row.finished, row.calls, time.monotonic() - row.since,
+          row.first_audio, text))
+
+  def _tokens(self, row: _Row, ids: list[int]) -> Iterator[Event]:
+    """Runs of text and of audio."""
+    at = 0
+    while at < len(ids):
+      audio, stop = ids[at] >= self.ids.threshold, at
+      while stop < len(ids) and (ids[stop] >= self.ids.threshold) == audio:
+        stop += 1
+      run, at = ids[at:stop], stop
+      if audio:
+        if row.first_audio is None:
+          row.first_audio = time.monotonic() - row.since
+        yield Event(row.number, 'audio', run, self._codes(run))
+      else:
+        yield Event(row.number, 'text', run, text=self._say(row, run))
+
+  def _say(self, row: _Row, ids: list[int]) -> str:
+    if not self.decode:
+      return ''
+    row.said += [x for x in ids if self._is_text(x)]
+    ready = self.decode(row.said).rstrip('\N{REPLACEMENT CHARACTER}')
+    new, row.shown = ready[len(row.shown):], max(row.shown, ready, key=len)
+    return new
+
+  def _is_text(self, token: int) -> bool:
+    """Ordinary text, not one of the 41 special and control tokens before the threshold."""
+    return token < self.ids.threshold - 41
+
+  def _codes(self, ids: list[int]) -> list[int]:
+    return [x - self.ids.code_start for x in ids if self.ids.code_start <= x < self.ids.mask]
+
+  @torch.no_grad()
+  def _prior(self) -> Any:
+    """[V]: mean distribution of a first block that knows nothing but its begin token, in logs."""
+    block = self.settings.block
+    token = torch.tensor([[self.ids.begin_of_audio, *[self.ids.mask] * block]],
+                         device=self.device)
+    position = torch.arange(1 + block, device=self.device)
+    end = torch.where(position == 0, 1, 1 + block)
+    hidden, _ = self.decoder(token, position[None], (position < end[:, None])[None])
+    p = self.choose.logits(hidden[0, 1:]).softmax(-1).mean(0)
+    return p.clamp_min(1e-8).log()
+
+
+def _piece_end(group: list[int], at: int, end: int) -> int:
+  """Where a piece of a prompt that starts at ``at`` ends: never inside a bidirectional group."""
+  inside = lambda i: bool(group[i]) and group[i - 1] == group[i]
+  stop = min(end, at + _LONGEST)
+  back = stop
+  while at < back < end and inside(back):
+    back -= 1
+  if back > at:
+    return back
+  while stop < end and inside(stop):
+    stop += 1
+  return stop
+
+
+def _piece_ends(group: list[int], at: int, stop: int) -> list[int]:
+  """How many of the piece's tokens each of them reads."""
+  ends, last = [0] * (stop - at), stop - at
+  for i in range(stop - 1, at - 1, -1):
+    if i + 1 < stop and group[i + 1] != group[i]:
+      last = i + 1 - at
+    ends[i - at] = last if group[i] else i + 1 - at
+  return ends
