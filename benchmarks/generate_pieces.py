@@ -33,7 +33,7 @@ def measure(model, params, vocab, rows: int, known: int, wanted: int, tokens: in
   width = 32 if wanted else 1
   rules = sampling.Rules(vocab)
   table = model.head_table(params)
-  head = sampling.Head(table, None, jnp.zeros(table.shape[0], jnp.float32))
+  head = sampling.make_head(rules, table)
   config = GenerateConfig(block=26, min_span=27, max_span=27, guidance=guidance)
   settings = jax.tree.map(jnp.asarray, policy.make([config] * rows, range(rows)))
   kept = jax.jit(caches.empty, static_argnums=(0, 1, 2))(model.config, rows, tokens)

@@ -7,7 +7,7 @@ import pytest
 from tests.reference import batches, quick
 from ttt_jax.config import GenerateConfig
 from ttt_jax.generate import policy as policies
-from ttt_jax.generate.sampling import Head, Place, Rules, choose
+from ttt_jax.generate.sampling import Place, Rules, choose, make_head
 
 V = batches.VOCAB
 DRAWS = 4000
@@ -16,7 +16,7 @@ TEXT, AUDIO = False, True
 
 @quick.jit_with(static_argnums=0)
 def _run(rules, scores, policy, place):
-  head = Head(jnp.eye(V.size, dtype=jnp.float32), None, jnp.zeros(V.size))
+  head = make_head(rules, jnp.eye(V.size, dtype=jnp.float32))
   return choose(rules, head, policy, scores, None, jnp.ones(len(scores), bool), place)
 
 
@@ -33,7 +33,7 @@ def run(rules, scores, config, in_span, names):
 def sample(logits, config, mode, in_span):
   """DRAWS independent choices [DRAWS] from the same logits [V]."""
   names = np.stack([np.arange(DRAWS), *np.zeros((4, DRAWS))], 1)
-  choice = run(Rules(V, mode, chunk=DRAWS // 4), np.tile(logits, (DRAWS, 1)), config, in_span,
+  choice = run(Rules(V, mode, sizes=(DRAWS // 4,), whole=DRAWS), np.tile(logits, (DRAWS, 1)), config, in_span,
                names)
   return np.asarray(choice.token), np.asarray(choice.confidence)
 

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ttt_jax import batch as batches
 from ttt_jax.config import GenerateConfig
 from ttt_jax.errors import UserError
-from ttt_jax.generate import machine, policy as policies, programs, sampling
+from ttt_jax.generate import machine, policy as policies, prefix, programs, sampling
 from ttt_jax.generate.answer import Answer, Event, Span
 from ttt_jax.generate.machine import State
-from ttt_jax.model import cache as caches, staircase
+from ttt_jax.model import cache as caches
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.vocab import Vocabulary
 
@@ -36,6 +35,7 @@ class _Request:
   prompt: np.ndarray
   config: GenerateConfig
   name: int              # of its random draws
+  text: prefix.Text      # the prompt, and what its tokens see
   seen: int = 0          # tokens, prompt included, that were reported
   spans: list[Span] = dataclasses.field(default_factory=list)
   opened: int = 0        # spans
@@ -84,24 +84,26 @@ class Engine:
     room = tokens + self._widths[-1]
     self._whole = bool(not jax.sharding.get_abstract_mesh().empty
                        and jax.sharding.get_abstract_mesh().size > 1)
-    self._rules = sampling.Rules(vocab, mode, config.softmax, 16 if model.platform == 'cpu' else 64)
+    self._rules = sampling.Rules(vocab, mode, config.softmax, *self._sizes())
     self._params = _cast(params, model.config.dtype)
-    self._head = self._make_head()
+    self._head = sampling.make_head(self._rules, model.head_table(self._params))
     self._cache = jax.jit(caches.empty, static_argnums=(0, 1, 2))(
         model.config, config.slots, config.max_tokens)
     self._state = machine.empty(config.slots, room)
     self._policy = jax.tree.map(jnp.asarray, policies.nothing(config.slots))
+    self._held = [prefix.NOTHING] * config.slots  # what the caches of the slots hold
     self._waiting: list[_Request] = []
     self._slots: list[_Request | None] = [None] * config.slots
     self._count = 0
     self.launches = 0
+    self.read = 0  # tokens of prompts
 
-  def _make_head(self) -> sampling.Head:
-    table = self.model.head_table(self._params)
-    audio = None
-    if self._rules.softmax == 'audio' and self.mode == 'hybrid':
-      audio = table[self.vocab.audio_threshold:]
-    return sampling.Head(table, audio, jnp.zeros(table.shape[0], jnp.float32))
+  def _sizes(self) -> tuple[tuple[int, ...], int, int | None]:
+    """Of sampling.Rules: a CPU pays for every position, an accelerator for reading the table;
+    over a mesh the table has no tiles."""
+    if self.model.platform != 'cpu':
+      return (64,), 64, None
+    return ((1, 8, 16), 16, None) if self._whole else ((1, 8, 16, 24, 32, 64), 16, 4096)
 
   # -- requests -------------------------------------------------------------------------
 
@@ -123,8 +125,10 @@ class Engine:
     prompt = np.asarray(prompt, np.int32)
     self._check(prompt, config, where or f'prompt {number + 1}')
     self._count += 1
-    self._waiting.append(_Request(number, prompt, config, number if name is None else name,
-                                  seen=prompt.size, length=prompt.size))
+    self._waiting.append(_Request(
+        number, prompt, config, number if name is None else name,
+        prefix.prompt(self.vocab, prompt, self.mode, self.prompt_audio),
+        seen=prompt.size, length=prompt.size))
     if config.rule == 'prior' and not self._head.prior.any():
       self._head = self._head._replace(prior=self._prior())
     return number
@@ -152,9 +156,8 @@ class Engine:
         final; otherwise when something happens to a request.
     """
     while self._waiting or any(self._slots):
-      for slot, held in enumerate(self._slots):
-        if held is None and self._waiting:
-          self._admit(slot, self._waiting.pop(0))
+      while self._waiting and None in self._slots:
+        self._admit(self._waiting.pop(0))
       yield from self._launch(1 if eager else _MANY)
 
   def generate(self, prompts: Sequence[np.ndarray],
@@ -168,17 +171,20 @@ class Engine:
 
   # -- reading a prompt -------------------------------------------------------------------
 
-  def _admit(self, slot: int, request: _Request) -> None:
-    """Read the prompt but for its last token, or its last bidirectional group."""
-    prompt = request.prompt
-    row = batches.make_row(self.vocab, [(1, prompt, np.zeros(prompt.size, np.int32))], prompt.size)
-    group = np.asarray(staircase.bidirectional_group(row, self.mode, self.prompt_audio))
+  def _admit(self, request: _Request) -> None:
+    """Read the prompt but for its last token, or its last bidirectional group, into the slot
+    that has most of it, or else the one that holds least."""
+    prompt, end = request.text
     tail = prompt.size - 1
-    while tail and group[tail] and group[tail - 1] == group[tail]:
+    while tail and end[tail - 1] == prompt.size:
       tail -= 1
-    at = 0
+    free = [slot for slot, held in enumerate(self._slots) if held is None]
+    have = {slot: prefix.shared(self._held[slot], request.text, tail) for slot in free}
+    slot = max(free, key=lambda slot: (have[slot], -self._held[slot].ids.size))
+    at = have[slot]
+    self.read += tail - at
     while at < tail:
-      at += self._read(slot, prompt, group, at, tail)
+      at += self._read(slot, request.text, at, tail)
     span = self.mode == 'nar'
     state = jax.tree.map(lambda x: np.zeros(x.shape[1:], np.int32), machine.State(*(
         jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self._state)))
@@ -199,14 +205,14 @@ class Engine:
     self._state, self._policy = programs.admit(self._state, self._policy, np.int32(slot), row,
                                                settings)
 
-  def _read(self, slot: int, prompt: np.ndarray, group: np.ndarray, at: int, end: int) -> int:
+  def _read(self, slot: int, text: prefix.Text, at: int, end: int) -> int:
     """Cache a piece from ``at`` on, without cutting a bidirectional group; its length."""
-    stop = programs.piece_end(group, at, end, _LONGEST)
+    stop = programs.piece_end(text.end, at, end, _LONGEST)
     size = stop - at
     width = self._fit_piece(size)
     token, k_end = np.zeros(width, np.int32), np.zeros(width, np.int32)
-    token[:size] = prompt[at:stop]
-    k_end[:size] = programs.piece_ends(group, at, stop)
+    token[:size] = text.ids[at:stop]
+    k_end[:size] = text.end[at:stop] - at
     rows = self.config.slots if self._whole else 1
     place = slot if self._whole else 0
     fill = lambda x: np.stack([x if row == place else np.zeros_like(x) for row in range(rows)])
@@ -290,6 +296,9 @@ class Engine:
       yield Event(request.number, 'span', span=closed)
     if request.phase == machine.IDLE:
       self._slots[slot] = None
+      self._held[slot] = prefix.answered(
+          self.vocab, request.text, row.token[request.prompt.size:request.length],
+          request.known, self.mode)
       answer = Answer(row.token[request.prompt.size:request.length].copy(), request.spans,
                       bool(row.finished), int(row.calls), time.monotonic() - request.since,
                       request.first_audio)

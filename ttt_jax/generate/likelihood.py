@@ -155,16 +155,17 @@ class Scorer:
   def _read(self, ids: np.ndarray, group: np.ndarray, text: np.ndarray) -> np.ndarray:
     """Cache the clean document; -log p of its text tokens [n]."""
     nats = np.zeros(ids.size)
+    ends = programs.piece_ends(group, 0, ids.size)
     at = 0
     while at < ids.size:
-      stop = programs.piece_end(group, at, ids.size, _LONGEST)
+      stop = programs.piece_end(ends, at, ids.size, _LONGEST)
       size, width = stop - at, self._fit(stop - at)
       pad = lambda x: np.pad(x, (0, width - len(x)))[None]
       following = np.append(ids[at + 1:stop + 1], 0)[:size]
       scored = np.append(text[at + 1:stop + 1], False)[:size]
       self._cache, found = _nats(
           self.model, True, self.params, self._cache, np.array([at], np.int32), pad(ids[at:stop]),
-          pad(programs.piece_ends(group, at, stop)), pad(following), pad(scored))
+          pad(ends[at:stop] - at), pad(following), pad(scored))
       where = at + 1 + np.flatnonzero(scored)
       nats[where] = np.asarray(found)[0, where - at - 1]
       at = stop

@@ -36,19 +36,19 @@ def rows(count: int, slots: int) -> int:
   return min(out, slots)
 
 
-def piece_end(group: np.ndarray, at: int, end: int, longest: int) -> int:
+def piece_end(ends: np.ndarray, at: int, end: int, longest: int) -> int:
   """Where a piece of a document that starts at ``at`` may end: after at most ``longest``
-  tokens, but never inside a bidirectional group, which is read whole."""
-  same = lambda i: bool(group[i]) and group[i - 1] == group[i]
+  tokens, but never among tokens that see each other, which are read at once.
+
+  Args:
+    ends: int [n], token i sees tokens 0 .. ends[i]-1.
+    at, end, longest: tokens.
+  """
   stop = min(end, at + longest)
   back = stop
-  while at < back < end and same(back):
+  while back > at and ends[back - 1] > back:
     back -= 1
-  if back > at:
-    return back
-  while stop < end and same(stop):
-    stop += 1
-  return stop
+  return back if back > at else min(end, int(ends[stop - 1]))
 
 
 def piece_ends(group: np.ndarray, at: int, stop: int) -> np.ndarray:

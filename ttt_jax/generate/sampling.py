@@ -3,17 +3,20 @@
 N = positions, E = width, V = rows of the output head, C = positions scored at once.
 
 In a step few positions of a batch need a token: the masked ones of each open block and the
-last one of each text row. They are compacted, and their logits made a chunk at a time, so
-that a step costs what is asked, not rows times window.
+last one of each text row. They are compacted, and scored in parts of the size that fits
+(head.py), so that a step costs what is asked, not rows times window.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+import numpy as np
 
+from ttt_jax.generate import head as heads
 from ttt_jax.generate.policy import SCORES, Policy
 from ttt_jax.vocab import Vocabulary
 
@@ -29,12 +32,18 @@ class Rules:
     softmax: whose probability the confidence is: 'full', over the whole vocabulary, as
       published; or 'audio', over the ids that can stand in a span, which spares their
       positions most of the head.
-    chunk: C.
+    sizes: positions that may be scored at once, rising; a part takes the smallest size that
+      holds what is left.
+    whole: positions up to which all their logits are made at once; only then can any of
+      them be sampled.
+    tile: ids that are scored at once for more positions than that.
   """
   vocab: Vocabulary
   mode: str = 'hybrid'
   softmax: str = 'full'
-  chunk: int = 16
+  sizes: tuple[int, ...] = (1, 8, 16, 24, 32, 64)
+  whole: int = 16
+  tile: int | None = 4096
 
 
 class Head(NamedTuple):
@@ -42,12 +51,25 @@ class Head(NamedTuple):
 
   Attributes:
     table: [V, E] in the compute dtype, padding rows included.
-    audio: its rows from the audio threshold on, a copy; None unless softmax is 'audio'.
+    audio: its rows from ``first_audio`` on, a copy; None unless softmax is 'audio'.
     prior: float32 [V], log probability of each id where nothing is known.
   """
   table: jax.Array
   audio: jax.Array | None
   prior: jax.Array
+
+
+def make_head(rules: Rules, table: jax.Array) -> Head:
+  """The head of a run whose table, padding included, is ``table``."""
+  narrow = rules.softmax == 'audio' and rules.mode == 'hybrid'
+  return Head(table, table[_first_audio(rules, table.shape[0]):] if narrow else None,
+              jnp.zeros(table.shape[0], jnp.float32))
+
+
+def _first_audio(rules: Rules, rows: int) -> int:
+  """Where the whole groups of ids that hold the audio ids start."""
+  size = heads.group_size(rows)
+  return rules.vocab.audio_threshold // size * size
 
 
 class Place(NamedTuple):
@@ -93,80 +115,138 @@ def choose(rules: Rules, head: Head, policy: Policy, hidden_NxE: jax.Array,
     want, place: arrays [N].
   """
   n = want.size
+  hidden = hidden_NxE if null_NxE is None else _guided(policy, hidden_NxE, null_NxE, place)
   out = Choice(jnp.zeros(n, jnp.int32), *(jnp.zeros(n, jnp.float32) for _ in range(3)))
-  if rules.softmax == 'full' or rules.mode != 'hybrid':
-    return _compacted(rules, head.table, 0, head, policy, hidden_NxE, null_NxE, want, place, out)
-  first = rules.vocab.audio_threshold
-  out = _compacted(rules, head.audio, first, head, policy, hidden_NxE, null_NxE,
-                   want & place.in_span, place, out)
-  return _compacted(rules, head.table, 0, head, policy, hidden_NxE, None,
-                    want & ~place.in_span, place, out)
+  if head.audio is None:
+    return _compacted(rules, head.table, 0, head, policy, hidden, want, place, out)
+  first = _first_audio(rules, head.table.shape[0])
+  out = _compacted(rules, head.audio, first, head, policy, hidden, want & place.in_span, place, out)
+  return _compacted(rules, head.table, 0, head, policy, hidden, want & ~place.in_span, place, out)
 
 
-def _compacted(rules, table, first, head, policy, hidden, null, want, place, out) -> Choice:
+def _guided(policy: Policy, hidden: jax.Array, null: jax.Array, place: Place) -> jax.Array:
+  """Hidden states whose logits are uncond + (1 + w)(cond - uncond): the head is linear, so
+  one product with it does for both."""
+  guided = place.in_span & (policy.guidance > 0)
+  cond, uncond = hidden.astype(jnp.float32), null.astype(jnp.float32)
+  mixed = uncond + (1.0 + policy.guidance[:, None]) * (cond - uncond)
+  return jnp.where(guided[:, None], mixed, cond).astype(hidden.dtype)
+
+
+def _compacted(rules, table, first, head, policy, hidden, want, place, out) -> Choice:
   """The same with the rows of ``table``, which score the ids from ``first`` on."""
   n = want.size
-  chunk = min(rules.chunk, n)
+  sizes = [size for size in rules.sizes if size < n]
+  sizes += [size for size in rules.sizes if size >= n][:1]
+  whole = [size for size in sizes if size <= rules.whole]
+  drawn = sorted({0, len(whole) - 1})  # few of the sizes can sample: it is long to compile
   at = jnp.cumsum(want, dtype=jnp.int32) - 1
   count = at[-1] + 1
-  padded = -(-n // chunk) * chunk
-  order = jnp.zeros(padded, jnp.int32).at[jnp.where(want, at, padded)].set(
+  order = jnp.zeros(n + sizes[-1], jnp.int32).at[jnp.where(want, at, n + sizes[-1])].set(
       jnp.arange(n, dtype=jnp.int32), mode='drop')
+  draws = jnp.any(want & (_temperature(policy, place) > 0))
 
-  def turn(number, out):
-    rows = lax.dynamic_slice(order, (number * chunk,), (chunk,))
-    real = number * chunk + jnp.arange(chunk) < count
+  def part(size, done, out):
+    rows = lax.dynamic_slice(order, (done,), (size,))
     take = lambda x: x[rows]
     found = _choose(rules, table, first, head, jax.tree.map(take, policy), take(hidden),
-                    None if null is None else take(null), jax.tree.map(take, place))
-    target = jnp.where(real, rows, n)
+                    jax.tree.map(take, place), None if size in whole else rules.tile,
+                    draws if sizes.index(size) in drawn else False)
+    target = jnp.where(done + jnp.arange(size) < count, rows, n)
     return jax.tree.map(lambda all, new: all.at[target].set(new, mode='drop'), out, found)
 
-  return lax.fori_loop(0, (count + chunk - 1) // chunk, turn, out)
+  def turn(carry):
+    done, out = carry
+    fits = jnp.sum(count - done > np.array(sizes[:-1]), dtype=jnp.int32)
+    which = jnp.where(draws, jnp.where(fits > 0, drawn[-1], 0), fits)
+    out = lax.switch(which, [functools.partial(part, size) for size in sizes], done, out)
+    return done + jnp.array(sizes)[which], out
+
+  return lax.while_loop(lambda carry: carry[0] < count, turn, (jnp.int32(0), out))[1]
 
 
-def _choose(rules, table, first, head, policy, hidden, null, place) -> Choice:
-  """One chunk, [C] positions."""
-  ids = first + jnp.arange(table.shape[0])
-  score = lambda x: jnp.einsum('ce,ve->cv', x, table, preferred_element_type=jnp.float32)
-  logits = score(hidden)
-  if null is not None:
-    guided = place.in_span & (policy.guidance > 0)
-    blind = lax.cond(jnp.any(guided), lambda: score(null), lambda: jnp.zeros_like(logits))
-    logits = jnp.where(guided[:, None],
-                       blind + (1.0 + policy.guidance[:, None]) * (logits - blind), logits)
-  logits = jnp.where(ids < rules.vocab.size, logits, -jnp.inf)
-  masked = jnp.where(_allowed(rules, ids, place), logits, -jnp.inf)
-  token = jnp.argmax(masked, axis=-1)
-  temperature = jnp.where(place.in_span, policy.audio_temperature, policy.temperature)
-  token = lax.cond(jnp.any(temperature > 0),
-                   lambda: _sampled(masked, temperature, policy, place, token), lambda: token)
+def _choose(rules, table, first, head, policy, hidden, place, tile, draws) -> Choice:
+  """One part, [C] positions; ``draws`` is False where nothing is ever sampled."""
+  other = jnp.any(policy.score != SCORES.index('confidence'))
+  swept = heads.sweep(table, hidden, other, tile)
+  size = swept.group
+  ids = first + np.arange(table.shape[0]).reshape(-1, size)
+  mixed = _mixed(rules, ids)
+  # Most groups are of one kind, and their first id speaks for them; the others are looked at.
+  special = swept.of_all(mixed)
+
+  def counted(rule, weigh):
+    apart = heads.summary(jnp.where(rule(ids[list(mixed)][..., None]), special, -jnp.inf), weigh)
+    whole = swept.groups._replace(
+        top=jnp.where(rule(ids[:, :1]), swept.groups.top, -jnp.inf))
+    return jax.tree.map(lambda all, some: all.at[np.array(mixed)].set(some), whole, apart)
+
+  allowed = lambda ids: _allowed(rules, ids, place)
   # The copy of the audio rows has ids that cannot stand in a span, too.
-  space = masked if first else logits
-  total = jax.nn.logsumexp(space, axis=-1)
-  pick = lambda x, i: jnp.take_along_axis(x, i[:, None], axis=-1)[:, 0]
-  log_p = pick(logits, token) - total
+  real = allowed if first else lambda ids: jnp.asarray(ids < rules.vocab.size)
+  space = counted(real, other)
+  best = counted(allowed, False).top
+  group = jnp.argmax(best, axis=0).astype(jnp.int32)
+  near_ids = first + group * size + jnp.arange(size)[:, None]
+  near = jnp.where(allowed(near_ids), swept.of_each(group), -jnp.inf)
+  within = jnp.argmax(near, axis=0)
+  token, logit = first + group * size + within, near.max(0)
+  beside = jnp.where(jnp.arange(size)[:, None] == within, -jnp.inf, near).max(0)
+  second = jnp.maximum(
+      beside, jnp.where(jnp.arange(len(best))[:, None] == group, -jnp.inf, best).max(0))
+  total, top = space.log_sum(), logit
+  if draws is not False:
+    token, logit = lax.cond(
+        draws, lambda: _drawn(rules, swept.logits, first, policy, place, token, logit),
+        lambda: (token, logit))
+  log_p = logit - total
   confidence = jnp.exp(log_p)
-  plain = lambda: (confidence, jnp.zeros_like(confidence))
-  ranked, entropy = lax.cond(
-      jnp.any(policy.score != SCORES.index('confidence')),
-      lambda: _scores(space, masked, total, log_p, policy, head.prior[first + token]), plain)
-  return Choice((first + token).astype(jnp.int32), confidence, ranked, entropy)
+
+  def scores():
+    entropy = space.entropy(total)
+    margin = jnp.exp(top - total) - jnp.exp(second - total)
+    every = jnp.stack([confidence, margin, -entropy, log_p - head.prior[token]])
+    return jnp.take_along_axis(every, policy.score[None], axis=0)[0], entropy
+
+  ranked, entropy = lax.cond(other, scores, lambda: (confidence, jnp.zeros_like(confidence)))
+  return Choice(token.astype(jnp.int32), confidence, ranked, entropy)
+
+
+def _mixed(rules: Rules, ids: np.ndarray) -> tuple[int, ...]:
+  """The groups of ``ids`` [G, g] whose ids are not all treated alike; at least one."""
+  vocab = rules.vocab
+  kinds = np.stack([ids < vocab.size, vocab.is_audio(ids), vocab.is_code(ids), vocab.is_end(ids),
+                    vocab.is_begin(ids), ids == vocab.im_end])
+  found = np.flatnonzero((kinds != kinds[..., :1]).any((0, 2)))
+  return tuple(int(group) for group in found) or (0,)
 
 
 def _allowed(rules: Rules, ids: jax.Array, place: Place) -> jax.Array:
-  """bool [C, V]: the ids that may be chosen at each position."""
+  """bool [..., C]: whether the ids [..., 1 or C] may be chosen at each position."""
   vocab = rules.vocab
-  column = lambda x: x[:, None]
   sayable = (ids < vocab.audio_threshold) | vocab.is_code(ids) | vocab.is_end(ids)
   if rules.mode == 'hybrid':
-    side = sayable & (vocab.is_audio(ids) == column(place.in_span))
+    side = sayable & (vocab.is_audio(ids) == place.in_span)
     end, begin = vocab.is_end(ids), vocab.is_begin(ids)
   else:
-    side = jnp.broadcast_to(sayable, (place.in_span.size, ids.size))
-    end, begin = ids == vocab.im_end, jnp.zeros_like(sayable)
-  return side & (~end | column(place.may_end | ~place.in_span)) & (
-      ~begin | column(place.may_begin | place.in_span))
+    side = sayable & jnp.ones_like(place.in_span)
+    end, begin = ids == vocab.im_end, np.False_
+  return side & (~end | place.may_end | ~place.in_span) & (
+      ~begin | place.may_begin | place.in_span)
+
+
+def _temperature(policy: Policy, place: Place) -> jax.Array:
+  return jnp.where(place.in_span, policy.audio_temperature, policy.temperature)
+
+
+def _drawn(rules, logits, first, policy: Policy, place: Place, token,
+           logit) -> tuple[jax.Array, jax.Array]:
+  """Samples (ids, their logits) [C] from logits [G, g, C]; those given where temperature is 0."""
+  logits = logits.reshape(-1, token.size).T
+  ids = first + np.arange(logits.shape[1])[:, None]
+  masked = jnp.where(_allowed(rules, ids, place).T, logits, -jnp.inf)
+  drawn = _sampled(masked, _temperature(policy, place), policy, place, token - first)
+  return first + drawn, jnp.take_along_axis(logits, drawn[:, None], axis=-1)[:, 0]
 
 
 def _sampled(masked, temperature, policy: Policy, place: Place, greedy) -> jax.Array:
@@ -197,14 +277,3 @@ def _nucleus(scaled: jax.Array, policy: Policy) -> jax.Array:
   keep &= jnp.cumsum(probability, axis=-1) - probability < policy.top_p[:, None]
   floor = jnp.min(jnp.where(keep, descending, jnp.inf), axis=-1, keepdims=True)
   return jnp.where(scaled >= floor, scaled, -jnp.inf)
-
-
-def _scores(space, masked, total, log_p, policy: Policy, prior) -> tuple[jax.Array, jax.Array]:
-  """(what ranks, entropy), float32 [C], for whatever rules the rows have."""
-  p = jnp.exp(space - total[:, None])
-  entropy = total - jnp.sum(jnp.where(p > 0, p * space, 0.0), axis=-1)
-  best = jnp.argmax(masked, axis=-1)
-  others = jnp.where(jnp.arange(masked.shape[-1]) == best[:, None], -jnp.inf, masked)
-  margin = jnp.exp(masked.max(-1) - total) - jnp.exp(others.max(-1) - total)
-  every = jnp.stack([jnp.exp(log_p), margin, -entropy, log_p - prior])
-  return jnp.take_along_axis(every, policy.score[None], axis=0)[0], entropy
