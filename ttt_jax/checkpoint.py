@@ -226,7 +226,7 @@ class Checkpoints:
 
     Args:
       step: its number; a checkpoint that has it already is replaced.
-      state: on the mesh.
+      state: on the mesh; None for step and opt_state saves weights alone.
       meta: JSON-ready note, given back by ``meta``.
       clean: whether the last loss was finite.
       scores: name -> value of an evaluation of just this state.
@@ -238,8 +238,8 @@ class Checkpoints:
     notes = {'meta': meta, 'clean': clean, 'scores': dict(scores or {}), 'saved': time.time()}
     try:
       self.directory.mkdir(parents=True, exist_ok=True)
-      writing = ocp.save_checkpointables_async(self._path(step), {'state': state._asdict()},
-                                               overwrite=True)
+      parts = {name: part for name, part in state._asdict().items() if part is not None}
+      writing = ocp.save_checkpointables_async(self._path(step), {'state': parts}, overwrite=True)
     except (OSError, ValueError, RuntimeError) as error:
       self._remove_half(step)
       raise self._explained(step, error) from error
@@ -306,6 +306,10 @@ class Checkpoints:
     """The scores that were saved with a sealed step."""
     return seal.notes(self._path(step))['scores']
 
+  def stored(self, step: int) -> dict[str, Any]:
+    """The parts of a sealed step's state, with shapes and dtypes in place of arrays."""
+    return ocp.checkpointables_metadata(self._path(step)).metadata['state']
+
   def restore(self, step: int, target: TrainState) -> TrainState:
     """Load onto the shardings of ``target`` (train_state.abstract).
 
@@ -317,8 +321,8 @@ class Checkpoints:
     return TrainState(**loaded)
 
   def restore_params(self, step: int, target: Any) -> Any:
-    """Load the parameters alone: for evaluation, generation and new runs."""
-    self._compare(step, {'params': target})
+    """Load the parameters alone: for evaluation, generation and new runs. bfloat16 is widened."""
+    self._compare(step, {'params': target}, dtypes=False)
     options = ocp.Context(
         pytree_options=ocp.options.PyTreeOptions(
             loading=ocp.options.PyTreeOptions.Loading(partial_load=True)))
@@ -326,11 +330,13 @@ class Checkpoints:
       return ocp.load_checkpointables(
           self._path(step), {'state': {'params': target}})['state']['params']
 
-  def _compare(self, step: int, target: dict[str, Any]) -> None:
+  def _compare(self, step: int, target: dict[str, Any], dtypes: bool = True) -> None:
     """UserError unless the parts of the state that ``target`` names are just what it wants."""
-    metadata = ocp.checkpointables_metadata(self._path(step)).metadata['state']
-    stored = _shapes({part: tree for part, tree in metadata.items() if part in target})
+    stored = _shapes({part: tree for part, tree in self.stored(step).items() if part in target})
     wanted = _shapes(target)
+    if not dtypes:
+      stored, wanted = ({path: shape.replace('bfloat16', 'float32') for path, shape in side.items()}
+                        for side in (stored, wanted))
     wrong = [f'{path}: checkpoint has {stored.get(path, "nothing")}, this config needs '
              f'{wanted.get(path, "nothing")}'
              for path in dict.fromkeys((*wanted, *stored)) if stored.get(path) != wanted.get(path)]

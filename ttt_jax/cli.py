@@ -14,7 +14,8 @@ import os
 import pathlib
 import sys
 
-from ttt_jax import cli_cluster, cli_generate, cli_plan, cli_runs, cli_train, config as config_lib
+from ttt_jax import (cli_cluster, cli_generate, cli_plan, cli_runs, cli_train, cli_weights,
+                     config as config_lib)
 from ttt_jax.errors import UserError
 
 PROG = 'ttt-jax'
@@ -91,6 +92,7 @@ def _build_parser() -> argparse.ArgumentParser:
   cli_generate.add_verbs(verb)
   verb('report', 'write one HTML page about the run, with curves, scores and sounds',
        'ttt-jax report --workdir demo', takes_config=False)
+  cli_weights.add_verbs(verb)
   cli_plan.add_flags(verb('plan', 'say whether a run fits on chips and how fast it can be, without '
                           'having them', cli_plan.EXAMPLE))
   cli_runs.add_verbs(verb)
@@ -214,7 +216,8 @@ def _report(args: argparse.Namespace, config: None) -> None:
 
 
 VERBS = {'prepare': _prepare, 'train': cli_train.run, 'evaluate': _evaluate,
-         **cli_generate.VERBS, 'report': _report, 'plan': cli_plan.run, **cli_runs.VERBS}
+         **cli_generate.VERBS, 'report': _report, **cli_weights.VERBS, 'plan': cli_plan.run,
+         **cli_runs.VERBS}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -37,6 +37,7 @@ TABLE: dict[str, Any] = {
     'kv_heads': 'tensor',
     'mlp': 'tensor',
     'norm': None,     # a vector per layer: too small to be worth a gather
+    'rank': None,     # of an adapter: a few columns
     'width': None,    # activations: every device of a row sees the whole residual stream
 }
 

@@ -8,7 +8,7 @@ import jax
 
 from ttt_jax import checkpoint, config as config_lib, faults as faults_lib, metrics
 from ttt_jax import optimizer as optimizers, run_status, sharding, stop as stop_lib, telemetry
-from ttt_jax import train_state, watchdog
+from ttt_jax import train_state, watchdog, weights
 from ttt_jax.config import Config, to_dict
 from ttt_jax.data import loader, store
 from ttt_jax.errors import UserError
@@ -33,6 +33,9 @@ def train(config: Config, workdir: str | os.PathLike, stop: stop_lib.Stop | None
     2. if there were sealed checkpoints and all are damaged: a UserError, never step 0;
     3. else the parameters of the newest good checkpoint in ``train.init_from``, step 0;
     4. else random parameters from ``seed``, step 0.
+
+  A checkpoint with weights alone, as an import leaves it at step 0, is case 1 with a new
+  optimizer state; adapters that are asked for and not in a checkpoint begin as no change.
 
   Args:
     config: everything about the run.
@@ -109,15 +112,15 @@ def _start(config, model, optimizer, mesh, vocab, target, checkpoints, batches, 
                       f'vocabulary {meta["fingerprint"]}, the data has {vocab.fingerprint}; use '
                       'another workdir or the data it was trained on.')
     _say_what_changed(to_dict(config), meta['config'], newest, status)
-    state = checkpoints.restore(newest, target)
+    state = weights.restore(checkpoints, newest, model, optimizer, target, config.seed)
     batches.restore(meta['data'])
     clock.resume(meta['seconds'])
     return state, Course(**meta['course'])
-  fresh = train_state.init_sharded(model, optimizer, mesh, config.seed)
   if config.train.init_from:
     with checkpoint.open_existing(config.train.init_from) as source:
-      fresh = fresh._replace(params=source.restore_params(source.newest_good(), target.params))
-  return fresh, Course()
+      params = weights.load(source, source.newest_good(), model, target.params, config.seed)
+    return train_state.begin(params, optimizer, target), Course()
+  return train_state.init_sharded(model, optimizer, mesh, config.seed), Course()
 
 
 def _say_what_changed(config: dict, earlier: dict, step: int, status: run_status.Status) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ttt_jax import (agreement, checkpoint, faults as faults_lib, flops, hardware, metrics,
                      optimizer as optimizers, run_status, sharding, stop as stop_lib, telemetry,
-                     train_step, watchdog as watchdog_lib)
+                     train_step, watchdog as watchdog_lib, weights)
 from ttt_jax.config import Config, to_dict
 from ttt_jax.data import loader
 from ttt_jax.errors import UserError
@@ -247,7 +247,8 @@ class Loop:
       raise UserError(f'{what}, and there is no checkpoint to go back to; lower '
                       'optimizer.learning_rate, or look for what is wrong with the data.')
     self.state = None  # its memory is needed
-    self.state = parts.checkpoints.restore(target, parts.target)
+    self.state = weights.restore(parts.checkpoints, target, parts.model, parts.optimizer,
+                                 parts.target, parts.config.seed)
     earlier = Course(**parts.checkpoints.meta(target)['course'])
     parts.checkpoints.drop_after(target)
     self._try(lambda: parts.writer.drop_after(target))

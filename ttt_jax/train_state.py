@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ttt_jax import sharding
+from ttt_jax.model import lora
 from ttt_jax.model.transformer import Model
 
 
@@ -15,7 +16,8 @@ class TrainState(NamedTuple):
   """Attributes:
     step: int32 scalar, updates done.
     params: plain nested dict, float32.
-    opt_state: optax's state, sharded like the parameters it belongs to.
+    opt_state: optax's state, sharded like the parameters it belongs to; of the adapters alone
+      where there are some (model/lora.py).
   """
   step: Any
   params: Any
@@ -24,7 +26,16 @@ class TrainState(NamedTuple):
 
 def create(model: Model, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
   params = model.init(key)
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(lora.trained(params)))
+
+
+def begin(params: Any, optimizer: optax.GradientTransformation, target: TrainState) -> TrainState:
+  """The state before the first step, around parameters on the mesh; target: ``abstract``'s."""
+  where = jax.tree.map(lambda leaf: leaf.sharding, (target.step, target.opt_state))
+  make = jax.jit(lambda params: (jnp.zeros((), jnp.int32), optimizer.init(lora.trained(params))),
+                 out_shardings=where)
+  step, opt_state = make(params)
+  return TrainState(step, params, opt_state)
 
 
 def state_shardings(model: Model, optimizer: optax.GradientTransformation,

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ttt_jax import sharding
 from ttt_jax.batch import Batch
 from ttt_jax.config import Config
-from ttt_jax.model import staircase
+from ttt_jax.model import lora, staircase
 from ttt_jax.model.transformer import Model
 from ttt_jax.objective import hybrid
 from ttt_jax.train_state import TrainState, state_shardings
@@ -32,18 +32,22 @@ def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batc
   """Gradient of the mean over *all* documents of the batch, and the batch's sums.
 
   The batch is cut into ``train.microbatches`` pieces along its rows. Each piece adds its
-  share of one global mean, so the cut changes nothing but rounding. Gradients lie where
-  their parameters lie: no device adds up a whole one.
+  share of one global mean, so the cut changes nothing but rounding (and the adapters' dropout
+  masks). Gradients lie where their parameters lie: no device adds up a whole one. With adapters
+  they are those of the adapters alone.
   """
   pieces = config.train.microbatches
   documents = documents_in(batch)
+  trained, axes = lora.trained(params), lora.trained(model.axes())
 
-  def piece_gradient(piece: Batch, piece_key: jax.Array):
+  def piece_gradient(piece: Batch, piece_key: jax.Array, number: jax.Array | int = 0):
     targets = hybrid.corrupt(piece, vocab, config.objective, piece_key)
+    dropout = lora.dropout_key(jax.random.fold_in(key, number), model.config.lora)
     def objective(p):
-      return hybrid.score(model, p, piece, targets, config.objective, documents)
-    grads, sums = jax.grad(objective, has_aux=True)(params)
-    return jax.tree.map(sharding.constrain, grads, model.axes()), sums
+      return hybrid.score(model, lora.join(params, p), piece, targets, config.objective, documents,
+                          dropout)
+    grads, sums = jax.grad(objective, has_aux=True)(trained)
+    return jax.tree.map(sharding.constrain, grads, axes), sums
 
   if pieces == 1:
     return piece_gradient(batch, key)
@@ -53,7 +57,7 @@ def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batc
     # Documents draw the same noise in any piece, unless BANOM is to be drawn once per piece.
     piece_key = key if config.objective.banom_unit == 'document' else jax.random.fold_in(
         key, number)
-    return jax.tree.map(jnp.add, total, piece_gradient(piece, piece_key)), None
+    return jax.tree.map(jnp.add, total, piece_gradient(piece, piece_key, number)), None
 
   split = jax.tree.map(
       lambda x: x.reshape(-1, pieces, x.shape[1]).swapaxes(0, 1), batch)
@@ -89,12 +93,12 @@ def make_train_step(config: Config, model: Model, vocab: Vocabulary,
                'grad_norm': optax.tree.norm(grads)}
     sound = jnp.isfinite(figures['loss']) & jnp.isfinite(figures['grad_norm'])
     figures['skipped'] = 1.0 - sound
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    trained = lora.trained(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     kept = lambda new, old: jnp.where(sound, new, old)
-    return TrainState(
-        state.step + 1,
-        jax.tree.map(kept, optax.apply_updates(state.params, updates), state.params),
-        jax.tree.map(kept, opt_state, state.opt_state)), figures
+    changed = jax.tree.map(kept, optax.apply_updates(trained, updates), trained)
+    return TrainState(state.step + 1, lora.join(state.params, changed),
+                      jax.tree.map(kept, opt_state, state.opt_state)), figures
 
   where = state_shardings(model, optimizer, mesh)
   return jax.jit(step, in_shardings=(where, sharding.batch_sharding(mesh)),

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
-from ttt_jax import checkpoint, optimizer as optimizers, sharding, train_state
-from ttt_jax.audio import codec as codecs
+from ttt_jax import checkpoint, optimizer as optimizers, sharding, train_state, weights
+from ttt_jax.audio import codec as codecs, io
 from ttt_jax.config import Config
 from ttt_jax.data import store
+from ttt_jax.data.records import Part, Record
 from ttt_jax.errors import UserError
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.text import tokenizer as tokenizers
@@ -29,9 +30,22 @@ class Trained:
   codec: codecs.Codec
   data_dir: pathlib.Path
 
+  def encoded(self, record: Record, file: str | os.PathLike) -> Record:
+    """``record`` with the recordings that it names, relative to its ``file``, as codes."""
+    def fill(part: Part) -> Part:
+      if part.codes is not None:
+        return part
+      codes = self.codec.encode(*io.read(pathlib.Path(file).parent / part.source))
+      return Part('audio', part.text, codes, part.source)
+    return record.map_audio(fill)
 
-def load(config: Config, workdir: str | os.PathLike) -> Trained:
+
+def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float32') -> Trained:
   """The newest checkpoint of a workdir with its data's vocabulary, tokenizer and codec.
+
+  Args:
+    config, workdir: of the run.
+    dtype: of the parameters; None = as they are stored.
 
   Raises:
     UserError: no data or checkpoint, or they and the config do not belong together.
@@ -50,6 +64,7 @@ def load(config: Config, workdir: str | os.PathLike) -> Trained:
       raise UserError(f'checkpoint {checkpoints.directory / str(step)} was trained with '
                       f'vocabulary {trained_with}, but {data_dir} has {vocab.fingerprint}; prepare '
                       'the data it was trained on, or train again.')
-    params = checkpoints.restore_params(step, target.params)
+    wanted = weights.retyped(target.params, dtype or weights.dtype(checkpoints, step))
+    params = weights.load(checkpoints, step, model, wanted, config.seed)
   return Trained(config, step, model, jax.block_until_ready(params), vocab, tokenizer,
                  codecs.load(data_dir / 'codec'), data_dir)

@@ -7,6 +7,7 @@ from ttt_jax.errors import UserError
 
 ATTENTIONS = ('auto', 'dense', 'blockwise', 'pallas', 'tokamax')
 REMATS = ('none', 'dots', 'attention', 'full', 'offload')  # from most memory to least
+PROJECTIONS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 OPTIMIZERS = ('adamw', 'adafactor', 'muon')
 RULES = ('confidence', 'margin', 'entropy', 'threshold', 'prior')
 SCHEDULES = ('linear', 'shifted')
@@ -101,6 +102,29 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters on a frozen model (model/lora.py)."""
+  rank: int = 0                # columns of A; 0 = no adapters, everything is trained
+  alpha: float = 16.0          # an adapter counts alpha / rank times
+  dropout: float = 0.0         # of its inputs, while training
+  targets: tuple[str, ...] = PROJECTIONS  # which matrices have one
+
+  @property
+  def scale(self) -> float:
+    return self.alpha / self.rank
+
+  def __post_init__(self):
+    _require(self.rank >= 0, f'config key model.lora.rank is {self.rank}; it must not be negative.')
+    _require(0 <= self.dropout < 1,
+             f'config key model.lora.dropout is {self.dropout}; a probability is in [0, 1).')
+    for name in self.targets:
+      _choice('model.lora.targets', name, PROJECTIONS)
+    _require(bool(self.targets) or not self.rank,
+             'config key model.lora.targets is empty; name at least one of '
+             + ', '.join(PROJECTIONS) + '.')
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Qwen2.5's decoder; the defaults are a laptop's."""
   layers: int = 4
@@ -118,6 +142,7 @@ class ModelConfig:
   attention: str = 'auto'      # 'dense', 'blockwise', 'pallas' (TPU), 'tokamax' (GPU), or by device
   attention_block: int = 512   # queries and keys per block of the blockwise and Pallas forms
   remat: str = 'none'          # what a backward pass recomputes: see model/remat.py
+  lora: LoraConfig = LoraConfig()
 
   def __post_init__(self):
     _positive(self, 'model', 'layers', 'width', 'q_heads', 'kv_heads',

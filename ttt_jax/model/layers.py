@@ -12,27 +12,41 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ttt_jax import sharding
-from ttt_jax.config import ModelConfig
+from ttt_jax.config import LoraConfig, ModelConfig
+from ttt_jax.model.lora import Dropout
 
 # attend(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> [B,T,H,D]: the caller owns mask and cache.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Linear(nnx.Module):
-  """y = x W + b, weights float32, computed in ``dtype``."""
+  """y = x W + b, weights float32, computed in ``dtype``; with an adapter where ``lora`` says so."""
 
   def __init__(self, n_in: int, n_out: int, axes: tuple[str, str], rngs: nnx.Rngs, *,
-               bias: bool = False, scale: float = 1.0, dtype: str):
+               bias: bool = False, scale: float = 1.0, dtype: str, lora: LoraConfig | None):
     init = jax.nn.initializers.truncated_normal(scale / math.sqrt(n_in))
     self.kernel = nnx.Param(init(rngs.params(), (n_in, n_out), jnp.float32), axes=axes)
     if bias:
       self.bias = nnx.Param(jnp.zeros((n_out,), jnp.float32), axes=axes[1:])
+    if lora:  # B = 0: a new adapter changes nothing
+      spread = n_in ** -0.5
+      self.lora_a = nnx.Param(jax.random.uniform(rngs.params(), (n_in, lora.rank), jnp.float32,
+                                                 -spread, spread), axes=(axes[0], 'rank'))
+      self.lora_b = nnx.Param(jnp.zeros((lora.rank, n_out), jnp.float32), axes=('rank', axes[1]))
     self.has_bias = bias
+    self.lora_scale = lora.scale if lora else 0.0
     self.dtype = dtype
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, drop: Dropout | None = None) -> jax.Array:
     y = _matmul(x, self.kernel[...].astype(self.dtype))
+    if self.lora_scale:
+      inner = _matmul(x if drop is None else drop(x), self.lora_a[...].astype(self.dtype))
+      y = y + self.lora_scale * _matmul(inner, self.lora_b[...].astype(self.dtype))
     return y + self.bias[...].astype(self.dtype) if self.has_bias else y
+
+
+def _adapter(config: ModelConfig, name: str) -> LoraConfig | None:
+  return config.lora if config.lora.rank and name in config.lora.targets else None
 
 
 def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -74,19 +88,22 @@ class Attention(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c, d = config, config.head_dim
-    self.q = Linear(c.width, c.q_heads * d, ('embed', 'heads'), rngs, bias=True, dtype=c.dtype)
-    self.k = Linear(c.width, c.kv_heads * d, ('embed', 'kv_heads'), rngs, bias=True, dtype=c.dtype)
-    self.v = Linear(c.width, c.kv_heads * d, ('embed', 'kv_heads'), rngs, bias=True, dtype=c.dtype)
+    self.q = Linear(c.width, c.q_heads * d, ('embed', 'heads'), rngs, bias=True, dtype=c.dtype,
+                    lora=_adapter(c, 'q'))
+    self.k = Linear(c.width, c.kv_heads * d, ('embed', 'kv_heads'), rngs, bias=True, dtype=c.dtype,
+                    lora=_adapter(c, 'k'))
+    self.v = Linear(c.width, c.kv_heads * d, ('embed', 'kv_heads'), rngs, bias=True, dtype=c.dtype,
+                    lora=_adapter(c, 'v'))
     self.o = Linear(c.q_heads * d, c.width, ('heads', 'embed'), rngs,
-                    scale=(2 * c.layers) ** -0.5, dtype=c.dtype)
+                    scale=(2 * c.layers) ** -0.5, dtype=c.dtype, lora=_adapter(c, 'o'))
     self.head_dim = d
 
   def __call__(self, x_BxTxE: jax.Array, rope: tuple[jax.Array, jax.Array],
-               attend: Attend) -> jax.Array:
-    heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)
-    q, k, v = heads(self.q(x_BxTxE)), heads(self.k(x_BxTxE)), heads(self.v(x_BxTxE))
+               attend: Attend, drop: Dropout | None = None) -> jax.Array:
+    heads = lambda linear: linear(x_BxTxE, drop).reshape(*x_BxTxE.shape[:2], -1, self.head_dim)
+    q, k, v = heads(self.q), heads(self.k), heads(self.v)
     out = attend(rotate(q, *rope), rotate(k, *rope), v)
-    return self.o(out.reshape(*out.shape[:2], -1))
+    return self.o(out.reshape(*out.shape[:2], -1), drop)
 
 
 class MLP(nnx.Module):
@@ -94,13 +111,14 @@ class MLP(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c = config
-    self.gate = Linear(c.width, c.ffn, ('embed', 'mlp'), rngs, dtype=c.dtype)
-    self.up = Linear(c.width, c.ffn, ('embed', 'mlp'), rngs, dtype=c.dtype)
+    self.gate = Linear(c.width, c.ffn, ('embed', 'mlp'), rngs, dtype=c.dtype,
+                       lora=_adapter(c, 'gate'))
+    self.up = Linear(c.width, c.ffn, ('embed', 'mlp'), rngs, dtype=c.dtype, lora=_adapter(c, 'up'))
     self.down = Linear(c.ffn, c.width, ('mlp', 'embed'), rngs,
-                       scale=(2 * c.layers) ** -0.5, dtype=c.dtype)
+                       scale=(2 * c.layers) ** -0.5, dtype=c.dtype, lora=_adapter(c, 'down'))
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+  def __call__(self, x: jax.Array, drop: Dropout | None = None) -> jax.Array:
+    return self.down(jax.nn.silu(self.gate(x, drop)) * self.up(x, drop), drop)
 
 
 class Block(nnx.Module):
@@ -113,9 +131,9 @@ class Block(nnx.Module):
     self.mlp = MLP(config, rngs)
 
   def __call__(self, x_BxTxE: jax.Array, rope: tuple[jax.Array, jax.Array],
-               attend: Attend) -> jax.Array:
-    x = x_BxTxE + self.attention(self.attention_norm(x_BxTxE), rope, attend)
-    return x + self.mlp(self.mlp_norm(x))
+               attend: Attend, drop: Dropout | None = None) -> jax.Array:
+    x = x_BxTxE + self.attention(self.attention_norm(x_BxTxE), rope, attend, drop)
+    return x + self.mlp(self.mlp_norm(x), drop)
 
 
 class Trunk(nnx.Module):

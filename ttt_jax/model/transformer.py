@@ -14,7 +14,7 @@ from flax import nnx
 
 from ttt_jax import sharding
 from ttt_jax.config import ModelConfig
-from ttt_jax.model import attention, cache, layers, remat
+from ttt_jax.model import attention, cache, layers, lora, remat
 
 Params = dict[str, Any]
 
@@ -63,13 +63,14 @@ class Model:
     return nnx.to_pure_dict(names)
 
   def hidden(self, params: Params, token: jax.Array, position: jax.Array,
-             k_start: jax.Array, k_end: jax.Array) -> jax.Array:
+             k_start: jax.Array, k_end: jax.Array, dropout: jax.Array | None = None) -> jax.Array:
     """Final-norm hidden states.
 
     Args:
       params: as from ``init``.
       token, position: int32 [B, T].
       k_start, k_end: int32 [B, T], the staircase (model/staircase.py).
+      dropout: key of the adapters' dropout masks; None = no dropout.
 
     Returns:
       [B, T, E] in the compute dtype.
@@ -81,12 +82,15 @@ class Model:
     trunk = nnx.merge(self._trunk[0], params['trunk'])
     rope = layers.rope_table(position, c.head_dim, c.rope_theta)
 
-    def body(x, layer):
+    def body(x, layer_and_key):
+      layer, key = layer_and_key
+      drop = None if key is None else lora.Dropout(key, c.lora.dropout)
       x = remat.named(sharding.constrain(x, ('rows', 'length', 'width')), remat.INPUT)
-      return nnx.merge(self._block[0], self._gathered(layer))(x, rope, attend), None
+      return nnx.merge(self._block[0], self._gathered(layer))(x, rope, attend, drop), None
 
     body = remat.wrap(body, c.remat, sharding.in_use())
-    x, _ = jax.lax.scan(body, trunk.embed(token), params['layers'],
+    keys = None if dropout is None else jax.random.split(dropout, c.layers)
+    x, _ = jax.lax.scan(body, trunk.embed(token), (params['layers'], keys),
                         unroll=min(c.scan_unroll, c.layers))
     return trunk.norm(sharding.constrain(x, ('rows', 'length', 'width')))
 

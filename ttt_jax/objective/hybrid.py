@@ -82,15 +82,20 @@ def _draw(key: jax.Array, document: jax.Array, config: ObjectiveConfig) -> _Draw
   return _Draws(draws[..., 0], banom, draws[..., 2], draws[..., 3])
 
 
+def supervised_maskable(batch: Batch, vocab: Vocabulary, mode: str) -> jax.Array:
+  """bool [B, T]: tokens that diffusion may mask, before BANOM and PPM."""
+  supervised = (jnp.asarray(batch.supervised) > 0) & (jnp.asarray(batch.document) > 0)
+  if mode == 'ar':
+    return jnp.zeros_like(supervised)
+  return supervised if mode == 'nar' else supervised & vocab.is_audio(batch.token)
+
+
 def _maskable(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, draws: _Draws,
               segment: jax.Array) -> jax.Array:
   """bool [B, T]: tokens that diffusion may mask, after BANOM and PPM."""
-  supervised = (batch.supervised > 0) & (batch.document > 0)
-  if config.mode == 'ar':
-    return jnp.zeros_like(supervised)
-  if config.mode == 'nar':
-    return supervised
-  audio = supervised & vocab.is_audio(batch.token)
+  audio = supervised_maskable(batch, vocab, config.mode)
+  if config.mode != 'hybrid':
+    return audio
   # PPM: number the document's maskable spans from 0 and keep those from a drawn one on.
   starts = audio & (jnp.pad(batch.span[:, :-1], ((0, 0), (1, 0))) != batch.span)
   spans = _per_document(starts, segment)
@@ -118,15 +123,28 @@ def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig,
   maskable = _maskable(batch, vocab, config, draws, segment)
   rate = diffusion.mask_probability(draws.t, config.mask_floor)
   uniform = diffusion.token_uniforms(key, batch.document, batch.position)
-  masked = maskable & (uniform < rate)
+  return targets(batch, vocab, config.mode, maskable, maskable & (uniform < rate), rate)
 
+
+def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: jax.Array, masked: jax.Array,
+            rate: jax.Array) -> Targets:
+  """What is to be predicted, for a noise that is given.
+
+  Args:
+    batch: clean rows, int32 [B, T].
+    vocab: the id space.
+    mode: 'hybrid', 'ar' or 'nar'.
+    maskable, masked: bool [B, T]: tokens that could become masks, and those that do.
+    rate: float32 [B, T]: p of the token's document.
+  """
+  segment = _segments(batch.document)
   shift = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
   next_token = shift(batch.token)
   target = (shift(batch.document) == batch.document) & (batch.document > 0) & (
       shift(batch.supervised) > 0)
-  if config.mode == 'hybrid':
+  if mode == 'hybrid':
     target &= ~vocab.is_audio(next_token)
-  elif config.mode == 'nar':
+  elif mode == 'nar':
     target = jnp.zeros_like(target)
   share = lambda member: 1.0 / jnp.maximum(_per_document(member, segment), 1.0)
   first = jnp.pad(batch.position[:, 1:] == 0, ((0, 0), (1, 0)), constant_values=True)
@@ -141,7 +159,8 @@ def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig,
 
 
 def score(model: Model, params: Params, batch: Batch, targets: Targets, config: ObjectiveConfig,
-          documents: jax.Array | float) -> tuple[jax.Array, Sums]:
+          documents: jax.Array | float,
+          dropout: jax.Array | None = None) -> tuple[jax.Array, Sums]:
   """One noisy forward pass: what to minimise, and its sums.
 
   Args:
@@ -149,13 +168,14 @@ def score(model: Model, params: Params, batch: Batch, targets: Targets, config: 
     batch: the clean rows that ``targets`` were made from (their staircase is used).
     targets: from ``corrupt``.
     documents: in the *whole* batch, of which ``batch`` may be one piece.
+    dropout: key of the adapters' dropout masks; None = no dropout.
 
   Returns:
     (objective, sums). The objective is this piece's share of the mean over all documents,
     a float32 scalar, differentiable with respect to params; the sums carry no gradient.
   """
   k_start, k_end = staircase.key_ranges(batch, config.mode, config.prompt_audio)
-  hidden = model.hidden(params, targets.token, batch.position, k_start, k_end)
+  hidden = model.hidden(params, targets.token, batch.position, k_start, k_end, dropout)
   text, masked = targets.next_weight > 0, targets.masked
   share = 1.0 / jnp.maximum(documents, 1.0)
   labels = losses.Labels(

@@ -1,0 +1,59 @@
+"""The verbs for other people's formats: `import-hf` takes weights in, `export-hf` out."""
+
+import argparse
+from collections.abc import Callable
+import pathlib
+
+from ttt_jax.config import Config
+from ttt_jax.errors import UserError
+
+DTYPES = ('float32', 'bfloat16')
+PARTS = ('merged', 'base', 'adapter')
+
+
+def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+  """Add the verbs of VERBS to the command line.
+
+  Args:
+    verb: (name, text, example, takes_config=True) -> its parser, which has --workdir already.
+  """
+  take = verb('import-hf', 'start a run from a Hugging Face directory with Qwen2 weights',
+              'ttt-jax import-hf --hf Qwen2.5-0.5B --workdir runs/0p5b')
+  take.add_argument('--hf', required=True, metavar='DIR',
+                    help='folder with config.json and safetensors')
+  take.add_argument('--adapter', default='', metavar='DIR',
+                    help='a PEFT adapter for config keys model.lora')
+  take.add_argument('--dtype', default='', choices=('', *DTYPES), metavar='DTYPE',
+                    help='of the checkpoint: float32 or bfloat16; default: as in the folder')
+  give = verb('export-hf', 'write the newest checkpoint as a folder that runs in PyTorch',
+              'ttt-jax export-hf --workdir demo --out demo/export')
+  give.add_argument('--out', required=True, metavar='DIR', help='folder to make')
+  give.add_argument('--dtype', default='', choices=('', *DTYPES), metavar='DTYPE',
+                    help='of the tensors: float32 or bfloat16; default: as in the checkpoint')
+  give.add_argument('--part', default='merged', choices=PARTS, metavar='PART',
+                    help='of a run with adapters: merged, base (without them), or adapter (a PEFT '
+                         'folder)')
+  give.add_argument('--overwrite', action='store_true',
+                    help='replace an earlier export; nothing else is ever replaced')
+  give.add_argument('--shard-gb', type=float, default=5.0, metavar='GB',
+                    help='most gigabytes of tensors in a file; default: 5')
+
+
+def _import(args: argparse.Namespace, config: Config) -> None:
+  from ttt_jax.hf import import_hf
+  report = import_hf.import_hf(config, args.workdir, args.hf, args.adapter, args.dtype)
+  print('\n'.join(report.lines()))
+
+
+def _export(args: argparse.Namespace, config: Config) -> None:
+  if args.shard_gb <= 0:
+    raise UserError(f'--shard-gb is {args.shard_gb}; it must be positive.')
+  from ttt_jax.hf import export_hf
+  facts = export_hf.export_hf(
+      config, args.workdir, args.out, dtype=args.dtype, part=args.part, overwrite=args.overwrite,
+      shard_bytes=int(args.shard_gb * 1e9))
+  print(f'{pathlib.Path(args.out)}: step {facts["step"]:,}, {facts["tensors"]} tensors, '
+        f'{facts["parameters"]:,} parameters in {facts["dtype"]}; read back and verified')
+
+
+VERBS = {'import-hf': _import, 'export-hf': _export}

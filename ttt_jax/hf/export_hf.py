@@ -1,0 +1,222 @@
+"""A checkpoint becomes a Hugging Face directory that runs in PyTorch, or a PEFT adapter.
+
+  OUT/config.json, generation_config.json    Qwen2's fields and those of Text-to-Talk
+  OUT/model*.safetensors (and their index)   tensors under Qwen2's names, without padding rows
+  OUT/tokenizer.json, tokenizer_config.json  with the audio vocabulary and a chat template
+  OUT/modeling_ttt.py ...                    the PyTorch side (hf/torch_code)
+  OUT/README.md, training.json               the model card, and its facts for programs
+
+All of it is written into a folder beside OUT, read back and compared, and renamed last: OUT
+is whole or not there.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+
+from ttt_jax import atomic, trained
+from ttt_jax.batch import make_row, stack
+from ttt_jax.config import Config, LoraConfig
+from ttt_jax.errors import UserError
+from ttt_jax.hf import card, import_hf, layout, peft, qwen, tensors
+from ttt_jax.model import lora, staircase
+from ttt_jax.model.transformer import Model, Params
+from ttt_jax.text import hf_files
+from ttt_jax.vocab import Vocabulary
+
+PARTS = ('merged', 'base', 'adapter')
+FACTS = 'training.json'  # also what tells an export from any other folder
+TOLERANCE = 1e-5         # of the probe's logits, relative to the largest
+SHARD = 5 * 10**9        # bytes, as transformers writes them
+CODE = pathlib.Path(__file__).with_name('torch_code')
+
+
+def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike, *,
+              dtype: str = '', part: str = 'merged', overwrite: bool = False,
+              shard_bytes: int = SHARD) -> dict[str, Any]:
+  """Write the newest checkpoint of a run for other people's programs.
+
+  Args:
+    config, workdir: of the run.
+    out: a folder that does not exist, or is empty.
+    dtype: of the tensors: 'float32', 'bfloat16' or 'float16'; '' = as in the checkpoint.
+    part: of a run with adapters: 'merged', the 'base' without them, or the 'adapter' alone as
+      a PEFT directory.
+    overwrite: replace an earlier export at ``out``.
+    shard_bytes: most bytes of a safetensors file.
+
+  Returns:
+    What training.json has: step, parameters, tensors, dtype, files and more.
+
+  Raises:
+    UserError: no checkpoint, ``out`` is taken, a full disk, or what was written is not what was
+      to be written.
+  """
+  out = pathlib.Path(out).absolute()
+  _check_target(out, overwrite)
+  if part == 'adapter' and not config.model.lora.rank:
+    raise UserError('config key model.lora.rank is 0, so there is no adapter to export; leave out '
+                    '--part adapter.')
+  run = trained.load(config, workdir, dtype=None)
+  temporary = out.with_name(f'.{out.name}.partial')
+  shutil.rmtree(temporary, ignore_errors=True)
+  try:
+    temporary.mkdir(parents=True)
+    if part == 'adapter':
+      facts = _adapter(run, pathlib.Path(workdir), temporary)
+    else:
+      facts = _model(run, pathlib.Path(workdir), temporary, dtype, part, shard_bytes)
+    _write(temporary / FACTS, json.dumps(facts, indent=2))
+    _write(temporary / 'README.md', card.text(facts))
+    _swap(temporary, out)
+  except OSError as error:
+    raise atomic.cannot_write(out, error) from error
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  return facts
+
+
+def _check_target(out: pathlib.Path, overwrite: bool) -> None:
+  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    return
+  if not (out / FACTS).is_file():
+    raise UserError(f'{out} exists and is not an earlier export; choose another --out.')
+  if not overwrite:
+    raise UserError(f'{out} holds an earlier export; add --overwrite to replace it, or choose '
+                    'another --out.')
+
+
+def _swap(temporary: pathlib.Path, out: pathlib.Path) -> None:
+  old = out.with_name(f'.{out.name}.old')
+  shutil.rmtree(old, ignore_errors=True)
+  if out.exists():
+    out.rename(old)
+  temporary.rename(out)
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  path.write_text(text.rstrip('\n') + '\n', encoding='utf-8')
+
+
+# -- a model ------------------------------------------------------------------------------
+
+
+def _model(run: trained.Trained, workdir: pathlib.Path, folder: pathlib.Path, dtype: str,
+           part: str, shard_bytes: int) -> dict[str, Any]:
+  """Write a model's directory and read it back; returns the facts."""
+  config, vocab = run.config, run.vocab
+  model = Model(dataclasses.replace(config.model, lora=LoraConfig(), dtype='float32'), vocab.size)
+  params = (lora.merge(run.params, config.model.lora) if part == 'merged' else
+            lora.without(run.params))
+  dtype = dtype or card.imported(workdir, run.step).get('dtype', '')
+  dtype = dtype if dtype in ('float16', 'bfloat16', 'float32') else jax.tree.leaves(
+      params)[0].dtype.name
+  run.params.clear()  # the checkpoint's own arrays are not needed twice
+  params = _cast(params, dtype)
+  expected = probe(model, params, vocab)
+  writer = tensors.Writer(folder, (
+      tensors.Plan(tensor.name, tensor.shape, np.dtype(dtype))
+      for tensor in layout.tensors(model).values()), shard_bytes)
+  writer.write(_source(model, params))
+  kinds = jax.tree.leaves(params)[0].sharding.mesh
+  del params
+  origin = card.read_json(workdir / import_hf.ORIGIN / qwen.CONFIG)
+  _write(folder / qwen.CONFIG, json.dumps(qwen.write(config, vocab, dtype, origin), indent=2))
+  _write(folder / 'generation_config.json',
+         json.dumps(qwen.write_generation(config, vocab), indent=2))
+  hf_files.write(vocab, run.tokenizer, folder)
+  for path in sorted(CODE.glob('*.py')):
+    shutil.copyfile(path, folder / path.name)
+  _verify(folder, model, kinds, writer, vocab, expected)
+  return card.facts(run, workdir, part) | {
+      'dtype': dtype, 'tensors': len(writer.sums), 'files': writer.names(),
+      'parameters': sum(int(np.prod(t.shape)) for t in layout.tensors(model).values())}
+
+
+def _cast(params: Params, dtype: str) -> Params:
+  """Leaf by leaf, so that both forms of all of it never exist together."""
+  if not isinstance(params, dict):
+    return params.astype(dtype)
+  return {key: _cast(params.pop(key), dtype) for key in list(params)}
+
+
+def _source(model: Model, params: Params) -> Callable[[str], np.ndarray]:
+  """name -> that tensor, on the host."""
+  plan = layout.tensors(model)
+  def get(name: str) -> np.ndarray:
+    tensor = plan[name]
+    leaf = layout.leaf(params, tensor.path)
+    if tensor.layer is None:
+      return np.asarray(leaf[:tensor.shape[0]])
+    return np.asarray(_slice(leaf, tensor.layer, tensor.turned))
+  return get
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _slice(stacked: jax.Array, layer: int, turned: bool) -> jax.Array:
+  return stacked[layer].T if turned else stacked[layer]
+
+
+def probe(model: Model, params: Params, vocab: Vocabulary) -> np.ndarray:
+  """float32 [tokens, vocab] of a short document with text and a span of audio."""
+  text = np.linspace(0, vocab.text_ranks - 1, 5).astype(int).tolist()
+  codes = np.linspace(vocab.code_start, vocab.mask - 1, 5).astype(int).tolist()
+  ids = [vocab.im_start, *text, vocab.begin_of_audio, *codes, vocab.mask, vocab.end_of_chunk,
+         vocab.im_end]
+  batch = stack([make_row(vocab, [(1, ids, [1] * len(ids))], len(ids))])
+  start, end = staircase.key_ranges(batch)
+  @jax.jit
+  def run(params):
+    return model.logits(params, model.hidden(params, batch.token, batch.position, start, end))
+  return np.asarray(run(params))[0]
+
+
+def _verify(folder: pathlib.Path, model: Model, mesh: Any, writer: tensors.Writer,
+            vocab: Vocabulary, expected: np.ndarray) -> None:
+  """Read back what was written, as an import would, and compare.
+
+  Raises:
+    UserError: a tensor is missing, has other bytes, or the logits of a probe are others.
+  """
+  found = tensors.Folder(folder)
+  for name, tensor in layout.tensors(model).items():
+    if name not in found or found[name].shape != tensor.shape or (
+        tensors.checksum(found, name) != writer.sums[name]):
+      raise UserError(f'tensor {name} did not come back from the disk as it was written to '
+                      f'{folder}; the disk may be damaged, so export to another one.')
+  qwen.compare(qwen.read(folder), model.config, folder)
+  params, _ = import_hf.load(folder, model, mesh)
+  difference = np.abs(probe(model, params, vocab) - expected).max()
+  if len(found) != len(writer.sums) or not difference <= TOLERANCE * np.abs(expected).max():
+    raise UserError(f'the model read back from {folder} does not compute what the checkpoint '
+                    'computes; the disk may be damaged, so export to another one.')
+
+
+# -- an adapter ---------------------------------------------------------------------------
+
+
+def _adapter(run: trained.Trained, workdir: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
+  """Write a PEFT directory and read it back; returns the facts."""
+  model = Model(run.config.model, run.vocab.size)
+  adapters = lora.adapters(run.params)
+  base = card.imported(workdir, 0).get('directory', '')
+  count = peft.save(folder, model, adapters, base)
+  mesh = jax.tree.leaves(adapters)[0].sharding.mesh
+  again = peft.load(folder, model, mesh, {})
+  same = jax.tree.map(lambda one, other: np.array_equal(np.asarray(one), np.asarray(other)),
+                      adapters, again)
+  if not all(jax.tree.leaves(same)):
+    raise UserError(f'the adapter read back from {folder} is not the one that was written; the '
+                    'disk may be damaged, so export to another one.')
+  return card.facts(run, workdir, 'adapter') | {
+      'dtype': 'float32', 'tensors': count, 'files': [peft.WEIGHTS],
+      'parameters': sum(leaf.size for leaf in jax.tree.leaves(adapters))}

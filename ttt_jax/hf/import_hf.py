@@ -1,0 +1,295 @@
+"""A Qwen2 directory becomes parameters on the mesh, and those an initial checkpoint.
+
+Tensors are read one at a time, in the order of the files, and put into their slice of the
+stacked parameter on the devices; the host never holds more than one tensor beside what
+lives on its own devices. The checkpoint has weights alone: training makes its optimizer's state
+when it starts.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ttt_jax import atomic, checkpoint, config as config_lib, sharding, train_state
+from ttt_jax.config import Config, ModelConfig
+from ttt_jax.data import store
+from ttt_jax.errors import UserError
+from ttt_jax.hf import layout, peft, qwen, tensors
+from ttt_jax.model import lora
+from ttt_jax.model.transformer import Model, Params
+from ttt_jax.train import check_data
+from ttt_jax.train_loop import Course, git_revision, version
+from ttt_jax.vocab import Vocabulary
+
+ORIGIN = 'hf'    # folder in the workdir: the small files of the imported directory
+IMPORT = 'import.json'  # in that folder: the report
+NOISE = 0.02     # of new rows: standard deviations of the old ones, column by column
+_KEPT = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
+         'vocab.json', 'merges.txt', 'qwen.tiktoken', 'LICENSE')
+_ROWS = 4096     # of a table, looked at together
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What an import did.
+
+  Attributes:
+    directory: that was read.
+    tensors, parameters: how many; without padding and new rows.
+    dtype: of the tensors in the directory, and of the checkpoint.
+    rows: of the vocabulary in the directory.
+    kept: rows taken over as they are, from 0 on.
+    size: of our vocabulary; the rows from ``kept`` on are new.
+  """
+  directory: str
+  tensors: int
+  parameters: int
+  dtype: str
+  rows: int
+  kept: int
+  size: int
+
+  def lines(self) -> list[str]:
+    """For people."""
+    out = [f'{self.tensors} tensors, {self.parameters:,} parameters in {self.dtype} from '
+           f'{self.directory}']
+    if self.rows > self.kept:
+      out.append(f'ids 0 to {self.kept - 1:,} have the rows of the directory; its rows from '
+                 f'{self.kept:,} to {self.rows - 1:,} belong to no token and are left out')
+    elif self.size > self.kept:
+      out.append(f'ids 0 to {self.kept - 1:,} have the rows of the directory, the new ones from '
+                 f'{self.kept:,} to {self.size - 1:,} their mean plus noise of {NOISE} standard '
+                 'deviations')
+    else:
+      out.append(f'all {self.size:,} ids have the rows of the directory')
+    return out
+
+
+def read(directory: str | os.PathLike, dtype: str = 'float32',
+         mesh: Mesh | None = None) -> tuple[ModelConfig, Vocabulary, Params]:
+  """The model of a directory, with the vocabulary that it has or is extended by.
+
+  Args:
+    directory: config.json and safetensors; Qwen2.5, or an exported Text-to-Talk model.
+    dtype: of the parameters, and to compute in: 'float32' or 'bfloat16'.
+    mesh: where they shall lie; default: the first device.
+
+  Returns:
+    (size, id space, parameters as Model.init gives them).
+
+  Raises:
+    UserError: the directory is not such a model, or not whole.
+  """
+  values = qwen.read(directory)
+  vocab = qwen.vocabulary(values, directory)
+  config = ModelConfig(**qwen.size(values), dtype=dtype)
+  params, _ = load(directory, Model(config, vocab.size), _one_device() if mesh is None else mesh,
+                   dtype)
+  return config, vocab, params
+
+
+def _one_device() -> Mesh:
+  return sharding.make_mesh(config_lib.MeshConfig(), jax.local_devices()[:1])
+
+
+def load(directory: str | os.PathLike, model: Model, mesh: Mesh, dtype: str = '',
+         seed: int = 0) -> tuple[Params, Report]:
+  """The parameters of ``model`` from a directory whose config.json fits it.
+
+  Args:
+    dtype: of the parameters; '' = as in the directory: bfloat16 if all tensors are, else
+      float32.
+    seed: of the noise in new rows of the vocabulary.
+
+  Raises:
+    UserError: a tensor is missing, is one too many, has another shape, or cannot be read.
+  """
+  folder = tensors.Folder(directory)
+  plan = layout.tensors(model)
+  _check(folder, plan, model.config.tied)
+  found = {folder[name].dtype for name in plan}
+  source = found.pop().name if len(found) == 1 else 'mixed'
+  dtype = dtype or ('bfloat16' if source == 'bfloat16' else 'float32')
+  shapes = lora.without(jax.eval_shape(model.init, jax.random.key(0)))
+  places = sharding.shardings(mesh, lora.without(model.axes()), shapes)
+  leaves: dict[tuple[str, ...], jax.Array] = {}
+  for name in (name for name in folder if name in plan):
+    tensor = plan[name]
+    shape, place = layout.leaf(shapes, tensor.path).shape, layout.leaf(places, tensor.path)
+    if tensor.is_table:
+      leaves[tensor.path] = _table(folder, name, shape, model.vocab_size, place, dtype, seed)
+    elif tensor.layer is None:
+      leaves[tensor.path] = _put(folder.read(name), place).astype(dtype)
+    else:
+      before = leaves.pop(tensor.path, None)
+      leaves[tensor.path] = _into(before, folder.read(name), tensor, shape, place, dtype)
+  rows = folder[layout.EMBEDDING].shape[0]
+  report = Report(str(directory), len(plan), sum(folder[name].nbytes // folder[name].dtype.itemsize
+                                                 for name in plan),
+                  source, rows, min(rows, model.vocab_size), model.vocab_size)
+  return layout.nested({tensor.path: leaves[tensor.path] for tensor in plan.values()}), report
+
+
+def _check(folder: tensors.Folder, plan: dict[str, layout.Tensor], tied: bool) -> None:
+  """UserError unless the directory has just the tensors of the plan."""
+  missing = [name for name in plan if name not in folder]
+  if missing:
+    raise UserError(f'{folder.directory} lacks {_some(missing)}; the download is incomplete, or '
+                    'config.json belongs to another model.')
+  extra = [name for name in folder if name not in plan]
+  if tied and layout.HEAD in extra and _same_bytes(folder, layout.HEAD, layout.EMBEDDING):
+    extra.remove(layout.HEAD)  # written although it is the embedding table
+  if extra:
+    raise UserError(f'{folder.directory} also has {_some(extra)}, which a Qwen2 model with its '
+                    'config.json does not; config.json belongs to another model.')
+  for name, tensor in plan.items():
+    shape = folder[name].shape
+    if shape[1:] != tensor.shape[1:] or (not tensor.is_table and shape != tensor.shape):
+      raise UserError(f'tensor {name} in {folder[name].file} has shape {list(shape)}; its '
+                      f'config.json asks for {list(tensor.shape)}.')
+  if not tied and folder[layout.HEAD].shape != folder[layout.EMBEDDING].shape:
+    raise UserError(f'tensor {layout.HEAD} in {folder[layout.HEAD].file} has '
+                    f'{folder[layout.HEAD].shape[0]:,} rows and {layout.EMBEDDING} has '
+                    f'{folder[layout.EMBEDDING].shape[0]:,}; they must be as many.')
+
+
+def _some(names: list[str]) -> str:
+  rest = f' and {len(names) - 1} more' if len(names) > 1 else ''
+  return f'tensor {names[0]}{rest}'
+
+
+def _same_bytes(folder: tensors.Folder, one: str, other: str) -> bool:
+  return (folder[one].shape == folder[other].shape and folder[one].dtype == folder[other].dtype
+          and tensors.checksum(folder, one) == tensors.checksum(folder, other))
+
+
+# -- onto the mesh ------------------------------------------------------------------------
+
+
+def _put(array: np.ndarray, place: NamedSharding) -> jax.Array:
+  """A host array that every process has, on the mesh."""
+  return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+
+def _into(stacked: jax.Array | None, array: np.ndarray, tensor: layout.Tensor,
+          shape: tuple[int, ...], place: NamedSharding, dtype: str) -> jax.Array:
+  """The stacked parameter with one layer's slice written, in place."""
+  spec = list(place.spec[1:]) + [None] * (len(shape) - len(place.spec))
+  slice_place = NamedSharding(place.mesh, PartitionSpec(*(spec[::-1] if tensor.turned else spec)))
+  if stacked is None:
+    stacked = _zeros(shape, place, dtype)()
+  # Waiting keeps the host at one tensor: accelerators would let it read ahead.
+  return jax.block_until_ready(
+      _writer(place, tensor.turned)(stacked, _put(array, slice_place), tensor.layer))
+
+
+@functools.lru_cache(maxsize=None)
+def _zeros(shape: tuple[int, ...], place: NamedSharding, dtype: str):
+  return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)
+
+
+@functools.lru_cache(maxsize=None)
+def _writer(place: NamedSharding, turned: bool):
+  def write(stacked, array, layer):
+    array = (array.T if turned else array).astype(stacked.dtype)
+    return jax.lax.dynamic_update_index_in_dim(stacked, array, layer, 0)
+  return jax.jit(write, donate_argnums=0, out_shardings=place)
+
+
+def _table(folder: tensors.Folder, name: str, shape: tuple[int, ...], size: int,
+           place: NamedSharding, dtype: str, seed: int) -> jax.Array:
+  """Embedding or head [rows, E]: old rows as they are, new ones, and padding of zeros."""
+  entry = folder[name]
+  kept = min(entry.shape[0], size)
+  table = np.zeros(shape, entry.dtype)
+  folder.read(name, table[:kept])
+  if kept < size:
+    _fill(table, kept, size, np.random.default_rng([seed, len(name)]))
+  return _put(table, place).astype(dtype)
+
+
+def _fill(table: np.ndarray, kept: int, size: int, random: np.random.Generator) -> None:
+  """Write rows kept .. size - 1: the mean of those before plus a little noise, so that no two
+  tokens are the same to the model and none begins far from all others."""
+  width = table.shape[1]
+  total, squares = np.zeros(width), np.zeros(width)
+  for at in range(0, kept, _ROWS):
+    rows = table[at:min(at + _ROWS, kept)].astype(np.float32)
+    total += rows.sum(axis=0, dtype=np.float64)
+    squares += np.einsum('re,re->e', rows, rows)
+  mean = total / kept
+  spread = np.sqrt(np.maximum(squares / kept - mean**2, 0))
+  for at in range(kept, size, _ROWS):
+    rows = table[at:min(at + _ROWS, size)]
+    noise = random.standard_normal(rows.shape, dtype=np.float32)
+    rows[:] = (mean + NOISE * spread * noise).astype(table.dtype)
+
+
+# -- the verb -----------------------------------------------------------------------------
+
+
+def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.PathLike,
+              adapter: str | os.PathLike = '', dtype: str = '') -> Report:
+  """Write step 0 of a run: the weights of a Hugging Face directory.
+
+  Args:
+    config: of the run; vocabulary, data and the model's size must fit the directory.
+    workdir: holds the prepared data, whose vocabulary the model is given; must have no
+      checkpoint yet. `train`, `evaluate` and `generate` start from what is written.
+    directory: config.json and safetensors.
+    adapter: a PEFT adapter directory for ``config.model.lora``; '' = none.
+    dtype: of the checkpoint; '' = that of the directory.
+
+  Raises:
+    UserError: they do not fit together, or something is missing or damaged.
+  """
+  values = qwen.read(directory)
+  workdir = pathlib.Path(workdir)
+  data_dir = workdir / config.data.path
+  vocab = store.vocabulary(data_dir)
+  check_data(config, data_dir, vocab)
+  qwen.compare(values, config.model, directory)
+  qwen.check_vocabulary(values, vocab, directory)
+  mesh = sharding.make_mesh(config.mesh)
+  model = Model(config.model, vocab.size)
+  with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
+    newest = checkpoints.recover()
+    if newest is not None:
+      raise UserError(f'{checkpoints.directory} has checkpoint {newest} already; import into '
+                      'another workdir, or remove that folder.')
+    params, report = load(directory, model, mesh, dtype, config.seed)
+    if adapter:
+      params = peft.load(adapter, model, mesh, params)
+    checkpoints.save(0, train_state.TrainState(None, params, None), _note(config, vocab, report))
+    checkpoints.wait()
+  if jax.process_index() == 0:
+    _keep_small_files(pathlib.Path(directory), workdir / ORIGIN, report)
+    config_lib.save(config, workdir)
+  return report
+
+
+def _note(config: Config, vocab: Vocabulary, report: Report) -> dict[str, Any]:
+  """The JSON beside the checkpoint, as the loop writes it."""
+  return {'data': {'next': 0}, 'course': dataclasses.asdict(Course()), 'seconds': {},
+          'config': config_lib.to_dict(config), 'vocabulary': vocab.to_dict(),
+          'fingerprint': vocab.fingerprint, 'revision': git_revision(), 'version': version(),
+          'imported': dataclasses.asdict(report)}
+
+
+def _keep_small_files(directory: pathlib.Path, target: pathlib.Path, report: Report) -> None:
+  """What an export can take over: lengths, licence, the tokenizer."""
+  shutil.rmtree(target, ignore_errors=True)
+  target.mkdir(parents=True)
+  for name in _KEPT:
+    if (directory / name).is_file():
+      shutil.copyfile(directory / name, target / name)
+  atomic.write_text(target / IMPORT, json.dumps(dataclasses.asdict(report), indent=2) + '\n')
