@@ -63,7 +63,7 @@ def by_hand(table, hidden, null, policy, want, place, softmax):
 @pytest.mark.parametrize('softmax', ['full', 'audio'])
 @pytest.mark.parametrize('how', [
     dict(sizes=(64,), whole=64, tile=None), dict(sizes=(1, 8, 16, 24, 32, 64), tile=256),
-    dict(sizes=(4,), whole=4), dict(sizes=(1, 32), tile=384)])
+    dict(sizes=(4,), whole=4, tile=None), dict(sizes=(1, 32), tile=384)])
 def test_every_way_to_sweep_is_right(how, softmax):
   args = world(0)
   found = run(Rules(V, softmax=softmax, **how), *args)

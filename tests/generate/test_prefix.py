@@ -19,7 +19,8 @@ def text(ids, mode='hybrid', prompt_audio='bidirectional'):
 def test_what_tokens_see():
   assert text(TWO_WAY).end.tolist() == [1, 2, 4, 4, 5, 6]
   assert text(TWO_WAY, prompt_audio='causal').end.tolist() == [1, 2, 3, 4, 5, 6]
-  held = prefix.answered(V, text([1, 2]), np.array([3, V.code_start, V.end_of_last, 5]), 5, 'hybrid')
+  answer = np.array([3, V.code_start, V.end_of_last, 5])
+  held = prefix.answered(V, text([1, 2]), answer, 5, 'hybrid')
   assert held.ids.tolist() == [1, 2, 3, V.code_start, V.end_of_last]
   assert held.end.tolist() == [1, 2, 3, 5, 5]
 

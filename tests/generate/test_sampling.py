@@ -33,8 +33,8 @@ def run(rules, scores, config, in_span, names):
 def sample(logits, config, mode, in_span):
   """DRAWS independent choices [DRAWS] from the same logits [V]."""
   names = np.stack([np.arange(DRAWS), *np.zeros((4, DRAWS))], 1)
-  choice = run(Rules(V, mode, sizes=(DRAWS // 4,), whole=DRAWS), np.tile(logits, (DRAWS, 1)), config, in_span,
-               names)
+  rules = Rules(V, mode, sizes=(DRAWS // 4,), whole=DRAWS, tile=None)
+  choice = run(rules, np.tile(logits, (DRAWS, 1)), config, in_span, names)
   return np.asarray(choice.token), np.asarray(choice.confidence)
 
 

@@ -84,7 +84,7 @@ class Engine:
     room = tokens + self._widths[-1]
     self._whole = bool(not jax.sharding.get_abstract_mesh().empty
                        and jax.sharding.get_abstract_mesh().size > 1)
-    self._rules = sampling.Rules(vocab, mode, config.softmax, *self._sizes())
+    self._rules = sampling.Rules.fitting(vocab, mode, config.softmax, model.platform, self._whole)
     self._params = _cast(params, model.config.dtype)
     self._head = sampling.make_head(self._rules, model.head_table(self._params))
     self._cache = jax.jit(caches.empty, static_argnums=(0, 1, 2))(
@@ -97,13 +97,6 @@ class Engine:
     self._count = 0
     self.launches = 0
     self.read = 0  # tokens of prompts
-
-  def _sizes(self) -> tuple[tuple[int, ...], int, int | None]:
-    """Of sampling.Rules: a CPU pays for every position, an accelerator for reading the table;
-    over a mesh the table has no tiles."""
-    if self.model.platform != 'cpu':
-      return (64,), 64, None
-    return ((1, 8, 16), 16, None) if self._whole else ((1, 8, 16, 24, 32, 64), 16, 4096)
 
   # -- requests -------------------------------------------------------------------------
 

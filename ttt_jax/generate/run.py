@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ttt_jax import trained
+from ttt_jax import atomic, trained
 from ttt_jax.audio import io
 from ttt_jax.config import Config
 from ttt_jax.data import interleave, prepare, records, sources, store, tasks
@@ -59,9 +59,8 @@ def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str,
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
   answers = (_streamed if stream else _gathered)(run, engine, asked, out)
-  partial = out / 'answers.json.partial'
-  partial.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-  os.replace(partial, out / 'answers.json')
+  atomic.write_text(out / 'answers.json',
+                    json.dumps(answers, indent=1, ensure_ascii=False) + '\n')
   return answers
 
 
@@ -118,7 +117,7 @@ def _requests(run: Trained, inputs: dict[str, Any]) -> list[Record]:
     asked = [tasks.with_prompt(record, prompt) for record in asked]
   for path in inputs['records']:
     for where, value in records.read_jsonl(path):
-      record = _with_codes(run, records.parse(value, where), pathlib.Path(path))
+      record = run.encoded(_question_of(records.parse(value, where)), path)
       if record.turns[0].role != 'system':
         record = tasks.with_prompt(record, system_prompt(run, record.task))
       asked.append(record)
@@ -137,19 +136,13 @@ def system_prompt(run: Trained, task: str) -> str:
   return tasks.PROMPTS.get(task, '')
 
 
-def _with_codes(run: Trained, record: Record, file: pathlib.Path) -> Record:
-  """Encode the recordings that a prompt names; its answer's are not needed."""
-  def fill(part: Part) -> Part:
-    if part.codes is not None:
-      return part
-    return Part('audio', part.text, run.codec.encode(*io.read(file.parent / part.source)),
-                part.source)
+def _question_of(record: Record) -> Record:
+  """A record up to its last assistant turn, which is empty."""
   last = max((i for i, turn in enumerate(record.turns) if turn.role == 'assistant'), default=-1)
   if last < 0:
     raise UserError(f'{record.where}: record {record.id} has no assistant turn to answer.')
-  kept = Record(record.id, record.task, record.type,
+  return Record(record.id, record.task, record.type,
                 record.turns[:last] + (Turn('assistant', ()),), record.where)
-  return kept.map_audio(fill)
 
 
 def _unique(asked: list[Record]) -> list[Record]:

@@ -33,7 +33,7 @@ class Rules:
       published; or 'audio', over the ids that can stand in a span, which spares their
       positions most of the head.
     sizes: positions that may be scored at once, rising; a part takes the smallest size that
-      holds what is left.
+      holds what is left. See ``Rules.fitting``.
     whole: positions up to which all their logits are made at once; only then can any of
       them be sampled.
     tile: ids that are scored at once for more positions than that.
@@ -44,6 +44,18 @@ class Rules:
   sizes: tuple[int, ...] = (1, 8, 16, 24, 32, 64)
   whole: int = 16
   tile: int | None = 4096
+
+  @classmethod
+  def fitting(cls, vocab: Vocabulary, mode: str, softmax: str, platform: str,
+              mesh: bool) -> 'Rules':
+    """Sizes for a machine. A CPU pays for every position, but a small vocabulary is not worth
+    compiling several sizes; an accelerator pays for reading the table; over a mesh the
+    table has no tiles."""
+    if platform != 'cpu' or vocab.size <= 4096:
+      return cls(vocab, mode, softmax, (64,), 64, None)
+    if mesh:
+      return cls(vocab, mode, softmax, (16,), 16, None)
+    return cls(vocab, mode, softmax)
 
 
 class Head(NamedTuple):
@@ -138,78 +150,125 @@ def _compacted(rules, table, first, head, policy, hidden, want, place, out) -> C
   n = want.size
   sizes = [size for size in rules.sizes if size < n]
   sizes += [size for size in rules.sizes if size >= n][:1]
-  whole = [size for size in sizes if size <= rules.whole]
-  drawn = sorted({0, len(whole) - 1})  # few of the sizes can sample: it is long to compile
+  most = sizes[-1]
   at = jnp.cumsum(want, dtype=jnp.int32) - 1
   count = at[-1] + 1
-  order = jnp.zeros(n + sizes[-1], jnp.int32).at[jnp.where(want, at, n + sizes[-1])].set(
+  order = jnp.zeros(n + most, jnp.int32).at[jnp.where(want, at, n + most)].set(
       jnp.arange(n, dtype=jnp.int32), mode='drop')
+  # Few of the sizes can sample: that is long to compile.
+  whole = [size for size in sizes if size <= rules.whole] or sizes[:1]
+  drawn = sorted({whole[0], whole[-1]})
   draws = jnp.any(want & (_temperature(policy, place) > 0))
 
-  def part(size, done, out):
+  def part(size, draw, done):
     rows = lax.dynamic_slice(order, (done,), (size,))
     take = lambda x: x[rows]
-    found = _choose(rules, table, first, head, jax.tree.map(take, policy), take(hidden),
-                    jax.tree.map(take, place), None if size in whole else rules.tile,
-                    draws if sizes.index(size) in drawn else False)
-    target = jnp.where(done + jnp.arange(size) < count, rows, n)
-    return jax.tree.map(lambda all, new: all.at[target].set(new, mode='drop'), out, found)
+    tile = None if size in whole else rules.tile
+    scored = _score(rules, table, first, take(hidden), tile,
+                    jax.tree.map(take, policy), jax.tree.map(take, place), draw)
+    if len(sizes) == 1:
+      return scored
+    # What follows is compiled once: for the largest size, whatever the part's is.
+    scored = scored._replace(logits=None)
+    return jax.tree.map(
+        lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, most - size)], 'edge'), scored)
+
+  parts = [functools.partial(part, size, False) for size in sizes]
+  parts += [functools.partial(part, size, True) for size in drawn]
 
   def turn(carry):
     done, out = carry
     fits = jnp.sum(count - done > np.array(sizes[:-1]), dtype=jnp.int32)
-    which = jnp.where(draws, jnp.where(fits > 0, drawn[-1], 0), fits)
-    out = lax.switch(which, [functools.partial(part, size) for size in sizes], done, out)
-    return done + jnp.array(sizes)[which], out
+    which = jnp.where(draws, len(sizes) + jnp.where(fits > 0, len(drawn) - 1, 0), fits)
+    if len(sizes) == 1:
+      scored = part(most, draws, done)
+    else:
+      scored = lax.switch(which, parts, done)
+    rows = lax.dynamic_slice(order, (done,), (most,))
+    take = lambda x: x[rows]
+    found = _choose(rules, table, first, head, jax.tree.map(take, policy), take(hidden),
+                    jax.tree.map(take, place), scored)
+    size = jnp.array(sizes + drawn)[which]
+    index = jnp.arange(most)
+    target = jnp.where((index < size) & (done + index < count), rows, n)
+    out = jax.tree.map(lambda all, new: all.at[target].set(new, mode='drop'), out, found)
+    return done + size, out
 
   return lax.while_loop(lambda carry: carry[0] < count, turn, (jnp.int32(0), out))[1]
 
 
-def _choose(rules, table, first, head, policy, hidden, place, tile, draws) -> Choice:
-  """One part, [C] positions; ``draws`` is False where nothing is ever sampled."""
-  other = jnp.any(policy.score != SCORES.index('confidence'))
-  swept = heads.sweep(table, hidden, other, tile)
+class _Scored(NamedTuple):
+  """Attributes:
+    groups: of all ids.
+    special: logits [S, g, C] of the groups that ``_mixed`` names.
+    token, logit: [C], ids that were drawn and their logits; -1 where none was.
+    logits: [G, g, C] or None.
+  """
+  groups: heads.Groups
+  special: jax.Array
+  token: jax.Array
+  logit: jax.Array
+  logits: jax.Array | None
+
+
+def _score(rules, table, first, hidden, tile, policy, place, draw) -> _Scored:
+  """Sweep the head for C positions; ``draw``: a bool, or a traced one, whether to sample."""
+  swept = heads.sweep(table, hidden, _ranked(policy), tile)
+  ids = first + np.arange(table.shape[0]).reshape(-1, swept.group)
+  none = jnp.full(len(hidden), -1, jnp.int32), jnp.zeros(len(hidden), jnp.float32)
+  token, logit = none
+  if draw is not False:
+    token, logit = lax.cond(draw, lambda: _drawn(rules, swept.logits, first, policy, place),
+                            lambda: none)
+  return _Scored(swept.groups, swept.of_all(_mixed(rules, ids)), token, logit, swept.logits)
+
+
+def _ranked(policy: Policy) -> jax.Array:
+  """Whether some position is ranked by more than its confidence."""
+  return jnp.any(policy.score != SCORES.index('confidence'))
+
+
+def _choose(rules, table, first, head, policy, hidden, place, scored: _Scored) -> Choice:
+  """One part, [C] positions."""
+  swept = heads.Swept(scored.groups, table, hidden, scored.logits)
   size = swept.group
   ids = first + np.arange(table.shape[0]).reshape(-1, size)
-  mixed = _mixed(rules, ids)
-  # Most groups are of one kind, and their first id speaks for them; the others are looked at.
-  special = swept.of_all(mixed)
+  mixed, other = _mixed(rules, ids), _ranked(policy)
 
   def counted(rule, weigh):
-    apart = heads.summary(jnp.where(rule(ids[list(mixed)][..., None]), special, -jnp.inf), weigh)
-    whole = swept.groups._replace(
-        top=jnp.where(rule(ids[:, :1]), swept.groups.top, -jnp.inf))
+    # Most groups are of one kind, and their first id speaks for them; the others are looked at.
+    apart = heads.summary(
+        jnp.where(rule(ids[list(mixed)][..., None]), scored.special, -jnp.inf), weigh)
+    whole = scored.groups._replace(
+        top=jnp.where(rule(ids[:, :1]), scored.groups.top, -jnp.inf))
     return jax.tree.map(lambda all, some: all.at[np.array(mixed)].set(some), whole, apart)
 
   allowed = lambda ids: _allowed(rules, ids, place)
   # The copy of the audio rows has ids that cannot stand in a span, too.
   real = allowed if first else lambda ids: jnp.asarray(ids < rules.vocab.size)
   space = counted(real, other)
+  total = space.log_sum()
   best = counted(allowed, False).top
   group = jnp.argmax(best, axis=0).astype(jnp.int32)
-  near_ids = first + group * size + jnp.arange(size)[:, None]
-  near = jnp.where(allowed(near_ids), swept.of_each(group), -jnp.inf)
-  within = jnp.argmax(near, axis=0)
-  token, logit = first + group * size + within, near.max(0)
-  beside = jnp.where(jnp.arange(size)[:, None] == within, -jnp.inf, near).max(0)
-  second = jnp.maximum(
-      beside, jnp.where(jnp.arange(len(best))[:, None] == group, -jnp.inf, best).max(0))
-  total, top = space.log_sum(), logit
-  if draws is not False:
-    token, logit = lax.cond(
-        draws, lambda: _drawn(rules, swept.logits, first, policy, place, token, logit),
-        lambda: (token, logit))
-  log_p = logit - total
+  start = first + group * size
+  near = jnp.where(allowed(start + jnp.arange(size)[:, None]), swept.of_each(group), -jnp.inf)
+  within = jnp.argmax(near, axis=0).astype(jnp.int32)
+  top = near.max(0)
+  drawn = scored.token >= 0
+  token = jnp.where(drawn, scored.token, start + within)
+  log_p = jnp.where(drawn, scored.logit, top) - total
   confidence = jnp.exp(log_p)
 
   def scores():
+    beside = jnp.where(jnp.arange(size)[:, None] == within, -jnp.inf, near).max(0)
+    others = jnp.where(jnp.arange(len(best))[:, None] == group, -jnp.inf, best).max(0)
+    margin = jnp.exp(top - total) - jnp.exp(jnp.maximum(beside, others) - total)
     entropy = space.entropy(total)
-    margin = jnp.exp(top - total) - jnp.exp(second - total)
     every = jnp.stack([confidence, margin, -entropy, log_p - head.prior[token]])
     return jnp.take_along_axis(every, policy.score[None], axis=0)[0], entropy
 
   ranked, entropy = lax.cond(other, scores, lambda: (confidence, jnp.zeros_like(confidence)))
-  return Choice(token.astype(jnp.int32), confidence, ranked, entropy)
+  return Choice(token, confidence, ranked, entropy)
 
 
 def _mixed(rules: Rules, ids: np.ndarray) -> tuple[int, ...]:
@@ -239,23 +298,23 @@ def _temperature(policy: Policy, place: Place) -> jax.Array:
   return jnp.where(place.in_span, policy.audio_temperature, policy.temperature)
 
 
-def _drawn(rules, logits, first, policy: Policy, place: Place, token,
-           logit) -> tuple[jax.Array, jax.Array]:
-  """Samples (ids, their logits) [C] from logits [G, g, C]; those given where temperature is 0."""
-  logits = logits.reshape(-1, token.size).T
+def _drawn(rules, logits, first, policy: Policy, place: Place) -> tuple[jax.Array, jax.Array]:
+  """(ids, their logits) [C], sampled from logits [G, g, C]; ids of -1 where temperature is 0."""
+  logits = logits.reshape(-1, place.in_span.size).T
   ids = first + np.arange(logits.shape[1])[:, None]
   masked = jnp.where(_allowed(rules, ids, place).T, logits, -jnp.inf)
-  drawn = _sampled(masked, _temperature(policy, place), policy, place, token - first)
-  return first + drawn, jnp.take_along_axis(logits, drawn[:, None], axis=-1)[:, 0]
+  temperature = _temperature(policy, place)
+  token = _sampled(masked, temperature, policy, place)
+  logit = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+  return jnp.where(temperature > 0, first + token, -1), logit
 
 
-def _sampled(masked, temperature, policy: Policy, place: Place, greedy) -> jax.Array:
-  """Gumbel-max samples at ``temperature`` [C]; ``greedy`` where it is 0."""
+def _sampled(masked, temperature, policy: Policy, place: Place) -> jax.Array:
+  """Gumbel-max samples at ``temperature`` [C], int32."""
   scaled = masked / jnp.maximum(temperature, 1e-6)[:, None]
   cut = ~place.in_span & ((policy.top_k > 0) | (policy.top_p < 1))
   scaled = lax.cond(jnp.any(cut), lambda: jnp.where(cut[:, None], _nucleus(scaled, policy), scaled),
                     lambda: scaled)
-
   names = jnp.stack([policy.number, place.span, place.block, place.step, place.position], 1)
 
   def noise(seed, names):
@@ -264,8 +323,7 @@ def _sampled(masked, temperature, policy: Policy, place: Place, greedy) -> jax.A
     # mode='high': the default cuts the tail of float32 Gumbels at about 16.
     return jax.random.gumbel(key, masked.shape[1:], jnp.float32, mode='high')
 
-  gumbel = jax.vmap(noise)(policy.seed, names)
-  return jnp.where(temperature > 0, jnp.argmax(scaled + gumbel, axis=-1), greedy)
+  return jnp.argmax(scaled + jax.vmap(noise)(policy.seed, names), axis=-1).astype(jnp.int32)
 
 
 def _nucleus(scaled: jax.Array, policy: Policy) -> jax.Array:

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ttt_jax import trained
-from ttt_jax.audio import io
+from ttt_jax import atomic, trained
 from ttt_jax.config import Config
 from ttt_jax.data import interleave, prepare, records
-from ttt_jax.data.records import Part, Record
+from ttt_jax.data.records import Record
 from ttt_jax.errors import UserError
 from ttt_jax.generate import likelihood
 from ttt_jax.progress import Progress
@@ -64,10 +63,8 @@ def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
       for record, score in zip(found, scores)]}
   out = pathlib.Path(out) if out else pathlib.Path(workdir) / FILE
   out.parent.mkdir(parents=True, exist_ok=True)
-  partial = out.with_name(f'{out.name}.partial')
-  partial.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + '\n',
-                     encoding='utf-8')
-  os.replace(partial, out)
+  atomic.write_text(
+      out, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
   return result
 
 
@@ -114,16 +111,7 @@ def _records(run: Trained, files: list[str]) -> list[Record]:
   out = []
   for path in files:
     for where, value in records.read_jsonl(path):
-      out.append(_encoded(run, records.parse(value, where), pathlib.Path(path)))
+      out.append(run.encoded(records.parse(value, where), path))
   if not out:
     raise UserError(f'{", ".join(files)}: no records to score.')
   return out
-
-
-def _encoded(run: Trained, record: Record, file: pathlib.Path) -> Record:
-  def fill(part: Part) -> Part:
-    if part.codes is not None:
-      return part
-    return Part('audio', part.text, run.codec.encode(*io.read(file.parent / part.source)),
-                part.source)
-  return record.map_audio(fill)
