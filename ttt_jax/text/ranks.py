@@ -17,14 +17,18 @@ _SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
           r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
 
 
-def load(path: pathlib.Path) -> tuple[int, dict[str, Any]]:
+def load(path: pathlib.Path, key: str = '') -> tuple[int, dict[str, Any]]:
   """(number of ranks, the same BPE as the contents of a tokenizer.json) from a rank file.
+
+  Args:
+    path: the file.
+    key: what error messages begin with.
 
   Raises:
     UserError: a line that is not 'base64 rank', or ranks with gaps.
   """
-  ranks = _read(path)
-  letters = _byte_letters()
+  ranks = _read(path, key)
+  letters = byte_letters()
   def spell(piece: bytes) -> str:
     return ''.join(letters[b] for b in piece)
   merges = []
@@ -33,34 +37,46 @@ def load(path: pathlib.Path) -> tuple[int, dict[str, Any]]:
       pair = _last_merge(ranks, token, rank)
       if pair:  # a few tokens cannot be reached by merging; they are never produced
         merges.append([spell(pair[0]), spell(pair[1])])
-  values = {
-      'version': '1.0', 'added_tokens': [], 'post_processor': None,
-      'normalizer': {'type': 'NFC'},
-      'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [
-          {'type': 'Split', 'pattern': {'Regex': _SPLIT}, 'behavior': 'Isolated',
-           'invert': False},
-          {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': False,
-           'use_regex': False}]},
-      'decoder': {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': False,
-                  'use_regex': False},
-      'model': {'type': 'BPE', 'vocab': {spell(t): r for t, r in ranks.items()},
-                'merges': merges},
+  return len(ranks), definition({spell(t): r for t, r in ranks.items()}, merges)
+
+
+def definition(vocab: dict[str, int], merges: list[list[str]], *, split: str | None = _SPLIT,
+               normalizer: str | None = 'NFC') -> dict[str, Any]:
+  """The contents of a tokenizer.json, without added tokens.
+
+  Args:
+    vocab: tokens, spelled in the letters that stand for bytes, to ids.
+    merges: pairs of tokens, the first one first.
+    split: regular expression of the pieces that merges stay inside; None: no splitting.
+    normalizer: Unicode normal form, or None.
+  """
+  pieces = [] if split is None else [{
+      'type': 'Split', 'pattern': {'Regex': split}, 'behavior': 'Isolated', 'invert': False}]
+  spelling = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': False,
+              'use_regex': False}
+  return {
+      'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': [],
+      'normalizer': normalizer and {'type': normalizer},
+      'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*pieces, spelling]},
+      'post_processor': None, 'decoder': spelling,
+      'model': {'type': 'BPE', 'dropout': None, 'unk_token': None,
+                'continuing_subword_prefix': '', 'end_of_word_suffix': '', 'fuse_unk': False,
+                'byte_fallback': False, 'vocab': vocab, 'merges': merges},
   }
-  return len(ranks), values
 
 
-def _read(path: pathlib.Path) -> dict[bytes, int]:
+def _read(path: pathlib.Path, key: str) -> dict[bytes, int]:
   ranks = {}
   for number, line in enumerate(path.read_bytes().splitlines(), 1):
     try:
       token, rank = line.split()
       ranks[base64.b64decode(token, validate=True)] = int(rank)
     except (ValueError, binascii.Error) as error:
-      raise UserError(f"config key vocab.tokenizer: {path}:{number} is not 'base64 rank' as in "
+      raise UserError(f"{key}{path}:{number} is not 'base64 rank' as in "
                       'qwen.tiktoken.') from error
   if list(ranks.values()) != list(range(len(ranks))) or any(
       bytes([b]) not in ranks for b in range(256)):
-    raise UserError(f'config key vocab.tokenizer: the ranks of {path} must count 0, 1, 2, ... and '
+    raise UserError(f'{key}the ranks of {path} must count 0, 1, 2, ... and '
                     'include all 256 bytes, as in qwen.tiktoken.')
   return ranks
 
@@ -80,7 +96,7 @@ def _last_merge(ranks: dict[bytes, int], token: bytes, limit: int):
   return pieces
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
   """GPT-2's printable stand-in for each byte: itself if printable, else U+0100 onwards."""
   printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
   others = iter(range(256))

@@ -7,7 +7,7 @@ characters, so no message can forge a turn.
 
 import json
 import pathlib
-from typing import Protocol, Sequence
+from typing import Any, Protocol, Sequence
 
 from ttt_jax.config import VocabConfig
 from ttt_jax.errors import UserError
@@ -58,6 +58,10 @@ class BpeTokenizer:
   def decode(self, ids: Sequence[int]) -> str:
     return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
+  def definition(self) -> dict[str, Any]:
+    """The contents of a tokenizer.json for it, without added tokens."""
+    return json.loads(self._backend.to_str())
+
 
 def create(config: VocabConfig) -> Tokenizer:
   """The tokenizer that config section `vocab` names.
@@ -75,42 +79,48 @@ def create(config: VocabConfig) -> Tokenizer:
   return tokenizer
 
 
-def load_bpe(path: str, name: str) -> BpeTokenizer:
+def load_bpe(path: str, name: str, key: str = 'config key vocab.tokenizer: ') -> BpeTokenizer:
   """Read a byte-level BPE from tokenizer.json or a .tiktoken rank file, of any size.
 
   Args:
     path: the local file.
     name: the identity to give it.
+    key: what error messages begin with.
 
   Raises:
     UserError: no such file, or nothing that can be read as a BPE.
   """
   file = pathlib.Path(path)
   if not file.is_file():
-    raise UserError(f'config key vocab.tokenizer: the file {path} does not exist; name a local '
+    raise UserError(f'{key}the file {path} does not exist; name a local '
                     'tokenizer.json or qwen.tiktoken.')
   if file.suffix == '.tiktoken':
     from ttt_jax.text import ranks
-    count, values = ranks.load(file)
-    return BpeTokenizer(name, count, _backend(values, path))
+    count, values = ranks.load(file, key)
+    return BpeTokenizer(name, count, _backend(values, path, key))
   try:
     values = json.loads(file.read_text(encoding='utf-8'))
     model = values['model']
     count = len(model['vocab'])
     right = model['type'] == 'BPE' and set(model['vocab'].values()) == set(range(count))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f'config key vocab.tokenizer: {path} is not a tokenizer.json '
+    raise UserError(f'{key}{path} is not a tokenizer.json '
                     f'({type(error).__name__}: {error}); name a file with a BPE model.') from error
   if not right:
-    raise UserError(f'config key vocab.tokenizer: {path} does not hold a BPE whose ids are '
+    raise UserError(f'{key}{path} does not hold a BPE whose ids are '
                     f'0..{count - 1} without gaps; use the file of a Qwen2.5 checkpoint.')
   # Without its added tokens the package cannot turn text into control ids.
   values['added_tokens'], values['post_processor'] = [], None
-  return BpeTokenizer(name, count, _backend(values, path))
+  return BpeTokenizer(name, count, _backend(values, path, key))
 
 
-def _backend(values: dict, path: str):
-  """A tokenizers.Tokenizer from the parsed tokenizer.json ``values``; ``path`` for messages."""
+def from_definition(values: dict[str, Any], name: str, path: str) -> BpeTokenizer:
+  """A tokenizer from the contents of a tokenizer.json; ``path`` is for messages."""
+  return BpeTokenizer(name, len(values['model']['vocab']), _backend(values, path, ''))
+
+
+def _backend(values: dict, path: str, key: str):
+  """A tokenizers.Tokenizer from the parsed tokenizer.json ``values``; the rest for messages."""
   try:
     import tokenizers
   except ImportError as error:
@@ -119,5 +129,5 @@ def _backend(values: dict, path: str):
   try:
     return tokenizers.Tokenizer.from_str(json.dumps(values))
   except Exception as error:  # the Rust side raises bare Exception; nothing narrower exists
-    raise UserError(f'config key vocab.tokenizer: {path} cannot be read as a tokenizer '
+    raise UserError(f'{key}{path} cannot be read as a tokenizer '
                     f'({error}); use the file of a Qwen2.5 checkpoint.') from error
