@@ -1,0 +1,70 @@
+"""Against transformers: its Qwen2 directories in, ours out, the same logits."""
+
+import numpy as np
+import pytest
+
+from tests.hf import directories
+from tests.reference import batches, staircase as slow
+from ttt_jax.config import ModelConfig
+from ttt_jax.hf import import_hf, layout, tensors
+from ttt_jax.model import staircase
+from ttt_jax.model.transformer import Model
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+V = batches.VOCAB
+
+
+@pytest.mark.parametrize('tied, heads, kv_heads, head_dim, layers, theta, shard', [
+    (True, 4, 1, 8, 2, 1e6, '1GB'),
+    (False, 4, 2, 8, 1, 1e4, '20KB'),
+    (True, 4, 4, 16, 3, 1e6, '30KB'),
+    (False, 6, 3, 4, 2, 1e6, '1GB'),
+])
+def test_saved_by_transformers(tmp_path, tied, heads, kv_heads, head_dim, layers, theta, shard):
+  """Random weights import to the same logits, causal and hybrid."""
+  torch.manual_seed(heads + layers)
+  model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+      vocab_size=V.size, hidden_size=heads * head_dim, intermediate_size=40,
+      num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+      tie_word_embeddings=tied, rope_theta=theta, attn_implementation='eager',
+      audio_token_id_start=V.audio_threshold, mask_token=V.mask))
+  for parameter in model.parameters():  # biases and norms, too
+    parameter.data.add_(0.2 * torch.randn_like(parameter))
+  model.eval().save_pretrained(tmp_path, max_shard_size=shard)
+  config, vocab, params = import_hf.read(tmp_path)
+  assert (config.layers, config.kv_heads, config.rope_theta) == (layers, kv_heads, theta)
+  ours = Model(config, vocab.size)
+  plan, batch = batches.packed(np.random.default_rng(1), rows=3, row_length=64)
+  causal = np.arange(64)[None] + np.zeros((3, 1), int)
+  for mask in ('causal', 'hybrid'):
+    start, end = (np.zeros_like(causal), 1 + causal) if mask == 'causal' else (
+        staircase.key_ranges(batch))
+    got = ours.logits(params, ours.hidden(params, batch.token, batch.position, start, end))
+    for row in range(3):
+      allowed = np.tril(np.ones((64, 64), bool)) if mask == 'causal' else (
+          slow.row_matrix(V, plan[row], 64) | np.eye(64, dtype=bool))
+      dense = torch.where(torch.tensor(allowed), 0.0, torch.finfo(torch.float32).min)
+      with torch.no_grad():
+        want = model(torch.tensor(batch.token[row:row + 1]).long(), attention_mask=dense[None, None],
+                     position_ids=torch.tensor(batch.position[row:row + 1]).long()).logits[0]
+      real = (batch.document[row] > 0) | (mask == 'causal')
+      assert np.abs(want.numpy()).max() > 0.5
+      np.testing.assert_allclose(np.asarray(got[row])[real], want.numpy()[real], atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_transformers_reads_what_we_write(tmp_path, dtype):
+  """Plain Qwen2, without our PyTorch code: every tensor is found and none is left over."""
+  config = ModelConfig(**directories.SMALL, tied=False)
+  values = directories.write(tmp_path, config, V.size, dtype, shard_bytes=20_000)
+  model, report = transformers.Qwen2ForCausalLM.from_pretrained(
+      tmp_path, output_loading_info=True, dtype=getattr(torch, dtype))
+  assert not any(report[kind] for kind in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
+  found = model.state_dict()
+  assert set(found) == set(values)
+  for name, value in values.items():
+    np.testing.assert_array_equal(found[name].float().numpy(), value.astype(np.float32))
+  model.save_pretrained(tmp_path / 'again')
+  folder = tensors.Folder(tmp_path / 'again')
+  assert folder.read(layout.HEAD).tobytes() == values[layout.HEAD].tobytes()
