@@ -3,11 +3,10 @@
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 
-from ttt_jax import config as config_lib, hardware
+from ttt_jax import atomic, config as config_lib, hardware
 from ttt_jax.config.settings import REMATS
 from ttt_jax.errors import UserError
 
@@ -65,6 +64,4 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
   if args.json:
     file = pathlib.Path(args.json)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + '.partial')
-    partial.write_text(json.dumps(plan, indent=1) + '\n', encoding='utf-8')
-    os.replace(partial, file)
+    atomic.write_text(file, json.dumps(plan, indent=1) + '\n')

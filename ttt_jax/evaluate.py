@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ttt_jax import metrics, trained
+from ttt_jax import atomic, metrics, trained
 from ttt_jax.audio import io, recognise
 from ttt_jax.batch import Batch, stack
 from ttt_jax.config import Config, ObjectiveConfig
@@ -86,9 +86,8 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
   samples = [_sample(run, item) for item in items]
   result = {'step': run.step, 'summary': summary, 'table': table(summary, config),
             'samples': samples}
-  partial = workdir / 'evaluation.json.partial'
-  partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n')
-  os.replace(partial, workdir / 'evaluation.json')
+  atomic.write_text(workdir / 'evaluation.json',
+                    json.dumps(result, indent=1, ensure_ascii=False) + '\n')
   with metrics.Writer(workdir) as writer:
     writer.write(run.step, {f'eval/{name}': value for name, value in summary.items()})
   return result

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ttt_jax import config as config_lib
+from ttt_jax import atomic, config as config_lib
 from ttt_jax import figures
 from ttt_jax import metrics
 from ttt_jax import report_speed
@@ -92,9 +92,7 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
 
 def _write(workdir: pathlib.Path, page: str) -> pathlib.Path:
   path = workdir / PAGE
-  partial = path.with_name(PAGE + '.partial')
-  partial.write_text(page, encoding='utf-8')
-  os.replace(partial, path)
+  atomic.write_text(path, page)
   return path
 
 
@@ -286,20 +284,12 @@ def _staircase(config: config_lib.Config | None, workdir: pathlib.Path) -> str:
 def _configuration(config: config_lib.Config | None) -> str:
   if config is None:
     return _missing('There is no config.json in this folder; the other commands write it.')
-  mine, default = (dict(_flat(config_lib.to_dict(c))) for c in (config, config_lib.Config()))
+  mine, default = (config_lib.flat(c) for c in (config, config_lib.Config()))
   changed = {key: value for key, value in mine.items() if value != default[key]}
   return ('<p>Settings that differ from the defaults of '
           '<code>ttt_jax/config/settings.py</code>:</p>'
           + _settings(changed.items())
           + '<details><summary>All settings</summary>' + _settings(mine.items()) + '</details>')
-
-
-def _flat(values: dict[str, Any], prefix: str = '') -> Iterable[tuple[str, Any]]:
-  for key, value in values.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value
 
 
 def _settings(items: Iterable[tuple[str, Any]]) -> str:

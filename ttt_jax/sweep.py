@@ -15,7 +15,6 @@ A file under configs/sweeps/ says which settings its members change:
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import importlib.util
 import itertools
 import json
 import os
@@ -105,15 +104,7 @@ def load(path: str | os.PathLike) -> Sweep:
   file = pathlib.Path(path)
   if not file.is_file():
     raise UserError(f'sweep file {path} does not exist.')
-  spec = importlib.util.spec_from_file_location('ttt_jax_user_sweep', file)
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-  except SyntaxError as error:
-    raise UserError(f'sweep file {file}, line {error.lineno}: {error.msg}.') from error
-  if not hasattr(module, 'get_sweep'):
-    raise UserError(f'sweep file {file} has no get_sweep() function.')
-  found = module.get_sweep()
+  found = config_lib.call(file, 'get_sweep', 'sweep file')
   if not isinstance(found, Sweep):
     found = Sweep(found)
   members = found.members if isinstance(found.members, Mapping) else _named(found.members, file)
@@ -226,7 +217,7 @@ def settle(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member]) ->
     # Through the dataclasses: a setting that is newer than the member has its default.
     before = config_lib.from_dict(config_lib.Config, known['settings'])
     if before != member.config:
-      old, new = (dict(_flat(config_lib.to_dict(c))) for c in (before, member.config))
+      old, new = (config_lib.flat(c) for c in (before, member.config))
       key = next(key for key in new if old.get(key) != new.get(key))
       raise UserError(f'sweep member {member.folder(workdir)} was begun with {key}='
                       f'{old.get(key)!r}, now it is {new.get(key)!r}; use another --workdir, or '
@@ -240,14 +231,6 @@ def settle(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member]) ->
       'members': [{'name': m.name, 'overrides': {
           key: value for key, value in m.overrides.items() if key in sweep.members[m.name]}}
                   for m in found]}, indent=2) + '\n')
-
-
-def _flat(values: Mapping[str, Any], prefix: str = '') -> Iterable[tuple[str, Any]]:
-  for key, value in values.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value
 
 
 def read_state(folder: pathlib.Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ttt_jax import atomic
 from ttt_jax.config import CodecConfig
 from ttt_jax.errors import UserError
 
@@ -91,9 +92,7 @@ class Codec(abc.ABC):
       os.replace(temporary, directory / 'codec.npz')
     text = json.dumps({'kind': kind_of(type(self)), 'name': self.name,
                        'arrays': sorted(arrays), 'settings': self.settings()}, indent=1)
-    temporary = directory / f'{FILE}.part'
-    temporary.write_text(text + '\n', encoding='utf-8')
-    os.replace(temporary, directory / FILE)
+    atomic.write_text(directory / FILE, text + '\n')
 
 
 def kind_of(cls: type[Codec]) -> str:

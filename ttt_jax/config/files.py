@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from ttt_jax import atomic
 from ttt_jax.config.settings import Config
 from ttt_jax.errors import UserError
 
@@ -124,16 +125,30 @@ def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
 
 
 def _from_python(file: pathlib.Path) -> dict[str, Any]:
-  spec = importlib.util.spec_from_file_location('ttt_jax_user_config', file)
+  values = call(file, 'get_config', 'config file')
+  return values.to_dict() if isinstance(values, ml_collections.ConfigDict) else dict(values)
+
+
+def call(file: pathlib.Path, name: str, kind: str) -> Any:
+  """What the function ``name`` of a user's Python file returns.
+
+  Args:
+    file: one that exists.
+    name: of a function without arguments.
+    kind: what error messages call the file.
+
+  Raises:
+    UserError: a syntax error, or no such function.
+  """
+  spec = importlib.util.spec_from_file_location(f'ttt_jax_user_{name}', file)
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
   except SyntaxError as error:
-    raise UserError(f'config file {file}, line {error.lineno}: {error.msg}.') from error
-  if not hasattr(module, 'get_config'):
-    raise UserError(f'config file {file} has no get_config() function.')
-  values = module.get_config()
-  return values.to_dict() if isinstance(values, ml_collections.ConfigDict) else dict(values)
+    raise UserError(f'{kind} {file}, line {error.lineno}: {error.msg}.') from error
+  if not hasattr(module, name):
+    raise UserError(f'{kind} {file} has no {name}() function.')
+  return getattr(module, name)()
 
 
 def _from_json(file: pathlib.Path) -> dict[str, Any]:
@@ -148,9 +163,7 @@ def save(config: Config, workdir: str | os.PathLike) -> None:
   """Write the resolved config to workdir/config.json, by rename."""
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  partial = folder / 'config.json.partial'
-  partial.write_text(json.dumps(to_dict(config), indent=2) + '\n', encoding='utf-8')
-  os.replace(partial, folder / 'config.json')
+  atomic.write_text(folder / 'config.json', json.dumps(to_dict(config), indent=2) + '\n')
 
 
 def _override(values: dict[str, Any], key: str, text: str) -> None:
@@ -188,3 +201,14 @@ def _literal(text: str, path: str) -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
   """Nested plain dict, JSON-ready; ``from_dict(Config, to_dict(c)) == c``."""
   return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flat(config: Any) -> dict[str, Any]:
+  """Dotted key -> value of every setting, JSON-ready."""
+  def walk(values, prefix):
+    for key, value in values.items():
+      if isinstance(value, dict):
+        yield from walk(value, f'{prefix}{key}.')
+      else:
+        yield prefix + key, value
+  return dict(walk(to_dict(config), ''))

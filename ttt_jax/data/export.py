@@ -1,10 +1,10 @@
 """Sources with audio files -> the same sources with codes, small enough to keep and share."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
+from ttt_jax import atomic
 from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec
 from ttt_jax.data import records
@@ -50,9 +50,7 @@ def inline_codes(source: str | pathlib.Path, target: str | pathlib.Path, codec: 
   lines = [json.dumps(replace(value, where), ensure_ascii=False, separators=(',', ':'))
            for where, value in records.read_jsonl(source)]
   _save_codec(codec, target.parent)
-  temporary = target.with_name(target.name + '.part')
-  temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-  os.replace(temporary, target)
+  atomic.write_text(target, '\n'.join(lines) + '\n')
   return len(lines)
 
 

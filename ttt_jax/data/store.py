@@ -13,6 +13,7 @@ from typing import Any, Iterable
 
 import numpy as np
 
+from ttt_jax import atomic
 from ttt_jax.batch import Batch
 from ttt_jax.errors import UserError
 from ttt_jax.vocab import Vocabulary
@@ -109,9 +110,8 @@ def sha256(path: pathlib.Path) -> str:
 
 def write_manifest(data_dir: pathlib.Path, manifest: dict[str, Any]) -> None:
   """manifest.json, by rename; it comes last, so that a set with a manifest is whole."""
-  temporary = data_dir / 'manifest.json.part'
-  temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + '\n')
-  os.replace(temporary, data_dir / 'manifest.json')
+  atomic.write_text(data_dir / 'manifest.json',
+                    json.dumps(manifest, indent=2, sort_keys=True) + '\n')
 
 
 def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) -> dict[str, Any]:
