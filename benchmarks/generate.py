@@ -12,8 +12,8 @@ and 13 text tokens; then a second request, whose prompt is all that, answers wit
 token and a span of 200. Blocks of 26, greedy. Weights are made so that a begin token is
 the best choice after text whenever it is allowed (benchmarks/our_generate.py), and
 min_span = max_span, so every span runs to its limit; every other choice is open. Both sides
-take the same steps, and no block can end early. The engine reads the second prompt anew, and
-that time counts; PyTorch has nothing to read.
+take the same steps, and no block can end early. The engine keeps what a slot holds, so it need not
+read the second prompt anew; PyTorch has nothing to read.
 
 PyTorch is too slow to talk for a thousand tokens. It answers --check rounds in full; then
 steps are timed all along *our* conversation and integrated over its lengths. Every token that
@@ -162,6 +162,7 @@ class Run:
     prompts = self.prompts[:batch]
     # The steps per block are data: one is enough to meet every program.
     self.ours.ask(do='answer', prompts=prompts, turns=self.shape.turns(1, guidance))
+    self.start(context, batch, self.shape.tokens)  # nothing of it is held
     made = self.ours.ask(do='answer', prompts=prompts, turns=self.shape.turns(steps, guidance))
     note(f'{self.name}, {steps} steps, guidance {guidance:g} {context}: ours x {batch} '
          f'{made["seconds"]:.1f} s')
@@ -219,12 +220,13 @@ class Run:
     return {**found, 'seconds': made['seconds'], 'lengths': made['lengths']}
 
   def first_audio(self, ids: list[int], steps: int, guidance: float) -> dict:
-    """Seconds to a finished first block, after the short prompt and after the long one."""
+    """Seconds to a finished first block, after the short prompt and after the long one, which
+    nothing is held of."""
     shape, out = self.shape, {}
-    self.start('published', 1, shape.tokens)
     for length in (shape.prompt, shape.begin(shape.rounds)):
       settings = shape.settings(shape.span, length + 1 + shape.span, steps, guidance)
       for _ in range(3):
+        self.start('published', 1, shape.tokens)
         made = self.ours.ask(do='answer', prompts=[ids[:length]], turns=[settings])
       torch = self.torch.ask(do='answer', prompt=ids[:length], settings=settings)
       compare(made['ids'][0], torch, length, self.vocab.mask, f'{self.name}, after {length}')

@@ -71,11 +71,11 @@ def prepare(folder: pathlib.Path) -> None:
 
 def _case(folder: pathlib.Path):
   """(case, model config, vocabulary, model) of a folder."""
-  from ttt_jax.config import ModelConfig
+  from ttt_jax.config import ModelConfig, from_dict
   from ttt_jax.model.transformer import Model
   from ttt_jax.vocab import Vocabulary
   case = json.loads((folder / 'case.json').read_text(encoding='utf-8'))
-  config, vocab = ModelConfig(**case['config']), Vocabulary(**case['vocabulary'])
+  config, vocab = from_dict(ModelConfig, case['config']), Vocabulary(**case['vocabulary'])
   return case, config, vocab, Model(config, vocab.size)
 
 
