@@ -1,6 +1,7 @@
 # make demo        the whole walk: speech, training, scores, a page; about 25 minutes on 2 cores
 # make test        the tests (about 12 minutes on 2 cores)
 # make test-slow   the tests that take long
+# make test-torch  weights, PyTorch module and tokenizers beside torch and transformers (installs them)
 # make test-slurm  two nodes of a real SLURM, where there is one (five to fifteen minutes)
 # make faults    kill runs, damage their checkpoints, fill their disk (about 15 minutes)
 # make lint        ruff
@@ -14,7 +15,7 @@ WORKERS = -n auto --maxprocesses=4 --dist=loadfile
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-slow test-slurm faults lint clean distclean
+.PHONY: demo test test-slow test-torch test-slurm faults lint clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
@@ -24,6 +25,9 @@ test: .venv/test.installed
 
 test-slow: .venv/test.installed
 	$(PYTEST) -m slow
+
+test-torch: .venv/test.installed .venv/torch.installed
+	$(PYTEST) tests/hf tests/text tests/test_api.py
 
 test-slurm: .venv/test.installed
 	$(PYTEST) -m slow -s tests/test_slurm.py

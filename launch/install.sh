@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv and installs this checkout into it: bash launch/install.sh demo|test
+# Makes .venv and installs this checkout into it: bash launch/install.sh demo|test|torch
 # Needs Python 3.11 or newer (PYTHON=... chooses one), no root and no other program.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -31,6 +31,7 @@ LAYERS = (
     ('evaluate',),
     ('figures', 'staircase_picture', 'report_speed', 'report_sweep', 'report'),
     ('hf',),
+    ('api',),
     ('plan',),
     ('cli', 'cli_plan', 'cli_cluster', 'cli_runs', 'cli_train', 'cli_generate',
      'cli_weights'),

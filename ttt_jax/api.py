@@ -1,0 +1,283 @@
+"""Text-to-Talk from Python: load, logits, loss, generate.
+
+  ttt = ttt_jax.load('model')             # a Hugging Face directory, or a workdir
+  ids = ttt.prompt('What is 3 + 4?')
+  ttt.logits(ids)                         # float32 [n, vocabulary], hybrid mask
+  ttt.loss([record], noise=0)             # Terms(ar, diffusion)
+  ttt.generate(ids, max_tokens=200).text
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ttt_jax import batch as batches
+from ttt_jax import config as config_lib
+from ttt_jax import trained
+from ttt_jax.config import GenerateConfig, ObjectiveConfig
+from ttt_jax.data import interleave, records
+from ttt_jax.errors import UserError
+from ttt_jax.generate import engine
+from ttt_jax.generate.answer import Answer
+from ttt_jax.hf import import_hf
+from ttt_jax.model import staircase
+from ttt_jax.model.transformer import Model, Params
+from ttt_jax.objective import hybrid
+from ttt_jax.text import hf_files
+from ttt_jax.text.tokenizer import ByteTokenizer, Tokenizer
+from ttt_jax.vocab import Vocabulary
+
+_STEP = 32  # sequences are padded to multiples of this, so that near lengths share programs
+
+
+class Noise(NamedTuple):
+  """The noise of one document.
+
+  Attributes:
+    masked: bool [n], the tokens that the model reads as masks.
+    p: the probability with which they were drawn, in (0, 1].
+    maskable: bool [n], the tokens that could have been drawn; None: all supervised audio.
+  """
+  masked: np.ndarray
+  p: float
+  maskable: np.ndarray | None = None
+
+
+class Terms(NamedTuple):
+  """Means over documents, in nats: AR per text target, diffusion per maskable token."""
+  ar: float
+  diffusion: float
+
+
+class Reply(NamedTuple):
+  """A generated answer.
+
+  Attributes:
+    text: what it says in writing.
+    codes: int32 [n] of each audio span, for the codec.
+    answer: ids, spans, times.
+  """
+  text: str
+  codes: list[np.ndarray]
+  answer: Answer
+
+
+@dataclasses.dataclass(frozen=True)
+class TextToTalk:
+  """A model with what belongs to it. ``load`` makes one.
+
+  Attributes:
+    model, params: the decoder and its weights.
+    vocab, tokenizer: the id space and its text part.
+    objective: mode and masks that it was trained with; noise settings of ``loss``.
+    settings: defaults of ``generate``.
+    text_chunk, audio_chunk: how records are interleaved.
+  """
+  model: Model
+  params: Params
+  vocab: Vocabulary
+  tokenizer: Tokenizer
+  objective: ObjectiveConfig = ObjectiveConfig()
+  settings: GenerateConfig = GenerateConfig()
+  text_chunk: int = 13
+  audio_chunk: int = 26
+
+  def prompt(self, messages: str | list[dict[str, Any]]) -> np.ndarray:
+    """Ids int32 [n] up to and including the assistant's header.
+
+    Args:
+      messages: one user message, or turns [{'role': ..., 'content': ...}, ...] as in records;
+        audio is <|audio_n|> in strings or parts {'type': 'audio', 'codes': [...]}.
+
+    Raises:
+      UserError: turns that cannot be read.
+    """
+    if isinstance(messages, str):
+      messages = [{'role': 'user', 'content': [{'type': 'text', 'text': messages}]}]
+    record = records.parse({'messages': [*messages, {'role': 'assistant', 'content': []}]},
+                           'prompt')
+    return interleave.render_prompt(record, self.vocab, self.tokenizer, self.text_chunk,
+                                    self.audio_chunk)
+
+  def logits(self, ids: Sequence[int], answer: Sequence[int] | None = None) -> np.ndarray:
+    """float32 [n, vocabulary] of one document under the hybrid mask.
+
+    Args:
+      ids: [n]; masks stand where there is noise.
+      answer: 0/1 [n], the assistant's tokens; read by models that treat prompts otherwise
+        (``objective.prompt_audio`` 'causal', mode 'nar'). None: all of them.
+
+    Raises:
+      UserError: no ids, or one outside the vocabulary.
+    """
+    ids = np.asarray(ids, np.int64)
+    answer = np.ones(ids.size, np.int64) if answer is None else np.asarray(answer)
+    batch = self._rows([(ids, answer)])
+    return np.asarray(_logits(self.model, self.objective.mode, self.objective.prompt_audio,
+                              self.params, batch))[0, :ids.size]
+
+  def loss(self, documents: Sequence[Any], noise: int | Sequence[Noise] = 0) -> Terms:
+    """The two loss terms of a batch for a given noise.
+
+    Args:
+      documents: records (dicts as in .jsonl files), or (ids [n], supervised [n]) pairs.
+      noise: a seed, from which noise is drawn as in training, BANOM and PPM included; or
+        one Noise per document.
+
+    Raises:
+      UserError: a record that cannot be read, or noise that does not fit its document.
+    """
+    pairs = [self._document(document, i) for i, document in enumerate(documents, 1)]
+    batch = self._rows(pairs)
+    # The settings of noise have done their work where targets are made.
+    scoring = dataclasses.replace(self.objective, banom=0.0, ppm=0.0, mask_floor=0.5,
+                                  banom_unit='document')
+    if isinstance(noise, int):
+      key = jax.random.fold_in(jax.random.key(noise), 0)
+      targets = _drawn(self.vocab, self.objective, batch, key)
+    else:
+      targets = self._targets(batch, pairs, noise)
+    sums = _score(self.model, scoring, self.params, batch, targets)
+    return Terms(float(sums.ar / len(pairs)), float(sums.diffusion / len(pairs)))
+
+  def generate(self, prompts: Any, **settings: Any) -> Any:
+    """Answer a prompt or a list of prompts.
+
+    Args:
+      prompts: ids of one prompt, or a list of such.
+      **settings: of GenerateConfig: max_tokens, temperature, guidance, steps, ...
+
+    Returns:
+      A Reply, or a list of them.
+
+    Raises:
+      UserError: an unknown setting, or a prompt that cannot be answered.
+    """
+    policy = config_lib.from_dict(
+        GenerateConfig, {**dataclasses.asdict(self.settings), **settings}, 'generate')
+    single = not len(prompts) or np.ndim(prompts[0]) == 0
+    asked = [np.asarray(prompt, np.int32) for prompt in ([prompts] if single else prompts)]
+    answers = engine.generate(self.model, self.params, self.vocab, asked, policy,
+                              self.objective.mode, self.objective.prompt_audio)
+    replies = [Reply(*interleave.unrender(answer.ids, self.vocab, self.tokenizer), answer)
+               for answer in answers]
+    return replies[0] if single else replies
+
+  def _document(self, document: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, supervised) of a record or a pair."""
+    if isinstance(document, dict):
+      record = records.parse(document, f'document {number}')
+      found = interleave.render(record, self.vocab, self.tokenizer, self.text_chunk,
+                                self.audio_chunk)
+      return found.token, found.supervised
+    ids, supervised = (np.asarray(x) for x in document)
+    if ids.shape != supervised.shape:
+      raise UserError(f'document {number} has {ids.size} ids but {supervised.size} supervised '
+                      'flags; use one flag per id.')
+    return ids, supervised
+
+  def _rows(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> batches.Batch:
+    """One document per row."""
+    for number, (ids, _) in enumerate(pairs, 1):
+      if not ids.size or ids.min() < 0 or ids.max() >= self.vocab.size:
+        what = 'no ids' if not ids.size else (
+            f'id {int(ids.max() if ids.min() >= 0 else ids.min())}')
+        raise UserError(f'document {number} holds {what}; ids are 0..{self.vocab.size - 1}.')
+    length = -(-max(ids.size for ids, _ in pairs) // _STEP) * _STEP
+    return batches.stack([batches.make_row(self.vocab, [(number, ids, supervised)], length)
+                          for number, (ids, supervised) in enumerate(pairs, 1)])
+
+  def _targets(self, batch: batches.Batch, pairs: list, noise: Sequence[Noise]
+               ) -> hybrid.Targets:
+    """Targets of explicit noise."""
+    if len(noise) != len(pairs):
+      raise UserError(f'{len(pairs)} documents have {len(noise)} noise patterns; give one each.')
+    may = np.asarray(hybrid.supervised_maskable(batch, self.vocab, self.objective.mode)).copy()
+    masked = np.zeros(may.shape, bool)
+    rate = np.ones(may.shape, np.float32)
+    for row, ((ids, _), drawn) in enumerate(zip(pairs, noise)):
+      here = np.s_[row, :ids.size]
+      if not 0 < drawn.p <= 1:
+        raise UserError(f'noise {row + 1} has p={drawn.p}; a probability is in (0, 1].')
+      if drawn.maskable is not None:
+        may[here] &= _flags(drawn.maskable, ids.size, f'noise {row + 1}: maskable')
+      masked[here] = _flags(drawn.masked, ids.size, f'noise {row + 1}: masked')
+      wrong = np.flatnonzero(masked[here] & ~may[here])
+      if wrong.size:
+        raise UserError(f'noise {row + 1} masks token {wrong[0]}, which is no maskable token of '
+                        'the document; only supervised audio is.')
+      rate[row] = drawn.p
+    return hybrid.targets(batch, self.vocab, self.objective.mode, may, masked, rate)
+
+
+def _flags(values: Any, count: int, what: str) -> np.ndarray:
+  values = np.asarray(values, bool)
+  if values.shape != (count,):
+    raise UserError(f'{what} has shape {values.shape}; the document has {count} tokens.')
+  return values
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _logits(model: Model, mode: str, prompt_audio: str, params: Params,
+            batch: batches.Batch) -> jax.Array:
+  ranges = staircase.key_ranges(batch, mode, prompt_audio)
+  return model.logits(params, model.hidden(params, batch.token, batch.position, *ranges))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _drawn(vocab: Vocabulary, objective: ObjectiveConfig, batch: batches.Batch,
+           key: jax.Array) -> hybrid.Targets:
+  return hybrid.corrupt(batch, vocab, objective, key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score(model: Model, objective: ObjectiveConfig, params: Params, batch: batches.Batch,
+           targets: hybrid.Targets) -> hybrid.Sums:
+  return hybrid.score(model, params, batch, targets, objective, targets.documents)[1]
+
+
+def load(path: str | os.PathLike, dtype: str = 'float32') -> TextToTalk:
+  """A model from a Hugging Face directory or from a workdir.
+
+  Args:
+    path: a directory with config.json and safetensors (plain Qwen2.5, whose vocabulary is
+      extended, or an exported model); or a workdir in which a model was trained.
+    dtype: compute dtype of a Hugging Face directory, 'float32' or 'bfloat16'.
+
+  Raises:
+    UserError: neither of the two, or something in it is wrong.
+  """
+  path = pathlib.Path(path)
+  if (path / 'checkpoints').is_dir():
+    return _from_workdir(path)
+  if not (path / 'config.json').is_file():
+    raise UserError(f'{path} is neither a Hugging Face directory (config.json and safetensors) '
+                    'nor a workdir with checkpoints.')
+  config, vocab, params = import_hf.read(path, dtype)
+  said = json.loads((path / 'config.json').read_text(encoding='utf-8'))
+  objective = ObjectiveConfig(mode=said.get('ttt_mode', 'hybrid'),
+                              prompt_audio=said.get('ttt_prompt_audio', 'bidirectional'))
+  known = {field.name for field in dataclasses.fields(GenerateConfig)}
+  settings = config_lib.from_dict(GenerateConfig, {
+      key: value for key, value in said.get('ttt_generate', {}).items() if key in known},
+      'ttt_generate')
+  layout = said.get('ttt_layout', {})
+  tokenizer = ByteTokenizer() if vocab.text == 'bytes' else hf_files.read(path, vocab)
+  return TextToTalk(Model(config, vocab.size), jax.tree.map(jnp.asarray, params), vocab,
+                    tokenizer, objective, settings,
+                    layout.get('text_chunk', 13), layout.get('audio_chunk', 26))
+
+
+def _from_workdir(path: pathlib.Path) -> TextToTalk:
+  config = config_lib.load(path / 'config.json')
+  run = trained.load(config, path)
+  return TextToTalk(run.model, run.params, run.vocab, run.tokenizer, config.objective,
+                    config.generate, config.data.text_chunk, config.data.audio_chunk)
