@@ -62,8 +62,8 @@ def by_hand(table, hidden, null, policy, want, place, softmax):
 
 @pytest.mark.parametrize('softmax', ['full', 'audio'])
 @pytest.mark.parametrize('how', [
-    dict(sizes=(64,), whole=64, tile=None), dict(sizes=(1, 8, 16, 24, 32, 64), tile=256),
-    dict(sizes=(4,), whole=4, tile=None), dict(sizes=(1, 32), tile=384)])
+    dict(sizes=(64,), whole=64, tile=None), dict(sizes=(1, 8, 16, 24, 32, 64), tile=7000),
+    dict(sizes=(4,), whole=4, tile=None), dict(sizes=(1, 32), tile=12_500)])
 def test_every_way_to_sweep_is_right(how, softmax):
   args = world(0)
   found = run(Rules(V, softmax=softmax, **how), *args)
@@ -75,6 +75,21 @@ def test_every_way_to_sweep_is_right(how, softmax):
   np.testing.assert_allclose(found.entropy, np.where(found.entropy == 0, 0, expected[3]),
                              rtol=2e-4, atol=5e-6)
   assert np.all(found.entropy[np.isin(args[3].score, (1, 2, 3)) & np.asarray(args[4])] > 0)
+
+
+def test_a_small_vocabulary_may_be_one_group():
+  # The copy of the audio rows then starts with text.
+  small = Vocabulary('bytes', 256, 'test', 20)
+  rng = np.random.default_rng(3)
+  table, hidden = rng.normal(size=(321, WIDTH)), rng.normal(size=(1, WIDTH))
+  one, none = jnp.ones(1, bool), jnp.zeros(1, jnp.int32)
+  rules = Rules(small, softmax='audio', sizes=(1,), whole=1, tile=None)
+  found = choose(rules, make_head(rules, jnp.asarray(table, jnp.float32)),
+                 jax.tree.map(jnp.asarray, policies.make([GenerateConfig()], [0])),
+                 jnp.asarray(hidden, jnp.float32), None, one, Place(one, one, one, *[none] * 4))
+  ids = np.r_[small.code_start:small.mask, small.end_of_chunk, small.end_of_last]
+  p = np.exp((table @ hidden[0])[ids])
+  np.testing.assert_allclose(found.confidence, p.max() / p.sum(), rtol=1e-5)
 
 
 def test_groups_without_ids_do_not_count():

@@ -189,7 +189,7 @@ def test_a_mesh_gives_the_same_tokens(axes):
 
 def test_a_cache_that_is_too_large_is_refused(world):
   with pytest.raises(UserError, match='generate.slots=2 and generate.max_tokens=48 need'):
-    engine.Engine(MODEL, world[0], V, PLAIN, memory=1000)
+    engine.Engine(MODEL, world[0], V, dataclasses.replace(PLAIN, memory=1e-6))
 
 
 def test_a_request_larger_than_the_engine_is_refused(world):

@@ -286,8 +286,11 @@ class GenerateConfig:
   guidance_context: str = 'published'  # or 'begin': the span alone, far cheaper
   softmax: str = 'full'        # confidence over all ids, as published; 'audio' is cheaper
   slots: int = 8               # requests answered side by side
+  memory: float = 0.0          # GiB that their keys and values may take; 0 = what is free
 
   def __post_init__(self):
+    _require(self.memory >= 0,
+             f'config key generate.memory is {self.memory}; use GiB, or 0 for what is free.')
     _positive(self, 'generate', 'block', 'steps', 'min_span', 'max_span', 'max_tokens', 'slots')
     _require(0 < self.top_p <= 1, f'config key generate.top_p is {self.top_p}; use (0, 1].')
     _require(self.shift > 0, f'config key generate.shift is {self.shift}; use a positive number.')

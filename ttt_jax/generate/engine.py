@@ -52,8 +52,8 @@ class Engine:
   """Answers requests on the devices that hold the parameters; see the module's docstring."""
 
   def __init__(self, model: Model, params: Params, vocab: Vocabulary, config: GenerateConfig, *,
-               mode: str = 'hybrid', prompt_audio: str = 'bidirectional', mixed: bool | None = None,
-               memory: float | None = None):
+               mode: str = 'hybrid', prompt_audio: str = 'bidirectional',
+               mixed: bool | None = None):
     """Make room for ``config.slots`` requests of up to ``config.max_tokens`` tokens.
 
     Args:
@@ -64,20 +64,21 @@ class Engine:
       prompt_audio: as the model was trained.
       mixed: text rows share wide windows with spans. Default: on accelerators, where a
         step of few tokens is bound by reading the weights; not on a CPU.
-      memory: bytes that the cache may take on all devices; None for no limit.
 
     Raises:
-      UserError: the cache would need more.
+      UserError: the cache would need more than ``config.memory``, or than is free.
     """
     self.model, self.vocab, self.config, self.mode = model, vocab, config, mode
     self.prompt_audio = prompt_audio
     self.mixed = model.platform != 'cpu' if mixed is None else mixed
     needed = caches.size_in_bytes(model.config, config.slots, config.max_tokens)
-    if memory is not None and needed > memory:
+    memory = config.memory * 2**30 or caches.free_bytes()
+    if needed > memory:
       raise UserError(
           f'config keys generate.slots={config.slots} and generate.max_tokens='
           f'{config.max_tokens} need {needed / 2**30:.2f} GiB for keys and values, but '
-          f'{memory / 2**30:.2f} GiB are free for them; lower one of the two.')
+          f'{memory / 2**30:.2f} GiB are free for them; lower one of the two, or '
+          'raise generate.memory if that is set.')
     # Rounded, so that near sizes share programs; a window never reaches beyond the row.
     tokens = caches.tokens_of(config.max_tokens)
     self._widths = programs.widths(tokens)

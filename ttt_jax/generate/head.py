@@ -100,14 +100,15 @@ def sweep(table: jax.Array, hidden: jax.Array, weigh: jax.Array, tile: int | Non
     table: [V, E].
     hidden: [C, E].
     weigh: bool scalar, whether some position needs an entropy.
-    tile: ids that are scored at once, in whole groups; None for all, which keeps the logits.
+    tile: ids that are scored at once, rounded down to whole groups; None for all, which keeps
+      the logits.
   """
   rows, size = table.shape[0], group_size(table.shape[0])
   if tile is None or tile >= rows:
     logits = jnp.einsum('ve,ce->vc', table, hidden, preferred_element_type=jnp.float32)
     logits = logits.reshape(rows // size, size, -1)
     return Swept(summary(logits, weigh), table, hidden, logits)
-  assert tile % size == 0, (tile, size)
+  tile = max(tile // size, 1) * size
 
   def turn(number, groups):
     at = jnp.minimum(number * tile, rows - tile)  # the last tile may overlap the one before

@@ -36,14 +36,15 @@ class Rules:
       holds what is left. See ``Rules.fitting``.
     whole: positions up to which all their logits are made at once; only then can any of
       them be sampled.
-    tile: ids that are scored at once for more positions than that.
+    tile: logits that are made at once for more positions than that: about what the cache of a
+      core holds. None: all.
   """
   vocab: Vocabulary
   mode: str = 'hybrid'
   softmax: str = 'full'
-  sizes: tuple[int, ...] = (1, 8, 16, 24, 32, 64)
+  sizes: tuple[int, ...] = (1, 8, 16, 24, 32, 64, 128)
   whole: int = 16
-  tile: int | None = 4096
+  tile: int | None = 2**17
 
   @classmethod
   def fitting(cls, vocab: Vocabulary, mode: str, softmax: str, platform: str,
@@ -148,6 +149,7 @@ def _guided(policy: Policy, hidden: jax.Array, null: jax.Array, place: Place) ->
 def _compacted(rules, table, first, head, policy, hidden, want, place, out) -> Choice:
   """The same with the rows of ``table``, which score the ids from ``first`` on."""
   n = want.size
+  narrow = table is head.audio
   sizes = [size for size in rules.sizes if size < n]
   sizes += [size for size in rules.sizes if size >= n][:1]
   most = sizes[-1]
@@ -163,7 +165,7 @@ def _compacted(rules, table, first, head, policy, hidden, want, place, out) -> C
   def part(size, draw, done):
     rows = lax.dynamic_slice(order, (done,), (size,))
     take = lambda x: x[rows]
-    tile = None if size in whole else rules.tile
+    tile = None if size in whole or rules.tile is None else rules.tile // size
     scored = _score(rules, table, first, take(hidden), tile,
                     jax.tree.map(take, policy), jax.tree.map(take, place), draw)
     if len(sizes) == 1:
@@ -186,7 +188,7 @@ def _compacted(rules, table, first, head, policy, hidden, want, place, out) -> C
       scored = lax.switch(which, parts, done)
     rows = lax.dynamic_slice(order, (done,), (most,))
     take = lambda x: x[rows]
-    found = _choose(rules, table, first, head, jax.tree.map(take, policy), take(hidden),
+    found = _choose(rules, table, first, narrow, head, jax.tree.map(take, policy), take(hidden),
                     jax.tree.map(take, place), scored)
     size = jnp.array(sizes + drawn)[which]
     index = jnp.arange(most)
@@ -228,8 +230,8 @@ def _ranked(policy: Policy) -> jax.Array:
   return jnp.any(policy.score != SCORES.index('confidence'))
 
 
-def _choose(rules, table, first, head, policy, hidden, place, scored: _Scored) -> Choice:
-  """One part, [C] positions."""
+def _choose(rules, table, first, narrow, head, policy, hidden, place, scored) -> Choice:
+  """One part, [C] positions; ``narrow``: the softmax is over what can stand in a span."""
   swept = heads.Swept(scored.groups, table, hidden, scored.logits)
   size = swept.group
   ids = first + np.arange(table.shape[0]).reshape(-1, size)
@@ -245,7 +247,7 @@ def _choose(rules, table, first, head, policy, hidden, place, scored: _Scored) -
 
   allowed = lambda ids: _allowed(rules, ids, place)
   # The copy of the audio rows has ids that cannot stand in a span, too.
-  real = allowed if first else lambda ids: jnp.asarray(ids < rules.vocab.size)
+  real = allowed if narrow else lambda ids: jnp.asarray(ids < rules.vocab.size)
   space = counted(real, other)
   total = space.log_sum()
   best = counted(allowed, False).top

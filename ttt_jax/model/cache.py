@@ -11,6 +11,8 @@ L = layers, S = slots, B = rows of a call, W = window, T = tokens of a slot, H/K
 heads, D = head dim.
 """
 
+import math
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -39,6 +41,23 @@ def size_in_bytes(config: ModelConfig, slots: int, tokens: int) -> int:
   """Of an ``empty`` cache, over all devices."""
   heads = 2 * config.layers * config.kv_heads * config.head_dim
   return heads * slots * tokens_of(tokens) * jnp.dtype(config.dtype).itemsize
+
+
+def free_bytes() -> float:
+  """Memory that the devices in use have left, as far as they tell; infinite if they do not."""
+  mesh = jax.sharding.get_abstract_mesh()
+  devices = jax.local_devices()[:1 if mesh.empty else mesh.size]
+  if devices[0].platform == 'cpu':
+    try:
+      lines = pathlib.Path('/proc/meminfo').read_text(encoding='ascii').splitlines()
+    except OSError:
+      return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines
+                 if line.startswith('MemAvailable:')), math.inf)
+  known = [device.memory_stats() for device in devices]
+  if not all(known):
+    return math.inf
+  return float(sum(stats['bytes_limit'] - stats['bytes_in_use'] for stats in known))
 
 
 def empty(config: ModelConfig, slots: int, tokens: int) -> Cache:
