@@ -1,4 +1,4 @@
-"""ttt_jax from Python: what it says is what the rooms behind it say, and the README's example runs."""
+"""ttt_jax from Python says what the rooms behind it say, and the README's example runs."""
 
 import pathlib
 import re
@@ -53,7 +53,7 @@ def test_importing_is_cheap():
   code = 'import sys, ttt_jax; dir(ttt_jax); assert not {"jax", "numpy"} & set(sys.modules)'
   subprocess.run([sys.executable, '-c', code], check=True)
   with pytest.raises(AttributeError, match='laod'):
-    ttt_jax.laod
+    getattr(ttt_jax, 'laod')  # noqa: B009
 
 
 def test_the_readme_example(directory, tmp_path, monkeypatch):
@@ -180,12 +180,12 @@ def test_a_workdir_gives_the_same_model(tmp_path):
   vocab = store.vocabulary(tmp_path / 'data')
   model = Model(config.model, vocab.size)
   params = weights.random(model, np.random.default_rng(0), scale=0.1)
-  torch_models.write(tmp_path / 'hf', config.model, params, vocab,
+  torch_models.write(tmp_path / 'source', config.model, params, vocab,
                      ttt_vocabulary=vocab.to_dict())
   save(config, tmp_path)
-  assert cli.main(['import-hf', '--hf', str(tmp_path / 'hf'), '--workdir', str(tmp_path),
+  assert cli.main(['import-hf', '--hf', str(tmp_path / 'source'), '--workdir', str(tmp_path),
                    '--config', str(tmp_path / 'config.json')]) == 0
-  one, other = ttt_jax.load(tmp_path), ttt_jax.load(tmp_path / 'hf')
+  one, other = ttt_jax.load(tmp_path), ttt_jax.load(tmp_path / 'source')
   ids = one.prompt('3 1 4')
   assert ids.tolist() == other.prompt('3 1 4').tolist()
   np.testing.assert_allclose(one.logits(ids), other.logits(ids), atol=1e-5)

@@ -102,7 +102,8 @@ class TextToTalk:
     """
     if isinstance(messages, str):
       messages = [{'role': 'user', 'content': [{'type': 'text', 'text': messages}]}]
-    record = records.parse({'messages': [*messages, {'role': 'assistant', 'content': []}]},
+    # What the last answer says is not looked at, but a turn may not be empty.
+    record = records.parse({'messages': [*messages, {'role': 'assistant', 'content': '?'}]},
                            'prompt')
     return interleave.render_prompt(record, self.vocab, self.tokenizer, self.text_chunk,
                                     self.audio_chunk)

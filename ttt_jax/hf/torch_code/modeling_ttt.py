@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, Qwen2Config
 from transformers.modeling_outputs import CausalLMOutput
 
 from .ttt_choice import Ids, options
-from .ttt_decoding import Answer, Event, Generation
+from .ttt_decoding import Generation
 from .ttt_layers import Decoder, RMSNorm, bidirectional_group, readable, sizes
+from .ttt_news import Answer, Event
 
 
 class TtTForCausalLM(PreTrainedModel):
@@ -167,3 +168,7 @@ def _prompts(given: Any) -> tuple[list[list[int]], bool]:
   if rows and not hasattr(rows[0], '__len__'):
     return [[int(x) for x in rows]], True
   return [[int(x) for x in row] for row in rows], False
+
+
+# So that save_pretrained writes these files beside the weights, in older transformers, too.
+TtTForCausalLM.register_for_auto_class('AutoModelForCausalLM')

@@ -9,124 +9,16 @@ Part of ttt_jax (Apache-2.0); this file needs torch and nothing else.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-import dataclasses
-import time
 from typing import Any
 
 import torch
 
 from .ttt_choice import Chooser, Ids, Options, Wanted, accept
-from .ttt_layers import Decoder, bidirectional_group, readable
+from .ttt_layers import Decoder, bidirectional_group
+from .ttt_news import Event, Reporter, Row, Span
 
 _LONGEST = 512    # tokens of a prompt that are read at once, unless a span is longer
 _POSITIONS = 128  # whose logits exist at once
-_FAR = 2**30
-
-
-@dataclasses.dataclass
-class Span:
-  """One generated audio span.
-
-  Attributes:
-    start: index of its first token in Answer.ids.
-    length: tokens, end token included.
-    ended: True if the model ended it, False if a limit did.
-    blocks: blocks of masks used.
-  """
-  start: int
-  length: int
-  ended: bool
-  blocks: int
-
-
-@dataclasses.dataclass
-class Answer:
-  """What was generated for one prompt.
-
-  Attributes:
-    ids: generated ids.
-    spans: audio spans, in order.
-    codes: the codec's codes of each span, for its vocoder.
-    finished: True if the model said im_end, False at max_tokens.
-    calls: forward passes that it took part in, without those that read the prompt.
-    seconds, first_audio: from its admission to the end, and to the first audio token that
-      could no longer change (None without audio).
-    text: of its text tokens; None without a tokenizer.
-  """
-  ids: list[int]
-  spans: list[Span]
-  codes: list[list[int]]
-  finished: bool
-  calls: int
-  seconds: float = 0.0
-  first_audio: float | None = None
-  text: str | None = None
-
-
-@dataclasses.dataclass
-class Event:
-  """News of a request.
-
-  Attributes:
-    request: index of its prompt.
-    kind: 'text' or 'audio', tokens that can no longer change; 'span', one was closed;
-      'done'.
-    ids: the new tokens of 'text' and 'audio'.
-    codes: of 'audio': the codec's codes among them.
-    text: of 'text', with a tokenizer: what they add; a cut character waits for its rest.
-    span, answer: of 'span' and 'done'.
-  """
-  request: int
-  kind: str
-  ids: list[int] = dataclasses.field(default_factory=list)
-  codes: list[int] = dataclasses.field(default_factory=list)
-  text: str = ''
-  span: Span | None = None
-  answer: Answer | None = None
-
-
-@dataclasses.dataclass
-class _Row:
-  """A request in a slot.
-
-  Attributes:
-    token: prompt and answer, masks where a block is open.
-    prompt: tokens of the prompt.
-    known: tokens in the cache; the window is the rest.
-    lead: tokens at the window's start that see only themselves.
-    open: a span is open, from ``begin`` (its begin token) on.
-    block_at, block, step: index and size of the open block, steps made in it.
-    gap: text tokens since the last span.
-    seen: tokens that were reported.
-  """
-  number: int
-  slot: int
-  token: list[int]
-  prompt: int
-  generator: torch.Generator
-  known: int = 0
-  lead: int = 1
-  open: bool = False
-  begin: int = -1
-  block_at: int = 0
-  block: int = 0
-  blocks: int = 0
-  step: int = 0
-  gap: int = _FAR
-  calls: int = 0
-  finished: bool = False
-  done: bool = False
-  spans: list[Span] = dataclasses.field(default_factory=list)
-  seen: int = 0
-  since: float = dataclasses.field(default_factory=time.monotonic)
-  first_audio: float | None = None
-  said: list[int] = dataclasses.field(default_factory=list)
-  shown: str = ''
-
-  @property
-  def size(self) -> int:
-    """Tokens of the window."""
-    return len(self.token) - self.known
 
 
 class Generation:
@@ -141,11 +33,11 @@ class Generation:
       decode: text ids to text, for events and answers that carry text.
     """
     self.decoder, self.ids, self.settings, self.mode = decoder, ids, settings, mode
-    self.prompt_audio, self.decode = prompt_audio, decode
+    self.prompt_audio, self._reporter = prompt_audio, Reporter(ids, decode)
     self.device = head.device
     self.choose = Chooser(head, ids, mode, settings)
     self._guided = settings.guidance > 0 and mode != 'ar'
-    self._rows: list[_Row] = []
+    self._rows: list[Row] = []
     self._cache: list[tuple[torch.Tensor, torch.Tensor]] = []
 
   def run(self, prompts: Sequence[list[int]], names: Sequence[int] | None = None
@@ -174,7 +66,7 @@ class Generation:
       for group in self._groups():
         self._step(group)
       for row in self._rows:
-        yield from self._news(row)
+        yield from self._reporter.news(row)
       free += [row.slot for row in self._rows if row.done]
       self._rows = [row for row in self._rows if not row.done]
 
@@ -211,7 +103,7 @@ class Generation:
     while tail and group[tail] and group[tail - 1] == group[tail]:
       tail -= 1
     generator = torch.Generator(self.device).manual_seed(self.settings.seed * 1_000_003 + name)
-    row = _Row(number, slot, prompt, len(prompt), generator, seen=len(prompt))
+    row = Row(number, slot, prompt, len(prompt), generator, seen=len(prompt))
     while row.known < tail:
       stop = _piece_end(group, row.known, tail)
       ends = _piece_ends(group, row.known, stop)
@@ -224,7 +116,7 @@ class Generation:
       self._open(row)
     self._rows.append(row)
 
-  def _extend(self, rows: list[_Row], tokens: list[list[int]], ends: list[list[int]],
+  def _extend(self, rows: list[Row], tokens: list[list[int]], ends: list[list[int]],
               blind: bool = False) -> tuple[torch.Tensor, list]:
     """Hidden states [B, W, E], and keys and values, of windows after the rows' caches.
 
@@ -250,12 +142,12 @@ class Generation:
               for k, v in self._cache]
     return self.decoder(pad(tokens, 0), known[:, None] + index, allowed, kept)
 
-  def _take(self, x: torch.Tensor, rows: list[_Row], longest: int) -> torch.Tensor:
+  def _take(self, x: torch.Tensor, rows: list[Row], longest: int) -> torch.Tensor:
     slots = [row.slot for row in rows]
     part = x[:, :longest]
     return part if slots == list(range(x.shape[0])) else part[slots]
 
-  def _write(self, rows: list[_Row], counts: list[int], made: list) -> None:
+  def _write(self, rows: list[Row], counts: list[int], made: list) -> None:
     """Cache the first ``counts`` tokens of each row's window."""
     place = [(i, row.slot, row.known + j, j) for i, (row, count) in enumerate(zip(rows, counts))
              for j in range(count)]
@@ -267,7 +159,7 @@ class Generation:
 
   # -- steps ----------------------------------------------------------------------------------
 
-  def _groups(self) -> list[list[_Row]]:
+  def _groups(self) -> list[list[Row]]:
     """Rows that share a forward pass. On a CPU single tokens do not wait in wide windows."""
     rows = [row for row in self._rows if not row.done]
     if self.device.type != 'cpu':
@@ -276,7 +168,7 @@ class Generation:
     return [group for group in groups if group]
 
   @torch.no_grad()
-  def _step(self, rows: list[_Row]) -> None:
+  def _step(self, rows: list[Row]) -> None:
     """One forward pass; every row takes its choices."""
     tokens = [row.token[row.known:] for row in rows]
     ends = [[row.lead if i < row.lead else row.size for i in range(row.size)] for row in rows]
@@ -290,7 +182,7 @@ class Generation:
       else:
         self._text(row, hidden[i, row.size - 1])
 
-  def _without_context(self, rows: list[_Row], tokens: list[list[int]],
+  def _without_context(self, rows: list[Row], tokens: list[list[int]],
                        ends: list[list[int]]) -> dict[int, torch.Tensor]:
     """{index of a row: hidden states [W, E] of its window} when the model does not know what
     came before.
@@ -316,7 +208,7 @@ class Generation:
       out[i] = self.decoder(token, position, every)[0][0, row.known:]
     return out
 
-  def _text(self, row: _Row, hidden: torch.Tensor) -> None:
+  def _text(self, row: Row, hidden: torch.Tensor) -> None:
     """The window is final, and one more text token follows it."""
     limited = torch.tensor([row.gap < self.settings.text_gap], device=self.device)
     chosen = self.choose(Wanted(hidden[None], None, False, limited, row.generator)).token[0]
@@ -329,13 +221,13 @@ class Generation:
     if self.mode == 'hybrid' and self.ids.is_begin(chosen) and not full:
       self._open(row)
 
-  def _open(self, row: _Row) -> None:
+  def _open(self, row: Row) -> None:
     """The last token opens a span."""
     row.open, row.begin, row.known, row.lead = True, len(row.token) - 1, len(row.token) - 1, 1
     row.blocks = 0
     self._grow(row)
 
-  def _grow(self, row: _Row) -> None:
+  def _grow(self, row: Row) -> None:
     """Another block; or, where no mask would fit beside it, an end token by force."""
     nar = self.mode == 'nar'
     room = self.settings.max_tokens - len(row.token)
@@ -351,7 +243,7 @@ class Generation:
     row.token.append(self.ids.im_end if nar else end)
     self._close(row, False)
 
-  def _span(self, row: _Row, hidden: torch.Tensor, null: torch.Tensor | None) -> None:
+  def _span(self, row: Row, hidden: torch.Tensor, null: torch.Tensor | None) -> None:
     """Commit some masks of the block."""
     at = [i for i in range(row.block_at, len(row.token)) if row.token[i] == self.ids.mask]
     choice = None
@@ -376,7 +268,7 @@ class Generation:
         return
     self._grow(row)
 
-  def _close(self, row: _Row, ended: bool) -> None:
+  def _close(self, row: Row, ended: bool) -> None:
     """The span has its end; its window is cached by the next text step, if there is one."""
     start = row.begin + 1
     row.spans.append(Span(start - row.prompt, len(row.token) - start, ended, row.blocks))
@@ -384,56 +276,6 @@ class Generation:
     if self.mode == 'nar':
       row.finished, row.done = ended, True
     row.done |= len(row.token) >= self.settings.max_tokens
-
-  # -- news -----------------------------------------------------------------------------------
-
-  def _news(self, row: _Row) -> Iterator[Event]:
-    final = len(row.token)
-    if row.open and self.ids.mask in row.token[row.seen:]:
-      final = row.token.index(self.ids.mask, row.seen)
-    fresh, row.seen = row.token[row.seen:final], final
-    yield from self._tokens(row, fresh)
-    if fresh and row.spans and not row.open and row.known == row.begin:
-      yield Event(row.number, 'span', span=row.spans[-1])
-    if row.done:
-      ids = row.token[row.prompt:]
-      codes = [self._codes(ids[s.start:s.start + s.length]) for s in row.spans]
-      text = None
-      if self.decode:
-        text = self.decode([x for x in ids if self._is_text(x)])
-      yield Event(row.number, 'done', answer=Answer(
-          ids, row.spans, codes, row.finished, row.calls, time.monotonic() - row.since,
-          row.first_audio, text))
-
-  def _tokens(self, row: _Row, ids: list[int]) -> Iterator[Event]:
-    """Runs of text and of audio."""
-    at = 0
-    while at < len(ids):
-      audio, stop = ids[at] >= self.ids.threshold, at
-      while stop < len(ids) and (ids[stop] >= self.ids.threshold) == audio:
-        stop += 1
-      run, at = ids[at:stop], stop
-      if audio:
-        if row.first_audio is None:
-          row.first_audio = time.monotonic() - row.since
-        yield Event(row.number, 'audio', run, self._codes(run))
-      else:
-        yield Event(row.number, 'text', run, text=self._say(row, run))
-
-  def _say(self, row: _Row, ids: list[int]) -> str:
-    if not self.decode:
-      return ''
-    row.said += [x for x in ids if self._is_text(x)]
-    ready = self.decode(row.said).rstrip('\N{REPLACEMENT CHARACTER}')
-    new, row.shown = ready[len(row.shown):], max(row.shown, ready, key=len)
-    return new
-
-  def _is_text(self, token: int) -> bool:
-    """Ordinary text, not one of the 41 special and control tokens before the threshold."""
-    return token < self.ids.threshold - 41
-
-  def _codes(self, ids: list[int]) -> list[int]:
-    return [x - self.ids.code_start for x in ids if self.ids.code_start <= x < self.ids.mask]
 
   @torch.no_grad()
   def _prior(self) -> Any:
