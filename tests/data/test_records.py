@@ -115,22 +115,6 @@ def test_what_is_wrong_is_said_with_file_and_line(value, sentence):
   assert str(caught.value).startswith('a.jsonl:3: ')
 
 
-@pytest.mark.parametrize('content, sentence', [
-    (b'{"a": 1}\n\n{"b": \n', ':3: broken JSON'),
-    (b'{"a": 1}\n[1]\n', ':2: a list where'),
-    (b'{"a": "\xff"}\n', ':1: byte 7 of the line is not UTF-8'),
-    (b'\n', 'is empty'),
-    (b'[' * 100_000, ':1: broken JSON'),
-])
-def test_a_malformed_file_is_one_sentence(tmp_path, content, sentence):
-  path = tmp_path / 'x.jsonl'
-  path.write_bytes(content)
-  with pytest.raises(UserError, match=sentence):
-    list(records.read_jsonl(path))
-  with pytest.raises(UserError, match='does not exist'):
-    list(records.read_jsonl(tmp_path / 'y.jsonl'))
-
-
 def test_map_audio_changes_audio_alone():
   record = parse({'prompt': 'Hi <|audio_3|>', 'response': 'Yo'})
   changed = record.map_audio(lambda part: records.Part('audio', codes=np.array([9])))

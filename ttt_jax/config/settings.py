@@ -47,11 +47,14 @@ class VocabConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CodecConfig:
-  name: str = 'mel'            # 'mel' (fitted by prepare), 'codec2', or 'module:Class' of yours
+  name: str = 'mel'            # 'mel' (fitted by prepare), 'codec2', 'glm4_voice', 'module:Class'
   codebooks: int = 1           # mel: residual codebooks, tokens per patch
   codes: int = 2048            # mel: codes per codebook
   frames: int = 2              # mel: frames of 11.6 ms per patch (2 -> 43.07 patches/s)
   mode: str = '1200'           # codec2: '700C', '1200', '1300' or '3200' bits/s
+  weights: str = ''            # glm4_voice: folder of the tokenizer; '' = audio comes as codes
+  decoder: str = ''            # glm4_voice: PyTorch 'module:Class', see ttt_jax/glm4/decoder.py
+  decoder_weights: str = ''    # glm4_voice: folder of that decoder
 
   def __post_init__(self):
     _positive(self, 'codec', 'codebooks', 'codes', 'frames')
@@ -60,7 +63,7 @@ class CodecConfig:
 @dataclasses.dataclass(frozen=True)
 class Source:
   """One input of `ttt-jax prepare`; see ttt_jax/data/prepare.py."""
-  path: str = ''               # .jsonl of records, or of recordings when `task` is set
+  path: str = ''               # file, folder or pattern: records, or recordings if `task` is set
   task: str = ''               # 'asr', 'tts': make records of this task from recordings
   prompt: str | None = None    # system prompt; None = the task's own wording, '' = no system turn
   split: str = 'train'         # name of the row set it goes to; 'heldout' is never trained on

@@ -7,7 +7,7 @@ from typing import Any
 from ttt_jax import atomic
 from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec
-from ttt_jax.data import records
+from ttt_jax.data import files
 from ttt_jax.errors import UserError
 
 
@@ -48,7 +48,7 @@ def inline_codes(source: str | pathlib.Path, target: str | pathlib.Path, codec: 
       return {**rest, 'codes': known[name]}
     return {key: replace(item, where) for key, item in value.items()}
   lines = [json.dumps(replace(value, where), ensure_ascii=False, separators=(',', ':'))
-           for where, value in records.read_jsonl(source)]
+           for where, value in files.read(source)]
   _save_codec(codec, target.parent)
   atomic.write_text(target, '\n'.join(lines) + '\n')
   return len(lines)

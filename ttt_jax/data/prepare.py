@@ -23,7 +23,7 @@ import numpy as np
 
 from ttt_jax.batch import make_row
 from ttt_jax.config import Config
-from ttt_jax.data import interleave, packing, records, sources, speech, store
+from ttt_jax.data import files, interleave, packing, records, sources, speech, store
 from ttt_jax.data.records import Part, Record
 from ttt_jax.errors import UserError
 from ttt_jax.text import tokenizer as tokenizers
@@ -222,4 +222,4 @@ def load_records(data_dir: str | pathlib.Path, split: str = 'heldout') -> list[R
     raise UserError(f'config key evaluate.split: {data_dir} keeps no records of split {split!r}; '
                     f'it keeps those of {", ".join(held) or "none"} (splits named heldout...).')
   return [records.parse(value, where)
-          for where, value in records.read_jsonl(data_dir / f'{split}.records.jsonl')]
+          for where, value in files.read(data_dir / f'{split}.records.jsonl')]

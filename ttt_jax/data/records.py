@@ -13,8 +13,6 @@ In strings the audio markup below is read; every other control token stays plain
 """
 
 import dataclasses
-import json
-import pathlib
 import re
 from typing import Any, Iterator
 
@@ -83,38 +81,6 @@ class Record:
 
   def audio(self) -> Iterator[Part]:
     return (part for turn in self.turns for part in turn.parts if part.kind == 'audio')
-
-
-def read_jsonl(path: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  """('file:line', object) for every non-blank line, streamed.
-
-  Raises:
-    UserError: no such file, no object in it, invalid UTF-8, broken JSON, not an object.
-  """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise UserError(f'data file {path} does not exist; data.sources name .jsonl files, one JSON '
-                    'object per line.')
-  count = 0
-  with path.open('rb') as lines:
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
-      where = f'{path}:{number}'
-      try:
-        value = json.loads(line.decode('utf-8'))
-      except UnicodeDecodeError as error:
-        raise UserError(f'{where}: byte {error.start} of the line is not UTF-8; save the file as '
-                        'UTF-8.') from error
-      except (ValueError, RecursionError) as error:
-        raise UserError(f'{where}: broken JSON ({error}); every line is one JSON object.'
-                        ) from error
-      if not isinstance(value, dict):
-        raise UserError(f'{where}: a {type(value).__name__} where a JSON object {{...}} belongs.')
-      count += 1
-      yield where, value
-  if not count:
-    raise UserError(f'data file {path} is empty; it needs one JSON object per line.')
 
 
 def parse(value: dict[str, Any], where: str, default_type: str = 'IT',

@@ -1,7 +1,9 @@
 """What data.sources name, read and expanded: files -> recordings or records -> Records.
 
   {"path": "train.jsonl", "task": "asr"}   recordings, made into records of that task
-  {"path": "qa.jsonl"}                     records
+  {"path": "qa/*.parquet"}                 records
+
+What a path may be and how files are read is in files.py.
 """
 
 import dataclasses
@@ -11,7 +13,7 @@ from typing import Callable, Iterator
 import numpy as np
 
 from ttt_jax.config import Source
-from ttt_jax.data import records, tasks
+from ttt_jax.data import files, records, tasks
 from ttt_jax.data.records import Part, Record
 from ttt_jax.data.tasks import Recording
 from ttt_jax.errors import UserError
@@ -46,13 +48,13 @@ class Loaded:
     return self.path.parent / part.source
 
 
-def find(path: str, workdir: pathlib.Path) -> pathlib.Path:
+def find(path: str, workdir: pathlib.Path) -> list[pathlib.Path]:
   """A path as the user means it: absolute, from the current directory, or from workdir."""
-  for candidate in (pathlib.Path(path), workdir / path):
-    if path and candidate.is_file():
-      return candidate
-  raise UserError(f'config key data.sources: there is no file {path!r}, neither here '
-                  f'({pathlib.Path.cwd()}) nor in {workdir}.')
+  found = files.find(path, [pathlib.Path(), workdir])
+  if not found:
+    raise UserError(f'config key data.sources: there is no file {path!r}, neither here '
+                    f'({pathlib.Path.cwd()}) nor in {workdir}.')
+  return found
 
 
 def load(sources: tuple[Source, ...], workdir: pathlib.Path) -> list[Loaded]:
@@ -62,7 +64,7 @@ def load(sources: tuple[Source, ...], workdir: pathlib.Path) -> list[Loaded]:
     UserError: no sources, an unknown task, a missing or malformed file.
   """
   if not sources:
-    raise UserError('config key data.sources is empty; name at least one .jsonl file.')
+    raise UserError('config key data.sources is empty; name at least one file of records.')
   out = []
   for number, source in enumerate(sources):
     known = sorted({*tasks.PROMPTS, *tasks.FROM_RECORDINGS})
@@ -72,12 +74,16 @@ def load(sources: tuple[Source, ...], workdir: pathlib.Path) -> list[Loaded]:
     if not source.split.replace('_', '').replace('-', '').isalnum():
       raise UserError(f'config key data.sources[{number}].split is {source.split!r}; it names '
                       'files, so use letters, digits, - and _.')
-    path = find(source.path, workdir)
+    paths = find(source.path, workdir)
+    if source.join_count and len(paths) > 1:
+      raise UserError(f'config key data.sources[{number}].join_count joins recordings of one file, '
+                      f'but {source.path!r} means {len(paths)}; put them into one.')
     recorded = source.task in tasks.FROM_RECORDINGS
-    items = [tasks.parse_recording(value, where) if recorded else
-             records.parse(value, where, source.type, source.task)
-             for where, value in records.read_jsonl(path)]
-    out.append(Loaded(source, number, path, items))
+    for path in paths:
+      items = [tasks.parse_recording(value, where) if recorded else
+               records.parse(value, where, source.type, source.task)
+               for where, value in files.read(path)]
+      out.append(Loaded(source, number, path, items))
   return out
 
 

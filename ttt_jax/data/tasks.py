@@ -1,7 +1,7 @@
 """Tasks as small functions from recordings to Records, and every system prompt.
 
-A recording is one line {"id": ..., "audio": "a.wav" or "codes": [...], "text": ...}:
-speech and what it says.
+A recording is one object {"id": ..., "audio": "a.wav" or "codes": [...], "text": ...}:
+speech and what it says. Other names that manifests use for the two are in ALIASES.
 """
 
 import dataclasses
@@ -27,6 +27,10 @@ PROMPTS = {
     'text_chat': 'Answer in writing.',
 }
 
+# Manifests of NeMo, of Common Voice, of LJSpeech's descendants.
+ALIASES = {'audio': ('audio_filepath', 'audio_path', 'path', 'file', 'file_name', 'wav'),
+           'text': ('transcript', 'transcription', 'sentence')}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recording:
@@ -46,6 +50,10 @@ def parse_recording(value: dict[str, Any], where: str) -> Recording:
   Raises:
     UserError: no text, no audio, or audio markup inside the text.
   """
+  for name, others in ALIASES.items():
+    known = [other for other in others if other in value]
+    if known and name not in value:
+      value = {**value, name: value[known[0]]}
   text = value.get('text')
   if not isinstance(text, str) or not text.strip():
     raise UserError(f'{where}: a recording needs "text", what it says, as a non-empty string; '

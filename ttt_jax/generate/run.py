@@ -11,7 +11,7 @@ import numpy as np
 from ttt_jax import atomic, trained
 from ttt_jax.audio import io
 from ttt_jax.config import Config
-from ttt_jax.data import interleave, prepare, records, sources, store, tasks
+from ttt_jax.data import files, interleave, prepare, records, sources, store, tasks
 from ttt_jax.data.records import Part, Record, Turn
 from ttt_jax.errors import UserError
 from ttt_jax.generate import listen
@@ -116,7 +116,7 @@ def _requests(run: Trained, inputs: dict[str, Any]) -> list[Record]:
     prompt = system_prompt(run, task)
     asked = [tasks.with_prompt(record, prompt) for record in asked]
   for path in inputs['records']:
-    for where, value in records.read_jsonl(path):
+    for where, value in files.read(path):
       record = run.encoded(_question_of(records.parse(value, where)), path)
       if record.turns[0].role != 'system':
         record = tasks.with_prompt(record, system_prompt(run, record.task))

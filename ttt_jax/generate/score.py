@@ -10,7 +10,7 @@ import numpy as np
 
 from ttt_jax import atomic, trained
 from ttt_jax.config import Config
-from ttt_jax.data import interleave, prepare, records
+from ttt_jax.data import files as record_files, interleave, prepare, records
 from ttt_jax.data.records import Record
 from ttt_jax.errors import UserError
 from ttt_jax.generate import likelihood
@@ -110,7 +110,7 @@ def _records(run: Trained, files: list[str]) -> list[Record]:
     return records.pick(prepare.load_records(run.data_dir, settings.split), settings.items)
   out = []
   for path in files:
-    for where, value in records.read_jsonl(path):
+    for where, value in record_files.read(path):
       out.append(run.encoded(records.parse(value, where), path))
   if not out:
     raise UserError(f'{", ".join(files)}: no records to score.')
