@@ -1,4 +1,4 @@
-"""Recordings in and out: WAV, FLAC and OGG to float32 mono and back.
+"""Recordings in and out: WAV, FLAC, OGG and MP3 to float32 mono, and WAV back.
 
 A waveform is float32 [N] in [-1, 1]; its rate is in samples per second (Hz).
 """
@@ -12,6 +12,7 @@ import numpy as np
 from ttt_jax.errors import UserError
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000  # Hz; outside, a header is broken or not of speech
+_PIECE = 2**20                              # frames that are read at once
 SILENT_PEAK = 1e-4                          # -80 dB of full scale
 
 
@@ -25,12 +26,21 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, int]:
   import soundfile
   if not os.path.isfile(path):
     raise UserError(f'recording {path} does not exist.')
+  pieces = []
   try:
-    samples, rate = soundfile.read(path, dtype='float32', always_2d=True)
+    with soundfile.SoundFile(path) as file:
+      rate, said, kind = file.samplerate, file.frames, file.format
+      # Piece by piece: a damaged header may promise more samples than there is memory.
+      while (piece := file.read(_PIECE, dtype='float32', always_2d=True)).size:
+        pieces.append(piece.mean(axis=1) if piece.shape[1] > 1 else piece[:, 0])
   except soundfile.LibsndfileError as error:
-    raise UserError(f'recording {path} cannot be read as WAV, FLAC or OGG: '
+    raise UserError(f'recording {path} cannot be read as WAV, FLAC, OGG or MP3: '
                     f'{error.error_string.rstrip(".")}.') from error
-  waveform = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+  waveform = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+  # MP3 has no exact count.
+  if kind != 'MP3' and 0 < len(waveform) < said:
+    raise UserError(f'recording {path} is cut off or damaged: it has {len(waveform):,} samples '
+                    f'where its header promises {said:,}.')
   check(waveform, rate, f'recording {path}', silence=True)
   return waveform, rate
 

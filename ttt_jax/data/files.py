@@ -288,8 +288,8 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
         for row in batch.to_pylist():
           number += 1
           yield f'{path}:{number}', _without_nulls(row)
-  except (pyarrow.ArrowException, OSError) as error:
-    reason = str(error).splitlines()[0]
+  except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+    reason = str(error).splitlines()[0].rstrip('.')
     raise UserError(f'data file {path} cannot be read as Parquet ({reason}).') from error
 
 
