@@ -51,7 +51,7 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
 
 
 @pytest.mark.parametrize('words, expected', [
-    ([], 'name a command: prepare, train, evaluate, generate, score, report'),
+    ([], 'name a command: prepare, inspect, train, evaluate, generate, score, report'),
     (['trian'], "'trian' is not a command; did you mean train?"),
     (['--hlp'], 'did you mean --help?'),
     (['train', '--wrkdir', 'x'], '--wrkdir is not a flag of `ttt-jax train`; did you mean '

@@ -14,8 +14,9 @@ import os
 import pathlib
 import sys
 
-from ttt_jax import (cli_cluster, cli_generate, cli_plan, cli_runs, cli_train, cli_weights,
-                     config as config_lib)
+from ttt_jax import (
+    cli_cluster, cli_generate, cli_inspect, cli_plan, cli_runs, cli_train,
+    cli_weights, config as config_lib)
 from ttt_jax.errors import UserError
 
 PROG = 'ttt-jax'
@@ -81,6 +82,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
   verb('prepare', 'turn records and recordings into packed rows of tokens',
        'ttt-jax prepare --config configs/demo.py --workdir demo')
+  cli_inspect.add_verbs(verb)
   train = verb('train', 'train a model, or go on from the last checkpoint in the workdir',
                'ttt-jax train --config configs/demo.py --workdir demo --config.train.steps=500')
   evaluate = verb('evaluate', 'score the trained model on held-out records',
@@ -215,7 +217,7 @@ def _report(args: argparse.Namespace, config: None) -> None:
   print(report(args.workdir))
 
 
-VERBS = {'prepare': _prepare, 'train': cli_train.run, 'evaluate': _evaluate,
+VERBS = {'prepare': _prepare, **cli_inspect.VERBS, 'train': cli_train.run, 'evaluate': _evaluate,
          **cli_generate.VERBS, 'report': _report, **cli_weights.VERBS, 'plan': cli_plan.run,
          **cli_runs.VERBS}
 

@@ -35,12 +35,10 @@ def draw(data: pathlib.Path, config: Config, whole: pathlib.Path, part: pathlib.
   if document is None:
     return 0
   is_audio = np.asarray(vocab.is_audio(document.token))
-  ranges = staircase.key_ranges(Batch(*(v[None] for v in document)), config.objective.mode,
-                                config.objective.prompt_audio)
-  ranges = tuple(np.asarray(r[0]) for r in ranges)
-  labels = _token_labels(document.token, vocab, tokenizers.create(config.vocab))
-  picture(whole, document, is_audio, ranges, labels)
-  picture(part, document, is_audio, ranges, labels, _window(document, is_audio))
+  reads = ranges(document, config)
+  labels = token_labels(document.token, vocab, tokenizers.create(config.vocab))
+  picture(whole, document, is_audio, reads, labels)
+  picture(part, document, is_audio, reads, labels, _window(document, is_audio))
   return len(labels)
 
 
@@ -70,7 +68,22 @@ def _window(document: Batch, is_audio: np.ndarray, most: int = 64) -> tuple[int,
   return (start, end) if end - start <= most else (start, start + most)
 
 
-def _token_labels(tokens: np.ndarray, vocab: Vocabulary, text: tokenizers.Tokenizer) -> list[str]:
+def ranges(document: Batch, config: Config) -> tuple[np.ndarray, np.ndarray]:
+  """(k_start, k_end), int [n] each, of one document's vectors [n]."""
+  found = staircase.key_ranges(Batch(*(v[None] for v in document)), config.objective.mode,
+                               config.objective.prompt_audio)
+  return tuple(np.asarray(r[0]) for r in found)
+
+
+def draw_document(path: pathlib.Path, document: Batch, vocab: Vocabulary,
+                  text: tokenizers.Tokenizer, config: Config) -> None:
+  """The whole mask of one document, as ``picture`` draws it."""
+  picture(path, document, np.asarray(vocab.is_audio(document.token)), ranges(document, config),
+          token_labels(document.token, vocab, text))
+
+
+def token_labels(tokens: np.ndarray, vocab: Vocabulary, text: tokenizers.Tokenizer) -> list[str]:
+  """What to call each token: its text, its code, or its name in <>."""
   labels = []
   for token in tokens.tolist():
     name = vocab.name(token)
@@ -85,7 +98,7 @@ def _token_labels(tokens: np.ndarray, vocab: Vocabulary, text: tokenizers.Tokeni
 
 
 def picture(path: str | os.PathLike, document: Batch, is_audio: np.ndarray,
-            ranges: tuple[np.ndarray, np.ndarray], labels: Sequence[str],
+            reads: tuple[np.ndarray, np.ndarray], labels: Sequence[str],
             window: tuple[int, int] | None = None) -> None:
   """The mask of one document: rows are queries, columns are the keys they read.
 
@@ -93,7 +106,7 @@ def picture(path: str | os.PathLike, document: Batch, is_audio: np.ndarray,
     path: PNG to write.
     document: the vectors [n] of one document.
     is_audio: bool [n].
-    ranges: (k_start, k_end), int [n], counted from the document's first token.
+    reads: (k_start, k_end), int [n], counted from the document's first token.
     labels: what to call each token [n]; a control token stands in <>.
     window: (first, last + 1): draw only these, with a label for every token; None draws
       all, with a label for every run of text or audio.
@@ -101,7 +114,7 @@ def picture(path: str | os.PathLike, document: Batch, is_audio: np.ndarray,
   first, end = window or (0, len(labels))
   n = end - first
   keys = np.arange(first, end)
-  k_start, k_end = (np.asarray(r)[first:end, None] for r in ranges)
+  k_start, k_end = (np.asarray(r)[first:end, None] for r in reads)
   allowed = (k_start <= keys) & (keys < k_end)
   ahead = allowed & (keys > keys[:, None])
   kind = np.where(ahead, 3, np.where(allowed, 1 + is_audio[first:end], 0))

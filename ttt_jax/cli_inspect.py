@@ -1,0 +1,35 @@
+"""The verb `inspect`: look at prepared data before training on it."""
+
+import argparse
+from collections.abc import Callable
+import pathlib
+
+from ttt_jax import config as config_lib
+
+
+def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+  """Add the verb; ``verb`` is as in cli_generate."""
+  sub = verb('inspect', 'show a document as the model sees it: words, spans, mask and sound',
+             'ttt-jax inspect --workdir demo --document 17 --ids')
+  sub.add_argument('--split', default='train', metavar='NAME', help='default: train')
+  sub.add_argument('--document', type=int, metavar='N',
+                   help='its number; default: the first that speaks')
+  sub.add_argument('--ids', action='store_true',
+                   help='list every token: id, what it reads, whether it has a loss')
+  sub.add_argument('--set', action='store_true', dest='whole',
+                   help='write a page about the whole set, with histograms, instead')
+  sub.add_argument('--out', metavar='DIR', help='for pictures, sounds and the page; default: '
+                   'WORKDIR/inspect')
+
+
+def _inspect(args: argparse.Namespace, config: config_lib.Config) -> None:
+  from ttt_jax import inspect_data
+  held = inspect_data.Set(config, args.workdir)
+  out = pathlib.Path(args.out) if args.out else pathlib.Path(args.workdir) / inspect_data.FOLDER
+  if args.whole:
+    print(inspect_data.page(held, out))
+    return
+  inspect_data.say(inspect_data.show(held, args.split, args.document, out, args.ids))
+
+
+VERBS = {'inspect': _inspect}
