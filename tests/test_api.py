@@ -27,7 +27,7 @@ README = pathlib.Path(__file__).parents[1] / 'README.md'
 V = Vocabulary('bytes', 256, 'tiny', 40)
 CONFIG = ModelConfig(layers=2, width=16, q_heads=2, kv_heads=1, head_dim=8, ffn=24, tied=False,
                      vocab_multiple=32)
-POLICY = dict(block=4, steps=2, slots=2, max_span=9, max_tokens=64)
+POLICY = dict(block=4, steps=2, slots=1, max_span=9, max_tokens=64)
 
 
 @pytest.fixture(scope='module')

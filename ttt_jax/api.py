@@ -22,8 +22,9 @@ import numpy as np
 from ttt_jax import batch as batches
 from ttt_jax import config as config_lib
 from ttt_jax import trained
-from ttt_jax.config import GenerateConfig, ObjectiveConfig
+from ttt_jax.config import GenerateConfig, ModelConfig, ObjectiveConfig
 from ttt_jax.data import interleave, records
+from ttt_jax.data.records import Part, Record, Turn
 from ttt_jax.errors import UserError
 from ttt_jax.generate import engine
 from ttt_jax.generate.answer import Answer
@@ -94,17 +95,20 @@ class TextToTalk:
     """Ids int32 [n] up to and including the assistant's header.
 
     Args:
-      messages: one user message, or turns [{'role': ..., 'content': ...}, ...] as in records;
-        audio is <|audio_n|> in strings or parts {'type': 'audio', 'codes': [...]}.
+      messages: one user message, plain text whatever it looks like; or turns [{'role': ...,
+        'content': ...}, ...] as in records, where audio is <|audio_n|> in strings or parts
+        {'type': 'audio', 'codes': [...]}.
 
     Raises:
       UserError: turns that cannot be read.
     """
     if isinstance(messages, str):
-      messages = [{'role': 'user', 'content': [{'type': 'text', 'text': messages}]}]
-    # What the last answer says is not looked at, but a turn may not be empty.
-    record = records.parse({'messages': [*messages, {'role': 'assistant', 'content': '?'}]},
-                           'prompt')
+      record = Record('prompt', '', 'IT', (
+          Turn('user', (Part('text', messages),)), Turn('assistant', ())), 'prompt')
+    else:
+      # What the last answer says is not looked at, but a turn may not be empty.
+      record = records.parse({'messages': [*messages, {'role': 'assistant', 'content': '?'}]},
+                             'prompt')
     return interleave.render_prompt(record, self.vocab, self.tokenizer, self.text_chunk,
                                     self.audio_chunk)
 
@@ -226,6 +230,12 @@ def _flags(values: Any, count: int, what: str) -> np.ndarray:
   return values
 
 
+@functools.lru_cache(maxsize=8)
+def _model(config: ModelConfig, vocab_size: int) -> Model:
+  """Programs belong to a Model, so weights of one size share it."""
+  return Model(config, vocab_size)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _logits(model: Model, mode: str, prompt_audio: str, params: Params,
             batch: batches.Batch) -> jax.Array:
@@ -272,7 +282,7 @@ def load(path: str | os.PathLike, dtype: str = 'float32') -> TextToTalk:
       'ttt_generate')
   layout = said.get('ttt_layout', {})
   tokenizer = ByteTokenizer() if vocab.text == 'bytes' else hf_files.read(path, vocab)
-  return TextToTalk(Model(config, vocab.size), jax.tree.map(jnp.asarray, params), vocab,
+  return TextToTalk(_model(config, vocab.size), jax.tree.map(jnp.asarray, params), vocab,
                     tokenizer, objective, settings,
                     layout.get('text_chunk', 13), layout.get('audio_chunk', 26))
 
