@@ -236,7 +236,8 @@ def test_your_own_codec_comes_in_by_its_name(tmp_path):
 
 @pytest.mark.parametrize('name, said', [
     ('mell', r"codec\.name is 'mell', which is not a known codec; did you mean 'mel'\?"),
-    ('glm', "use 'mel', 'codec2' or 'module:Class'"),
+    ('glm4', r"did you mean 'glm4_voice'\?"),
+    ('xyz', "use 'mel', 'codec2', 'glm4_voice' or 'module:Class'"),
     ('nowhere.at_all:Codec', 'cannot be imported'),
     ('tests.audio.test_codecs:Missing', 'cannot be imported'),
     ('tests.audio.test_codecs:recordings', 'not a subclass')])

@@ -1,8 +1,9 @@
 """One door between waveforms and codes, whichever codec stands behind it.
 
 A codec turns a waveform float32 [N] into codes int32 [n] in 0..codebook_size-1 and back.
-Two are built in: 'mel' (fitted to the corpus by `prepare`) and 'codec2' (any voice, no
-fitting). 'module:Class' imports a subclass of Codec of your own.
+Three are built in: 'mel' (fitted to the corpus by `prepare`), 'codec2' (any voice, no
+fitting) and 'glm4_voice' (published weights, JAX; loaded when it is asked for).
+'module:Class' imports a subclass of Codec of your own.
 """
 
 import abc
@@ -11,7 +12,7 @@ import importlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +23,8 @@ from ttt_jax.errors import UserError
 
 FILE = 'codec.json'  # in a saved codec's directory: its kind, its name, its settings
 _BUILT_IN = {'mel': 'ttt_jax.audio.mel_codec:MelCodec',
-             'codec2': 'ttt_jax.audio.codec2:Codec2'}
+             'codec2': 'ttt_jax.audio.codec2:Codec2',
+             'glm4_voice': 'ttt_jax.glm4.codec:Glm4Voice'}
 
 
 class Codec(abc.ABC):
@@ -56,6 +58,19 @@ class Codec(abc.ABC):
     Raises:
       UserError: the waveform is empty, silent or not finite, or the rate is absurd.
     """
+
+  def encode_many(self, recordings: Iterable[tuple[np.ndarray, int]]
+                  ) -> Iterator[np.ndarray | UserError]:
+    """``encode`` of each (waveform, rate), in order, read as they are needed.
+
+    A recording that cannot be encoded gives its error instead of codes, and the others go
+    on. A codec that runs on accelerators computes many at once; the codes are the same.
+    """
+    for waveform, rate in recordings:
+      try:
+        yield self.encode(waveform, rate)
+      except UserError as error:
+        yield error
 
   @abc.abstractmethod
   def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -96,7 +111,7 @@ class Codec(abc.ABC):
 
 
 def kind_of(cls: type[Codec]) -> str:
-  """'mel' or 'codec2' for a built-in class, else 'module:Class'."""
+  """'mel', 'codec2' or 'glm4_voice' for a built-in class, else 'module:Class'."""
   path = f'{cls.__module__}:{cls.__qualname__}'
   return next((kind for kind, known in _BUILT_IN.items() if known == path), path)
 
@@ -104,7 +119,8 @@ def kind_of(cls: type[Codec]) -> str:
 def _class_of(kind: str, where: str) -> type[Codec]:
   if ':' not in kind and kind not in _BUILT_IN:
     close = difflib.get_close_matches(kind, _BUILT_IN, n=1, cutoff=0.4)
-    hint = f'did you mean {close[0]!r}?' if close else "use 'mel', 'codec2' or 'module:Class'."
+    hint = f'did you mean {close[0]!r}?' if close else (
+        "use 'mel', 'codec2', 'glm4_voice' or 'module:Class'.")
     raise UserError(f'{where} is {kind!r}, which is not a known codec; {hint}')
   module_name, _, class_name = _BUILT_IN.get(kind, kind).partition(':')
   try:
