@@ -3,6 +3,7 @@
 # make test-slow   the tests that take long
 # make test-torch  weights, PyTorch module and tokenizers beside torch and transformers (installs them)
 # make test-slurm  two nodes of a real SLURM, where there is one (five to fifteen minutes)
+# make full-size  weights of 0.5B and 1.5B in, a step, and out again (about ten minutes, 25 GB)
 # make faults    kill runs, damage their checkpoints, fill their disk (about 15 minutes)
 # make lint        ruff
 # make clean       remove what the demo and the tests wrote; distclean removes .venv, too
@@ -15,7 +16,7 @@ WORKERS = -n auto --maxprocesses=4 --dist=loadfile
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-slow test-torch test-slurm faults lint clean distclean
+.PHONY: demo test test-slow test-torch test-slurm full-size faults lint clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
@@ -32,6 +33,9 @@ test-torch: .venv/test.installed .venv/torch.installed
 test-slurm: .venv/test.installed
 	$(PYTEST) -m slow -s tests/test_slurm.py
 
+full-size: .venv/test.installed
+	.venv/bin/python -m benchmarks.convert --json full-size.json
+
 faults: .venv/test.installed
 	.venv/bin/python tools/faults.py --out faults --json faults.json
 
@@ -43,7 +47,7 @@ lint: .venv/test.installed
 	@touch $@
 
 clean:
-	rm -rf demo faults faults.json build dist .pytest_cache .hypothesis .ruff_cache
+	rm -rf demo faults faults.json full-size.json build dist .pytest_cache .hypothesis .ruff_cache
 	find ttt_jax tests tools configs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

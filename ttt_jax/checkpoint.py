@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from ttt_jax import atomic, seal
+from ttt_jax import atomic, seal, train_state
 from ttt_jax.errors import UserError
 from ttt_jax.train_state import TrainState
 
@@ -239,7 +239,8 @@ class Checkpoints:
     try:
       self.directory.mkdir(parents=True, exist_ok=True)
       parts = {name: part for name, part in state._asdict().items() if part is not None}
-      writing = ocp.save_checkpointables_async(self._path(step), {'state': parts}, overwrite=True)
+      with _way_of_writing(parts):
+        writing = ocp.save_checkpointables_async(self._path(step), {'state': parts}, overwrite=True)
     except (OSError, ValueError, RuntimeError) as error:
       self._remove_half(step)
       raise self._explained(step, error) from error
@@ -332,8 +333,9 @@ class Checkpoints:
 
   def _compare(self, step: int, target: dict[str, Any], dtypes: bool = True) -> None:
     """UserError unless the parts of the state that ``target`` names are just what it wants."""
-    stored = _shapes({part: tree for part, tree in self.stored(step).items() if part in target})
-    wanted = _shapes(target)
+    stored = train_state.described(
+        {part: tree for part, tree in self.stored(step).items() if part in target})
+    wanted = train_state.described(target)
     if not dtypes:
       stored, wanted = ({path: shape.replace('bfloat16', 'float32') for path, shape in side.items()}
                         for side in (stored, wanted))
@@ -366,18 +368,22 @@ def kept(notes: Mapping[int, Mapping[str, Any]], keep: int, keep_every: int,
   return out | ({min(scores, key=lambda step: (scores[step], step))} if scores else set())
 
 
+def _way_of_writing(parts: dict[str, Any]) -> ocp.Context:
+  """Weights alone, which an import writes once, go array by array instead of all copied at
+  once, and as they are: compressing them takes long and hardly helps."""
+  if 'opt_state' in parts:
+    return ocp.Context()
+  largest = max(shard.data.nbytes for leaf in jax.tree.leaves(parts)
+                for shard in leaf.addressable_shards)
+  saving = ocp.options.ArrayOptions.Saving(use_compression=False)
+  return ocp.Context(
+      array_options=ocp.options.ArrayOptions(saving=saving),
+      memory_options=ocp.options.MemoryOptions(write_concurrent_bytes=max(2**28, largest + 1)))
+
+
 def _of_first(value: int) -> int:
   """What process 0 says; the others' ``value`` does not matter."""
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def _shapes(tree: Any) -> dict[str, str]:
-  """'a.b.c' -> '(2, 3) float32' of every array."""
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  name = lambda path: '.'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(
-      key, 'idx', key)))) for key in path)
-  return {name(path): f'{tuple(leaf.shape)} {np.dtype(leaf.dtype).name}'
-          for path, leaf in leaves if hasattr(leaf, 'shape')}
 
 
 def open_existing(directory: str | pathlib.Path) -> Checkpoints:

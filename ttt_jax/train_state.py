@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -79,3 +80,12 @@ def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) 
   return jax.tree.map(
       lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
       shapes, state_shardings(model, optimizer, mesh))
+
+
+def described(tree: Any) -> dict[str, str]:
+  """'a.b.c' -> '(2, 3) float32' of every array."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  name = lambda path: '.'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(
+      key, 'idx', key)))) for key in path)
+  return {name(path): f'{tuple(leaf.shape)} {np.dtype(leaf.dtype).name}'
+          for path, leaf in leaves if hasattr(leaf, 'shape')}

@@ -196,6 +196,19 @@ def test_another_vocabulary_is_named(tmp_path, prepared, capsys):
           f'{vocab.mask}') in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('place', ['', 'sub'])
+def test_what_is_imported_is_never_replaced(tmp_path, prepared, capsys, place):
+  config, vocab = prepared
+  source = tmp_path / 'run' / import_hf.ORIGIN / place
+  directories.write(source, config.model, vocab.size)
+  directories.write(tmp_path / 'm', config.model, vocab.size)
+  before = sorted(path.name for path in source.iterdir())
+  assert command(tmp_path, config, '--hf', str(source)) == 2
+  assert 'is where an import keeps its own small files' in capsys.readouterr().err
+  assert command(tmp_path, config) == 2, 'nor when it only stands in the way'
+  assert sorted(path.name for path in source.iterdir()) == before
+
+
 def test_without_data(tmp_path, prepared, capsys):
   config, vocab = prepared
   directories.write(tmp_path / 'm', config.model, vocab.size)

@@ -46,7 +46,8 @@ def test_saved_by_transformers(tmp_path, tied, heads, kv_heads, head_dim, layers
           slow.row_matrix(V, plan[row], 64) | np.eye(64, dtype=bool))
       dense = torch.where(torch.tensor(allowed), 0.0, torch.finfo(torch.float32).min)
       with torch.no_grad():
-        want = model(torch.tensor(batch.token[row:row + 1]).long(), attention_mask=dense[None, None],
+        want = model(torch.tensor(batch.token[row:row + 1]).long(),
+                     attention_mask=dense[None, None],
                      position_ids=torch.tensor(batch.position[row:row + 1]).long()).logits[0]
       real = (batch.document[row] > 0) | (mask == 'causal')
       assert np.abs(want.numpy()).max() > 0.5

@@ -115,13 +115,10 @@ def _model(run: trained.Trained, workdir: pathlib.Path, folder: pathlib.Path, dt
   """Write a model's directory and read it back; returns the facts."""
   config, vocab = run.config, run.vocab
   model = Model(dataclasses.replace(config.model, lora=LoraConfig(), dtype='float32'), vocab.size)
-  params = (lora.merge(run.params, config.model.lora) if part == 'merged' else
-            lora.without(run.params))
   dtype = dtype or card.imported(workdir, run.step).get('dtype', '')
-  dtype = dtype if dtype in ('float16', 'bfloat16', 'float32') else jax.tree.leaves(
-      params)[0].dtype.name
-  run.params.clear()  # the checkpoint's own arrays are not needed twice
-  params = _cast(params, dtype)
+  dtype = dtype if dtype in ('float16', 'bfloat16', 'float32') else run.params[
+      'trunk']['embedding'].dtype.name
+  params = _taken(run.params, config.model.lora if part == 'merged' else None, dtype)
   expected = probe(model, params, vocab)
   writer = tensors.Writer(folder, (
       tensors.Plan(tensor.name, tensor.shape, np.dtype(dtype))
@@ -142,11 +139,23 @@ def _model(run: trained.Trained, workdir: pathlib.Path, folder: pathlib.Path, dt
       'parameters': sum(int(np.prod(t.shape)) for t in layout.tensors(model).values())}
 
 
-def _cast(params: Params, dtype: str) -> Params:
-  """Leaf by leaf, so that both forms of all of it never exist together."""
-  if not isinstance(params, dict):
-    return params.astype(dtype)
-  return {key: _cast(params.pop(key), dtype) for key in list(params)}
+def _taken(params: Params, merged: LoraConfig | None, dtype: str) -> Params:
+  """Parameters without adapters, in another dtype; ``params`` is emptied leaf by leaf, so that
+  both forms of all of it never exist together.
+
+  Args:
+    merged: what the adapters are to be merged by; None leaves them out.
+  """
+  out = {}
+  for key in list(params):
+    value = params.pop(key)
+    if isinstance(value, dict):
+      if merged is not None and lora.A in value:
+        value = lora.merge(value, merged)
+      out[key] = _taken(value, merged, dtype)
+    elif key not in (lora.A, lora.B):
+      out[key] = value.astype(dtype)
+  return out
 
 
 def _source(model: Model, params: Params) -> Callable[[str], np.ndarray]:

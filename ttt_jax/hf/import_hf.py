@@ -30,12 +30,12 @@ from ttt_jax.train import check_data
 from ttt_jax.train_loop import Course, git_revision, version
 from ttt_jax.vocab import Vocabulary
 
-ORIGIN = 'hf'    # folder in the workdir: the small files of the imported directory
+ORIGIN = 'imported'     # folder in the workdir: the small files of the directory
 IMPORT = 'import.json'  # in that folder: the report
-NOISE = 0.02     # of new rows: standard deviations of the old ones, column by column
+NOISE = 0.02            # of new rows: standard deviations of the old ones, column by column
 _KEPT = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
-         'vocab.json', 'merges.txt', 'qwen.tiktoken', 'LICENSE')
-_ROWS = 4096     # of a table, looked at together
+         'vocab.json', 'merges.txt', '*.tiktoken', 'LICENSE')
+_ROWS = 4096            # of a table, looked at together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +254,7 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
   """
   values = qwen.read(directory)
   workdir = pathlib.Path(workdir)
+  _check_origin(workdir / ORIGIN, pathlib.Path(directory))
   data_dir = workdir / config.data.path
   vocab = store.vocabulary(data_dir)
   check_data(config, data_dir, vocab)
@@ -277,6 +278,14 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
   return report
 
 
+def _check_origin(target: pathlib.Path, directory: pathlib.Path) -> None:
+  """The folder that will be replaced must be one that an import made, and not what is read."""
+  if target.exists() and (directory.resolve().is_relative_to(target.resolve())
+                          or not (target / IMPORT).is_file()):
+    raise UserError(f'{target} is where an import keeps its own small files; give that folder '
+                    'another name, or use another workdir.')
+
+
 def _note(config: Config, vocab: Vocabulary, report: Report) -> dict[str, Any]:
   """The JSON beside the checkpoint, as the loop writes it."""
   return {'data': {'next': 0}, 'course': dataclasses.asdict(Course()), 'seconds': {},
@@ -289,7 +298,6 @@ def _keep_small_files(directory: pathlib.Path, target: pathlib.Path, report: Rep
   """What an export can take over: lengths, licence, the tokenizer."""
   shutil.rmtree(target, ignore_errors=True)
   target.mkdir(parents=True)
-  for name in _KEPT:
-    if (directory / name).is_file():
-      shutil.copyfile(directory / name, target / name)
+  for path in (path for pattern in _KEPT for path in directory.glob(pattern)):
+    shutil.copyfile(path, target / path.name)
   atomic.write_text(target / IMPORT, json.dumps(dataclasses.asdict(report), indent=2) + '\n')
