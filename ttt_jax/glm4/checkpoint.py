@@ -98,7 +98,7 @@ class Checkpoint:
     if not self.directory.is_dir():
       raise UserError(f'{_KEY} is {str(directory)!r}, which is not a folder; name the one with the '
                       "tokenizer's config.json and model.safetensors.")
-    self.shape = _shape(self.directory / 'config.json')
+    self.shape = shape_of(self.directory / 'config.json')
     self._folder = Folder(self.directory)
     self._prefix = next((p for p in PREFIXES if f'{p}codebook.weight' in self._folder), None)
     if self._prefix is None:
@@ -153,13 +153,15 @@ class Checkpoint:
     return array
 
 
-def _shape(path: pathlib.Path) -> Shape:
+def shape_of(path: pathlib.Path) -> Shape:
   """The sizes in a config.json, where there is one."""
   if not path.is_file():
     return Shape()
   try:
     values = json.loads(path.read_text(encoding='utf-8'))
     found = {ours: values[theirs] for ours, theirs in _SIZES.items() if theirs in values}
+    if not isinstance(values, dict):
+      raise TypeError(values)
   except (ValueError, TypeError) as error:
     raise UserError(f'{path} is not a JSON object of settings; download it again.') from error
   for ours, value in found.items():

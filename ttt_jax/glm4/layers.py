@@ -5,6 +5,8 @@ All float32: on accelerators the matrix products too (encoder.py asks for it), s
 is the nearest of 16,384 codes and rounding decides between neighbours.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -106,7 +108,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, block: in
                                 11111.
                                 11111.
 
-  So the blocks take turns and no key beyond them is touched.
+  So the blocks take turns and no key beyond them is touched. On a CPU the heads take turns,
+  too: what a head needs then stays in the cache, which more than halves the time.
 
   Args:
     q, k, v: [B, H, T, D], q scaled already.
@@ -116,16 +119,26 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, block: in
   Returns:
     [B, H, T, D].
   """
-  length, out = q.shape[2], []
-  real = jnp.arange(length) < valid[:, None, None, None]  # [B, 1, 1, T]
-  for start in range(0, length, block):
-    end = min(start + block, length)
-    scores = jnp.einsum('bhqd,bhkd->bhqk', q[:, :, start:end], k[:, :, :end])
-    scores = jnp.where(real[..., :end], scores, jnp.finfo(scores.dtype).min)
+  real = jnp.arange(q.shape[2]) < valid[:, None]  # [B, T]
+  one_head = functools.partial(_attend, block=block)
+  heads = jax.vmap(one_head, (0, 0, 0, None))
+
+  def in_turns(q, k, v, real):
+    each = lambda q, k, v, real: jax.lax.map(lambda head: one_head(*head, real), (q, k, v))
+    return jax.lax.map(lambda row: each(*row), (q, k, v, real))
+
+  return jax.lax.platform_dependent(q, k, v, real, cpu=in_turns, default=jax.vmap(heads))
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array, block: int) -> jax.Array:
+  """One head of one segment: q, k, v [T, D], real bool [T] -> [T, D]."""
+  out = []
+  for start in range(0, len(q), block):
+    end = min(start + block, len(q))
+    scores = jnp.where(real[:end], q[start:end] @ k[:end].T, jnp.finfo(q.dtype).min)
     weight = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    total = jnp.sum(weight, axis=-1, keepdims=True)
-    out.append(jnp.einsum('bhqk,bhkd->bhqd', weight, v[:, :, :end]) / total)
-  return jnp.concatenate(out, axis=2)
+    out.append(weight @ v[:end] / jnp.sum(weight, axis=-1, keepdims=True))
+  return jnp.concatenate(out)
 
 
 def gelu(x: jax.Array) -> jax.Array:
