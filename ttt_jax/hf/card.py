@@ -50,7 +50,7 @@ def facts(run: Trained, workdir: pathlib.Path, part: str) -> dict[str, Any]:
   splits = store.read_manifest(run.data_dir)['splits']
   return {
       'name': config.name, 'part': part, 'step': run.step, 'steps': config.train.steps,
-      'base': imported(workdir, 0).get('directory', ''),
+      'base': pathlib.Path(imported(workdir, 0).get('directory', '')).name,  # no path of yours
       'vocabulary': run.vocab.to_dict(), 'vocab_size': run.vocab.size,
       'fingerprint': run.vocab.fingerprint, 'data': splits,
       'losses': _losses(workdir / 'metrics.jsonl', run.step), 'config': to_dict(config),
