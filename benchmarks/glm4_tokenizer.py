@@ -117,7 +117,7 @@ def measure(quick: bool, threads: int, batch: int, repetitions: int) -> dict:
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     write_weights(folder, SMALL if quick else PUBLISHED)
-    seconds = write_waves(folder, *((1, 4) if quick else (2, 12)))
+    seconds = write_waves(folder, *((1, 4) if quick else (2, 8)))
     with common.Side('benchmarks.glm4_torch', name, str(threads), threads=threads) as torch, \
         common.Side('benchmarks.glm4_tokenizer', 'serve', name, str(threads),
                     threads=threads) as ours:
@@ -182,7 +182,7 @@ def main() -> None:
   parser.add_argument('--quick', action='store_true', help='a small network')
   parser.add_argument('--threads', type=int, default=2)
   parser.add_argument('--batch', type=int, default=4, help='segments that PyTorch pads together')
-  parser.add_argument('--repetitions', type=int, default=3)
+  parser.add_argument('--repetitions', type=int, default=2)
   parser.add_argument('--json', metavar='FILE')
   args = parser.parse_args()
   result = measure(args.quick, args.threads, args.batch, args.repetitions)

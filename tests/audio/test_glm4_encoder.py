@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
@@ -10,7 +11,7 @@ from jax.sharding import AxisType, Mesh
 from tests.audio import glm4_folders
 from tests.audio.signals import babble
 from tests.reference import glm4 as reference, quick
-from ttt_jax.glm4 import features
+from ttt_jax.glm4 import features, layers
 from ttt_jax.glm4.batches import Batches, buckets
 from ttt_jax.glm4.checkpoint import Checkpoint
 from ttt_jax.glm4.encoder import Encoder, Shape
@@ -87,6 +88,28 @@ def test_a_block_sees_its_own_future_and_no_other(small):
   after = np.asarray(program(params, changed, valid))[0]
   moved = np.abs(after - before).max(axis=1) > 1e-6
   np.testing.assert_array_equal(moved, [False] * 6 + [True] * 10)
+
+
+@pytest.mark.parametrize('form', [layers.in_turns, layers.all_at_once])
+def test_both_forms_of_attention_read_what_the_mask_says(form):
+  draw = np.random.default_rng(0)
+  q, k, v = draw.normal(size=(3, 2, 2, 6, 4)).astype(np.float32)
+  real = np.arange(6) < np.array([[5], [1]])
+  grid = [[1, 1, 0, 0, 0, 0]] * 2 + [[1, 1, 1, 1, 0, 0]] * 2 + [[1, 1, 1, 1, 1, 1]] * 2
+  scores = np.where(np.array(grid) * real[:, None, None] > 0, q @ k.swapaxes(2, 3), -np.inf)
+  weight = np.exp(scores - scores.max(axis=-1, keepdims=True))
+  want = weight / weight.sum(axis=-1, keepdims=True) @ v
+  found = quick.jit(form, static_argnums=4)(q, k, v, real, 2)
+  np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+def test_accelerators_take_the_program_of_the_published_size(platform):
+  encoder = Encoder(Shape())
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, np.float32 if len(sizes) > 1 else np.int32)
+  lowered = jax.export.export(jax.jit(encoder.tokens), platforms=[platform])(
+      encoder.abstract(), shape(8, 3000, 128), shape(8))
+  assert lowered.out_avals[0].shape == (8, 375)
 
 
 @pytest.fixture(scope='module')

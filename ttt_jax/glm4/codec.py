@@ -42,33 +42,38 @@ class Glm4Voice(Codec):
     Args:
       weights: folder of the tokenizer, or '' if nothing will be encoded.
       decoder_name, decoder_weights: see decoder.py; '' if nothing will be decoded.
-      codes, digest: of the codebook that older codes were made with; the weights are held
-        against them when they are first used, not now.
+      codes, digest: of the codebook that older codes were made with.
 
-    Raises:
-      UserError: what is given cannot be a decoder.
+    Folders are looked into when they are first used: data travels to machines without them.
     """
     self.weights, self.digest = weights, digest
     self.decoder_name, self.decoder_weights = decoder_name, decoder_weights
-    self._bridge = decoder.Bridge(decoder_name, decoder_weights) if decoder_name else None
     self.codebook_size = codes or Shape.codes
     published = self.codebook_size == Shape.codes
     # There is one published codebook, and data sets of its codes know it by this name.
     self.name = 'glm-4-voice' if published else f'glm-4-voice-{self.codebook_size}'
     self._lock = threading.Lock()
     self._batches: Batches | None = None
+    self._bridge: decoder.Bridge | None = None
 
   @classmethod
   def create(cls, config: CodecConfig,
              recordings: Iterable[tuple[np.ndarray, int]] = ()) -> 'Glm4Voice':
-    """The tokenizer in config.weights, its headers checked; it reads no recordings."""
+    """The tokenizer in config.weights, its headers checked; it reads no recordings.
+
+    Raises:
+      UserError: weights or a decoder that cannot be; see Checkpoint and decoder.Bridge.
+    """
     weights, codes, digest = '', None, ''
     if config.weights:
       checkpoint = Checkpoint(config.weights)
       weights = str(pathlib.Path(config.weights).resolve())
       codes, digest = checkpoint.shape.codes, checkpoint.digest()
-    bridged = str(pathlib.Path(config.decoder_weights).resolve()) if config.decoder_weights else ''
-    return cls(weights, config.decoder, bridged, codes, digest)
+    borrowed = ''
+    if config.decoder:
+      decoder.Bridge(config.decoder, config.decoder_weights)  # now, where the config is at hand
+      borrowed = str(pathlib.Path(config.decoder_weights).resolve())
+    return cls(weights, config.decoder, borrowed, codes, digest)
 
   def encode(self, waveform: np.ndarray, rate: int) -> np.ndarray:
     """As in Codec; ceil(samples at 16 kHz / 1280) codes for each 30 s."""
@@ -131,13 +136,15 @@ class Glm4Voice(Codec):
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """As in Codec, by the published PyTorch decoder; see decoder.py."""
     codes = check_codes(codes, self)
-    if self._bridge is None:
+    if not self.decoder_name:
       raise UserError(
           f'codec {self.name} cannot make sound: its decoder is PyTorch and not part of this '
           'package; set config keys codec.decoder (flow_inference:AudioDecoder, say) and '
           'codec.decoder_weights, as ttt_jax/glm4/decoder.py explains.')
     if not codes.size:
       return np.zeros(0, np.float32)
+    if self._bridge is None:
+      self._bridge = decoder.Bridge(self.decoder_name, self.decoder_weights)
     return np.clip(self._bridge(codes), -1, 1)
 
   def settings(self) -> dict[str, Any]:

@@ -120,14 +120,23 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, block: in
     [B, H, T, D].
   """
   real = jnp.arange(q.shape[2]) < valid[:, None]  # [B, T]
-  one_head = functools.partial(_attend, block=block)
-  heads = jax.vmap(one_head, (0, 0, 0, None))
+  turns, at_once = (functools.partial(form, block=block) for form in (in_turns, all_at_once))
+  return jax.lax.platform_dependent(q, k, v, real, cpu=turns, default=at_once)
 
-  def in_turns(q, k, v, real):
-    each = lambda q, k, v, real: jax.lax.map(lambda head: one_head(*head, real), (q, k, v))
-    return jax.lax.map(lambda row: each(*row), (q, k, v, real))
 
-  return jax.lax.platform_dependent(q, k, v, real, cpu=in_turns, default=jax.vmap(heads))
+def all_at_once(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array,
+                block: int) -> jax.Array:
+  """``attend`` for accelerators: products over segments and heads; real is bool [B, T]."""
+  head = functools.partial(_attend, block=block)
+  return jax.vmap(jax.vmap(head, (0, 0, 0, None)))(q, k, v, real)
+
+
+def in_turns(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array, block: int) -> jax.Array:
+  """``attend`` for CPUs: one head after the other; real is bool [B, T]."""
+  def segment(row):
+    *qkv, real = row
+    return jax.lax.map(lambda head: _attend(*head, real, block), tuple(qkv))
+  return jax.lax.map(segment, (q, k, v, real))
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array, block: int) -> jax.Array:
