@@ -30,15 +30,14 @@ cd "$(dirname "$0")/.."
 
 gcloud() {  # every command goes through here
   if [ -n "$dry" ]; then
-    local word
-    printf gcloud
+    local word line=gcloud
     for word in "$@"; do
       case "$word" in
-        *[!a-zA-Z0-9_=.,:/~-]*) printf ' %s' "${word@Q}" ;;
-        *) printf ' %s' "$word" ;;
+        *[!a-zA-Z0-9_=.,:/~-]*) line+=" ${word@Q}" ;;
+        *) line+=" $word" ;;
       esac
     done
-    printf '\n'
+    printf '%s\n' "$line"  # at once: slices print side by side
   else
     command gcloud "$@"
   fi

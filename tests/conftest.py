@@ -1,7 +1,11 @@
 """Settings of the test process, made before anything imports JAX."""
 
 import os
+import signal
 
+# A shell starts its background jobs with SIGINT ignored, and so would be all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 # Eight virtual devices on the CPU, so that meshes can be tested anywhere.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Programs here are compiled for one small run each: quick compilation beats quick code.

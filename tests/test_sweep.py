@@ -154,7 +154,7 @@ def settled(config_file, tmp_path, points):
 
 
 def drive(runner, each=lambda: None):
-  until = time.monotonic() + 300  # a hang, not slowness
+  until = time.monotonic() + 120  # a hang, not slowness
   try:
     while (code := runner.poll()) is None:
       assert time.monotonic() < until
