@@ -90,6 +90,20 @@ def test_a_block_sees_its_own_future_and_no_other(small):
   np.testing.assert_array_equal(moved, [False] * 6 + [True] * 10)
 
 
+def test_of_equal_codes_the_lowest_and_of_close_ones_the_nearest():
+  shape = Shape(mels=4, width=64, heads=2, ffn=8, layers=1, positions=32, block=4, codes=12)
+  draw = np.random.default_rng(0)
+  x = (300 + draw.normal(size=(40, 64))).astype(np.float32)  # far from the origin
+  codes = (300 + draw.normal(size=(12, 64))).astype(np.float32)
+  codes[7] = codes[9] = codes[2]
+  params = {'codebook': {'codes': codes, 'squares': (codes.astype(np.float64) ** 2).sum(
+      axis=1).astype(np.float32)}}
+  found = np.asarray(quick.jit(Encoder(shape).quantize)(params, x))
+  distance = ((x[:, None].astype(np.float64) - codes) ** 2).sum(axis=2)
+  np.testing.assert_array_equal(found, distance.argmin(axis=1))
+  assert 2 in found and 7 not in found and 9 not in found
+
+
 @pytest.mark.parametrize('form', [layers.in_turns, layers.all_at_once])
 def test_both_forms_of_attention_read_what_the_mask_says(form):
   draw = np.random.default_rng(0)
@@ -189,5 +203,11 @@ def test_the_real_size_is_that_of_the_text(tmp_path):
   np.testing.assert_allclose(hidden[:len(want)], want, atol=1e-4 * max(1, want.std()))
   (_, tokens), = batches.run([('a', features.log_mel(wave), len(wave))])
   distance = reference.distances(tensors, want)
+  best = np.sort(distance, axis=1)
+  flips = tokens != distance.argmin(axis=1)
+  chosen = distance[np.arange(len(tokens)), tokens]
+  print(f'hidden error {np.abs(hidden[:len(want)] - want).max():.1e} at sd {want.std():.2f}; '
+        f'{flips.sum()} of {len(tokens)} tokens differ, by {(chosen / best[:, 0] - 1).max():.1e}; '
+        f'median gap {np.median(best[:, 1] / best[:, 0] - 1):.1e}')
   assert_nearest(tokens, distance)
   assert (tokens == distance.argmin(axis=1)).mean() > 0.97
