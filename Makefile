@@ -1,5 +1,5 @@
 # make demo        the whole walk: speech, training, scores, a page; about 25 minutes on 2 cores
-# make test        the tests (about 12 minutes on 2 cores)
+# make test        the tests (about 13 minutes on 2 cores)
 # make test-slow   the tests that take long
 # make test-torch  weights, PyTorch module and tokenizers beside torch and transformers (installs them)
 # make test-slurm  two nodes of a real SLURM, where there is one (five to fifteen minutes)

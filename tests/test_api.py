@@ -138,6 +138,7 @@ def test_records_and_prompts(ttt):
   assert not V.is_audio(said).any()
 
 
+@pytest.mark.slow
 def test_generate_is_the_engine(ttt):
   prompts = [ttt.prompt(text) for text in ('a', 'read this', 'four')]
   config = GenerateConfig(**POLICY)

@@ -159,6 +159,7 @@ def test_the_cheap_guidance_is_another_one(world):
   assert ids(plain) != ids(cheap) != ids(published)
 
 
+@pytest.mark.slow
 def test_text_and_spans_may_share_windows(world):
   params, prompts = world
   apart = engine.Engine(MODEL, params, V, PLAIN, mixed=False).generate(prompts)
@@ -168,7 +169,8 @@ def test_text_and_spans_may_share_windows(world):
 
 
 @pytest.mark.parametrize('axes', [
-    dict(data=2, tensor=2), pytest.param(dict(fsdp=2, tensor=2), marks=pytest.mark.slow)], ids=str)
+    dict(data=2, tensor=2), dict(fsdp=2, tensor=2)], ids=str)
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_tokens(axes):
   config = dataclasses.replace(CONFIG, q_heads=4, kv_heads=2)
   model = Model(config, V.size)

@@ -88,6 +88,7 @@ def gradients_of(config, mesh=None, params=None):
     return run(jax.tree.map(jax.device_put, params, where))
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_merged_model_by_the_chain_rule():
   config = settings()
   grads, sums = gradients_of(config)
@@ -174,6 +175,7 @@ def run(tmp_path_factory):
   return workdir, load(workdir / 'config.json', {})
 
 
+@pytest.mark.slow
 def test_a_run_changes_its_adapters_alone(run):
   workdir, config = run
   end = trained.load(config, workdir)
@@ -186,6 +188,7 @@ def test_a_run_changes_its_adapters_alone(run):
   assert 0 < np.abs(b).max() < 0.1
 
 
+@pytest.mark.slow
 def test_merged_base_and_adapter_leave_and_come_back(run, tmp_path, capsys):
   workdir, config = run
   for part in ('merged', 'base', 'adapter'):
@@ -214,6 +217,7 @@ def test_merged_base_and_adapter_leave_and_come_back(run, tmp_path, capsys):
   assert 'config key model.lora.rank is 0, but' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('values, expected', [
     ({'lora_alpha': 3}, 'model.lora.alpha is 8.0, but .* has 3'),
     ({'target_modules': ['q_proj']}, r"model.lora.targets is \['q', 'up', 'v'\], but .* \['q'\]"),
@@ -232,6 +236,7 @@ def test_adapters_of_another_kind_are_named(run, tmp_path, values, expected):
     peft.load(tmp_path, end.model, mesh, {})
 
 
+@pytest.mark.slow
 def test_peft_computes_the_same(run, tmp_path):
   """The package `peft` on transformers' own Qwen2, with what we exported."""
   library = pytest.importorskip('peft')
