@@ -8,6 +8,7 @@ import soundfile
 
 from tests import runs
 from ttt_jax import cli, config as config_lib, inspect_data
+from ttt_jax.audio import codec as codecs
 from ttt_jax.data import prepare
 
 
@@ -61,6 +62,14 @@ def test_every_token_is_listed_with_what_it_reads(workdir):
   expected = np.where(spoken, 'diffusion', 'next token')
   assert [word for word, yes in zip(learned, document.supervised) if yes] == (
       expected[document.supervised > 0].tolist())
+
+
+def test_codes_that_cannot_be_heard_here_are_shown(workdir, tmp_path):
+  held = inspect_data.Set(runs.config(), workdir)
+  held.codec = codecs.create(config_lib.CodecConfig(name='glm4_voice'))  # no decoder is given
+  said = plain(inspect_data.show(held, 'train', None, tmp_path))
+  assert re.search(r'\[\d+ codes: \d', said)
+  assert [path.suffix for path in tmp_path.iterdir()] == ['.png']
 
 
 def test_the_page_counts_every_document(workdir, tmp_path, capsys):

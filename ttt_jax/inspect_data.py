@@ -72,10 +72,12 @@ class Set:
     for start, stop in zip(cuts[:-1], cuts[1:]):
       yield slice(start, stop), bool(audio[start])
 
-  def seconds(self, tokens: np.ndarray) -> float:
-    """How long the codes among some tokens sound."""
-    found = self.vocab.decode_codes(tokens)
-    return len(self.codec.decode(found)) / self.codec.sample_rate if len(found) else 0.0
+  def sound(self, tokens: np.ndarray) -> np.ndarray | None:
+    """The codes among some tokens as a waveform; None if the codec has no decoder here."""
+    try:
+      return self.codec.decode(self.vocab.decode_codes(tokens))
+    except UserError:
+      return None
 
 
 def show(held: Set, split: str, number: int | None, out: pathlib.Path | None,
@@ -119,7 +121,9 @@ def _story(held: Set, document: Batch) -> str:
       few = ' '.join(map(str, codes[:6].tolist())) + (' ...' if len(codes) > 6 else '')
       end = held.vocab.name(int(tokens[-1])) if held.vocab.is_end(tokens[-1]) else ''
       style = f'{_LEARNED} {_AUDIO}' if learned.any() else _AUDIO
-      words = f'[{len(codes)} codes, {held.seconds(tokens):.2f} s: {few}]'
+      sound = held.sound(tokens)
+      lasts = '' if sound is None else f', {len(sound) / held.codec.sample_rate:.2f} s'
+      words = f'[{len(codes)} codes{lasts}: {few}]'
       out.append(f'[{style}]{escape(words)}[/]' + _control(end))
       continue
     for part in np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(learned)) + 1):
@@ -166,15 +170,15 @@ def _listing(held: Set, document: Batch) -> str:
 
 
 def _write(held: Set, document: Batch, number: int, out: pathlib.Path) -> list[pathlib.Path]:
-  """The mask, and one WAV for what is heard and one for what is said."""
+  """The mask, and, if the codec can, one WAV for what is heard and one for what is said."""
   made = [out / f'{number}-mask.png']
   out.mkdir(parents=True, exist_ok=True)
   staircase_picture.draw_document(made[0], document, held.vocab, held.tokenizer, held.config)
   for name, learned in (('heard', False), ('said', True)):
-    codes = held.vocab.decode_codes(document.token[(document.supervised > 0) == learned])
-    if len(codes):
+    sound = held.sound(document.token[(document.supervised > 0) == learned])
+    if sound is not None and len(sound):
       made.append(out / f'{number}-{name}.wav')
-      io.write_wav(made[-1], held.codec.decode(codes), held.codec.sample_rate)
+      io.write_wav(made[-1], sound, held.codec.sample_rate)
   return made
 
 

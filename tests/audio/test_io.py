@@ -70,3 +70,13 @@ def test_unreadable_recordings_are_one_sentence_with_the_file(tmp_path):
 def test_absurd_rates_are_refused(rate):
   with pytest.raises(UserError, match='sample rate'):
     io.check_rate(rate, 'x.wav')
+
+
+@pytest.mark.parametrize('share', [0.3, 0.6, 0.95])
+def test_a_recording_that_is_cut_off_is_not_a_shorter_one(tmp_path, share):
+  path = tmp_path / 'a.flac'
+  soundfile.write(path, babble(2.0, 16000), 16000)
+  data = path.read_bytes()
+  path.write_bytes(data[:int(share * len(data))])
+  with pytest.raises(UserError, match='a.flac'):
+    io.read(path)

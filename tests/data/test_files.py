@@ -119,6 +119,12 @@ def test_a_file_that_is_cut_off_is_not_an_end(tmp_path, name, share):
     list(files.read(path))
 
 
+def test_a_table_may_hold_long_audio(tmp_path):
+  text = '<|audio_7|>' * 20_000
+  (tmp_path / 'a.tsv').write_text(f'text\n{text}\n')
+  assert [row for _, row in files.read(tmp_path / 'a.tsv')] == [{'text': text}]
+
+
 def test_gigantic_records_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(files, 'LONGEST', 1000)
   monkeypatch.setattr(files, '_PIECE', 100)

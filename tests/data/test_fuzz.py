@@ -46,11 +46,6 @@ objects = (
     | st.dictionaries(st.sampled_from(KEYS), values, max_size=5))
 
 
-def said(record):
-  """The words of a record, as they were written."""
-  return ''.join(p.text for turn in record.turns for p in turn.parts if p.kind == 'text')
-
-
 def check(record, example):
   """What every row must be, whatever the record was."""
   ids, audio = example.token, V.is_audio(example.token)
@@ -88,8 +83,10 @@ def test_a_record_is_refused_in_a_sentence_or_rendered_right(value):
     return
   check(record, example)
   text, _ = interleave.unrender(example.token, V, TEXT)
-  plain = TEXT.decode(TEXT.encode(said(record)))
-  assert sorted(plain) == sorted(text)[:len(plain)] or all(c in text for c in plain)
+  for turn in record.turns:
+    for part in turn.parts:
+      if part.kind == 'text':
+        assert TEXT.decode(TEXT.encode(part.text)) in text
   again = interleave.render(records.parse(records.to_json(record), 'b:1'), V, TEXT)
   np.testing.assert_array_equal(again.token, example.token)
 

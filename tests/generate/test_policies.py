@@ -194,6 +194,12 @@ def test_a_cache_that_is_too_large_is_refused(world):
     engine.Engine(MODEL, world[0], V, dataclasses.replace(PLAIN, memory=1e-6))
 
 
+def test_by_default_the_cache_may_take_what_is_free(world):
+  vast = dataclasses.replace(PLAIN, max_tokens=2**31, slots=2**20)
+  with pytest.raises(UserError, match=r'GiB are free for them'):
+    engine.Engine(MODEL, world[0], V, vast)
+
+
 def test_a_request_larger_than_the_engine_is_refused(world):
   pool = engine.Engine(MODEL, world[0], V, PLAIN)
   with pytest.raises(UserError, match='max_tokens=100, but the engine was made for 48'):

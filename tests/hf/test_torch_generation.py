@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.reference import batches, quick
+from tests.generate.test_engine import quick_compiles  # noqa: F401  (a fixture, used by itself)
+from tests.reference import batches
 from ttt_jax.config import GenerateConfig
-from ttt_jax.generate import engine, programs
+from ttt_jax.generate import engine
 from ttt_jax.model import staircase
 from ttt_jax.model.transformer import Model
 
@@ -39,18 +40,6 @@ SETTINGS = {
 MODELS = {name: Model(config, V.size) for name, config in torch_models.SHAPES.items()}
 # All that generate_speech takes; how much memory the engine takes is its own affair.
 OPTIONS = {field.name for field in dataclasses.fields(GenerateConfig)} - {'memory'}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiles():
-  """Many small programs, each run a few times: compile them without the long passes."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(programs, 'steps', quick.jit(
-        programs.steps.__wrapped__, static_argnames=('model', 'rules', 'width', 'null', 'mixed'),
-        donate_argnames=('state', 'kept')))
-    patch.setattr(programs, 'prefill', quick.jit(
-        programs.prefill.__wrapped__, static_argnames='model', donate_argnames='kept'))
-    yield
 
 
 @pytest.fixture(scope='module', autouse=True)

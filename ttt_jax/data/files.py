@@ -260,6 +260,7 @@ class _Values:
 def _table(path: pathlib.Path) -> Iterator[Row]:
   with _open(path) as file:
     text = io.TextIOWrapper(file, encoding='utf-8-sig', newline='')
+    csv.field_size_limit(LONGEST)  # inline codes outgrow the package's 128 KiB
     rows = csv.DictReader(text, delimiter='\t' if kind_of(path) == '.tsv' else ',',
                           quoting=csv.QUOTE_NONE if kind_of(path) == '.tsv' else csv.QUOTE_MINIMAL)
     try:

@@ -177,6 +177,7 @@ class Engine:
     slot = max(free, key=lambda slot: (have[slot], -self._held[slot].ids.size))
     at = have[slot]
     self.read += tail - at
+    self._held[slot] = prefix.NOTHING  # whatever interrupts the reading
     while at < tail:
       at += self._read(slot, request.text, at, tail)
     span = self.mode == 'nar'

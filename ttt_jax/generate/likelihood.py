@@ -155,7 +155,7 @@ class Scorer:
   def _read(self, ids: np.ndarray, group: np.ndarray, text: np.ndarray) -> np.ndarray:
     """Cache the clean document; -log p of its text tokens [n]."""
     nats = np.zeros(ids.size)
-    ends = programs.piece_ends(group, 0, ids.size)
+    ends = programs.ends_of(group)
     at = 0
     while at < ids.size:
       stop = programs.piece_end(ends, at, ids.size, _LONGEST)

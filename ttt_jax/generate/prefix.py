@@ -32,7 +32,7 @@ def prompt(vocab: Vocabulary, ids: np.ndarray, mode: str, prompt_audio: str) -> 
   """A prompt, seen as the model was trained to see one."""
   row = batches.make_row(vocab, [(1, ids, np.zeros(ids.size, np.int32))], ids.size)
   group = np.asarray(staircase.bidirectional_group(row, mode, prompt_audio))
-  return Text(ids, programs.piece_ends(group, 0, ids.size))
+  return Text(ids, programs.ends_of(group))
 
 
 def answered(vocab: Vocabulary, read: Text, ids: np.ndarray, known: int, mode: str) -> Text:
@@ -43,7 +43,7 @@ def answered(vocab: Vocabulary, read: Text, ids: np.ndarray, known: int, mode: s
     group = np.ones(ids.size, np.int32)
   else:
     group = np.asarray(vocab.is_audio(ids)).astype(np.int32)
-  end = read.ids.size + programs.piece_ends(group, 0, ids.size)
+  end = read.ids.size + programs.ends_of(group)
   return Text(np.concatenate([read.ids, ids])[:known], np.concatenate([read.end, end])[:known])
 
 

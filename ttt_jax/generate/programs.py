@@ -51,12 +51,13 @@ def piece_end(ends: np.ndarray, at: int, end: int, longest: int) -> int:
   return back if back > at else min(end, int(ends[stop - 1]))
 
 
-def piece_ends(group: np.ndarray, at: int, stop: int) -> np.ndarray:
-  """k_end, int32 [stop - at], of a piece's tokens, relative to its start."""
-  index = np.arange(stop - at, dtype=np.int32)
-  edges = np.append(np.flatnonzero(np.diff(group[at:stop])) + 1, stop - at)
+def ends_of(group: np.ndarray) -> np.ndarray:
+  """int32 [n]: token i of a document sees tokens 0 .. ends[i]-1; ``group`` [n] is as in
+  staircase.bidirectional_group."""
+  index = np.arange(group.size, dtype=np.int32)
+  edges = np.append(np.flatnonzero(np.diff(group)) + 1, group.size)
   last = edges[np.searchsorted(edges, index, side='right')]
-  return np.where(group[at:stop] > 0, last, index + 1).astype(np.int32)
+  return np.where(group > 0, last, index + 1).astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnames='model', donate_argnames='kept')
