@@ -72,11 +72,21 @@ def test_absurd_rates_are_refused(rate):
     io.check_rate(rate, 'x.wav')
 
 
+@pytest.mark.parametrize('name', ['a.flac', 'a.wav'])
 @pytest.mark.parametrize('share', [0.3, 0.6, 0.95])
-def test_a_recording_that_is_cut_off_is_not_a_shorter_one(tmp_path, share):
-  path = tmp_path / 'a.flac'
+def test_a_recording_that_is_cut_off_is_not_a_shorter_one(tmp_path, name, share):
+  path = tmp_path / name
   soundfile.write(path, babble(2.0, 16000), 16000)
   data = path.read_bytes()
   path.write_bytes(data[:int(share * len(data))])
-  with pytest.raises(UserError, match='a.flac'):
+  with pytest.raises(UserError, match=name):
     io.read(path)
+
+
+@pytest.mark.parametrize('size', [0, 2**31 - 1, 2**32 - 1])
+def test_a_wav_out_of_a_pipe_does_not_know_its_size(tmp_path, size):
+  path = tmp_path / 'a.wav'
+  soundfile.write(path, babble(0.5, 16000), 16000)
+  data = path.read_bytes()
+  path.write_bytes(data[:4] + size.to_bytes(4, 'little') + data[8:])
+  assert len(io.read(path)[0]) == 8000

@@ -29,20 +29,29 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, int]:
   pieces = []
   try:
     with soundfile.SoundFile(path) as file:
-      rate, said, kind = file.samplerate, file.frames, file.format
+      rate = file.samplerate
       # Piece by piece: a damaged header may promise more samples than there is memory.
       while (piece := file.read(_PIECE, dtype='float32', always_2d=True)).size:
         pieces.append(piece.mean(axis=1) if piece.shape[1] > 1 else piece[:, 0])
   except soundfile.LibsndfileError as error:
     raise UserError(f'recording {path} cannot be read as WAV, FLAC, OGG or MP3: '
                     f'{error.error_string.rstrip(".")}.') from error
+  _check_whole(pathlib.Path(path))
   waveform = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-  # MP3 has no exact count.
-  if kind != 'MP3' and 0 < len(waveform) < said:
-    raise UserError(f'recording {path} is cut off or damaged: it has {len(waveform):,} samples '
-                    f'where its header promises {said:,}.')
   check(waveform, rate, f'recording {path}', silence=True)
   return waveform, rate
+
+
+def _check_whole(path: pathlib.Path) -> None:
+  """Refuse a WAV that is shorter than its header says; libsndfile reads what there is."""
+  with path.open('rb') as file:
+    head = file.read(8)
+  said = int.from_bytes(head[4:], 'little')
+  # A program that writes into a pipe cannot know the size, and says so in one of these ways.
+  unknown = said == 0 or said >= 2**31 - 1
+  if head[:4] == b'RIFF' and not unknown and path.stat().st_size < said:
+    raise UserError(f'recording {path} is cut off: it has {path.stat().st_size:,} bytes, and its '
+                    f'header promises {said + 8:,}; copy it again.')
 
 
 def write_wav(path: str | os.PathLike, waveform: np.ndarray, rate: int) -> None:
