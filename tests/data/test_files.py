@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ttt_jax.data import files
+from ttt_jax.data import files, packed
 from ttt_jax.errors import UserError
 
 pa = pytest.importorskip('pyarrow')
@@ -44,6 +44,7 @@ def write(path, rows):
 @pytest.mark.parametrize('piece', [64, 2**20])
 def test_json_of_every_kind(tmp_path, monkeypatch, name, piece):
   monkeypatch.setattr(files, '_PIECE', piece)
+  monkeypatch.setattr(packed, '_PIECE', piece)
   path = write(tmp_path / name, ROWS)
   found = list(files.read(path))
   assert [row for _, row in found] == ROWS

@@ -5,37 +5,39 @@
   .parquet         one row each, columns by name; nulls are left out
   .tsv .csv        one row each under a header line
 
-A file may also be a folder that holds one of MANIFESTS, or a pattern with * and ?.
+A file may also be a folder that holds one of MANIFESTS, or a pattern with * and ?. Long
+.jsonl and .parquet files are cut into pieces, which several processes can read at once.
 """
 
 import contextlib
 import csv
+import dataclasses
 import glob
-import gzip
 import io
 import json
 import pathlib
-from typing import Any, BinaryIO, Iterator
-import zlib
+from typing import Any, Iterator
 
+from ttt_jax.data import packed
 from ttt_jax.errors import UserError
 
 Row = tuple[str, dict[str, Any]]
+Item = tuple[str, dict[str, Any] | UserError]
 MANIFESTS = ('manifest.jsonl', 'manifest.json', 'manifest.tsv', 'metadata.jsonl', 'metadata.csv')
 KINDS = ('.jsonl', '.ndjson', '.json', '.parquet', '.tsv', '.csv')
 LONGEST = 256 * 2**20  # bytes of one record: more is a file in another format
-_PACKED = ('.gz', '.zst')
 _PIECE = 2**20
+CUT = 2**25            # bytes of a piece, about
 
 
 def kind_of(path: pathlib.Path) -> str:
   """The ending that says how a file is read, without that of a compression; '' if unknown."""
   suffixes = [suffix.lower() for suffix in path.suffixes]
-  if suffixes and suffixes[-1] in _PACKED:
+  if suffixes and suffixes[-1] in packed.ENDINGS:
     suffixes.pop()
   found = suffixes[-1] if suffixes else ''
-  packed = path.suffix.lower() in _PACKED
-  return found if found in KINDS and not (packed and found == '.parquet') else ''
+  whole = path.suffix.lower() not in packed.ENDINGS
+  return found if found in KINDS and (whole or found != '.parquet') else ''
 
 
 def find(pattern: str, folders: list[pathlib.Path]) -> list[pathlib.Path]:
@@ -69,6 +71,37 @@ def find(pattern: str, folders: list[pathlib.Path]) -> list[pathlib.Path]:
   return []
 
 
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """A part of a file, or all of it.
+
+  Attributes:
+    path: the file.
+    start, stop: bytes of a .jsonl, row groups of a .parquet; None = to the end.
+    before: lines or rows of the file before it.
+  """
+  path: str
+  start: int = 0
+  stop: int | None = None
+  before: int = 0
+
+
+def cut(path: str | pathlib.Path) -> list[Piece]:
+  """A file as pieces of about CUT bytes, in order; one piece if its kind cannot be cut.
+
+  Raises:
+    UserError: no such file, an unknown ending, a Parquet file that cannot be read.
+  """
+  path = pathlib.Path(path)
+  kind = _checked_kind(path)
+  if path.stat().st_size > CUT and not path.suffix.lower() in packed.ENDINGS:
+    if kind in ('.jsonl', '.ndjson'):
+      return _cut_lines(path)
+    if kind == '.parquet':
+      return _cut_groups(path)
+  return [Piece(str(path))]
+
+
 def read(path: str | pathlib.Path) -> Iterator[Row]:
   """('file:number', object) of every record; lines count from 1, as do rows.
 
@@ -76,7 +109,31 @@ def read(path: str | pathlib.Path) -> Iterator[Row]:
     UserError: no such file, an unknown ending, no record in it, a record that cannot be read,
       a compressed file that is cut off.
   """
-  path = pathlib.Path(path)
+  count = 0
+  for count, (where, value) in enumerate(items(Piece(str(path))), 1):
+    if isinstance(value, UserError):
+      raise value
+    yield where, value
+  if not count:
+    raise UserError(f'data file {path} is empty; it needs at least one record.')
+
+
+def items(piece: Piece) -> Iterator[Item]:
+  """As ``read``, of one piece; in place of a record that cannot be read stands its error.
+
+  Raises:
+    UserError: a file that cannot be read on from some place: nobody knows what is lost then.
+  """
+  path = pathlib.Path(piece.path)
+  kind = _checked_kind(path)
+  if kind == '.parquet':
+    return _parquet(path, piece)
+  if kind in ('.tsv', '.csv'):
+    return _table(path)
+  return _json(path) if kind == '.json' else _objects(piece)
+
+
+def _checked_kind(path: pathlib.Path) -> str:
   if not path.is_file():
     raise UserError(f'data file {path} does not exist; name a file of records '
                     f'({", ".join(KINDS)}).')
@@ -84,107 +141,86 @@ def read(path: str | pathlib.Path) -> Iterator[Row]:
   if not kind:
     raise UserError(f'data file {path}: the ending {"".join(path.suffixes[-2:])!r} is unknown; use '
                     f'one of {", ".join(KINDS)}, the text ones also with .gz or .zst.')
-  reader = {'.json': _json, '.parquet': _parquet, '.tsv': _table, '.csv': _table}.get(kind, _lines)
-  count = 0
-  for count, row in enumerate(reader(path), 1):
-    yield row
-  if not count:
-    raise UserError(f'data file {path} is empty; it needs at least one record.')
+  return kind
 
 
-def _object(value: Any, where: str) -> Row:
+def _object(value: Any, where: str) -> Item:
   if not isinstance(value, dict):
-    raise UserError(f'{where}: a {type(value).__name__} where a JSON object {{...}} belongs.')
+    return where, UserError(f'{where}: a {type(value).__name__} where a JSON object {{...}} '
+                            'belongs.')
   return where, value
-
-
-def _text(data: bytes, where: str) -> str:
-  try:
-    return data.decode('utf-8')
-  except UnicodeDecodeError as error:
-    raise UserError(f'{where}: byte {error.start} of the line is not UTF-8; save the file as '
-                    'UTF-8.') from error
 
 
 # -- text -----------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _open(path: pathlib.Path) -> Iterator[BinaryIO]:
-  """The bytes of a file, unpacked; one that is cut off is an error, not an end."""
-  try:
-    if path.suffix.lower() == '.gz':
-      with gzip.open(path) as file:
-        yield file
-    elif path.suffix.lower() == '.zst':
-      with path.open('rb') as file:
-        yield io.BufferedReader(_Zst(file), _PIECE)
-    else:
-      with path.open('rb') as file:
-        yield file
-  except (EOFError, gzip.BadGzipFile, zlib.error, _Broken) as error:
-    raise UserError(f'data file {path} is damaged or cut off ({error}); copy it again.') from error
+def is_lines(path: str | pathlib.Path) -> bool:
+  """Whether a file has one JSON object per line."""
+  return kind_of(pathlib.Path(path)) in ('.jsonl', '.ndjson')
 
 
-class _Broken(ValueError):
-  """A .zst that cannot be unpacked to its end."""
-
-
-class _Zst(io.RawIOBase):
-  """Frames of Zstandard, one after another; the package's own reader takes a file that was
-  cut off for one that ends."""
-
-  def __init__(self, file: BinaryIO):
-    import zstandard
-    self._new = zstandard.ZstdDecompressor().decompressobj
-    self._error = zstandard.ZstdError
-    self._file, self._frame, self._ready = file, None, b''
-
-  def readable(self) -> bool:
-    return True
-
-  def readinto(self, buffer) -> int:
-    while not self._ready:
-      data = self._frame.unused_data if self._frame and self._frame.eof else b''
-      data = data or self._file.read(_PIECE)
-      if not data:
-        if self._frame and not self._frame.eof:
-          raise _Broken('the last frame does not end')
-        return 0
-      if self._frame is None or self._frame.eof:
-        self._frame = self._new()
-      try:
-        self._ready = self._frame.decompress(data)
-      except self._error as error:
-        raise _Broken(str(error)) from error
-    size = min(len(buffer), len(self._ready))
-    buffer[:size], self._ready = self._ready[:size], self._ready[size:]
-    return size
-
-
-def _lines(path: pathlib.Path) -> Iterator[Row]:
-  with _open(path) as file:
-    number = 0
-    while line := file.readline(LONGEST + 1):
+def lines(piece: Piece) -> Iterator[tuple[str, bytes | UserError]]:
+  """('file:line', line) of a piece of a .jsonl, without empty lines; too long ones are errors."""
+  path = pathlib.Path(piece.path)
+  with packed.opened(path) as file:
+    number, at = piece.before, piece.start
+    if at:
+      file.seek(at)
+    while (piece.stop is None or at < piece.stop) and (line := file.readline(LONGEST + 1)):
       number += 1
+      at += len(line)
       where = f'{path}:{number}'
       if len(line) > LONGEST:
-        raise UserError(f'{where}: the line is longer than {LONGEST // 2**20} MiB; a .jsonl file '
-                        'has one record per line.')
-      if not line.strip():
-        continue
-      text = _text(line, where)
-      try:
-        value = json.loads(text)
-      except (ValueError, RecursionError) as error:
-        raise UserError(f'{where}: broken JSON ({error}); every line is one JSON object.'
-                        ) from error
+        while line and not line.endswith(b'\n'):
+          line = file.readline(_PIECE)
+          at += len(line)
+        yield where, UserError(f'{where}: the line is longer than {LONGEST // 2**20} MiB; a .jsonl '
+                               'file has one record per line.')
+      elif line.strip():
+        yield where, line
+
+
+def _objects(piece: Piece) -> Iterator[Item]:
+  for where, line in lines(piece):
+    if isinstance(line, UserError):
+      yield where, line
+      continue
+    try:
+      value = json.loads(line.decode('utf-8'))
+    except UnicodeDecodeError as error:
+      yield where, UserError(f'{where}: byte {error.start} of the line is not UTF-8; save the file '
+                             'as UTF-8.')
+    except (ValueError, RecursionError) as error:
+      yield where, UserError(f'{where}: broken JSON ({error}); every line is one JSON object.')
+    else:
       yield _object(value, where)
 
 
-def _json(path: pathlib.Path) -> Iterator[Row]:
+def _cut_lines(path: pathlib.Path) -> list[Piece]:
+  size = path.stat().st_size
+  out, start, before = [], 0, 0
+  with path.open('rb') as file:
+    while start < size:
+      at, count, last = start, 0, b''
+      # At least CUT bytes, and then on to the end of the line.
+      while at < size and (at - start < CUT or last != b'\n'):
+        if at - start < CUT:
+          data = file.read(min(_PIECE, CUT - (at - start)))
+        else:
+          data = file.readline(_PIECE)
+        if not data:
+          break
+        at, count, last = at + len(data), count + data.count(b'\n'), data[-1:]
+      if at == start:
+        break
+      out.append(Piece(str(path), start, at, before))
+      start, before = at, before + count
+  return out
+
+
+def _json(path: pathlib.Path) -> Iterator[Item]:
   """The objects of a list, decoded one by one from as much text as they need."""
-  with _open(path) as file:
+  with packed.opened(path) as file:
     stream = _Values(io.TextIOWrapper(file, encoding='utf-8', newline=''), path)
     stream.start()
     number = 0
@@ -257,8 +293,8 @@ class _Values:
           raise UserError(f'{where}: broken JSON ({str(error)[:80]}).') from error
 
 
-def _table(path: pathlib.Path) -> Iterator[Row]:
-  with _open(path) as file:
+def _table(path: pathlib.Path) -> Iterator[Item]:
+  with packed.opened(path) as file:
     text = io.TextIOWrapper(file, encoding='utf-8-sig', newline='')
     csv.field_size_limit(LONGEST)  # inline codes outgrow the package's 128 KiB
     rows = csv.DictReader(text, delimiter='\t' if kind_of(path) == '.tsv' else ',',
@@ -267,8 +303,10 @@ def _table(path: pathlib.Path) -> Iterator[Row]:
       for row in rows:
         where = f'{path}:{rows.line_num}'
         if None in row or None in row.values():
-          raise UserError(f'{where}: {len(row) if None in row else sum(map(bool, row.values()))} '
-                          f'values under a header of {len(rows.fieldnames)} columns.')
+          found = len(row) if None in row else sum(map(bool, row.values()))
+          yield where, UserError(f'{where}: {found} values under a header of '
+                                 f'{len(rows.fieldnames)} columns.')
+          continue
         yield where, {key: value for key, value in row.items() if value}
     except UnicodeDecodeError as error:
       raise UserError(f'data file {path}: not UTF-8 ({error.reason}); save it as UTF-8.') from error
@@ -279,19 +317,38 @@ def _table(path: pathlib.Path) -> Iterator[Row]:
 # -- Parquet ----------------------------------------------------------------------------------
 
 
-def _parquet(path: pathlib.Path) -> Iterator[Row]:
+@contextlib.contextmanager
+def _parquet_file(path: pathlib.Path):
   import pyarrow
   from pyarrow import parquet
   try:
     with parquet.ParquetFile(path) as file:
-      number = 0
-      for batch in file.iter_batches(batch_size=256):
-        for row in batch.to_pylist():
-          number += 1
-          yield f'{path}:{number}', _without_nulls(row)
+      yield file
   except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
     reason = str(error).splitlines()[0].rstrip('.')
     raise UserError(f'data file {path} cannot be read as Parquet ({reason}).') from error
+
+
+def _parquet(path: pathlib.Path, piece: Piece) -> Iterator[Item]:
+  with _parquet_file(path) as file:
+    number = piece.before
+    groups = range(file.num_row_groups)[piece.start:piece.stop]
+    for batch in file.iter_batches(batch_size=256, row_groups=list(groups)):
+      for row in batch.to_pylist():
+        number += 1
+        yield f'{path}:{number}', _without_nulls(row)
+
+
+def _cut_groups(path: pathlib.Path) -> list[Piece]:
+  out, start, before, rows, size = [], 0, 0, 0, 0
+  with _parquet_file(path) as file:
+    for i in range(file.num_row_groups):
+      group = file.metadata.row_group(i)
+      rows, size = rows + group.num_rows, size + group.total_byte_size
+      if size >= CUT or i == file.num_row_groups - 1:
+        out.append(Piece(str(path), start, i + 1, before))
+        start, before, rows, size = i + 1, before + rows, 0, 0
+  return out
 
 
 def _without_nulls(value: Any) -> Any:

@@ -1,0 +1,66 @@
+"""Compressed files as bytes: .gz and .zst, where a file that is cut off is an error."""
+
+import contextlib
+import gzip
+import io
+import pathlib
+from typing import BinaryIO, Iterator
+import zlib
+
+from ttt_jax.errors import UserError
+
+ENDINGS = ('.gz', '.zst')
+_PIECE = 2**20
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """The bytes of a file, unpacked; one that is cut off is an error, not an end."""
+  try:
+    if path.suffix.lower() == '.gz':
+      with gzip.open(path) as file:
+        yield file
+    elif path.suffix.lower() == '.zst':
+      with path.open('rb') as file:
+        yield io.BufferedReader(_Zst(file), _PIECE)
+    else:
+      with path.open('rb') as file:
+        yield file
+  except (EOFError, gzip.BadGzipFile, zlib.error, _Broken) as error:
+    raise UserError(f'data file {path} is damaged or cut off ({error}); copy it again.') from error
+
+
+class _Broken(ValueError):
+  """A .zst that cannot be unpacked to its end."""
+
+
+class _Zst(io.RawIOBase):
+  """Frames of Zstandard, one after another; the package's own reader takes a file that was
+  cut off for one that ends."""
+
+  def __init__(self, file: BinaryIO):
+    import zstandard
+    self._new = zstandard.ZstdDecompressor().decompressobj
+    self._error = zstandard.ZstdError
+    self._file, self._frame, self._ready = file, None, b''
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int:
+    while not self._ready:
+      data = self._frame.unused_data if self._frame and self._frame.eof else b''
+      data = data or self._file.read(_PIECE)
+      if not data:
+        if self._frame and not self._frame.eof:
+          raise _Broken('the last frame does not end')
+        return 0
+      if self._frame is None or self._frame.eof:
+        self._frame = self._new()
+      try:
+        self._ready = self._frame.decompress(data)
+      except self._error as error:
+        raise _Broken(str(error)) from error
+    size = min(len(buffer), len(self._ready))
+    buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+    return size
