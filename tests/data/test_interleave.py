@@ -164,3 +164,39 @@ def test_only_the_last_span_is_filled_and_only_where_spans_are_made_here():
       {'role': 'assistant', 'content': 'a<|begin_of_quad|><|audio_7|><|end_of_audio_span_last|>'}]})
   token, _ = interleave.render(written, VOCAB, TEXT, fill=interleave.Fill((40,), 6))
   assert token[-6:-2].tolist() == [*b('a'), QUAD, *code(7), LAST]
+
+
+TWO_TURNS = {'messages': [
+    {'role': 'user', 'content': 'ab'}, {'role': 'assistant', 'content': 'cd'},
+    {'role': 'user', 'content': 'ef'}, {'role': 'assistant', 'content': [
+        {'type': 'text', 'text': 'ghij'}, {'type': 'audio', 'codes': [1, 2, 3, 4, 5, 6, 7]}]}]}
+
+
+@pytest.mark.parametrize('how', ['turn', 'span', 'anywhere'])
+def test_a_document_is_cut_at_a_boundary_whatever_the_room(how):
+  """Against the definition, read off the token sequence one position at a time."""
+  whole = interleave.render(record(TWO_TURNS), VOCAB, TEXT, text_chunk=2, audio_chunk=3)
+  token, learned = whole
+  first = next(i for i in range(len(token)) if learned[i] and not learned[i + 1]) + 1
+  spans = [i + 1 for i, one in enumerate(token.tolist()) if one in (NEW, LAST)]
+  allowed = {'turn': [first], 'span': [first, *spans], 'anywhere': range(1, len(token))}[how]
+  assert len(spans) == 2 and token[first - 2] == END
+  for room in range(1, len(token) + 3):
+    found = interleave.truncate(whole, room, how, VOCAB)
+    ends = [end for end in allowed if end <= room and learned[:end].any()]
+    if room >= len(token):
+      assert found is whole
+    elif not ends:
+      assert found is None
+    else:
+      assert found.token.tolist() == token[:max(ends)].tolist()
+      assert found.supervised.tolist() == learned[:max(ends)].tolist()
+
+
+def test_a_pretraining_document_is_cut_between_words_but_never_inside_a_span():
+  whole = interleave.render(record({'text': 'ab<|audio_1|><|audio_2|>cd<|audio_3|>'}), VOCAB, TEXT)
+  token = whole.token.tolist()
+  assert token == [*b('ab'), BEGIN, *code(1, 2), NEW, *b('cd'), QUAD, *code(3), LAST]
+  found = [interleave.truncate(whole, room, 'span', VOCAB) for room in range(1, 12)]
+  assert [len(one.token) for one in found] == [1, 2, 2, 2, 2, 6, 7, 8, 8, 8, 11]
+  assert interleave.truncate(whole, 5, 'turn', VOCAB) is None

@@ -100,6 +100,37 @@ def render_prompt(record: Record, vocab: Vocabulary, tokenizer: Tokenizer, text_
   return np.array(ids + header('assistant', vocab, tokenizer), np.int32)
 
 
+def truncate(example: Example, most: int, how: str, vocab: Vocabulary) -> Example | None:
+  """The longest start of a document that has at most ``most`` tokens and ends at a boundary.
+
+  Args:
+    example: the document.
+    most: tokens.
+    how: 'turn', after an answer of the assistant; 'span', there or behind an audio span of an
+      answer, and in a pretraining document between any two tokens outside its spans;
+      'anywhere', after exactly ``most`` tokens.
+
+  Returns:
+    The document itself if it is short enough; None if it has no such start, or if nothing
+    that is learned stands before the cut.
+  """
+  token, supervised = example
+  if len(token) <= most:
+    return example
+  last, follows = token[:most], supervised[1:most + 1]
+  learned = supervised[:most] > 0
+  if how == 'anywhere':
+    ends = np.arange(most) == most - 1
+  else:
+    ends = learned & (follows == 0)
+    if how == 'span':
+      ends |= learned & vocab.is_end(last)
+      if supervised.all():  # a pretraining document; a begin token alone would be a false start
+        ends |= ~vocab.is_audio(last) & ~vocab.is_begin(last)
+  cut = int(np.flatnonzero(ends)[-1]) + 1 if ends.any() else 0
+  return Example(token[:cut], supervised[:cut]) if learned[:cut].any() else None
+
+
 def header(role: str, vocab: Vocabulary, tokenizer: Tokenizer) -> list[int]:
   """im_start role newline; encoded apart from the content, so that a prompt always ends so."""
   return [vocab.im_start, *tokenizer.encode(role + '\n')]
