@@ -38,6 +38,7 @@ class Codec(abc.ABC):
     tokens_per_second: codes per second of speech.
     silence: codes of one patch of silence; () if the codec has no such patch.
     group: codes that stand for the same moment, one per codebook; 1 for a single codebook.
+    own_devices: encode_many uses all accelerators or cores by itself, so one process calls it.
   """
   name: str
   codebook_size: int
@@ -45,6 +46,12 @@ class Codec(abc.ABC):
   tokens_per_second: float
   silence: tuple[int, ...] = ()
   group: int = 1
+  own_devices: bool = False
+
+  @property
+  def frame_rate(self) -> float:
+    """Groups of codes (frames, patches) per second of speech."""
+    return self.tokens_per_second / self.group
 
   @classmethod
   @abc.abstractmethod
