@@ -180,20 +180,33 @@ def _part(item: Any, at: str, answer: bool) -> list[Part]:
   return [audio_part(item, at, text)]
 
 
-def audio_part(item: dict, at: str, text: str) -> Part:
-  """The audio part of an object with "codes" (a list of integers) or "audio" (a path)."""
-  source = item.get('audio')
-  if 'codes' in item:
-    codes = item['codes']
-    if (not isinstance(codes, list) or not codes or
-        not all(type(c) is int and 0 <= c < 2**31 for c in codes)):
-      raise UserError(f'{at}.codes must be a non-empty list of integers from 0.')
-    return Part('audio', text, np.array(codes, np.int32),
-                source if isinstance(source, str) and source else None)
+def audio_part(item: dict, at: str, text: str, prefix: str = '') -> Part:
+  """The audio part of an object with "codes" (a list of integers) or "audio" (a path).
+
+  Args:
+    item: the object; its keys start with ``prefix``, such as 'answer_'.
+    at: where it stands, for messages.
+    text: what is said in it, '' if unknown.
+  """
+  source = item.get(f'{prefix}audio')
+  if f'{prefix}codes' in item:
+    codes = _codes(item[f'{prefix}codes'])
+    if codes is None:
+      raise UserError(f'{at}.{prefix}codes must be a non-empty list of integers from 0.')
+    return Part('audio', text, codes, source if isinstance(source, str) and source else None)
   if not isinstance(source, str) or not source:
-    raise UserError(f'{at} needs "audio" (the path of an audio file) or "codes" (a list of '
-                    'integers).')
+    raise UserError(f'{at} needs "{prefix}audio" (the path of an audio file) or "{prefix}codes" (a '
+                    'list of integers).')
   return Part('audio', text, None, source)
+
+
+def _codes(found: Any) -> np.ndarray | None:
+  """A JSON list of codes as int32 [n]; None if it is not one."""
+  if not isinstance(found, list) or set(map(type, found)) != {int}:
+    return None
+  if min(found) < 0 or max(found) >= 2**31:
+    return None
+  return np.array(found, np.int32)
 
 
 def parse_markup(text: str, at: str, answer: bool) -> list[Part]:

@@ -1,16 +1,28 @@
 """Tasks as small functions from recordings to Records, and every system prompt.
 
-A recording is one object {"id": ..., "audio": "a.wav" or "codes": [...], "text": ...}:
-speech and what it says. Other names that manifests use for the two are in ALIASES.
+  task                  user gives      assistant gives
+  asr                   audio           its text, the same audio
+  tts                   text            the text, its audio
+  audio_qa, audio_chat  audio           the answer, its speech
+  aac, sec, asc         words, audio    the answer, its speech
+  text_chat             text            the answer
+  pt                    -               a document whose pieces are text or speech
+
+What the objects of a manifest look like is in recordings.py.
 """
 
 import dataclasses
-from typing import Any, Callable, Sequence
+import re
+from typing import Callable, Sequence
 
 import numpy as np
 
-from ttt_jax.data.records import BEGINS, ENDS, Part, Record, Turn, audio_part
+from ttt_jax.data.records import Part, Record, Turn
+from ttt_jax.data.recordings import RECORDED, Recording, is_record, parse_recording
 from ttt_jax.errors import UserError
+
+__all__ = ['INSTRUCTIONS', 'PROMPTS', 'RECORDED', 'Recording', 'is_record', 'join', 'normal',
+           'parse_recording', 'to_record', 'with_prompt']
 
 _INTERLEAVED = ('Write your answer as text and speak it too: 13 text tokens, then 26 audio tokens, '
                 'and so on in turn.')
@@ -27,60 +39,130 @@ PROMPTS = {
     'text_chat': 'Answer in writing.',
 }
 
-# Manifests of NeMo, of Common Voice, of LJSpeech's descendants.
-ALIASES = {'audio': ('audio_filepath', 'audio_path', 'path', 'file', 'file_name', 'wav'),
-           'text': ('transcript', 'transcription', 'sentence')}
+# What the user writes before a sound, unless the recording has an "instruction".
+INSTRUCTIONS = {
+    'aac': 'Describe this recording.',
+    'sec': 'Which sound event is this?',
+    'asc': 'Where was this recorded?',
+}
+
+# Between these and what stands beside them no space is written.
+_WIDE = re.compile('[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]')
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Recording:
-  """Speech and its words; ``audio`` is a Part of kind 'audio' whose text is the transcript."""
-  id: str
-  audio: Part
-  where: str = ''
-
-  @property
-  def text(self) -> str:
-    return self.audio.text
-
-
-def parse_recording(value: dict[str, Any], where: str) -> Recording:
-  """One JSON object -> Recording.
-
-  Raises:
-    UserError: no text, no audio, or audio markup inside the text.
-  """
-  for name, others in ALIASES.items():
-    known = [other for other in others if other in value]
-    if known and name not in value:
-      value = {**value, name: value[known[0]]}
-  text = value.get('text')
-  if not isinstance(text, str) or not text.strip():
-    raise UserError(f'{where}: a recording needs "text", what it says, as a non-empty string; '
-                    'records with "messages" belong to a source without a task of recordings.')
-  if any(mark in text for mark in ('<|audio_', *BEGINS, *ENDS)):
-    raise UserError(f'{where}: the text of a recording holds audio markup; it must be plain text.')
-  part = audio_part(value, f'{where}: the recording', text)
-  return Recording(str(value.get('id', where.rsplit(':', 1)[-1])), part, where)
-
-
-def _record(recording: Recording, task: str, user: Part) -> Record:
-  answer = (Part('text', recording.text), recording.audio)
+def _record(recording: Recording, task: str, user: Sequence[Part],
+            answer: Sequence[Part]) -> Record:
   return Record(f'{task}-{recording.id}', task, 'IT',
-                (Turn('user', (user,)), Turn('assistant', answer)), recording.where)
+                (Turn('user', tuple(user)), Turn('assistant', tuple(answer))), recording.where)
 
 
 def asr(recording: Recording) -> Record:
   """The user plays the recording; the assistant writes it down and says it again."""
-  return _record(recording, 'asr', recording.audio)
+  return _record(recording, 'asr', (recording.audio,),
+                 (Part('text', recording.text), recording.audio))
 
 
 def tts(recording: Recording) -> Record:
   """The user writes the text; the assistant reads it aloud."""
-  return _record(recording, 'tts', Part('text', recording.text))
+  return _record(recording, 'tts', (Part('text', recording.text),),
+                 (Part('text', recording.text), recording.audio))
+
+
+def audio_qa(recording: Recording) -> Record:
+  """The user asks aloud; the assistant answers in writing and, if known, in speech."""
+  return _record(recording, 'audio_qa', (recording.audio,), recording.answer)
+
+
+def audio_chat(recording: Recording) -> Record:
+  """The user says something; the assistant answers it."""
+  return _record(recording, 'audio_chat', (recording.audio,), recording.answer)
+
+
+def _sound(recording: Recording, task: str) -> Record:
+  words = Part('text', recording.instruction or INSTRUCTIONS[task])
+  return _record(recording, task, (words, recording.audio), recording.answer)
+
+
+def aac(recording: Recording) -> Record:
+  """Audio captioning: the user asks what a recording holds; the assistant describes it."""
+  return _sound(recording, 'aac')
+
+
+def sec(recording: Recording) -> Record:
+  """Sound events: the user asks what is heard; the assistant names it."""
+  return _sound(recording, 'sec')
+
+
+def asc(recording: Recording) -> Record:
+  """Acoustic scenes: the user asks where a recording was made; the assistant says it."""
+  return _sound(recording, 'asc')
+
+
+def text_chat(recording: Recording) -> Record:
+  """Writing answers writing."""
+  return _record(recording, 'text_chat', (Part('text', recording.instruction),), recording.answer)
+
+
+def pt(recording: Recording, rng: np.random.Generator, speech: float = 0.5) -> Record:
+  """A pretraining document, some of its pieces replaced by their speech.
+
+  Each piece that has speech is spoken with probability ``speech``, on its own: a document
+  may come out all text. Spoken neighbours become one span, so that a span always ends
+  where text goes on, and the last span of the document is the quad one. Text after
+  another piece starts with a space, unless there is white space or one side is written
+  without spaces between words (Chinese, Japanese).
+
+  Args:
+    recording: as read for 'pt', with codes in its audio parts.
+    rng: one number is drawn for each piece.
+    speech: probability.
+  """
+  spoken = rng.random(len(recording.answer)) < speech
+  parts: list[Part] = []
+  before = ''  # the words of the piece before, whether written or spoken
+  for piece, aloud in zip(recording.answer, spoken):
+    last = parts[-1].kind if parts else ''
+    if piece.kind == 'audio' and aloud:
+      assert piece.codes is not None, 'codes are filled in before the record is made'
+      if last == 'audio':
+        old = parts.pop()
+        piece = Part('audio', old.text + _space(old.text, piece.text) + piece.text,
+                     np.concatenate([old.codes, piece.codes]))
+      parts.append(piece)
+    else:
+      seam = _space(before.rstrip() if last == 'audio' else before, piece.text)
+      text = seam + piece.text
+      parts.append(Part('text', parts.pop().text + text if last == 'text' else text))
+    before = piece.text
+  return Record(f'pt-{recording.id}', 'pt', 'PT', (Turn('document', tuple(parts)),),
+                recording.where)
+
+
+def _space(left: str, right: str) -> str:
+  """What goes between two pieces of text."""
+  ends = left[-1:] + right[:1]
+  return '' if not left or any(c.isspace() or _WIDE.match(c) for c in ends) else ' '
 
 
 FROM_RECORDINGS = {'asr': asr, 'tts': tts}
+_MAKERS = {'asr': asr, 'tts': tts, 'audio_qa': audio_qa, 'audio_chat': audio_chat, 'aac': aac,
+           'sec': sec, 'asc': asc, 'text_chat': text_chat}
+
+
+def to_record(recording: Recording, task: str, rng: np.random.Generator | None = None,
+              speech: float = 0.5) -> Record:
+  """The Record that a task makes of a recording, without a system turn.
+
+  Args:
+    recording: as parse_recording read it for this task.
+    task: one of RECORDED.
+    rng: for 'pt', whose codes must be known: draws which pieces are spoken.
+    speech: for 'pt': the share of pieces with speech that are spoken.
+  """
+  if task == 'pt':
+    assert rng is not None, 'pt draws which pieces are spoken'
+    return pt(recording, rng, speech)
+  return _MAKERS[task](recording)
 
 
 def with_prompt(record: Record, prompt: str | None) -> Record:
