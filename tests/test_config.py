@@ -43,6 +43,22 @@ def test_file_and_overrides(tmp_path):
   assert config.model.width == Config().model.width
 
 
+def test_a_mix_comes_from_files_and_flags_and_survives_json(tmp_path):
+  expected = (config_lib.Stage(mix={'asr': 2.0, 'tts': 0.5}, steps=5),
+              config_lib.Stage(mix={'tts': 1.0}))
+  said = "({'mix': {'asr': 2, 'tts': 0.5}, 'steps': 5}, {'mix': {'tts': 1}})"
+  for body, overrides in ((f"return ConfigDict({{'data': {{'stages': {said}}}}})", {}),
+                          (f"return {{'data': {{'stages': {said}}}}}", {}),
+                          ('return ConfigDict({})', {'data.stages': said})):
+    config = config_lib.load(write(tmp_path, body), overrides)
+    assert config.data.stages == expected
+    config_lib.save(config, tmp_path)
+    assert config_lib.load(str(tmp_path / 'config.json')) == config
+    hash(config)  # a config may be a static argument of a jitted function
+  assert list(expected[0].splits().items()) == [('asr', 2.0), ('tts', 0.5)]
+  assert config_lib.Stage('a').splits() == {'a': 1.0}
+
+
 @pytest.mark.parametrize('overrides, expected', [
     ({'model.layer': '4'}, 'did you mean model.layers'),
     ({'modle.layers': '4'}, 'did you mean model'),
@@ -53,6 +69,15 @@ def test_file_and_overrides(tmp_path):
     ({'model.layers': 'true'}, 'it must be int'),
     ({'data.shuffle': '1'}, 'it must be bool'),
     ({'data.stages': 'train'}, 'config key data.stages'),
+    ({'data.stages': "[{'mix': {}}]"}, 'a mix is empty'),
+    ({'data.stages': "[{'mix': ['asr']}]"}, "data.stages[0].mix is ['asr']; it must be names"),
+    ({'data.stages': "[{'mix': {'asr': 'two'}}]"}, "data.stages[0].mix.asr is 'two' (str)"),
+    ({'data.stages': "[{'mix': {'asr': True}}]"}, 'data.stages[0].mix.asr is True'),
+    ({'data.stages': "[{'mix': {'asr': 1, 'tts': 0}}]"}, "split 'tts' in a mix is 0.0; it must be"),
+    ({'data.stages': "[{'mix': {'asr': -1}}]"}, 'must be a positive number'),
+    ({'data.stages': "[{'mix': {'asr': 1e999}}]"}, 'must be a positive number'),
+    ({'data.stages': "[{'mix': {'asr': 1, 'tts': 1e-9}}]"}, 'less than 1/65,536 of the whole'),
+    ({'data.stages': "[{'split': 'a', 'mix': {'asr': 1}}]"}, "both split 'a' and mix"),
     ({'model': '3'}, 'config key model is a group'),
     ({'model.layers.x': '3'}, 'goes too deep'),
     ({'model.q_heads': '5'}, 'model.q_heads=5 and model.kv_heads=2'),

@@ -302,7 +302,8 @@ def _setting(value: Any) -> str:
   if isinstance(value, list) and any(isinstance(item, dict) for item in value):
     usual = config_lib.to_dict(config_lib.Source()) | config_lib.to_dict(config_lib.Stage())
     return '<br>'.join(_text(', '.join(
-        f'{k}={v!r}' for k, v in item.items() if k in ('path', 'split') or v != usual.get(k)))
+        f'{k}={v!r}' for k, v in item.items()
+        if v != usual.get(k) or k == 'path' or k == 'split' and not item.get('mix')))
                        for item in value)
   return _text(repr(value))
 

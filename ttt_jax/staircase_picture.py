@@ -45,7 +45,7 @@ def draw(data: pathlib.Path, config: Config, whole: pathlib.Path, part: pathlib.
 def _shortest_spoken(data: pathlib.Path, config: Config):
   """The shortest of some training documents that hear and speak (or only speak)."""
   vocab = Vocabulary(**store.read_manifest(data)['vocabulary'])
-  rows = store.Rows(data, config.data.stages[-1].split)
+  rows = store.Rows(data, next(iter(config.data.stages[-1].splits())))
   best, least = None, None
   for i in range(min(len(rows), 16)):
     row = rows[i]

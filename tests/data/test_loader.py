@@ -1,6 +1,7 @@
 """Same integer, same batch: whatever the threads, the processes and the history."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -84,6 +85,85 @@ def test_the_curriculum_and_the_epochs(data):
   assert numbers(take(Loader(data, plain, 5, 5, VOCAB), 4)) == list(range(5, 25, 2)) * 2
 
 
+@pytest.mark.parametrize('change, expected', [
+    ({}, '67c79a2ef6d52fa3'),
+    ({'stages': (Stage('train', 2), Stage('train', 0))}, 'f765ce3e44aa0dc7'),
+    ({'shuffle': False, 'sst': 0.0}, 'f3f51b689c6f8695')])
+def test_the_order_of_single_splits_never_changes(data, change, expected):
+  """A run that goes on with a newer version must meet the rows it has not met yet."""
+  digest = hashlib.sha256()
+  for batch in take(Loader(data, dataclasses.replace(CONFIG, **change), 4, 5, VOCAB), 12):
+    for vector in batch:
+      digest.update(vector.tobytes())
+  assert digest.hexdigest()[:16] == expected
+
+
+# -- mixtures ---------------------------------------------------------------------------------
+
+MIX = dataclasses.replace(CONFIG, stages=(
+    Stage(mix={'train': 2, 'short': 1}, steps=3), Stage(mix={'short': 0.25, 'train': 0.75})))
+SHORT = {1, 3}  # first documents of the two rows of 'short'; those of 'train' are 5, 7, ... 23
+
+
+def test_weights_hold_in_every_window_and_change_at_their_step(data):
+  found = numbers(take(Loader(data, MIX, 4, 5, VOCAB), 13))
+  for rows, share in ((found[:12], 1 / 3), (found[12:], 1 / 4)):
+    given = np.cumsum([n in SHORT for n in rows])
+    assert abs(given - share * np.arange(1, len(rows) + 1)).max() < 1
+
+
+def test_each_split_of_a_mix_has_epochs_of_its_own_that_the_next_stage_goes_on_with(data):
+  found = numbers(take(Loader(data, MIX, 4, 5, VOCAB), 13))          # 8 + 4 rows, then 30 + 10
+  train, short = [n for n in found if n not in SHORT], [n for n in found if n in SHORT]
+  assert len(train) == 38 and len(short) == 14
+  epochs = [train[i:i + 10] for i in range(0, 30, 10)]               # the first spans both stages
+  assert all(sorted(epoch) == list(range(5, 25, 2)) for epoch in epochs)
+  assert len({tuple(epoch) for epoch in epochs}) == 3
+  assert all(set(short[i:i + 2]) == SHORT for i in range(0, 14, 2))
+
+
+def test_a_mix_goes_on_where_a_stage_of_one_split_stopped(data):
+  alone = numbers(take(Loader(data, dataclasses.replace(PLAIN, stages=(Stage(),)), 4, 5, VOCAB), 9))
+  stages = (Stage('train', 2), Stage(mix={'train': 3, 'short': 1}, steps=4), Stage('train', 1))
+  found = numbers(take(Loader(data, dataclasses.replace(PLAIN, stages=stages), 4, 5, VOCAB), 7))
+  assert [n for n in found[:24] if n not in SHORT] == alone[:20]
+  assert found[24:] != alone[20:24]                                  # drawn anew
+  only = dataclasses.replace(PLAIN, stages=(Stage(mix={'train': 7}),))
+  assert numbers(take(Loader(data, only, 4, 5, VOCAB), 9)) == alone
+
+
+def test_a_mix_is_a_function_of_the_batch_number(data):
+  whole = take(Loader(data, MIX, 4, 5, VOCAB), 9)
+  loader = Loader(data, MIX, 4, 5, VOCAB)
+  assert_same(whole[::-1], [loader.batch_at(i) for i in reversed(range(9))])
+  halves = [take(Loader(data, MIX, 4, 5, VOCAB, process, 2), 9) for process in (0, 1)]
+  assert_same(whole, [type(a)(*(np.concatenate(v) for v in zip(a, b))) for a, b in zip(*halves)])
+  loader.restore({'next': 4})
+  assert_same(take(loader, 5), whole[4:])
+  turned = tuple(Stage(mix=dict(reversed(stage.mix.items())), steps=stage.steps)
+                 for stage in MIX.stages)
+  assert_same(whole, take(Loader(data, dataclasses.replace(MIX, stages=turned), 4, 5, VOCAB), 9))
+
+
+def test_cuts_of_a_mix_follow_the_epochs_of_each_split(data):
+  """A document's cut is that of its split's own epoch, wherever the mixture puts its row."""
+  def lengths_in(config):
+    out = {}
+    for batch in take(Loader(data, config, 4, 5, VOCAB), 30):
+      for row in batch.document:
+        for n in np.unique(row[row > 0]):
+          if n > 4:
+            out.setdefault(int(n), []).append(int((row == n).sum()))
+    return out
+  alone = lengths_in(dataclasses.replace(CONFIG, stages=(Stage(),)))
+  stages = (Stage('train', 1), Stage(mix={'short': 2, 'train': 1}))
+  mixed = lengths_in(dataclasses.replace(CONFIG, stages=stages))
+  assert set(alone) == set(mixed)
+  for number, lengths in mixed.items():
+    assert len(lengths) >= 3 and lengths == alone[number][:len(lengths)]
+  assert any(len(set(lengths)) > 1 for lengths in mixed.values())
+
+
 def lengths_by_epoch(data, seed):
   """{document: [its length in epoch 0, 1, ...]}, 12 epochs of 'train'."""
   config = dataclasses.replace(CONFIG, stages=(Stage('train', 0),))
@@ -115,6 +195,7 @@ def test_cuts_are_redrawn_every_epoch_and_belong_to_the_document(data):
     ({'batch_rows': 3, 'process_count': 2}, 'train.batch_rows=3 does not divide among 2'),
     ({'vocab': dataclasses.replace(VOCAB, codec='x')}, 'prepared for vocabulary'),
     ({'config': DataConfig(stages=(Stage('dev', 0),))}, "no split 'dev'"),
+    ({'config': DataConfig(stages=(Stage(mix={'train': 1, 'dev': 1}),))}, "no split 'dev'"),
     ({'data_dir': '/nowhere'}, 'no prepared data in /nowhere'),
 ])
 def test_what_cannot_work_is_one_sentence(data, change, sentence):

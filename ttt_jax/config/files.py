@@ -9,6 +9,7 @@ import os
 import pathlib
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -57,15 +58,21 @@ def _paths(cls: type, prefix: str = '') -> list[str]:
 def _coerce(hint: Any, value: Any, path: str) -> Any:
   if dataclasses.is_dataclass(hint):
     return from_dict(hint, value, path)
+  if isinstance(hint, types.UnionType):
+    if value is None:
+      return None
+    hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+  if typing.get_origin(hint) is Mapping:
+    if not hasattr(value, 'items'):
+      raise UserError(f'config key {path} is {value!r}; it must be names with their values, such '
+                      "as {'asr': 2, 'tts': 1}.")
+    return {str(name): _coerce(typing.get_args(hint)[1], item, f'{path}.{name}')
+            for name, item in value.items()}
   if typing.get_origin(hint) is tuple:
     item = typing.get_args(hint)[0]
     if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__'):
       raise UserError(f'config key {path} is {value!r}; it must be a list.')
     return tuple(_coerce(item, v, f'{path}[{i}]') for i, v in enumerate(value))
-  if isinstance(hint, types.UnionType):
-    if value is None:
-      return None
-    hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

@@ -1,6 +1,8 @@
 """Every setting once: name, meaning, unit, default and check."""
 
+from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 from ttt_jax.errors import UserError
@@ -13,6 +15,7 @@ RULES = ('confidence', 'margin', 'entropy', 'threshold', 'prior')
 SCHEDULES = ('linear', 'shifted')
 SOFTMAXES = ('full', 'audio')
 GUIDANCE_CONTEXTS = ('published', 'begin')
+LEAST_SHARE = 2.0 ** -16  # of a split in a mix
 SCORES = ('loss', 'text_nll', 'masked_nll')  # of an evaluation during training
 
 
@@ -67,21 +70,47 @@ class Source:
   task: str = ''               # 'asr', 'tts': make records of this task from recordings
   prompt: str | None = None    # system prompt; None = the task's own wording, '' = no system turn
   split: str = 'train'         # name of the row set it goes to; 'heldout' is never trained on
-  repeat: float = 1.0          # how often each record is taken (0.5 = every second one)
+  repeat: float = 1.0          # sample ratio: how often each record is taken (0.5: every second)
   join_most: int = 1           # recordings: also join up to this many into longer ones
   join_count: int = 0          # recordings: how many joined ones to make
   type: str = 'IT'             # 'IT' instruction, 'PT' pretraining document
+  speech: float = 0.5          # task 'pt': share of a document's spoken pieces that stay speech
 
   def __post_init__(self):
     _require(self.type in ('IT', 'PT'), f"data source type is {self.type!r}; use 'IT' or 'PT'.")
     _require(self.repeat >= 0, f'data source repeat is {self.repeat}; it must not be negative.')
+    _require(0 <= self.speech <= 1,
+             f'data source speech is {self.speech}; a probability is in [0, 1].')
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One leg of the curriculum: rows of `split` for `steps` steps (0 = to the end)."""
+  """One leg of the curriculum: rows of `split`, or of a `mix`, for `steps` steps."""
   split: str = 'train'
-  steps: int = 0
+  steps: int = 0               # 0 = to the end
+  # Or rows of several splits by weight, such as {'asr': 2, 'tts': 1}; `split` says nothing then.
+  mix: Mapping[str, float] | None = dataclasses.field(default=None, hash=False)
+
+  def __post_init__(self):
+    if self.mix is None:
+      return
+    _require(bool(self.mix), 'config key data.stages: a mix is empty; give splits their weights, '
+             "such as {'asr': 2, 'tts': 1}, or leave it out.")
+    _require(self.split == 'train', f'config key data.stages: a stage has both split '
+             f'{self.split!r} and mix {dict(self.mix)}; leave one of them out.')
+    for name, weight in self.mix.items():
+      number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+      _require(number and math.isfinite(weight) and weight > 0, 'config key data.stages: the '
+               f'weight of split {name!r} in a mix is {weight!r}; it must be a positive number.')
+    total = sum(self.mix.values())
+    for name, weight in self.mix.items():
+      _require(weight / total >= LEAST_SHARE, 'config key data.stages: the weight of split '
+               f'{name!r} in a mix is {weight!r}, less than 1/{round(1 / LEAST_SHARE):,} of the '
+               'whole; give it more or leave it out.')
+
+  def splits(self) -> dict[str, float]:
+    """Split -> weight of all that this stage reads, the weightiest first."""
+    return dict(sorted((self.mix or {self.split: 1.0}).items(), key=lambda item: -item[1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +122,22 @@ class DataConfig:
   text_chunk: int = 13         # interleaving: text tokens per chunk ...
   audio_chunk: int = 26        # ... then this many codes
   span_fill: int = 1           # fill an answer's last span with silence to whole multiples of this
+  truncate: str = 'span'       # cut what outgrows a row: at a 'turn', 'span', 'anywhere', or 'no'
+  strict: bool = True          # stop at the first bad record; False: leave it out and say so ...
+  max_rejects: float = 0.01    # ... unless more than this share of the records is bad
+  workers: int = 0             # processes of `prepare`; 0 = one for each core
   sst: float = 0.5             # probability that a document's last quad span is cut short
   shuffle: bool = True
   threads: int = 4             # reader threads of the loader
 
   def __post_init__(self):
     _positive(self, 'data', 'row_length', 'text_chunk', 'audio_chunk', 'span_fill')
+    _require(self.truncate in ('turn', 'span', 'anywhere', 'no'),
+             f"config key data.truncate is {self.truncate!r}; use 'turn', 'span', 'anywhere' or "
+             "'no'.")
+    _require(0 <= self.max_rejects <= 1,
+             f'config key data.max_rejects is {self.max_rejects}; a share is in [0, 1].')
+    _require(self.workers >= 0, f'config key data.workers is {self.workers}; it must be 0 or more.')
     _require(0 <= self.sst <= 1, f'config key data.sst is {self.sst}; a probability is in [0, 1].')
     _require(all(stage.steps > 0 for stage in self.stages[:-1]) and bool(self.stages),
              'config key data.stages: every stage but the last needs a positive number of steps.')

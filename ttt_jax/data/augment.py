@@ -100,18 +100,19 @@ def _code_ends(token: np.ndarray, starts: np.ndarray, ends: np.ndarray,
   return np.where(bare, ends - 1, np.where(chat, ends - 3, 0))
 
 
-def document_draws(seed: int, epoch: int | np.ndarray, document: np.ndarray) -> np.ndarray:
+def document_draws(seed: int | np.ndarray, epoch: int | np.ndarray,
+                   document: np.ndarray) -> np.ndarray:
   """Uniform numbers in [0, 1) as a pure function of (seed, epoch, document).
 
   Args:
-    seed: any integer.
-    epoch: an integer, or int [n], one for each document.
+    seed: any integer, or int [n], one for each document.
+    epoch: likewise.
     document: int [n] document ids.
 
   Returns:
     float64 [2, n]; a document's numbers do not depend on the row it lies in.
   """
-  state = _mix(np.array([seed], np.int64).astype(np.uint64))
+  state = _mix(np.atleast_1d(np.asarray(seed, np.int64)).astype(np.uint64))
   for key in (epoch, document):
     state = _mix(state + np.asarray(key, np.int64).astype(np.uint64))
   streams = np.stack([_mix(state + np.uint64(1)), _mix(state + np.uint64(2))])

@@ -1,9 +1,13 @@
 """Rows to batches: deterministic, random access, resumable from one integer.
 
 Global batch i is a pure function of (prepared set, data config, batch_rows, seed, i): its
-stage and epoch follow from i, Grain shuffles the epoch's rows, SST is drawn from
-(seed, epoch, document). Each of P processes takes its slice of that same global batch, so
-a run may continue on another number of processes.
+stage follows from i, the mixture says which split gives each of its rows, Grain shuffles
+that split's epoch, SST is drawn from (seed, epoch, document). Each of P processes takes its
+slice of that same global batch, so a run may continue on another number of processes.
+
+Each split of a mix has epochs of its own. One that an earlier stage has read goes on where
+that stage left it, so that rows not yet seen come before rows come again; a stage of one
+``split`` draws it anew.
 """
 
 import pathlib
@@ -12,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ttt_jax.batch import Batch, stack
-from ttt_jax.config import DataConfig
+from ttt_jax.config import DataConfig, Stage
 from ttt_jax.data import augment, store
+from ttt_jax.data.mixture import Mixture
 from ttt_jax.errors import UserError
 from ttt_jax.vocab import Vocabulary
 
@@ -21,18 +26,25 @@ _AHEAD = 8        # batches read before they are asked for
 _FOREVER = 2**48  # a stage without an end
 
 
+class _Part(NamedTuple):
+  """One split of a stage."""
+  seed: int     # of its order and its SST
+  start: int    # the first of its row numbers that this stage reads
+  rows: int     # rows of an epoch
+  dataset: Any  # grain.MapDataset: row number -> row, without end
+
+
 class _Stage(NamedTuple):
   first: int    # its first global batch
-  seed: int
-  rows: int     # rows of an epoch
-  dataset: Any  # grain.MapDataset: row number since the stage's start -> row
+  mixture: Mixture
+  parts: list[_Part]  # in the order of the mixture's components
 
 
 class Loader:
   """Iterator of numpy Batches [B_local, T]; see the module's docstring.
 
-  The curriculum: stage k gives its ``steps`` batches, then the next stage follows; the
-  last one never ends by itself.
+  The curriculum: stage k gives its ``steps`` batches, then the next stage follows, perhaps
+  of the same splits with other weights; the last one never ends by itself.
   """
 
   def __init__(self, data_dir: str | pathlib.Path, config: DataConfig, batch_rows: int, seed: int,
@@ -59,37 +71,53 @@ class Loader:
     self._rows = batch_rows
     self._local = batch_rows // process_count
     self._first = process_index * self._local
-    self._stages: list[_Stage] = []
-    first = 0
-    for number, stage in enumerate(config.stages):
-      self._stages.append(self._open(data_dir, stage.split, number, first))
-      first += stage.steps
+    self._stages = self._open(data_dir)
     self._next = 0
     self._iterator = None
 
-  def _open(self, data_dir, split: str, number: int, first: int) -> _Stage:
-    """An endless random-access dataset of one split's rows, shuffled anew every epoch."""
+  def _open(self, data_dir) -> list[_Stage]:
+    rows: dict[str, store.Rows] = {}
+    left: dict[str, tuple[int, int]] = {}  # split -> seed, rows that the stages so far have read
+    stages: list[_Stage] = []
+    first = 0
+    for number, stage in enumerate(self.config.stages):
+      splits = dict(sorted(stage.splits().items()))  # whatever order the config names them in
+      mixture = Mixture(list(splits.values()))
+      parts = []
+      for split, given in zip(splits, mixture.given(stage.steps * self._rows).tolist()):
+        if split not in rows:
+          rows[split] = store.Rows(data_dir, split)
+        if not len(rows[split]):
+          raise UserError(f'config key data.stages: split {split!r} of {data_dir} has no rows.')
+        seed, start = _begin(stage, split, number, len(parts), left, self.seed)
+        left[split] = seed, start + given
+        parts.append(_Part(seed, start, len(rows[split]), self._endless(rows[split], seed)))
+      stages.append(_Stage(first, mixture, parts))
+      first += stage.steps
+    return stages
+
+  def _endless(self, rows: store.Rows, seed: int):
+    """Random access to rows shuffled anew every epoch."""
     import grain.python as grain  # imports jax; a plain import of this module must stay cheap
-    rows = store.Rows(data_dir, split)
-    if not len(rows):
-      raise UserError(f'config key data.stages: split {split!r} of {data_dir} has no rows.')
-    seed = self.seed + 1_000_003 * number  # a split used by two stages is drawn anew
     dataset = grain.MapDataset.source(rows)
     if self.config.shuffle:
       dataset = dataset.shuffle(seed=seed % 2**32)
-    dataset = dataset.repeat(None, reseed_each_epoch=True)
-    return _Stage(first, seed, len(rows), dataset)
+    return dataset.repeat(None, reseed_each_epoch=True)
 
   def batch_at(self, index: int) -> Batch:
     """This process's part of global batch ``index``: a Batch of int32 [B_local, T]."""
     stage = next(s for s in reversed(self._stages) if s.first <= index)
     first = (index - stage.first) * self._rows + self._first
-    numbers = np.arange(first, first + self._local)
-    batch = stack([stage.dataset[i] for i in numbers.tolist()])
+    which, numbers = stage.mixture.place(np.arange(first, first + self._local))
+    parts = [stage.parts[i] for i in which.tolist()]
+    numbers += [part.start for part in parts]
+    batch = stack([part.dataset[i] for part, i in zip(parts, numbers.tolist())])
     if not self.config.sst:
       return batch
-    epochs = (numbers // stage.rows)[augment.rows_of_documents(batch)]
-    draws = augment.document_draws(stage.seed, epochs, augment.documents(batch))
+    epochs = numbers // [part.rows for part in parts]
+    seeds = np.array([part.seed for part in parts], np.int64)
+    row = augment.rows_of_documents(batch)
+    draws = augment.document_draws(seeds[row], epochs[row], augment.documents(batch))
     return augment.cut(batch, self.vocab, self.config.sst, draws)
 
   def __iter__(self) -> 'Loader':
@@ -119,3 +147,17 @@ class Loader:
     """Continue at ``state``, whatever the number of processes that wrote it."""
     self._next = int(state['next'])
     self._iterator = None
+
+
+def _begin(stage: Stage, split: str, number: int, place: int, left: dict[str, tuple[int, int]],
+           seed: int) -> tuple[int, int]:
+  """(seed, first row number) of a split in stage ``number``: see the module's docstring.
+
+  Args:
+    place: of the split in its stage, from 0; two splits of a stage have different orders.
+    left: split -> (seed, rows read) after the stages before.
+    seed: the run's.
+  """
+  if stage.mix and split in left:
+    return left[split]
+  return seed + 1_000_003 * number + 15_485_863 * place, 0
