@@ -87,9 +87,9 @@ def _data(folder: pathlib.Path) -> None:
   store.write_manifest(folder, {
       'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
       'codec': 'codec', 'row_length': LENGTH, 'max_document': count, 'heldout_overlap': 0,
-      'splits': {'train': {'file': path.name, 'sha256': store.sha256(path), 'rows': count,
-                           'documents': count, 'max_document': count, 'tokens': tokens,
-                           'padding': 0.0, 'tasks': {}}}})
+      'splits': {'train': {**store.split_entry((path, count)), 'documents': count,
+                           'max_document': count, 'tokens': tokens, 'padding': 0.0,
+                           'tasks': {}}}})
 
 
 def _weights(folder: pathlib.Path, config: Any) -> None:

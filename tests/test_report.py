@@ -47,11 +47,12 @@ def write_data(workdir):
   folder.mkdir()
   rows = [make_row(VOCAB, [(2 * i + 1, *document(rng)), (2 * i + 2, *document(rng, 40, 60))], 512)
           for i in range(2)]
-  store.write_rows(folder / 'train.arrayrecord', rows)
+  path = folder / 'train.arrayrecord'
+  entry = store.split_entry((path, store.write_rows(path, rows)))
   store.write_manifest(folder, {
       'version': store.VERSION, 'vocabulary': VOCAB.to_dict(), 'fingerprint': VOCAB.fingerprint,
       'codec': 'codec', 'row_length': 512, 'max_document': 4,
-      'splits': {'train': {'file': 'train.arrayrecord', 'rows': 2}}})
+      'splits': {'train': entry}})
 
 
 def speed(step, rng):

@@ -36,7 +36,7 @@ def write_set(folder, splits: dict[str, int], row_length: int = 64, vocab=VOCAB)
       number += 2
     path = folder / f'{name}.arrayrecord'
     store.write_rows(path, rows)
-    entries[name] = {'file': path.name, 'rows': count, 'sha256': store.sha256(path)}
+    entries[name] = store.split_entry((path, count))
   store.write_manifest(folder, {
       'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
       'codec': 'codec', 'row_length': row_length, 'max_document': number, 'splits': entries})

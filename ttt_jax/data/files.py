@@ -27,7 +27,7 @@ MANIFESTS = ('manifest.jsonl', 'manifest.json', 'manifest.tsv', 'metadata.jsonl'
 KINDS = ('.jsonl', '.ndjson', '.json', '.parquet', '.tsv', '.csv')
 LONGEST = 256 * 2**20  # bytes of one record: more is a file in another format
 _PIECE = 2**20
-CUT = 2**25            # bytes of a piece, about
+CUT = 2**23            # bytes of a piece, about
 
 
 def kind_of(path: pathlib.Path) -> str:
@@ -94,7 +94,7 @@ def cut(path: str | pathlib.Path) -> list[Piece]:
   """
   path = pathlib.Path(path)
   kind = _checked_kind(path)
-  if path.stat().st_size > CUT and not path.suffix.lower() in packed.ENDINGS:
+  if path.stat().st_size > CUT and path.suffix.lower() not in packed.ENDINGS:
     if kind in ('.jsonl', '.ndjson'):
       return _cut_lines(path)
     if kind == '.parquet':
@@ -180,20 +180,20 @@ def lines(piece: Piece) -> Iterator[tuple[str, bytes | UserError]]:
         yield where, line
 
 
+def parse_line(where: str, line: bytes) -> dict[str, Any] | UserError:
+  """The object in a line of a .jsonl, or what is wrong with it."""
+  try:
+    return _object(json.loads(line.decode('utf-8')), where)[1]
+  except UnicodeDecodeError as error:
+    return UserError(f'{where}: byte {error.start} of the line is not UTF-8; save the file as '
+                     'UTF-8.')
+  except (ValueError, RecursionError) as error:
+    return UserError(f'{where}: broken JSON ({error}); every line is one JSON object.')
+
+
 def _objects(piece: Piece) -> Iterator[Item]:
   for where, line in lines(piece):
-    if isinstance(line, UserError):
-      yield where, line
-      continue
-    try:
-      value = json.loads(line.decode('utf-8'))
-    except UnicodeDecodeError as error:
-      yield where, UserError(f'{where}: byte {error.start} of the line is not UTF-8; save the file '
-                             'as UTF-8.')
-    except (ValueError, RecursionError) as error:
-      yield where, UserError(f'{where}: broken JSON ({error}); every line is one JSON object.')
-    else:
-      yield _object(value, where)
+    yield where, line if isinstance(line, UserError) else parse_line(where, line)
 
 
 def _cut_lines(path: pathlib.Path) -> list[Piece]:

@@ -28,6 +28,8 @@ def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
         yield file
   except (EOFError, gzip.BadGzipFile, zlib.error, _Broken) as error:
     raise UserError(f'data file {path} is damaged or cut off ({error}); copy it again.') from error
+  except OSError as error:
+    raise UserError(f'data file {path} cannot be read: {error.strerror}.') from error
 
 
 class _Broken(ValueError):

@@ -1,13 +1,17 @@
 """Sources -> a prepared set: codec, packed rows per split, held-out records, manifest.
 
-  DATA/codec/                   the codec that the codes belong to
-  DATA/train.arrayrecord        packed rows of split 'train' (one file per split)
-  DATA/heldout.arrayrecord
-  DATA/heldout.records.jsonl    held-out records with inline codes, for generation
-  DATA/heldout_wav/             their recordings
-  DATA/manifest.json            counts, hashes, the vocabulary; see store.read_manifest
+  DATA/codec/                                the codec that the codes belong to
+  DATA/train-00000-of-00002.arrayrecord ...  packed rows of split 'train'
+  DATA/heldout-00000-of-00001.arrayrecord
+  DATA/heldout.records.jsonl                 held-out records with inline codes, for generation
+  DATA/heldout_wav/                          their recordings
+  DATA/manifest.json                         counts, hashes, the vocabulary; see read_manifest
 
-All of it is written beside DATA and renamed at the end: a set is whole or not there.
+Four rounds of jobs make it, each in as many processes as there are cores: scan.py looks
+through the sources, speech.py encodes recordings, render.py makes documents, shards.py packs
+them. What they leave lies in .DATA-work until the set is whole, so a run that was killed goes
+on where it was; the set is then put together beside DATA and renamed: it is whole or not there.
+The same sources and config give the same bytes, whatever the number of processes.
 """
 
 import dataclasses
@@ -17,28 +21,24 @@ import os
 import pathlib
 import shutil
 import tempfile
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from ttt_jax.batch import make_row
+from ttt_jax.audio.codec import Codec
 from ttt_jax.config import Config
-from ttt_jax.data import files, interleave, packing, records, sources, speech, store
+from ttt_jax.data import (
+    files, interleave, prepare_table, records, render, scan, shards, sources, speech, store)
 from ttt_jax.data.records import Part, Record
+from ttt_jax.data.scan import Scanned
+from ttt_jax.data.workers import Result, Work
 from ttt_jax.errors import UserError
 from ttt_jax.text import tokenizer as tokenizers
 from ttt_jax.vocab import Vocabulary
 
 _log = logging.getLogger(__name__)
+_LARGE = 2**22  # bytes of sources: less is read here, without other processes
 Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Document:
-  """A rendered record on its way into a row."""
-  record: Record
-  example: interleave.Example
-  number: int  # document id, unique in the set
 
 
 def prepare(config: Config, workdir: str | pathlib.Path,
@@ -53,57 +53,218 @@ def prepare(config: Config, workdir: str | pathlib.Path,
 
   Returns:
     The manifest, as store.read_manifest gives it. A set that was there before is replaced.
+    Records that were left out are listed beside the set, in DATA.rejects.jsonl.
 
   Raises:
-    UserError: anything wrong with the sources; nothing is written then.
+    UserError: anything wrong with the sources; no set is written then, one that was there
+      stays, and what was done is kept for the next try.
   """
   workdir = pathlib.Path(workdir)
   target = workdir / config.data.path
   _check_target(target)
   tokenizer = tokenizers.create(config.vocab)
-  loaded = sources.load(config.data.sources, workdir)
-  heldout = sources.heldout_texts(loaded)
-  leaks = sources.overlap(loaded, heldout)
-  if leaks:
-    _log.warning('%d training recordings say what a held-out one says, the first at %s.',
-                 len(leaks), leaks[0])
-  codec = speech.choose(config.codec, loaded, config.seed, progress)
-  fill = _fill(codec, config)
-  vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
-  codes_of = speech.encode(codec, loaded, progress)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
-  def render(record: Record) -> interleave.Example:
-    return interleave.render(record, vocab, tokenizer, config.data.text_chunk,
-                             config.data.audio_chunk, fill)
-  def fits(record: Record) -> bool:
-    return len(render(record).token) <= config.data.row_length
-  try:
-    splits: dict[str, list[_Document]] = {}
-    number, kept = 0, {}
-    for one in loaded:
-      documents = splits.setdefault(one.source.split, [])
-      for record in sources.expand(one, codes_of, config.seed, heldout, fits):
-        number += 1
-        if sources.is_heldout(one.source.split):
-          record = _keep_audio(record, one, temporary / 'heldout_wav', kept)
-        documents.append(_Document(record, render(record), number))
-        progress('rendering', number, 0)
+  found = sources.inputs(config.data.sources, workdir)
+  strict = config.data.strict
+  with Work(target.with_name(f'.{target.name}-work'), config.data.workers) as work:
+    apart = sum(size for size, _ in {one.piece.path: one.stamp for one in found}.values()) > _LARGE
+    looks = [scan.Job(one, strict) for one in found]
+    scans = [scan.result(job, result) for job, result in zip(looks, work.run(
+        scan.scan, looks, lambda done: progress('reading sources', done, 0), apart))]
+    codec = speech.choose(config.codec, scans, config.seed, strict, progress)
+    vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
+    settings = _settings(config, codec, vocab)
+    codec.save(work.folder / 'codec')
+    places = speech.encode(codec, work.folder / 'codec', scans, work, strict, progress)
+    jobs = _render_jobs(scans, settings, places, work.folder)
+    total = sum(one.rows for one in scans)
+    rendered = list(work.run(render.render, jobs, lambda done: progress('rendering', done, total),
+                             apart))
+    rejects = _rejects(target, rendered, total, config.data.max_rejects)
+    packed = _pack(scans, rendered, work, config, vocab, progress, apart)
+    leaks = [where for one in rendered for where in one.info['leaks']]
+    if leaks:
+      _log.warning('%d training recordings say what a held-out one says, the first at %s.',
+                   len(leaks), leaks[0])
     manifest = {
         'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
-        'codec': 'codec', 'row_length': config.data.row_length, 'max_document': number,
+        'codec': 'codec', 'row_length': config.data.row_length, 'rejects': rejects,
+        'max_document': sum(one.info['documents'] for one in rendered),
         'heldout_overlap': len(leaks),
-        'splits': {name: _write_split(temporary, name, documents, vocab, config.data.row_length)
-                   for name, documents in splits.items() if documents},
-    }
+        'splits': {split: _entry(split, scans, rendered, results, config.data.row_length)
+                   for split, results in packed.items()}}
+    _assemble(target, manifest, codec, packed, scans, rendered)
+    work.remove()
+  _log.info('prepared %s\n%s', target, prepare_table.table(manifest))
+  return manifest
+
+
+# -- the rounds ---------------------------------------------------------------------------
+
+
+def _settings(config: Config, codec: Codec, vocab: Vocabulary) -> render.Settings:
+  data = config.data
+  if data.span_fill > 1 and not codec.silence:
+    raise UserError(f'config key data.span_fill is {data.span_fill}, but codec {codec.name} '
+                    'has no patch of silence to fill with; set it to 1.')
+  fill = interleave.Fill(tuple(int(code) for code in codec.silence), data.span_fill)
+  return render.Settings(config.vocab, vocab.fields, data.text_chunk, data.audio_chunk, fill,
+                         data.row_length, data.truncate, data.strict, config.seed)
+
+
+def _render_jobs(scans: Sequence[Scanned], settings: render.Settings,
+                 places: dict[str, speech.Place], work: pathlib.Path) -> list[render.Job]:
+  heldout = tuple(sorted({text for one in scans for text in one.said}))
+  out: list[render.Job] = []
+  first = {}  # (source, file) -> records before
+  for one in scans:
+    key = one.input.number, one.input.piece.path
+    codes = tuple((path, places[path]) for path in one.named)
+    out.append(render.Job(one.input, settings, first.get(key, 0), codes, str(work), heldout))
+    first[key] = first.get(key, 0) + one.rows
+  return out
+
+
+def _rejects(target: pathlib.Path, rendered: Sequence[Result], total: int,
+             most: float) -> dict[str, int]:
+  """List the rejects beside the set; how many there are of each reason.
+
+  Raises:
+    UserError: more than ``most`` of the records.
+  """
+  path = target.with_name(f'{target.name}.rejects.jsonl')
+  counts: dict[str, int] = {}
+  for one in rendered:
+    for reason, count in one.info['rejects'].items():
+      counts[reason] = counts.get(reason, 0) + count
+  if not counts:
+    path.unlink(missing_ok=True)
+    return {}
+  partial = path.with_name(f'{path.name}.partial')
+  with partial.open('wb') as out:
+    for one in rendered:
+      if one.info['rejects']:
+        with (one.folder / render.REJECTS).open('rb') as file:
+          shutil.copyfileobj(file, out)
+  os.replace(partial, path)
+  count = sum(counts.values())
+  if count > most * total:
+    with path.open('rb') as file:
+      first = json.loads(file.readline())['sentence']
+    raise UserError(f'{count:,} of {total:,} records ({count / total:.1%}) cannot be used, and '
+                    f'data.max_rejects allows {most:.1%}; {path} lists them, the first is: {first}')
+  _log.warning('%d of %d records were left out; %s lists them.', count, total, path)
+  return dict(sorted(counts.items()))
+
+
+def _pack(scans, rendered, work, config, vocab, progress, apart
+          ) -> dict[str, list[tuple[shards.Job, Result]]]:
+  """Split -> its shards, in the order in which the config names the splits."""
+  blocks: dict[str, list[shards.Block]] = {}
+  before = 0
+  for one, result in zip(scans, rendered):
+    mine = blocks.setdefault(one.input.source.split, [])
+    mine += [shards.Block(result.folder.name, i, documents, tokens, before)
+             for i, (documents, tokens) in enumerate(result.info['blocks'])]
+    before += result.info['documents']
+  jobs = {split: shards.jobs(work.folder, found, config.data.row_length, vocab, config.seed)
+          for split, found in blocks.items() if found}
+  if not jobs:
+    raise UserError('config key data.sources: no record is left to train on; look at repeat, at '
+                    'the rejects and at the files.')
+  flat = [job for found in jobs.values() for job in found]
+  results = work.run(shards.pack, flat, lambda done: progress('packing', done, before), apart)
+  return {split: [(job, next(results)) for job in found] for split, found in jobs.items()}
+
+
+# -- the set ------------------------------------------------------------------------------
+
+
+def _entry(split: str, scans, rendered, packed, row_length: int) -> dict[str, Any]:
+  """A split's entry in the manifest."""
+  mine, before, last = [], 0, 0
+  for one, result in zip(scans, rendered):
+    before += result.info['documents']
+    if one.input.source.split == split:
+      mine.append(result.info)
+      last = before if result.info['documents'] else last
+  tasks: dict[str, dict[str, int]] = {}
+  for info in mine:
+    for task, counts in info['tasks'].items():
+      entry = tasks.setdefault(task, dict.fromkeys(counts, 0))
+      for key, count in counts.items():
+        entry[key] += count
+  rows = sum(result.info['rows'] for _, result in packed)
+  tokens = {kind: sum(entry[kind] for entry in tasks.values())
+            for kind in ('text', 'audio', 'supervised')}
+  padding = rows * row_length - tokens['text'] - tokens['audio']
+  return {'files': [{'name': _name(split, job), **{
+              key: result.info[key] for key in ('rows', 'bytes', 'sha256')}}
+                    for job, result in packed],
+          'rows': rows, 'documents': sum(info['documents'] for info in mine), 'max_document': last,
+          'truncated': sum(info['truncated'] for info in mine),
+          'tokens': {**tokens, 'padding': padding},
+          'padding': round(padding / (rows * row_length), 6), 'tasks': tasks,
+          'lengths': {'edges': render.bins(row_length), 'documents': np.sum(
+              [info['lengths'] for info in mine], axis=0).tolist()}}
+
+
+def _name(split: str, job: shards.Job) -> str:
+  return f'{split}-{job.number:05d}-of-{job.total:05d}.arrayrecord'
+
+
+def _assemble(target: pathlib.Path, manifest, codec: Codec, packed, scans, rendered) -> None:
+  """Put the set together beside its place, and rename it."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
+  try:
+    for split, results in packed.items():
+      for job, result in results:
+        _link(result.folder / shards.FILE, temporary / _name(split, job))
+    kept: dict[str, str] = {}
+    for one, result in zip(scans, rendered):
+      if one.input.heldout and result.info['documents']:
+        _keep_records(result, temporary, one.input.source.split, kept)
     codec.save(temporary / 'codec')
     store.write_manifest(temporary, manifest)
     os.chmod(temporary, 0o755)  # mkdtemp's 0700 is for secrets
     _swap(temporary, target)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
-  _log.info('prepared %s\n%s', target, table(manifest))
-  return manifest
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+  """The same file under a second name, or a copy where the file system has no links: a run
+  that is killed before the end must find its shards again."""
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copyfile(source, target)
+
+
+def _keep_records(result: Result, folder: pathlib.Path, split: str, kept: dict[str, str]) -> None:
+  """Held-out records, with copies of their recordings; one that has only codes keeps those.
+
+  ``kept`` remembers file -> name of its copy; two files of one name get a number.
+  """
+  wav = folder / 'heldout_wav'
+  def keep(part: Part) -> Part:
+    file = pathlib.Path(part.source) if part.source else None
+    if file is None or not file.is_file():
+      return dataclasses.replace(part, source=None)
+    if part.source not in kept:
+      name, number = file.name, 1
+      while name in kept.values():
+        number += 1
+        name = f'{file.stem}-{number}{file.suffix}'
+      wav.mkdir(exist_ok=True)
+      shutil.copyfile(file, wav / name)
+      kept[part.source] = name
+    return dataclasses.replace(part, source=f'{wav.name}/{kept[part.source]}')
+  with (folder / f'{split}.records.jsonl').open('ab') as out:
+    for where, value in files.read(result.folder / render.RECORDS):
+      record = records.parse(value, where).map_audio(keep)
+      line = json.dumps(records.to_json(record), ensure_ascii=False) + '\n'
+      out.write(line.encode('utf-8', 'surrogatepass'))
 
 
 def _check_target(target: pathlib.Path) -> None:
@@ -127,83 +288,6 @@ def _swap(temporary: pathlib.Path, target: pathlib.Path) -> None:
     raise
   if old:
     shutil.rmtree(old)
-
-
-def _fill(codec, config: Config) -> interleave.Fill:
-  if config.data.span_fill > 1 and not codec.silence:
-    raise UserError(f'config key data.span_fill is {config.data.span_fill}, but codec {codec.name} '
-                    'has no patch of silence to fill with; set it to 1.')
-  return interleave.Fill(codec.silence, config.data.span_fill)
-
-
-def _keep_audio(record: Record, loaded: sources.Loaded, folder: pathlib.Path,
-                kept: dict[pathlib.Path, str]) -> Record:
-  """Copy a held-out record's recordings into the set; a record that has only codes keeps those.
-
-  ``kept`` remembers file -> name of its copy; two files of one name get a number.
-  """
-  def keep(part: Part) -> Part:
-    file = loaded.file_of(part) if part.source else None
-    if file is None or not file.is_file():
-      return dataclasses.replace(part, source=None)
-    if file not in kept:
-      name, number = file.name, 1
-      while name in kept.values():
-        number += 1
-        name = f'{file.stem}-{number}{file.suffix}'
-      folder.mkdir(exist_ok=True)
-      shutil.copyfile(file, folder / name)
-      kept[file] = name
-    return dataclasses.replace(part, source=f'{folder.name}/{kept[file]}')
-  return record.map_audio(keep)
-
-
-def _write_split(data_dir: pathlib.Path, name: str, documents: list[_Document],
-                 vocab: Vocabulary, row_length: int) -> dict[str, Any]:
-  """Pack and write one split; returns its entry of the manifest."""
-  packed = packing.pack([len(d.example.token) for d in documents], row_length,
-                        [f'{d.record.where} (record {d.record.id})' for d in documents])
-  path = data_dir / f'{name}.arrayrecord'
-  rows = store.write_rows(path, (
-      make_row(vocab, [(documents[i].number, *documents[i].example) for i in row], row_length)
-      for row in packed.rows))
-  by_task: dict[str, dict[str, int]] = {}
-  supervised = 0
-  for document in documents:
-    entry = by_task.setdefault(document.record.task or 'other',
-                               {'records': 0, 'text': 0, 'audio': 0})
-    audio = int(np.count_nonzero(vocab.is_audio(document.example.token)))
-    entry['records'] += 1
-    entry['audio'] += audio
-    entry['text'] += len(document.example.token) - audio
-    supervised += int(document.example.supervised.sum())
-  text, audio = (sum(entry[kind] for entry in by_task.values()) for kind in ('text', 'audio'))
-  if sources.is_heldout(name):
-    lines = (json.dumps(records.to_json(d.record), ensure_ascii=False) for d in documents)
-    (data_dir / f'{name}.records.jsonl').write_bytes(
-        ''.join(line + '\n' for line in lines).encode('utf-8', 'surrogatepass'))
-  return {'file': path.name, 'sha256': store.sha256(path), 'rows': rows,
-          'documents': len(documents), 'max_document': max(d.number for d in documents),
-          'tokens': {'text': text, 'audio': audio, 'supervised': supervised,
-                     'padding': rows * row_length - text - audio},
-          'padding': round(packed.padding, 6), 'tasks': by_task}
-
-
-def table(manifest: dict[str, Any]) -> str:
-  """The manifest's counts for people, one line per split and task."""
-  wide = max(map(len, ('split', *manifest['splits']))) + 2
-  lines = [f'{"split":<{wide}}{"task":<11}{"records":>9}{"text":>11}{"audio":>11}{"rows":>8}'
-           f'{"padding":>9}']
-  for name, split in manifest['splits'].items():
-    for task, entry in sorted(split['tasks'].items()):
-      lines.append(f'{name:<{wide}}{task:<11}{entry["records"]:>9,}{entry["text"]:>11,}'
-                   f'{entry["audio"]:>11,}')
-    tokens = split['tokens']
-    lines.append(f'{name:<{wide}}{"all":<11}{split["documents"]:>9,}{tokens["text"]:>11,}'
-                 f'{tokens["audio"]:>11,}{split["rows"]:>8,}{split["padding"]:>9.1%}')
-  lines.append(f'vocabulary {manifest["fingerprint"]} ({manifest["vocabulary"]["text"]} + '
-               f'{manifest["vocabulary"]["codec"]}), rows of {manifest["row_length"]:,} tokens')
-  return '\n'.join(lines)
 
 
 def load_records(data_dir: str | pathlib.Path, split: str = 'heldout') -> list[Record]:

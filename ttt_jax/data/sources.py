@@ -1,4 +1,4 @@
-"""What data.sources name, read and expanded: files -> recordings or records -> Records.
+"""What data.sources name, as inputs that can be read on their own: files, and pieces of files.
 
   {"path": "train.jsonl", "task": "asr"}   recordings, made into records of that task
   {"path": "qa/*.parquet"}                 records
@@ -8,9 +8,7 @@ What a path may be and how files are read is in files.py.
 
 import dataclasses
 import pathlib
-from typing import Callable, Iterator
-
-import numpy as np
+from typing import Any, Iterator, NamedTuple
 
 from ttt_jax.config import Source
 from ttt_jax.data import files, records, tasks
@@ -18,34 +16,92 @@ from ttt_jax.data.records import Part, Record
 from ttt_jax.data.tasks import Recording
 from ttt_jax.errors import UserError
 
-HELDOUT = 'heldout'  # splits whose name starts so are never trained on
+HELDOUT = 'heldout'      # splits whose name starts so are never trained on
+JOINED = ('asr', 'tts')  # tasks whose recordings are speech and its words
 
 
 def is_heldout(split: str) -> bool:
   return split.startswith(HELDOUT)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Loaded:
-  """One source as read: ``items`` are Recordings if source.task makes records of them."""
+class Reject(NamedTuple):
+  """A record that is left out.
+
+  Attributes:
+    where: 'file:line'.
+    reason: one of a few, to count by.
+    sentence: what is wrong, for people.
+  """
+  where: str
+  reason: str
+  sentence: str
+
+
+BROKEN, MALFORMED = 'not readable', 'malformed record'  # two of the reasons
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """A piece of a file of a source.
+
+  Attributes:
+    source, number: the source, and its place in data.sources.
+    piece: what to read.
+    stamp: (bytes, time of last change in ns) of the file: another stamp, other contents.
+  """
   source: Source
   number: int
-  path: pathlib.Path
-  items: list[Recording] | list[Record]
+  piece: files.Piece
+  stamp: tuple[int, int]
 
   @property
-  def recorded(self) -> bool:
-    return self.source.task in tasks.FROM_RECORDINGS
+  def heldout(self) -> bool:
+    return is_heldout(self.source.split)
 
-  def audio(self) -> Iterator[tuple[str, Part]]:
-    """('file:line', audio part) of everything in the source."""
-    for item in self.items:
-      for part in ([item.audio] if self.recorded else item.audio()):
-        yield item.where, part
+  @property
+  def folder(self) -> pathlib.Path:
+    """Where relative paths of audio files start."""
+    return pathlib.Path(self.piece.path).parent
 
-  def file_of(self, part: Part) -> pathlib.Path:
-    """Where the audio file of a part lies: relative paths start at the source's directory."""
-    return self.path.parent / part.source
+  def items(self) -> Iterator[tuple[str, Recording | Record | Reject]]:
+    """('file:line', what stands there) of everything in the piece.
+
+    Raises:
+      UserError: a file that cannot be read on.
+    """
+    for where, value in files.items(self.piece):
+      yield where, self.parse(where, value)
+
+  def parse(self, where: str, value: dict[str, Any] | UserError) -> Recording | Record | Reject:
+    """One object of the input, as files.items gives it."""
+    if isinstance(value, UserError):
+      return Reject(where, BROKEN, str(value))
+    try:
+      return _parse(value, where, self.source)
+    except UserError as error:
+      return Reject(where, MALFORMED, str(error))
+
+  def file_of(self, part: Part) -> str:
+    """Path of the audio file of a part that has no codes."""
+    return str(self.folder / part.source)
+
+
+def _parse(value: dict, where: str, source: Source) -> Recording | Record:
+  """Recordings of a task, or records, which a source of most tasks may hold as well."""
+  task = source.task
+  whole = task not in JOINED and (tasks.is_record(value) or task == 'pt' and 'pieces' not in value)
+  if task in tasks.RECORDED and not whole:
+    return tasks.parse_recording(value, where, task)
+  return records.parse(value, where, source.type, task)
+
+
+def stamp(path: str | pathlib.Path) -> tuple[int, int]:
+  """See Input; (0, 0) if there is no such file."""
+  try:
+    found = pathlib.Path(path).stat()
+  except OSError:
+    return 0, 0
+  return found.st_size, found.st_mtime_ns
 
 
 def find(path: str, workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -57,85 +113,53 @@ def find(path: str, workdir: pathlib.Path) -> list[pathlib.Path]:
   return found
 
 
-def load(sources: tuple[Source, ...], workdir: pathlib.Path) -> list[Loaded]:
-  """Read every source.
+def inputs(sources: tuple[Source, ...], workdir: pathlib.Path) -> list[Input]:
+  """Everything there is to read, in order.
 
   Raises:
-    UserError: no sources, an unknown task, a missing or malformed file.
+    UserError: no sources, an unknown task, a missing file, settings that do not go together.
   """
   if not sources:
     raise UserError('config key data.sources is empty; name at least one file of records.')
   out = []
   for number, source in enumerate(sources):
-    known = sorted({*tasks.PROMPTS, *tasks.FROM_RECORDINGS})
-    if source.task and source.task not in known:
-      raise UserError(f'config key data.sources[{number}].task is {source.task!r}; use one of '
-                      f'{", ".join(known)}, or leave it out.')
-    if not source.split.replace('_', '').replace('-', '').isalnum():
-      raise UserError(f'config key data.sources[{number}].split is {source.split!r}; it names '
-                      'files, so use letters, digits, - and _.')
+    _check(source, number)
     paths = find(source.path, workdir)
     if source.join_count and len(paths) > 1:
       raise UserError(f'config key data.sources[{number}].join_count joins recordings of one file, '
                       f'but {source.path!r} means {len(paths)}; put them into one.')
-    recorded = source.task in tasks.FROM_RECORDINGS
     for path in paths:
-      items = [tasks.parse_recording(value, where) if recorded else
-               records.parse(value, where, source.type, source.task)
-               for where, value in files.read(path)]
-      out.append(Loaded(source, number, path, items))
+      pieces = [files.Piece(str(path))] if source.join_count else files.cut(path)
+      out += [Input(source, number, piece, stamp(path)) for piece in pieces]
   return out
 
 
-def expand(loaded: Loaded, codes_of, seed: int, excluded: set[str],
-           fits: Callable[[Record], bool]) -> list[Record]:
-  """The Records of a source: codes filled in, joined ones made, prompted, repeated.
-
-  Args:
-    loaded: the source.
-    codes_of: (loaded, part) -> int32 [n].
-    seed: the joined recordings depend on it and on the source's number.
-    excluded: held-out texts (tasks.normal) that joining must not produce.
-    fits: whether a record fits in a row; joining draws others instead of those that do not.
-  """
-  source = loaded.source
-  def fill(part: Part) -> Part:
-    return dataclasses.replace(part, codes=codes_of(loaded, part))
-  if loaded.recorded:
-    def make(recording: Recording) -> Record:
-      return tasks.with_prompt(tasks.FROM_RECORDINGS[source.task](recording), source.prompt)
-    recordings = [dataclasses.replace(r, audio=fill(r.audio)) for r in loaded.items]
-    if source.join_count:
-      rng = np.random.default_rng([seed, loaded.number])
-      recordings += tasks.join(recordings, source.join_most, source.join_count, rng, excluded,
-                               lambda recording: fits(make(recording)))
-    found = [make(recording) for recording in recordings]
-  else:
-    if source.join_count:
-      raise UserError(f'config key data.sources[{loaded.number}].join_count is for recordings; '
-                      f'set task to one of {", ".join(tasks.FROM_RECORDINGS)}.')
-    found = [tasks.with_prompt(record.map_audio(fill), source.prompt) for record in loaded.items]
-  times = source.repeat
-  return [record for i, record in enumerate(found)
-          for _ in range(int((i + 1) * times + 1e-9) - int(i * times + 1e-9))]
+def _check(source: Source, number: int) -> None:
+  key = f'config key data.sources[{number}]'
+  known = sorted({*tasks.PROMPTS, *tasks.RECORDED})
+  if source.task and source.task not in known:
+    raise UserError(f'{key}.task is {source.task!r}; use one of {", ".join(known)}, or leave it '
+                    'out.')
+  if not source.split.replace('_', '').replace('-', '').isalnum():
+    raise UserError(f'{key}.split is {source.split!r}; it names files, so use letters, digits, - '
+                    'and _.')
+  if source.join_count and source.task not in JOINED:
+    raise UserError(f'{key}.join_count is for recordings; set task to one of '
+                    f'{", ".join(JOINED)}.')
 
 
-def heldout_texts(loaded: list[Loaded]) -> set[str]:
-  """What is said in held-out recordings and by held-out users, as tasks.normal gives it."""
-  out = set()
-  for one in loaded:
-    if not is_heldout(one.source.split):
-      continue
-    if one.recorded:
-      out |= {tasks.normal(item.text) for item in one.items}
-    else:
-      out |= {tasks.normal(part.text) for item in one.items for turn in item.turns
-              if turn.role == 'user' for part in turn.parts if part.kind == 'audio' and part.text}
-  return out
+def audio(item: Recording | Record) -> Iterator[Part]:
+  """Every audio part of an item."""
+  return item.audio_parts() if isinstance(item, Recording) else item.audio()
 
 
-def overlap(loaded: list[Loaded], heldout: set[str]) -> list[str]:
-  """'file:line' of the training recordings whose text is a held-out one; ideally none."""
-  return [item.where for one in loaded
-          if one.recorded and not is_heldout(one.source.split)
-          for item in one.items if tasks.normal(item.text) in heldout]
+def said(item: Recording | Record) -> Iterator[str]:
+  """What speech to the model says in an item, as tasks.normal gives it."""
+  if isinstance(item, Recording):
+    if item.text:
+      yield tasks.normal(item.text)
+    return
+  for turn in item.turns:
+    if turn.role == 'user':
+      yield from (tasks.normal(part.text) for part in turn.parts
+                  if part.kind == 'audio' and part.text)

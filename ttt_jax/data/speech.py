@@ -1,7 +1,9 @@
-"""Codes for every audio part of the sources: the codec chosen or fitted, files encoded once."""
+"""Codes for every audio file of the sources: the codec chosen or fitted, files encoded once."""
 
-import concurrent.futures
+import dataclasses
+import functools
 import pathlib
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -9,99 +11,167 @@ from ttt_jax.audio import codec as codecs
 from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec
 from ttt_jax.config import CodecConfig
-from ttt_jax.data.records import Part
-from ttt_jax.data.sources import Loaded, is_heldout
+from ttt_jax.data import sources
+from ttt_jax.data.scan import Scanned
+from ttt_jax.data.workers import Work, tick
 from ttt_jax.errors import UserError
 
-_THREADS = 2
+_GROUP = 256         # recordings whose codes are kept as one result
+_LARGE_GROUP = 1024  # ... for a codec that fills the batches of accelerators
+_MANY = 100          # recordings: fewer are encoded here, without other processes
 
 
-def _files(loaded: list[Loaded], training_only: bool) -> dict[pathlib.Path, str]:
-  """Audio files without codes -> the 'file:line' that names them first."""
-  out: dict[pathlib.Path, str] = {}
-  for one in loaded:
-    if training_only and is_heldout(one.source.split):
-      continue
-    for where, part in one.audio():
-      if part.codes is None:
-        out.setdefault(one.file_of(part), where)
-  return out
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where the codes of an audio file are, or why there are none.
+
+  Attributes:
+    folder: name of the result's folder in the folder of work.
+    start, stop: in its codes.
+    error: a sentence, '' if there are codes.
+  """
+  folder: str
+  start: int = 0
+  stop: int = 0
+  error: str = ''
 
 
-def _read(file: pathlib.Path, where: str) -> tuple[np.ndarray, int]:
-  try:
-    return io.read(file)
-  except UserError as error:
-    raise UserError(f'{where}: {error}') from error
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """See ``encode_group``. files: ('file:line' that names it, path, its stamp) each."""
+  codec: str      # folder of the saved codec ...
+  identity: str   # ... and the text of its codec.json
+  files: tuple[tuple[str, str, tuple[int, int]], ...]
 
 
-def choose(config: CodecConfig, loaded: list[Loaded], seed: int, progress) -> Codec:
+def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: bool,
+           progress) -> Codec:
   """The codec of a prepared set.
 
   Where sources hold codes already, it is the one saved in the directory codec/ beside
   them. Otherwise the config's: created, and fitted on the training splits' recordings.
 
   Raises:
-    UserError: codes whose codec is unknown, two codecs in one set, too little to fit on.
+    UserError: codes whose codec is unknown, two codecs in one set, too little to fit on; if
+      strict, a recording that cannot be read.
   """
   saved: dict[str, Codec] = {}
-  for one in loaded:
-    directory = one.path.parent / 'codec'
-    coded = next((where for where, part in one.audio() if part.codes is not None), None)
-    silent = not any(True for _ in one.audio())
-    if (directory / codecs.FILE).is_file() and (coded or silent):
+  for one in scans:
+    directory = one.input.folder / 'codec'
+    if (directory / codecs.FILE).is_file() and (one.coded or not one.audio):
       found = codecs.load(directory)
       saved.setdefault(found.name, found)
-    elif coded and config.name == 'mel':
-      raise UserError(f'{coded}: the audio is given as codes, but there is no codec in '
+    elif one.coded and config.name == 'mel':
+      raise UserError(f'{one.coded}: the audio is given as codes, but there is no codec in '
                       f'{directory}; put the codec that made them there.')
   if len(saved) > 1:
     raise UserError(f'config key data.sources: the sources hold codes of different codecs '
                     f'({", ".join(sorted(saved))}); a prepared set has one.')
   if saved:
     return next(iter(saved.values()))
-  files = _files(loaded, training_only=True)
-  order = np.random.default_rng(seed).permutation(len(files))
-  names = list(files)
+  named = _named(one for one in scans if not one.input.heldout)
+  order = np.random.default_rng(seed).permutation(len(named))
+  paths = list(named)
   def waveforms():
     for done, i in enumerate(order):
-      progress('reading speech to fit the codec', done, len(names))
-      waveform, rate = _read(names[i], files[names[i]])
-      _audible(waveform, rate, names[i], files[names[i]])
-      yield waveform, rate
+      progress('reading speech to fit the codec', done, len(paths))
+      try:
+        yield _read(paths[i], named[paths[i]])
+      except UserError:
+        if strict:
+          raise
   return codecs.create(config, waveforms())
 
 
-def _audible(waveform, rate, file, where) -> None:
-  io.check(waveform, rate, f'{where}: recording {file}')
+def _named(scans) -> dict[str, str]:
+  """Audio files without codes -> the 'file:line' that names them first."""
+  out: dict[str, str] = {}
+  for one in scans:
+    for path, where in one.named.items():
+      out.setdefault(path, where)
+  return out
 
 
-def encode(codec: Codec, loaded: list[Loaded], progress):
+def _read(path: str, where: str) -> tuple[np.ndarray, int]:
+  """A recording that can be heard."""
+  try:
+    waveform, rate = io.read(path)
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from error
+  io.check(waveform, rate, f'{where}: recording {path}')
+  return waveform, rate
+
+
+def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: Work, strict: bool,
+           progress: Callable[[str, int, int], None]) -> dict[str, Place]:
   """Encode every audio file once.
 
+  Args:
+    codec: that of the set.
+    folder: where it is saved, for other processes.
+    scans: what names the files.
+    work: keeps the codes.
+    strict: a recording without codes is an error.
+    progress: (what, done, total).
+
   Returns:
-    (loaded source, part) -> codes int32 [n]; inline codes are returned as they are.
+    Path of every audio file -> where its codes are.
 
   Raises:
-    UserError: an unreadable, empty or silent recording, with its file and record.
+    UserError: if strict: an unreadable, empty or silent recording, with its file and record.
   """
-  files = _files(loaded, training_only=False)
-  def one(item):
-    file, where = item
-    waveform, rate = _read(file, where)
-    _audible(waveform, rate, file, where)
+  named = _named(scans)
+  files = [(where, path, sources.stamp(path)) for path, where in named.items()]
+  size = _LARGE_GROUP if codec.own_devices else _GROUP
+  identity = (folder / codecs.FILE).read_text(encoding='utf-8')
+  jobs = [Job(str(folder), identity, tuple(files[i:i + size]))
+          for i in range(0, len(files), size)]
+  out: dict[str, Place] = {}
+  results = work.run(encode_group, jobs,
+                     lambda done: progress('encoding speech', done, len(files)),
+                     apart=len(files) > _MANY and not codec.own_devices)
+  for job, result in zip(jobs, results):
+    at = 0
+    for (_, path, _), (count, error) in zip(job.files, result.info['found']):
+      if error and strict:
+        raise UserError(error)
+      out[path] = Place(result.folder.name, at, at + count, error)
+      at += count
+  _load.cache_clear()  # its weights may be large
+  return out
+
+
+@functools.lru_cache(1)
+def _load(folder: str, identity: str) -> Codec:
+  return codecs.load(folder)
+
+
+def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:
+  """Codes of some files, one after another in codes.npy; {'found': [[how many, error], ...]}."""
+  codec = _load(job.codec, job.identity)
+  errors: dict[int, str] = {}
+  read: list[int] = []
+  def waveforms() -> Iterator[tuple[np.ndarray, int]]:
+    for i, (where, path, _) in enumerate(job.files):
+      try:
+        recording = _read(path, where)
+      except UserError as error:
+        errors[i] = str(error)
+        tick()
+        continue
+      read.append(i)
+      yield recording
+  codes = [np.zeros(0, np.int32)] * len(job.files)
+  for i, found in enumerate(codec.encode_many(waveforms())):
+    number = read[i]
+    where, path, _ = job.files[number]
     try:
-      return codec.encode(waveform, rate)
+      if isinstance(found, UserError):
+        raise found
+      codes[number] = np.asarray(found, np.int32)
     except UserError as error:
-      raise UserError(f'{where}: recording {file}: {error}') from error
-  known: dict[pathlib.Path, np.ndarray] = {}
-  pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
-  try:
-    for done, (file, codes) in enumerate(zip(files, pool.map(one, files.items())), 1):
-      known[file] = np.asarray(codes, np.int32)
-      progress('encoding speech', done, len(files))
-  finally:
-    pool.shutdown(cancel_futures=True)
-  def codes_of(source: Loaded, part: Part) -> np.ndarray:
-    return known[source.file_of(part)] if part.codes is None else part.codes
-  return codes_of
+      errors[number] = f'{where}: recording {path}: {error}'
+    tick()
+  np.save(folder / 'codes.npy', np.concatenate(codes) if codes else np.zeros(0, np.int32))
+  return {'found': [[len(one), errors.get(i, '')] for i, one in enumerate(codes)],
+          'units': len(codes)}

@@ -1,4 +1,4 @@
-"""Packed rows on disk: one ArrayRecord per split, and the manifest that describes them.
+"""Packed rows on disk: ArrayRecord files of each split, and the manifest that describes them.
 
 A record of the file is one row: magic, T, then token, document, span and position as
 little-endian int32 [T] and supervised as uint8 [T] (the file is compressed).
@@ -18,7 +18,7 @@ from ttt_jax.batch import Batch
 from ttt_jax.errors import UserError
 from ttt_jax.vocab import Vocabulary
 
-VERSION = 1
+VERSION = 2
 _MAGIC = b'TTR1'
 _HEAD = struct.Struct('<4sI')
 _INTS = ('token', 'document', 'span', 'position')
@@ -82,24 +82,50 @@ class Rows:
     if split not in known:
       raise UserError(f'{data_dir} has no split {split!r}; it has {", ".join(sorted(known))} '
                       '(config keys data.stages and evaluate.split choose among them).')
-    self.path = data_dir / known[split]['file']
-    if not self.path.is_file():
-      raise UserError(f'{self.path} is missing from the prepared set; run `ttt-jax prepare` again.')
+    self.split, self.folder = split, data_dir
+    entries = known[split]['files']
+    for entry in entries:
+      _check_file(data_dir / entry['name'], entry)
+    paths = [str(data_dir / entry['name']) for entry in entries]
     try:
-      self._source = grain.ArrayRecordDataSource([str(self.path)])
+      self._source = grain.ArrayRecordDataSource(paths)
       found = len(self._source)
     except (RuntimeError, ValueError, OSError) as error:
-      raise UserError(f'{self.path} cannot be read ({error}); run `ttt-jax prepare` again.'
-                      ) from error
+      raise UserError(f'the rows of split {split!r} in {data_dir} cannot be read ({error}); run '
+                      '`ttt-jax prepare` again.') from error
     if found != known[split]['rows']:
-      raise UserError(f'{self.path} has {found} rows but the manifest says {known[split]["rows"]}; '
-                      'run `ttt-jax prepare` again.')
+      raise UserError(f'the files of split {split!r} in {data_dir} have {found} rows but the '
+                      f'manifest says {known[split]["rows"]}; run `ttt-jax prepare` again.')
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: int) -> Batch:
-    return unpack_row(self._source[int(index)], f'{self.path}, row {index}')
+    where = f'split {self.split!r} of {self.folder}, row {index},'
+    try:
+      data = self._source[int(index)]
+    except (RuntimeError, ValueError, OSError) as error:
+      raise UserError(f'{where} cannot be read ({error}); run `ttt-jax prepare` again.') from error
+    return unpack_row(data, where)
+
+
+def _check_file(path: pathlib.Path, entry: dict[str, Any]) -> None:
+  if not path.is_file():
+    raise UserError(f'{path} is missing from the prepared set; run `ttt-jax prepare` again.')
+  if path.stat().st_size != entry['bytes']:
+    raise UserError(f'{path} has {path.stat().st_size:,} bytes but the manifest says '
+                    f'{entry["bytes"]:,}; copy it again, or run `ttt-jax prepare` again.')
+
+
+def file_entry(path: pathlib.Path, rows: int) -> dict[str, Any]:
+  """What the manifest says of a file of rows, but for its name."""
+  return {'rows': rows, 'bytes': path.stat().st_size, 'sha256': sha256(path)}
+
+
+def split_entry(*files: tuple[pathlib.Path, int]) -> dict[str, Any]:
+  """{'rows', 'files'} of a split whose files, all of the set's folder, have so many rows."""
+  return {'rows': sum(rows for _, rows in files),
+          'files': [{'name': path.name, **file_entry(path, rows)} for path, rows in files]}
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -123,9 +149,10 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
 
   Returns:
     {'version', 'vocabulary', 'fingerprint', 'codec', 'row_length', 'max_document',
-    'splits': {name: {'file', 'sha256', 'rows', 'documents', 'max_document', 'tokens':
-    {'text', 'audio', 'padding', 'supervised'}, 'padding', 'tasks': {task: {'records',
-    'text', 'audio'}}}}}
+    'rejects': {reason: records}, 'splits': {name: {'files': [{'name', 'rows', 'bytes',
+    'sha256'}], 'rows', 'documents', 'max_document', 'truncated', 'tokens': {'text', 'audio',
+    'padding', 'supervised'}, 'padding', 'lengths': {'edges', 'documents'}, 'tasks': {task:
+    {'records', 'text', 'audio', 'supervised'}}}}}
 
   Raises:
     UserError: no set there, an unreadable or foreign manifest, or another vocabulary.
