@@ -23,8 +23,8 @@ from ttt_jax.errors import UserError
 BEGINS = {'<|begin_of_audio|>': ('<|end_of_audio|>', '<|end_of_audio_new|>'),
           '<|begin_of_quad|>': ('<|end_of_audio_span_last|>',)}
 ENDS = tuple(end for ends in BEGINS.values() for end in ends)
-_MARKUP = re.compile(r'((?:<\|audio_\d+\|>)+|' +
-                     '|'.join(re.escape(name) for name in (*BEGINS, *ENDS)) + ')')
+_MARKS = re.compile(r'(<\|(?:' + '|'.join(name[2:-2] for name in (*BEGINS, *ENDS)) + r')\|>)')
+_RUNS = re.compile(r'((?:<\|audio_\d+\|>)+)')
 _ROLES = {'system': 'system', 'user': 'user', 'human': 'user', 'assistant': 'assistant',
           'gpt': 'assistant'}
 _SHAPES = '"messages", "conversations", "prompt" and "response", or "text"'
@@ -227,42 +227,83 @@ def parse_markup(text: str, at: str, answer: bool) -> list[Part]:
   if '<|' not in text:
     return [Part('text', text)] if text else []
   parts, begin, codes = [], '', None
-  for piece in _MARKUP.split(text):
-    if not piece:
-      continue
-    if piece in BEGINS:
+  pieces = _MARKS.split(text)  # stretches, and begins or ends between them
+  stretches, marks = pieces[::2], (*pieces[1::2], '')
+  for piece, run, mark in zip(stretches, _plain_runs(stretches), marks):
+    for found in (run,) if run is not None else _stretch(piece, at) if piece else ():
+      if isinstance(found, str) and begin:
+        raise UserError(f'{at}: the text {found[:20]!r} stands inside a span that {begin} opened; '
+                        'a span holds only <|audio_n|>.')
       if begin:
-        raise UserError(f'{at}: {piece} stands inside a span that {begin} opened; end that one '
+        codes = found
+      else:
+        parts.append(Part('text', found) if isinstance(found, str) else Part('audio', '', found))
+    if mark in BEGINS:
+      if begin:
+        raise UserError(f'{at}: {mark} stands inside a span that {begin} opened; end that one '
                         'first.')
-      if not answer and piece == '<|begin_of_quad|>':
-        raise UserError(f'{at}: {piece} belongs to answers; a user\'s audio starts with '
+      if not answer and mark == '<|begin_of_quad|>':
+        raise UserError(f'{at}: {mark} belongs to answers; a user\'s audio starts with '
                         '<|begin_of_audio|>.')
-      begin, codes = piece, None
-    elif piece in ENDS:
+      begin, codes = mark, None
+    elif mark:
       right = BEGINS[begin][-1 if answer else 0] if begin else ''
-      if piece != right:
-        raise UserError(f'{at}: {piece} without a begin before it.' if not begin else
-                        f'{at}: {piece} closes a span that {begin} opened; here it ends with '
+      if mark != right:
+        raise UserError(f'{at}: {mark} without a begin before it.' if not begin else
+                        f'{at}: {mark} closes a span that {begin} opened; here it ends with '
                         f'{right}.')
       if codes is None:
-        raise UserError(f'{at}: {begin}{piece} is a span without codes.')
-      parts.append(Part('audio', '', codes, None, begin, piece))
+        raise UserError(f'{at}: {begin}{mark} is a span without codes.')
+      parts.append(Part('audio', '', codes, None, begin, mark))
       begin = ''
-    elif piece.startswith('<|audio_') and _MARKUP.fullmatch(piece):
-      found = [int(n) for n in piece[8:-2].split('|><|audio_')]
-      if max(found) >= 2**31:
-        raise UserError(f'{at}: <|audio_{max(found)}|> is no code of any codec.')
-      codes = np.array(found, np.int32)
-      if not begin:
-        parts.append(Part('audio', '', codes))
-    elif begin:
-      raise UserError(f'{at}: the text {piece[:20]!r} stands inside a span that {begin} opened; '
-                      'a span holds only <|audio_n|>.')
-    else:
-      parts.append(Part('text', piece))
   if begin:
     raise UserError(f'{at}: the span that {begin} opened never ends.')
   return parts
+
+
+def _plain_runs(pieces: list[str]) -> list[np.ndarray | None]:
+  """For each piece its codes int32 [n] if it is '<|audio_3|><|audio_12|>' and no more.
+
+  Most of what `prepare` reads are such runs, so all of a string's are read at once and in
+  C: without the letters of its markup a run is '3>12>'. The letters were in their places
+  if there are as many separators as numbers and not one character more than those and the
+  digits. None stands for other pieces, and for all where one run may be anything else.
+  """
+  out: list[np.ndarray | None] = [None] * len(pieces)
+  runs = [i for i, piece in enumerate(pieces) if piece[:8] == '<|audio_' and piece[-2:] == '|>']
+  joined = ''.join([pieces[i] for i in runs])
+  if not joined or not joined.isascii():
+    return out
+  numbers = joined.encode('ascii').translate(None, b'<|audio_')
+  count = joined.count('|><|audio_') + 1
+  if (numbers.count(b'>') != count or len(joined) != 9 * count + len(numbers)
+      or numbers[:1] == b'>' or b'>>' in numbers or not numbers.replace(b'>', b'').isdigit()):
+    return out
+  codes = np.fromstring(numbers[:-1], np.int64, sep='>')
+  if len(codes) != count or codes.max() >= 2**31:
+    return out
+  codes, start = codes.astype(np.int32), 0
+  for i in runs:
+    stop = start + pieces[i].count('|>')
+    out[i], start = codes[start:stop], stop
+  return out
+
+
+def _stretch(piece: str, at: str) -> Iterator[str | np.ndarray]:
+  """Text without begins and ends -> its texts and runs of codes int32 [n], in order."""
+  if '<|audio_' not in piece:
+    yield piece
+    return
+  for number, one in enumerate(_RUNS.split(piece)):
+    if number % 2 == 0:
+      if one:
+        yield one
+      continue
+    names = one[8:-2].split('|><|audio_')
+    for name in names:
+      if len(name.lstrip('0')) > 10 or int(name.lstrip('0') or '0') >= 2**31:
+        raise UserError(f'{at}: <|audio_{name[:20]}|> is no code of any codec.')
+    yield np.array([int(name.lstrip('0') or '0') for name in names], np.int32)
 
 
 def to_json(record: Record) -> dict[str, Any]:
