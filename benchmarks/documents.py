@@ -81,7 +81,7 @@ def lengths(kind: str, count: int, row_length: int, rng: np.random.Generator) ->
   return np.clip(np.round(drawn), low, row_length).astype(int)
 
 
-def _record(task: str, codes: int, filler: int, vocab: Vocabulary, seed: int) -> Record:
+def record(task: str, codes: int, filler: int, vocab: Vocabulary, seed: int) -> Record:
   """A record of ``codes`` codes of speech, with ``filler`` more words in its system prompt."""
   rng = np.random.default_rng(seed)
   speech = rng.integers(vocab.codebook_size, size=codes)
@@ -107,7 +107,7 @@ def document(number: int, task: str, length: int, vocab: Vocabulary) -> Document
   """A document of exactly ``length`` tokens: as much speech as fits, then some filler."""
   words = Words(vocab.text_ranks)
   def render(codes: int, filler: int = 0) -> interleave.Example:
-    return interleave.render(_record(task, codes, filler, vocab, number), vocab, words)
+    return interleave.render(record(task, codes, filler, vocab, number), vocab, words)
   low, high = 2, length  # render(low) fits, render(high) does not
   while high - low > 1:
     middle = (low + high) // 2

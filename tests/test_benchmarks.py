@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import common, documents, train_step
+from benchmarks import common, documents, loader as loader_benchmark, train_step
 from tests.conftest import QUICK
 from ttt_jax.batch import split_documents
 
@@ -97,6 +97,23 @@ def test_ours_alone_by_piece(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert 'useful tokens / s' in printed
   assert max(map(len, printed.split('\n'))) <= common.WIDTH
+
+
+def test_the_loader_is_measured_on_full_rows(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(loader_benchmark, 'POOL', 60)
+  one = dict([next(iter(loader_benchmark.COLD.items()))])
+  monkeypatch.setattr(loader_benchmark, 'COLD', one)
+  monkeypatch.setattr(loader_benchmark, 'CASES', {'warm': ('mix of 3', 0.0, 2)})
+  file = tmp_path / 'loader.json'
+  loader_benchmark.main(['--tokens', '600000', '--batches', '2', '--repetitions', '1',
+                         '--json', str(file)])
+  found = json.loads(file.read_text())
+  assert {case['tokens_per_second'] > 0 for case in found['cases'].values()} == {True}
+  assert all(split['used'] > 0.95 for split in found['splits'].values())
+  assert found['cases']['warm']['used'] > 0.9
+  assert found['peak_bytes']['large']['after all'] > 0
+  printed = capsys.readouterr().out
+  assert 'M tokens/s' in printed and max(map(len, printed.split('\n'))) <= common.WIDTH
 
 
 def test_dense_mask_is_the_staircase():
