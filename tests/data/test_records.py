@@ -1,7 +1,10 @@
 """Every published shape of a record, and every way to get one wrong."""
 
 import json
+import re
 
+import hypothesis
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
@@ -98,6 +101,8 @@ def answer(content):
     (answer([{'type': 'audio', 'codes': [True]}]), 'integers from 0'),
     (answer([{'type': 'audio', 'codes': []}]), 'non-empty'),
     (answer('<|audio_99999999999|>'), 'no code of any codec'),
+    (answer('<|audio_2147483648|>'), 'no code of any codec'),
+    (answer('<|audio_1|><|audio_' + '9' * 5000 + '|>'), 'audio_9{20}.> is no code of any codec'),
     (answer('a<|end_of_audio_new|>'), 'without a begin'),
     (answer('<|begin_of_audio|><|audio_1|>'), 'never ends'),
     (answer('<|begin_of_audio|><|begin_of_quad|>'), 'inside a span'),
@@ -119,3 +124,45 @@ def test_map_audio_changes_audio_alone():
   record = parse({'prompt': 'Hi <|audio_3|>', 'response': 'Yo'})
   changed = record.map_audio(lambda part: records.Part('audio', codes=np.array([9])))
   assert shape(changed) == [('user', ['Hi ', [9]]), ('assistant', ['Yo'])]
+
+
+def read_slowly(text):
+  """Texts and lists of codes of a string without begins and ends, one token at a time."""
+  out, at = [], 0
+  while at < len(text):
+    token = re.compile(r'<\|audio_(\d+)\|>').match(text, at)
+    found = int(token[1]) if token else text[at]
+    kind = list if token else str
+    if not out or not isinstance(out[-1], kind):
+      out.append(kind())
+    out[-1] += [found] if token else found
+    at = token.end() if token else at + 1
+  return out
+
+
+@hypothesis.settings(max_examples=1000)
+@hypothesis.given(st.lists(st.sampled_from((
+    '<|audio_', '|>', '|><|audio_', '5', '12', '007', '16383', '2147483647', '0', '>', '<', '|',
+    '-1', '+3', ' ', '\u0663', 'é', 'x', '<|audio_1|>', '<|audio_44|><|audio_2|>', '\x00'
+    )), max_size=9).map(''.join))
+def test_codes_are_read_as_if_one_by_one(text):
+  try:
+    parts = records.parse_markup(text, 'x', True)
+  except UserError as error:
+    assert re.search(r'\d{11}', text) and 'no code' in str(error)
+    return
+  assert [p.text if p.kind == 'text' else p.codes.tolist() for p in parts] == read_slowly(text)
+  assert all(p.codes.dtype == np.int32 for p in parts if p.kind == 'audio')
+
+
+def test_several_turns_with_sound_in_each():
+  def part(*codes):
+    return {'type': 'audio', 'codes': list(codes)}
+  record = parse({'messages': [
+      {'role': 'user', 'content': [part(1), {'type': 'text', 'text': 'and'}, part(2)]},
+      {'role': 'assistant', 'content': [{'type': 'text', 'text': 'A'}, part(3)]},
+      {'role': 'user', 'content': 'B<|audio_4|>'},
+      {'role': 'assistant', 'content': 'C<|begin_of_quad|><|audio_5|><|end_of_audio_span_last|>'}]})
+  assert shape(record) == [('user', [[1], 'and', [2]]), ('assistant', ['A', [3]]),
+                           ('user', ['B', [4]]), ('assistant', ['C', [5]])]
+  assert [p.codes.tolist() for p in record.audio()] == [[1], [2], [3], [4], [5]]
