@@ -200,10 +200,12 @@ def _load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_
 
 def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
   from ttt_jax.data.prepare import prepare
+  from ttt_jax.data.prepare_table import table
   from ttt_jax.progress import Stages
   with Stages() as stages:
-    prepare(config, args.workdir, stages)
+    manifest = prepare(config, args.workdir, stages)
   config_lib.save(config, args.workdir)
+  print(f'prepared {pathlib.Path(args.workdir) / config.data.path}\n{table(manifest)}')
 
 
 def _evaluate(args: argparse.Namespace, config: config_lib.Config) -> None:

@@ -25,10 +25,11 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
+from ttt_jax import atomic
 from ttt_jax.audio.codec import Codec
 from ttt_jax.config import Config
 from ttt_jax.data import (
-    files, interleave, prepare_table, records, render, scan, shards, sources, speech, store)
+    files, interleave, records, render, scan, shards, sources, speech, store)
 from ttt_jax.data.records import Part, Record
 from ttt_jax.data.scan import Scanned
 from ttt_jax.data.workers import Result, Work
@@ -72,14 +73,15 @@ def prepare(config: Config, workdir: str | pathlib.Path,
         scan.scan, looks, lambda done: progress('reading sources', done, 0), apart))]
     codec = speech.choose(config.codec, scans, config.seed, strict, progress)
     vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
-    settings = _settings(config, codec, vocab)
     codec.save(work.folder / 'codec')
+    settings = _settings(config, codec, vocab, tokenizer, work.folder)
     places = speech.encode(codec, work.folder / 'codec', scans, work, strict, progress)
     jobs = _render_jobs(scans, settings, places, work.folder)
-    total = sum(one.rows for one in scans)
+    rows = sum(one.rows for one in scans)
+    total = rows + sum(source.join_count for source in config.data.sources)
     rendered = list(work.run(render.render, jobs, lambda done: progress('rendering', done, total),
                              apart))
-    rejects = _rejects(target, rendered, total, config.data.max_rejects)
+    rejects = _rejects(target, rendered, rows, config.data.max_rejects)
     packed = _pack(scans, rendered, work, config, vocab, progress, apart)
     leaks = [where for one in rendered for where in one.info['leaks']]
     if leaks:
@@ -94,21 +96,26 @@ def prepare(config: Config, workdir: str | pathlib.Path,
                    for split, results in packed.items()}}
     _assemble(target, manifest, codec, packed, scans, rendered)
     work.remove()
-  _log.info('prepared %s\n%s', target, prepare_table.table(manifest))
   return manifest
 
 
 # -- the rounds ---------------------------------------------------------------------------
 
 
-def _settings(config: Config, codec: Codec, vocab: Vocabulary) -> render.Settings:
-  data = config.data
+def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokenizers.Tokenizer,
+              work: pathlib.Path) -> render.Settings:
+  data, text = config.data, config.vocab
   if data.span_fill > 1 and not codec.silence:
     raise UserError(f'config key data.span_fill is {data.span_fill}, but codec {codec.name} '
                     'has no patch of silence to fill with; set it to 1.')
   fill = interleave.Fill(tuple(int(code) for code in codec.silence), data.span_fill)
-  return render.Settings(config.vocab, vocab.fields, data.text_chunk, data.audio_chunk, fill,
-                         data.row_length, data.truncate, data.strict, config.seed)
+  if text.tokenizer.endswith('.tiktoken'):
+    # Merges are found from ranks once, which takes seconds, and not in every process.
+    text = dataclasses.replace(text, tokenizer=str(work / 'tokenizer.json'))
+    atomic.write_text(text.tokenizer, json.dumps(tokenizer.definition()))
+  return render.Settings(text, sources.stamp(config.vocab.tokenizer), vocab.fields, data.text_chunk,
+                         data.audio_chunk, fill, data.row_length, data.truncate, data.strict,
+                         config.seed)
 
 
 def _render_jobs(scans: Sequence[Scanned], settings: render.Settings,

