@@ -183,7 +183,7 @@ def listen(run: Trained, items: list[Item], judge: recognise.Recogniser | None,
         sounds['roundtrip'] = reference.codes
       for kind, codes in sounds.items():
         if len(codes):
-          waveform = run.codec.decode(codes)
+          waveform = run.codec.sound(codes)
           io.write_wav(folder / f'{item.record.id}.{kind}.wav', waveform, run.codec.sample_rate)
           if kind in judged:
             item.heard[kind] = judge.transcribe(waveform, run.codec.sample_rate)

@@ -3,7 +3,8 @@
 A codec turns a waveform float32 [N] into codes int32 [n] in 0..codebook_size-1 and back.
 Three are built in: 'mel' (fitted to the corpus by `prepare`), 'codec2' (any voice, no
 fitting) and 'glm4_voice' (published weights, JAX; loaded when it is asked for).
-'module:Class' imports a subclass of Codec of your own.
+'module:Class' imports a subclass of Codec of your own: it needs name, codebook_size,
+sample_rate, tokens_per_second, encode and decode, and no more (README.md has one).
 """
 
 import abc
@@ -18,6 +19,8 @@ from typing import Any, Self
 import numpy as np
 
 from ttt_jax import atomic
+from ttt_jax.audio import io
+from ttt_jax.audio.streaming import Stream
 from ttt_jax.config import CodecConfig
 from ttt_jax.errors import UserError
 
@@ -54,9 +57,9 @@ class Codec(abc.ABC):
     return self.tokens_per_second / self.group
 
   @classmethod
-  @abc.abstractmethod
   def create(cls, config: CodecConfig, recordings: Iterable[tuple[np.ndarray, int]]) -> Self:
     """A new codec; one that is fitted reads (waveform, rate) pairs from `recordings`."""
+    return cls()
 
   @abc.abstractmethod
   def encode(self, waveform: np.ndarray, rate: int) -> np.ndarray:
@@ -89,18 +92,41 @@ class Codec(abc.ABC):
       UserError: a code outside the codebook.
     """
 
-  @abc.abstractmethod
+  def sound(self, codes: np.ndarray) -> np.ndarray:
+    """``decode``, its result checked.
+
+    Raises:
+      UserError: as decode does, or decode gave something else than finite float32 [m].
+    """
+    waveform = np.asarray(self.decode(codes))
+    wrong = (f'{waveform.dtype} {list(waveform.shape)}'
+             if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating) else
+             'numbers that are not finite' if not np.isfinite(waveform).all() else '')
+    if wrong:
+      raise UserError(f'codec {self.name} decoded {len(codes)} codes to {wrong}; its decode must '
+                      'give finite float32 [samples].')
+    return waveform.astype(np.float32, copy=False)
+
+  def stream(self) -> Stream:
+    """``decode`` for one utterance whose codes are still coming.
+
+    By overlap, for any codec; one whose decoder keeps a state may hand out its own object
+    with the methods of Stream.
+    """
+    return Stream(self)
+
   def settings(self) -> dict[str, Any]:
     """What `restore` needs beside the arrays, JSON-ready."""
+    return {}
 
   def arrays(self) -> dict[str, np.ndarray]:
     """The fitted arrays by name; none unless the codec is fitted."""
     return {}
 
   @classmethod
-  @abc.abstractmethod
   def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
     """The codec that gave these settings and arrays."""
+    return cls(**settings)
 
   def save(self, directory: str | os.PathLike) -> None:
     """Write codec.json and, for a fitted codec, codec.npz; the json last, by rename."""
@@ -133,10 +159,35 @@ def _class_of(kind: str, where: str) -> type[Codec]:
   try:
     cls = getattr(importlib.import_module(module_name), class_name)
   except (ImportError, AttributeError, ValueError) as error:
-    raise UserError(f'{where} is {kind!r}, which cannot be imported: {error}.') from error
+    raise UserError(f'{where} is {kind!r}, which cannot be imported: {error}; the folder of a '
+                    'module of yours must be on PYTHONPATH.') from error
   if not (isinstance(cls, type) and issubclass(cls, Codec)):
     raise UserError(f'{where} is {kind!r}, which is not a subclass of ttt_jax.audio.codec.Codec.')
+  if missing := sorted(cls.__abstractmethods__):
+    raise UserError(f'{where} is {kind!r}, a class without {" and ".join(missing)}; a codec needs '
+                    'encode(waveform, rate) and decode(codes).')
   return cls
+
+
+def _complete(codec: Codec) -> Codec:
+  """The codec, if the attributes that everything else relies on are there and can be."""
+  whole = lambda least: lambda x: isinstance(x, (int, np.integer)) and x >= least
+  wanted = {
+      'name': ('a non-empty string', lambda x: isinstance(x, str) and x),
+      'codebook_size': ('a whole number from 1', whole(1)),
+      'sample_rate': (f'a whole number of Hz from {io.LOWEST_RATE} to {io.HIGHEST_RATE}',
+                      lambda x: whole(io.LOWEST_RATE)(x) and x <= io.HIGHEST_RATE),
+      'tokens_per_second': ('a positive number', lambda x: isinstance(
+          x, (int, float, np.number)) and 0 < x < float('inf')),
+      'group': ('a whole number from 1', whole(1)),
+      'silence': ('a tuple of its codes', lambda x: isinstance(x, tuple) and all(
+          whole(0)(code) and code < codec.codebook_size for code in x)),
+  }
+  for name, (what, right) in wanted.items():
+    value = getattr(codec, name, None)
+    if not right(value):
+      raise UserError(f'codec {kind_of(type(codec))} has {name}={value!r}; it must be {what}.')
+  return codec
 
 
 def create(config: CodecConfig, recordings: Iterable[tuple[np.ndarray, int]] = ()) -> Codec:
@@ -150,7 +201,7 @@ def create(config: CodecConfig, recordings: Iterable[tuple[np.ndarray, int]] = (
   Raises:
     UserError: unknown name, settings that cannot work, or too little to fit on.
   """
-  return _class_of(config.name, 'config key codec.name').create(config, recordings)
+  return _complete(_class_of(config.name, 'config key codec.name').create(config, recordings))
 
 
 def load(directory: str | os.PathLike) -> Codec:
@@ -170,7 +221,7 @@ def load(directory: str | os.PathLike) -> Codec:
     if names:
       with np.load(directory / 'codec.npz') as file:
         arrays = {key: file[key] for key in names}
-    codec = _class_of(kind, f'"kind" in {path}').restore(saved['settings'], arrays)
+    codec = _complete(_class_of(kind, f'"kind" in {path}').restore(saved['settings'], arrays))
   except UserError:
     raise
   except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
@@ -180,6 +231,26 @@ def load(directory: str | os.PathLike) -> Codec:
     raise UserError(f'the codec in {directory} is named {name}, but its arrays are those of '
                     f'{codec.name}; restore codec.json and codec.npz that belong together.')
   return codec
+
+
+def checked(codes: Any, codec: Codec, what: str) -> np.ndarray:
+  """What a codec's encode gave, as int32 [n]; ``what`` it encoded, for the message.
+
+  Raises:
+    UserError: not whole numbers, not one after another, none, or outside the codebook.
+  """
+  found = np.asarray(codes)
+  wrong = ''
+  if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+    wrong = f'{found.dtype} {list(found.shape)}'
+  elif not found.size:
+    wrong = 'no codes'
+  elif found.min() < 0 or found.max() >= codec.codebook_size:
+    wrong = f'the code {found.min() if found.min() < 0 else found.max()}'
+  if wrong:
+    raise UserError(f'{what}: codec {codec.name} encoded it to {wrong}; its encode must give whole '
+                    f'numbers [n], at least one, from 0 to {codec.codebook_size - 1}.')
+  return found.astype(np.int32, copy=False)
 
 
 def check_codes(codes: np.ndarray, codec: Codec) -> np.ndarray:

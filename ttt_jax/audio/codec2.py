@@ -117,10 +117,6 @@ class Codec2(Codec):
   def settings(self) -> dict[str, Any]:
     return {'mode': self.mode}
 
-  @classmethod
-  def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> 'Codec2':
-    return cls(settings['mode'])
-
   def _coder(self):
     """A fresh object with encode(int16 [samples of a frame]) and decode(bytes of a frame)."""
     try:

@@ -5,18 +5,28 @@ a few codes before it that were decoded already. What is handed out lags behind 
 fade, in which the old piece's last samples give way to the new piece's.
 """
 
-import numpy as np
+from typing import Protocol
 
-from ttt_jax.audio.codec import Codec
+import numpy as np
 
 CONTEXT = 1.0  # seconds of codes that are decoded again before a piece
 FADE = 0.010   # seconds of overlap between pieces
 
 
+class Sounding(Protocol):
+  """What a stream needs of a codec (codec.py, which imports this module)."""
+  sample_rate: int
+  tokens_per_second: float
+  group: int
+
+  def sound(self, codes: np.ndarray) -> np.ndarray:
+    """Codes [n] -> float32 [m] at sample_rate."""
+
+
 class Stream:
   """One utterance's waveform, as its codes arrive."""
 
-  def __init__(self, codec: Codec):
+  def __init__(self, codec: Sounding):
     """Pieces are whole groups of the codec's."""
     self.codec, self.group = codec, codec.group
     self._context = self.group * max(1, round(CONTEXT * codec.tokens_per_second / self.group))
@@ -42,7 +52,7 @@ class Stream:
 
   def _decode(self, fresh: np.ndarray) -> np.ndarray:
     old = len(self._before)
-    sound = self.codec.decode(np.concatenate([self._before, fresh]))
+    sound = self.codec.sound(np.concatenate([self._before, fresh]))
     # Samples per code, so that a codec that rounds its last frame up cannot shift the rest.
     start = round(len(sound) * old / (old + len(fresh)))
     joined = sound[max(0, start - len(self._tail)):].copy()

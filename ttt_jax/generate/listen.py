@@ -6,7 +6,6 @@ import wave
 import numpy as np
 
 from ttt_jax.audio.codec import Codec
-from ttt_jax.audio.streaming import Stream
 
 
 class Live:
@@ -14,7 +13,7 @@ class Live:
 
   def __init__(self, codec: Codec, tokenizer, path: pathlib.Path):
     self._codec, self._tokenizer, self._path = codec, tokenizer, path
-    self._stream = Stream(codec)
+    self._stream = codec.stream()
     self._ids: list[int] = []
     self._said = ''
     self._file: wave.Wave_write | None = None

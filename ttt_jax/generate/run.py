@@ -163,7 +163,7 @@ def _write_audio(run: Trained, record: Record, answer: Answer, out: pathlib.Path
   if not spans:
     return None
   name = f'{record.id}.wav'
-  io.write_wav(out / name, run.codec.decode(np.concatenate(spans)), run.codec.sample_rate)
+  io.write_wav(out / name, run.codec.sound(np.concatenate(spans)), run.codec.sample_rate)
   return name
 
 

@@ -153,10 +153,6 @@ class Glm4Voice(Codec):
             'decoder_weights': self.decoder_weights, 'codes': self.codebook_size,
             'digest': self.digest}
 
-  @classmethod
-  def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> 'Glm4Voice':
-    return cls(**settings)
-
 
 def _checked(waveform: np.ndarray, rate: int) -> np.ndarray:
   io.check(waveform, rate, 'a recording')
