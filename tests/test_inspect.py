@@ -1,5 +1,6 @@
 """`ttt-jax inspect` shows what training reads, and nothing else."""
 
+import json
 import re
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import soundfile
 
 from tests import runs
-from ttt_jax import cli, config as config_lib, inspect_data
-from ttt_jax.audio import codec as codecs
+from ttt_jax import cli, config as config_lib, inspect_data, inspect_record
+from ttt_jax.audio import codec as codecs, io
+from ttt_jax.config import CodecConfig
 from ttt_jax.data import prepare
+from ttt_jax.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -84,6 +87,70 @@ def test_the_page_counts_every_document(workdir, tmp_path, capsys):
     assert found['supervised'].sum() == split['tokens']['supervised']
     assert f'{split["documents"]:,} documents' in page
   assert page.count('data:image/png') == len(held.manifest['splits'])
+
+
+# -- a record that is not prepared ------------------------------------------------------------
+
+RECORDS = runs.TOKENS / 'train_short.jsonl'  # the asr and the tts records of runs.config()
+CODEC2 = runs.replace(runs.config(), 'codec', name='codec2')
+
+
+def listed(text):
+  """Ids of a text that lists them."""
+  lines = plain(text).split('position')[1].splitlines()[1:]
+  return [int(line.split()[1]) for line in lines if re.match(r' *\d+ +\d+ ', line)]
+
+
+def test_a_record_is_shown_as_prepare_renders_it(workdir, tmp_path):
+  held = inspect_data.Set(runs.config(), workdir)
+  prepared = {tuple(document.token.tolist()) for _, document in held.documents('train')}
+  for place, out in ((f'{RECORDS}:5', tmp_path), (str(RECORDS), None)):
+    shown = list(inspect_record.show(runs.config(), workdir, place, None, out, ids=True))
+    assert [re.search('task (.*):', text).group(1) for text in shown] == ['asr', 'tts']
+    assert len({tuple(listed(text)) for text in shown} & prepared) == 2
+  names = {path.name for path in tmp_path.iterdir()}
+  assert {'train_short.jsonl-5-source0-heard.wav', 'train_short.jsonl-5-source1-mask.png',
+          'train_short.jsonl-5-source1-said.wav'} <= names
+  assert 'train_short.jsonl-5-source1-heard.wav' not in names  # tts hears nothing
+
+
+def test_a_recording_is_encoded_before_anything_is_prepared(tmp_path, capsys):
+  wave = np.sin(np.arange(8000) / 8).astype(np.float32) / 2
+  io.write_wav(tmp_path / 'a.wav', wave, 8000)
+  (tmp_path / 'lines.jsonl').write_text('{"broken"\n' + json.dumps(
+      {'audio': 'a.wav', 'text': 'a [long] tone'}) + '\n')
+  config_lib.save(CODEC2, tmp_path)
+  words = ['inspect', '--workdir', str(tmp_path), '--record', 'lines.jsonl:2']
+  assert cli.main([*words, '--task', 'asr']) == 0
+  said = capsys.readouterr().out
+  codes = codecs.create(CodecConfig(name='codec2')).encode(wave, 8000)
+  assert 'a [long] tone' in said and f'[{len(codes)} codes, 1.00 s:' in said
+  assert soundfile.info(tmp_path / 'inspect' / 'lines.jsonl-2-said.wav').duration > 0.9
+  assert cli.main(words) == 2  # without the task
+  assert "set its source's task to 'asr'" in capsys.readouterr().err
+
+
+def test_what_prepare_does_beyond_rendering_is_said(tmp_path, workdir):
+  questions = runs.TOKENS / 'train_questions.jsonl'  # repeat=0.2 in runs.config()
+  shown, = inspect_record.show(runs.config(), workdir, f'{questions}:2', None, None)
+  assert 'repeat=0.2 takes this record 0 times' in shown
+  short = runs.replace(runs.config(), 'data', row_length=40)
+  shown = next(inspect_record.show(short, workdir, str(RECORDS), None, None))
+  assert re.search(r'has \d+ tokens, a row 40; (cut by|prepare rejects)', shown)
+
+
+@pytest.mark.parametrize('config, place, task, sentence', [
+    (runs.config(), '{0}/none.jsonl:3', None, 'there is no file .*none.jsonl'),
+    (runs.config(), f'{RECORDS}:99999', None, 'has no record there; its last one is at'),
+    (runs.config(), str(RECORDS), 'tts', r'data.sources\[0\] says what'),
+    (CODEC2, '{0}/b.jsonl', 'sing', "--task is 'sing'; use one of"),
+    (CODEC2, '{0}/b.jsonl:1', None, 'b.jsonl:1: broken JSON'),
+    (CODEC2, '{0}/b.jsonl:2', 'asr', 'b.jsonl:2: recording .*none.wav does not exist'),
+    (runs.config(), '{0}/b.jsonl:2', 'asr', 'codec mel is fitted by `ttt-jax prepare`')])
+def test_a_record_that_cannot_be_shown_is_one_sentence(tmp_path, config, place, task, sentence):
+  (tmp_path / 'b.jsonl').write_text('{"broken"\n{"audio": "none.wav", "text": "x"}\n')
+  with pytest.raises(UserError, match=sentence):
+    list(inspect_record.show(config, tmp_path, place.format(tmp_path), task, None))
 
 
 @pytest.mark.parametrize('words, sentence', [

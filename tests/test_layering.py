@@ -30,7 +30,7 @@ LAYERS = (
     ('generate',),
     ('evaluate',),
     ('figures', 'staircase_picture', 'report_speed', 'report_sweep', 'report',
-     'inspect_data'),
+     'inspect_data', 'inspect_record'),
     ('hf',),
     ('glm4',),  # a codec: audio/codec.py finds it by name when a config asks for it
     ('api',),

@@ -1,4 +1,4 @@
-"""The verb `inspect`: look at prepared data before training on it."""
+"""The verb `inspect`: look at data before training on them, or before preparing them."""
 
 import argparse
 from collections.abc import Callable
@@ -14,6 +14,11 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
   sub.add_argument('--split', default='train', metavar='NAME', help='default: train')
   sub.add_argument('--document', type=int, metavar='N',
                    help='its number; default: the first that speaks')
+  sub.add_argument('--record', metavar='FILE:LINE',
+                   help='show this record of a file instead, as prepare would render it for every '
+                   'entry of data.sources that names the file')
+  sub.add_argument('--task', metavar='NAME',
+                   help='of --record, if data.sources does not name its file')
   sub.add_argument('--ids', action='store_true',
                    help='list every token: id, what it reads, whether it has a loss')
   sub.add_argument('--set', action='store_true', dest='whole',
@@ -24,8 +29,14 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _inspect(args: argparse.Namespace, config: config_lib.Config) -> None:
   from ttt_jax import inspect_data
-  held = inspect_data.Set(config, args.workdir)
   out = pathlib.Path(args.out) if args.out else pathlib.Path(args.workdir) / inspect_data.FOLDER
+  if args.record:
+    from ttt_jax import inspect_record
+    for text in inspect_record.show(config, pathlib.Path(args.workdir), args.record, args.task,
+                                    out, args.ids):
+      inspect_data.say(text)
+    return
+  held = inspect_data.Set(config, args.workdir)
   if args.whole:
     print(inspect_data.page(held, out))
     return

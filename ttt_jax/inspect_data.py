@@ -26,16 +26,39 @@ PAGE = 'set.html'
 _TEXT, _AUDIO, _CONTROL, _LEARNED = 'blue', 'dark_orange3', 'bright_black', 'bold'
 
 
-class Set:
-  """A prepared set with what reads it: vocabulary, tokenizer, codec."""
+class Reader:
+  """What makes a document readable: vocabulary, tokenizer, codec."""
+
+  def __init__(self, config: Config, codec: codecs.Codec, vocab: Vocabulary | None = None):
+    """A vocabulary of None is that of the config's text and the codec."""
+    self.config, self.codec = config, codec
+    self.tokenizer = tokenizers.create(config.vocab)
+    self.vocab = vocab or Vocabulary(self.tokenizer.name, self.tokenizer.ranks, codec.name,
+                                     codec.codebook_size)
+
+  def runs(self, document: Batch) -> Iterator[tuple[slice, bool]]:
+    """(where, whether it is audio) of every maximal run of one class."""
+    audio = np.asarray(self.vocab.is_audio(document.token))
+    cuts = [0, *(np.flatnonzero(np.diff(document.span)) + 1).tolist(), len(audio)]
+    for start, stop in zip(cuts[:-1], cuts[1:]):
+      yield slice(start, stop), bool(audio[start])
+
+  def sound(self, tokens: np.ndarray) -> np.ndarray | None:
+    """The codes among some tokens as a waveform; None if the codec has no decoder here."""
+    try:
+      return self.codec.decode(self.vocab.decode_codes(tokens))
+    except UserError:
+      return None
+
+
+class Set(Reader):
+  """A prepared set."""
 
   def __init__(self, config: Config, workdir: str | os.PathLike):
-    self.config = config
     self.folder = pathlib.Path(workdir) / config.data.path
     self.manifest = store.read_manifest(self.folder)
-    self.vocab = Vocabulary(**self.manifest['vocabulary'])
-    self.tokenizer = tokenizers.create(config.vocab)
-    self.codec = codecs.load(self.folder / 'codec')
+    super().__init__(config, codecs.load(self.folder / 'codec'),
+                     Vocabulary(**self.manifest['vocabulary']))
 
   def documents(self, split: str) -> Iterator[tuple[int, Batch]]:
     """(number, its five vectors [n]) of every document of a split, in the rows' order."""
@@ -65,42 +88,44 @@ class Set:
     raise UserError(f'--document is {number}; split {split!r} of {self.folder} has no document of '
                     'that number.')
 
-  def runs(self, document: Batch) -> Iterator[tuple[slice, bool]]:
-    """(where, whether it is audio) of every maximal run of one class."""
-    audio = np.asarray(self.vocab.is_audio(document.token))
-    cuts = [0, *(np.flatnonzero(np.diff(document.span)) + 1).tolist(), len(audio)]
-    for start, stop in zip(cuts[:-1], cuts[1:]):
-      yield slice(start, stop), bool(audio[start])
-
-  def sound(self, tokens: np.ndarray) -> np.ndarray | None:
-    """The codes among some tokens as a waveform; None if the codec has no decoder here."""
-    try:
-      return self.codec.decode(self.vocab.decode_codes(tokens))
-    except UserError:
-      return None
-
 
 def show(held: Set, split: str, number: int | None, out: pathlib.Path | None,
          ids: bool = False) -> str:
-  """One document as coloured text, and in ``out`` its mask (PNG) and its sounds (WAV).
+  """One document of a set; see ``describe``.
 
   Args:
     held: the set.
     split, number: see ``Set.document``.
+    out, ids: as there.
+  """
+  number, document = held.document(split, number)
+  return describe(held, document, f'document {number} of split {split}', str(number), out, ids)
+
+
+def describe(held: Reader, document: Batch, title: str, name: str, out: pathlib.Path | None,
+             ids: bool = False) -> str:
+  """A document as coloured text, and in ``out`` its mask (PNG) and its sounds (WAV).
+
+  Args:
+    held: what reads it.
+    document: its vectors [n].
+    title: what the text calls it.
+    name: what the names of the files start with.
     out: folder; None writes nothing.
     ids: list every token: position, id, what it reads, whether it has a loss.
 
   Returns:
     Text with rich's markup; print it with ``say``.
   """
-  number, document = held.document(split, number)
-  lines = [f'document {number} of split {split}: {len(document.token)} tokens, '
+  from rich.markup import escape
+  gap = ' ' if len(title) < 35 else '\n'  # 80 columns
+  lines = [f'{escape(title)}:{gap}{len(document.token)} tokens, '
            f'{np.count_nonzero(held.vocab.is_audio(document.token))} of them audio, '
            f'{np.count_nonzero(document.supervised)} with a loss', '', _story(held, document)]
   if ids:
     lines += ['', _listing(held, document)]
   if out is not None:
-    lines += ['', *(f'wrote {path}' for path in _write(held, document, number, out))]
+    lines += ['', *(f'wrote {escape(str(path))}' for path in _write(held, document, name, out))]
   return '\n'.join(lines)
 
 
@@ -110,7 +135,7 @@ def say(text: str) -> None:
   rich.console.Console(highlight=False, soft_wrap=True).print(text)
 
 
-def _story(held: Set, document: Batch) -> str:
+def _story(held: Reader, document: Batch) -> str:
   """What is said, run by run; tokens with a loss are bold."""
   from rich.markup import escape
   out = []
@@ -138,7 +163,7 @@ def _control(name: str) -> str:
   return f'[{_CONTROL}]{escape(name)}[/]' if name else ''
 
 
-def _pieces(held: Set, tokens: np.ndarray) -> Iterator[tuple[str, bool]]:
+def _pieces(held: Reader, tokens: np.ndarray) -> Iterator[tuple[str, bool]]:
   """(words, True) of ordinary text, (name, False) of a control token."""
   plain: list[int] = []
   for token in tokens.tolist():
@@ -154,7 +179,7 @@ def _pieces(held: Set, tokens: np.ndarray) -> Iterator[tuple[str, bool]]:
     yield held.tokenizer.decode(plain), True
 
 
-def _listing(held: Set, document: Batch) -> str:
+def _listing(held: Reader, document: Batch) -> str:
   from rich.markup import escape
   start, end = staircase_picture.ranges(document, held.config)
   labels = staircase_picture.token_labels(document.token, held.vocab, held.tokenizer)
@@ -169,15 +194,15 @@ def _listing(held: Set, document: Batch) -> str:
   return '\n'.join(lines)
 
 
-def _write(held: Set, document: Batch, number: int, out: pathlib.Path) -> list[pathlib.Path]:
+def _write(held: Reader, document: Batch, stem: str, out: pathlib.Path) -> list[pathlib.Path]:
   """The mask, and, if the codec can, one WAV for what is heard and one for what is said."""
-  made = [out / f'{number}-mask.png']
+  made = [out / f'{stem}-mask.png']
   out.mkdir(parents=True, exist_ok=True)
   staircase_picture.draw_document(made[0], document, held.vocab, held.tokenizer, held.config)
   for name, learned in (('heard', False), ('said', True)):
     sound = held.sound(document.token[(document.supervised > 0) == learned])
     if sound is not None and len(sound):
-      made.append(out / f'{number}-{name}.wav')
+      made.append(out / f'{stem}-{name}.wav')
       io.write_wav(made[-1], sound, held.codec.sample_rate)
   return made
 

@@ -1,0 +1,152 @@
+"""`ttt-jax inspect --record FILE:LINE`: a record as `prepare` would render it."""
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import Iterator
+
+import numpy as np
+
+from ttt_jax.audio import codec as codecs, io
+from ttt_jax.batch import make_row
+from ttt_jax.config import Config, Source
+from ttt_jax.data import files, interleave, sources, tasks
+from ttt_jax.data.records import Part, Record
+from ttt_jax.data.tasks import Recording
+from ttt_jax.errors import UserError
+from ttt_jax.inspect_data import Reader, Set, describe
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Found:
+  """The object at a place of a file; ``before`` = records of the file before it."""
+  path: pathlib.Path
+  line: int
+  before: int
+  value: dict | UserError
+
+
+def show(config: Config, workdir: pathlib.Path, place: str, task: str | None,
+         out: pathlib.Path | None, ids: bool = False) -> Iterator[str]:
+  """A record as text, once for each entry of data.sources that names its file.
+
+  Args:
+    config: of the run.
+    workdir: its folder; a set that is prepared there gives vocabulary and codec.
+    place: 'FILE:LINE', or 'FILE' for its first record; the file is looked for here and in
+      workdir, like those of data.sources. Lines count as in the messages of prepare: lines of
+      text and tables, records of .json and .parquet.
+    task: of a file that data.sources does not name; None = records as they are.
+    out, ids: as inspect_data.describe.
+
+  Raises:
+    UserError: no such file or line, a record or recording that cannot be used, no codec yet.
+  """
+  found = _find(place, workdir)
+  entries = _entries(config, workdir, found.path, task)
+  reader = _reader(config, workdir, found.path)
+  for number, source in entries:
+    source_name = f'data.sources[{number}]' if number >= 0 else 'no source'
+    name = f'{found.path.name}-{found.line}' + (f'-source{number}' if len(entries) > 1 else '')
+    record = _record(reader, found, source, max(number, 0))
+    document, notes = _document(reader, record, source, found.before)
+    title = f'{found.path}:{found.line} as {source_name}, task {record.task or "other"}'
+    row = make_row(reader.vocab, [(1, *document)], len(document.token))
+    text = describe(reader, row, title, name, out, ids)
+    yield '\n'.join([text, *(f'note: {note}' for note in notes), ''])
+
+
+def _find(place: str, workdir: pathlib.Path) -> _Found:
+  name, _, line = place.rpartition(':')
+  if not name or not line.isdecimal():
+    name, line = place, ''
+  paths = files.find(name, [pathlib.Path(), workdir])
+  if not paths:
+    raise UserError(f'--record is {place!r}: there is no file {name!r}, neither here '
+                    f'({pathlib.Path.cwd()}) nor in {workdir}.')
+  path, last = paths[0], 0
+  piece = files.Piece(str(path))
+  lines = files.is_lines(path)
+  for before, (where, value) in enumerate(files.lines(piece) if lines else files.items(piece)):
+    last = int(where.rpartition(':')[2])
+    if line and last != int(line):
+      continue
+    return _Found(path, last, before, files.parse_line(where, value) if isinstance(value, bytes)
+                  else value)
+  raise UserError(f'--record is {place!r}: {path} has no record there; its last one is at {last}.')
+
+
+def _entries(config: Config, workdir: pathlib.Path, path: pathlib.Path, task: str | None
+             ) -> list[tuple[int, Source]]:
+  """(number, source) of each entry of data.sources that reads a file; (-1, a plain one) if none."""
+  out = []
+  for number, source in enumerate(config.data.sources):
+    with contextlib.suppress(UserError):  # a folder without a manifest: prepare will say so
+      if any(path.samefile(other) for other in files.find(source.path, [pathlib.Path(), workdir])):
+        out.append((number, source))
+  if task and out:
+    raise UserError(f'--task is {task!r}, but data.sources[{out[0][0]}] says what {path} is for; '
+                    'leave it out.')
+  known = sorted({*tasks.PROMPTS, *tasks.RECORDED})
+  if task and task not in known:
+    raise UserError(f'--task is {task!r}; use one of {", ".join(known)}, or leave it out.')
+  return out or [(-1, Source(path=str(path), task=task or ''))]
+
+
+def _reader(config: Config, workdir: pathlib.Path, path: pathlib.Path) -> Reader:
+  """The prepared set's vocabulary and codec; else the codec beside the file, or the config's."""
+  if (workdir / config.data.path / 'manifest.json').is_file():
+    return Set(config, workdir)
+  beside = path.parent / 'codec'
+  if (beside / codecs.FILE).is_file():
+    return Reader(config, codecs.load(beside))
+  if config.codec.name == 'mel':
+    raise UserError(f'codec mel is fitted by `ttt-jax prepare`, and there is no prepared data in '
+                    f'{workdir / config.data.path}; prepare first, or choose another codec.name.')
+  return Reader(config, codecs.create(config.codec))
+
+
+def _record(reader: Reader, found: _Found, source: Source, number: int) -> Record:
+  """What prepare makes of the object: parsed, with codes, as a record with its prompt."""
+  where = f'{found.path}:{found.line}'
+  one = sources.Input(source, number, files.Piece(str(found.path)), (0, 0))
+  item = one.parse(where, found.value)
+  if isinstance(item, sources.Reject):
+    raise UserError(item.sentence)
+  def with_codes(part: Part) -> Part:
+    if part.codes is not None:
+      return part
+    try:
+      return dataclasses.replace(part, codes=np.asarray(
+          reader.codec.encode(*io.read(one.file_of(part))), np.int32))
+    except UserError as error:
+      raise UserError(f'{where}: {error}') from error
+  item = item.map_audio(with_codes)
+  if isinstance(item, Recording):
+    rng = np.random.default_rng([reader.config.seed, number, found.before, 0])
+    item = tasks.to_record(item, source.task, rng, source.speech)
+  return tasks.with_prompt(item, source.prompt)
+
+
+def _document(reader: Reader, record: Record, source: Source, before: int
+              ) -> tuple[interleave.Example, list[str]]:
+  """The record as it goes into rows, and what prepare does beyond that."""
+  data, notes = reader.config.data, []
+  if data.span_fill > 1 and not reader.codec.silence:
+    raise UserError(f'config key data.span_fill is {data.span_fill}, but codec '
+                    f'{reader.codec.name} has no patch of silence to fill with; set it to 1.')
+  fill = interleave.Fill(tuple(int(code) for code in reader.codec.silence), data.span_fill)
+  whole = interleave.render(record, reader.vocab, reader.tokenizer, data.text_chunk,
+                            data.audio_chunk, fill)
+  how = 'no' if sources.is_heldout(source.split) else data.truncate
+  length, most = len(whole.token), data.row_length
+  document = whole
+  if length > most:
+    cut = interleave.truncate(whole, most, how, reader.vocab) if how != 'no' else None
+    document = whole if cut is None else cut
+    notes.append(f'the whole record has {length:,} tokens, a row {most:,}; ' + (
+        'prepare rejects it.' if cut is None else f'cut by data.truncate={how!r}.'))
+  times = int((before + 1) * source.repeat + 1e-9) - int(before * source.repeat + 1e-9)
+  if times != 1:
+    notes.append(f'repeat={source.repeat:g} takes this record {times} times.')
+  return document, notes
