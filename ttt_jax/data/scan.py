@@ -53,7 +53,7 @@ def scan(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   rows, coded = 0, None
   named: dict[str, str] = {}
   spoken: list[str] = []
-  for where, item in _items(job.input):
+  for where, item in _items(job):
     rows += 1
     tick()
     if isinstance(item, Reject):
@@ -72,10 +72,12 @@ def scan(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   return {'rows': rows, 'coded': coded, 'named': named, 'said': spoken, 'units': rows}
 
 
-def _items(source: Input) -> Iterator[tuple[str, Any]]:
-  """As Input.items; a line of JSON that cannot name an audio file is not read any further, it
-  only says whether it has codes (a bool): `prepare` reads it later anyway."""
-  if source.source.task or source.heldout or not files.is_lines(source.piece.path):
+def _items(job: Job) -> Iterator[tuple[str, Any]]:
+  """As Input.items. If bad records may pass, a line of JSON that cannot name an audio file is
+  not read any further, it only says whether it has codes (a bool): it is read later anyway."""
+  source = job.input
+  if (job.strict or source.source.task or source.heldout
+      or not files.is_lines(source.piece.path)):
     yield from source.items()
     return
   for where, line in files.lines(source.piece):

@@ -1,0 +1,290 @@
+"""Large sets: pieces, processes, shards, kills, rejects; always the same documents."""
+
+import collections
+import dataclasses
+import gzip
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from ttt_jax.audio import io
+from ttt_jax.audio.mel_codec import MelCodec
+from ttt_jax.batch import split_documents
+from ttt_jax.config import Config, DataConfig, Source
+from ttt_jax.data import files, prepare, prepare_table, render, shards, store
+from ttt_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+CODES = 16
+
+
+def conversation(rng, i):
+  spoken = ''.join(f'<|audio_{code}|>' for code in rng.integers(CODES, size=rng.integers(5, 60)))
+  words = ' '.join(['word'] * int(rng.integers(1, 8)))
+  return {'id': f'{i}', 'task': ('asr', 'tts')[i % 2], 'messages': [
+      {'role': 'user', 'content': words}, {'role': 'assistant', 'content': f'{words} {spoken}'}]}
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  """Three files of inline codes beside the codec that made them."""
+  folder = tmp_path_factory.mktemp('corpus')
+  rng = np.random.default_rng(0)
+  MelCodec(rng.standard_normal((1, CODES, 80)).astype(np.float32), 1, 0.0).save(folder / 'codec')
+  def lines(count):
+    return ''.join(json.dumps(conversation(rng, i)) + '\n' for i in range(count)).encode()
+  (folder / 'a.jsonl').write_bytes(lines(300))
+  (folder / 'b.jsonl').write_bytes(lines(150))
+  (folder / 'c.jsonl.gz').write_bytes(gzip.compress(lines(60)))
+  (folder / 'held.jsonl').write_bytes(lines(10))
+  return folder
+
+
+def config(corpus, **data):
+  sources = (Source(str(corpus / 'a.jsonl'), repeat=0.7), Source(str(corpus / 'b.jsonl')),
+             Source(str(corpus / 'c.jsonl.gz'), repeat=1.5, split='other'),
+             Source(str(corpus / 'held.jsonl'), split='heldout'))
+  return Config(data=DataConfig(**{'row_length': 512, 'sources': sources, **data}))
+
+
+def documents(data):
+  """{(split, number): (token, supervised)} as bytes."""
+  out = {}
+  for split in store.read_manifest(data)['splits']:
+    rows = store.Rows(data, split)
+    for i in range(len(rows)):
+      for number, token, supervised in split_documents(rows[i]):
+        assert (split, number) not in out
+        out[split, number] = token.tobytes(), supervised.tobytes()
+  return out
+
+
+def contents(folder):
+  return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+@pytest.fixture
+def small(monkeypatch):
+  """A dozen pieces, several blocks in each, several shards."""
+  monkeypatch.setattr(files, 'CUT', 16_000)
+  monkeypatch.setattr(render, '_BLOCK_DOCUMENTS', 7)
+  monkeypatch.setattr(shards, 'TOKENS', 4_000)
+  monkeypatch.setattr(shards, '_SAMPLED', 40)
+
+
+def test_pieces_blocks_and_shards_do_not_change_the_documents(corpus, tmp_path, request):
+  whole = prepare.prepare(config(corpus), tmp_path / 'whole')
+  request.getfixturevalue('small')
+  assert len(files.cut(corpus / 'a.jsonl')) > 8
+  cut = prepare.prepare(config(corpus), tmp_path / 'cut')
+  assert len(whole['splits']['train']['files']) == 1 and len(cut['splits']['train']['files']) > 5
+  assert documents(tmp_path / 'whole' / 'data') == documents(tmp_path / 'cut' / 'data')
+  assert [len(documents(tmp_path / 'cut' / 'data'))] == [210 + 150 + 90 + 10]
+  for split, entry in cut['splits'].items():
+    same = whole['splits'][split]
+    assert {k: entry[k] for k in ('documents', 'tasks', 'lengths', 'max_document')} == {
+        k: same[k] for k in ('documents', 'tasks', 'lengths', 'max_document')}
+    for file in entry['files']:
+      path = tmp_path / 'cut' / 'data' / file['name']
+      assert (file['sha256'], file['bytes']) == (store.sha256(path), path.stat().st_size)
+  text = 'heldout.records.jsonl'
+  assert (tmp_path / 'whole/data' / text).read_text() == (tmp_path / 'cut/data' / text).read_text()
+
+
+def test_any_number_of_processes_gives_the_same_bytes(corpus, tmp_path, small, monkeypatch):
+  prepare.prepare(config(corpus, workers=1), tmp_path / 'one')
+  monkeypatch.setattr(prepare, '_LARGE', 0)
+  prepare.prepare(config(corpus, workers=2), tmp_path / 'two')
+  # Other processes have blocks of the usual size, so that only their number differs here:
+  monkeypatch.undo()
+  monkeypatch.setattr(files, 'CUT', 16_000)
+  monkeypatch.setattr(shards, 'TOKENS', 4_000)
+  prepare.prepare(config(corpus, workers=1), tmp_path / 'three')
+  one, two, three = (contents(tmp_path / name / 'data') for name in ('one', 'two', 'three'))
+  assert documents(tmp_path / 'one' / 'data') == documents(tmp_path / 'two' / 'data')
+  assert two.keys() == three.keys()
+  assert {name for name in two if two[name] != three[name]} == set()
+  assert one.keys() >= {'manifest.json'}
+
+
+def test_a_killed_run_continues_and_gives_the_same_bytes(corpus, tmp_path, monkeypatch):
+  script = tmp_path / 'run.py'
+  script.write_text(f"""if __name__ == '__main__':
+  import pathlib, time
+  from tests.data.test_rounds import config
+  from ttt_jax.data import files, prepare, render, shards
+  files.CUT, shards.TOKENS = 16_000, 4_000
+  def slowly(*unused):
+    time.sleep(0.002)  # so that there is time for a kill
+  prepare.prepare(config(pathlib.Path({str(corpus)!r})), {str(tmp_path / 'killed')!r}, slowly)
+""")
+  monkeypatch.setattr(files, 'CUT', 16_000)
+  monkeypatch.setattr(shards, 'TOKENS', 4_000)
+  prepare.prepare(config(corpus), tmp_path / 'whole')
+  work, kept = tmp_path / 'killed' / '.data-work', {}
+  def results():
+    return {p.parent.name: p.stat().st_mtime_ns for p in work.glob('*/info.json')
+            if '.part' not in p.parent.name}
+  for wanted in (4, 20, 36):  # among the first looks, the documents, the shards
+    process = subprocess.Popen([sys.executable, str(script)], cwd=ROOT,
+                               env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    while len(results()) < wanted and process.poll() is None:
+      time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert kept.items() <= results().items() and len(results()) >= wanted
+    assert not (tmp_path / 'killed' / 'data').exists()
+    kept = results()
+  prepare.prepare(config(corpus), tmp_path / 'killed')
+  assert contents(tmp_path / 'killed' / 'data') == contents(tmp_path / 'whole' / 'data')
+  assert not work.exists()
+
+
+def test_a_changed_source_is_read_anew(corpus, tmp_path, small):
+  folder = tmp_path / 'c'
+  folder.mkdir()
+  lines = (corpus / 'b.jsonl').read_text().splitlines(keepends=True)
+  (folder / 'codec').symlink_to(corpus / 'codec')
+  (folder / 'b.jsonl').write_text(''.join(lines[:100]) + 'broken\n' + ''.join(lines[100:]))
+  setup = config(corpus, sources=(Source('b.jsonl'),))
+  with pytest.raises(UserError, match='b.jsonl:101: broken JSON'):
+    prepare.prepare(setup, folder)
+  assert (folder / '.data-work').exists()
+  (folder / 'b.jsonl').write_text(''.join(lines))
+  assert prepare.prepare(setup, folder)['splits']['train']['documents'] == 150
+
+
+@hypothesis.given(st.lists(st.integers(0, 40), min_size=1, max_size=30), st.integers(1, 25))
+def test_every_document_is_in_one_shard(blocks, count):
+  for at, size in enumerate(blocks):
+    found = [i for k in range(count) for i in range(*shards.bounds(at, size, k, count))]
+    assert found == list(range(size))
+
+
+def test_shards_of_many_small_blocks_are_of_one_size():
+  filled = np.zeros(10)
+  for at in range(1000):
+    for k in range(10):
+      first, last = shards.bounds(at, 1, k, 10)
+      filled[k] += last - first
+  assert filled.min() == filled.max() == 100
+
+
+# -- bad records --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoilt(corpus, tmp_path):
+  """40 good records, and one of every kind of bad one; the good ones are known."""
+  folder = tmp_path / 's'
+  (folder / 'wav').mkdir(parents=True)
+  (folder / 'codec').symlink_to(corpus / 'codec')
+  rng = np.random.default_rng(1)
+  good = [json.dumps(conversation(rng, i)) for i in range(40)]
+  silent, noise = folder / 'wav' / 'silent.wav', folder / 'wav' / 'noise.wav'
+  io.write_wav(silent, np.zeros(4000, np.float32), 16_000)
+  noise.write_bytes(b'RIFF????')
+  def asks(name):
+    return json.dumps({'messages': [{'role': 'user', 'content': [{'type': 'audio', 'audio': name}]},
+                                    {'role': 'assistant', 'content': 'x'}]})
+  bad = {5: '{"messages": [', 9: '[1, 2]', 12: '{"messages": []}', 13: '{"prompt": "x"}',
+         17: asks('wav/silent.wav'), 18: asks('wav/noise.wav'), 19: asks('nowhere.wav'),
+         25: json.dumps({'prompt': 'x', 'response': f'<|audio_{CODES}|>'}),
+         30: json.dumps({'prompt': 'x', 'response': 'long ' * 200})}
+  lines = []
+  for i, line in enumerate(good):
+    while len(lines) + 1 in bad:
+      lines.append(bad[len(lines) + 1])
+    lines.append(line)
+  (folder / 'x.jsonl').write_text('\n'.join(lines) + '\n')
+  (folder / 'good.jsonl').write_text('\n'.join(good) + '\n')
+  return folder, bad
+
+
+def test_lenient_lists_what_it_leaves_out(spoilt, tmp_path):
+  folder, bad = spoilt
+  setup = config(folder, sources=(Source('x.jsonl'),), strict=False, max_rejects=0.2)
+  manifest = prepare.prepare(setup, folder)
+  assert manifest['rejects'] == {
+      'code outside the codebook': 1, 'malformed record': 2, 'not readable': 2, 'too long': 1,
+      'unusable audio': 3}
+  listed = [json.loads(line) for line in (folder / 'data.rejects.jsonl').read_text().splitlines()]
+  assert [one['where'] for one in listed] == [f'{folder / "x.jsonl"}:{n}' for n in bad]
+  assert all(one['sentence'].startswith(one['where']) for one in listed)
+  assert dict(collections.Counter(one['reason'] for one in listed)) == manifest['rejects']
+  assert 'left out: unusable audio: 3' in prepare_table.table(manifest)
+  good = dataclasses.replace(setup, data=dataclasses.replace(
+      setup.data, path='good', sources=(Source('good.jsonl'),)))
+  prepare.prepare(good, folder)
+  found, wanted = (collections.Counter(documents(folder / name).values())
+                   for name in ('data', 'good'))
+  assert found == wanted
+  assert not (folder / 'good.rejects.jsonl').exists()
+
+
+def test_too_many_rejects_are_an_error_and_listed(spoilt):
+  folder, bad = spoilt
+  setup = config(folder, sources=(Source('x.jsonl'),), strict=False, max_rejects=0.1)
+  with pytest.raises(UserError, match=r'9 of 49 records \(18.4%\) cannot be used, and '
+                                      r'data.max_rejects allows 10.0%; .*rejects.jsonl lists'):
+    prepare.prepare(setup, folder)
+  assert len((folder / 'data.rejects.jsonl').read_text().splitlines()) == len(bad)
+  assert not (folder / 'data').exists()
+
+
+def test_strict_stops_at_the_first_bad_record(spoilt):
+  folder, bad = spoilt
+  lines = (folder / 'x.jsonl').read_text().splitlines()
+  for number, said in zip(bad, ('broken JSON', 'a list where', 'messages must be', "'response' is",
+                                'silent', 'cannot be read', 'does not exist', 'outside the code',
+                                'has .* tokens but a row holds 512')):
+    with pytest.raises(UserError, match=f'x.jsonl:{number}.*{said}'):
+      prepare.prepare(config(folder, sources=(Source('x.jsonl'),)), folder)
+    lines[number - 1] = ''
+    (folder / 'x.jsonl').write_text('\n'.join(lines) + '\n')
+  assert prepare.prepare(config(folder, sources=(Source('x.jsonl'),)), folder)['rejects'] == {}
+
+
+def test_a_file_that_is_cut_off_stops_even_the_lenient(corpus, tmp_path):
+  (tmp_path / 'codec').symlink_to(corpus / 'codec')
+  data = (corpus / 'c.jsonl.gz').read_bytes()
+  (tmp_path / 'c.jsonl.gz').write_bytes(data[:len(data) // 2])
+  with pytest.raises(UserError, match='c.jsonl.gz is damaged or cut off'):
+    prepare.prepare(config(tmp_path, sources=(Source('c.jsonl.gz'),), strict=False, max_rejects=1.),
+                    tmp_path)
+
+
+def test_long_documents_are_cut_and_counted(corpus, tmp_path):
+  spoken = ''.join(f'<|audio_{i % CODES}|>' for i in range(700))
+  (tmp_path / 'codec').symlink_to(corpus / 'codec')
+  (tmp_path / 'x.jsonl').write_text(json.dumps(
+      {'prompt': 'x', 'response': 'words ' * 60 + spoken}) + '\n')
+  manifest = prepare.prepare(config(corpus, sources=(Source('x.jsonl'),)), tmp_path)
+  assert manifest['splits']['train']['truncated'] == 1
+  assert '1 documents were cut to fit' in prepare_table.table(manifest)
+  ((token, supervised),) = documents(tmp_path / 'data').values()
+  vocab = store.vocabulary(tmp_path / 'data')
+  assert len(token) // 4 <= 512
+  assert np.frombuffer(token, np.int32)[-1] == vocab.end_of_chunk
+  with pytest.raises(UserError, match='x.jsonl:1 .*tokens but a row holds 512; shorten it'):
+    prepare.prepare(config(corpus, sources=(Source('x.jsonl'),), truncate='no'), tmp_path)
+
+
+def test_damaged_rows_are_refused_when_they_are_opened(corpus, tmp_path):
+  prepare.prepare(config(corpus), tmp_path)
+  (file,) = (tmp_path / 'data').glob('train-*')
+  whole = file.read_bytes()
+  file.write_bytes(whole[:-100])
+  with pytest.raises(UserError, match='has .* bytes but the manifest says .*; copy it again'):
+    store.Rows(tmp_path / 'data', 'train')
+  file.unlink()
+  with pytest.raises(UserError, match='is missing from the prepared set'):
+    store.Rows(tmp_path / 'data', 'train')
