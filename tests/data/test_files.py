@@ -147,3 +147,52 @@ def test_what_a_path_means(tmp_path):
   assert names('b/*.parquet') == names('') == names('e') == []
   with pytest.raises(UserError, match='is a folder without a manifest'):
     names('d')
+
+
+# -- pieces ---------------------------------------------------------------------------------
+
+
+def in_pieces(path):
+  return [item for piece in files.cut(path) for item in files.items(piece)]
+
+
+@pytest.mark.parametrize('size', [1, 50, 300, 5_000, 10**6])
+def test_pieces_of_lines_are_the_file(tmp_path, monkeypatch, size):
+  path = write(tmp_path / 'a.jsonl', ROWS)
+  path.write_bytes(b'\n\n' + path.read_bytes()[:-1])  # the last line does not end
+  whole = list(files.read(path))
+  monkeypatch.setattr(files, 'CUT', size)
+  monkeypatch.setattr(files, '_PIECE', 64)
+  assert in_pieces(path) == whole
+  sizes = [piece.stop - piece.start for piece in files.cut(path) if piece.stop]
+  assert all(n >= size for n in sizes[:-1])
+  assert len(files.cut(path)) > 600 if size == 1 else True
+
+
+def test_pieces_of_parquet_are_its_row_groups(tmp_path, monkeypatch):
+  path = tmp_path / 'a.parquet'
+  parquet.write_table(pa.Table.from_pylist([{'text': row['text']} for row in ROWS]), path,
+                      row_group_size=50)
+  whole = list(files.read(path))
+  monkeypatch.setattr(files, 'CUT', 3_000)
+  assert 3 < len(files.cut(path)) <= 14
+  assert in_pieces(path) == whole
+  monkeypatch.setattr(files, 'CUT', 1)
+  assert len(files.cut(path)) == 14 and in_pieces(path) == whole
+
+
+@pytest.mark.parametrize('size', [1, 40, 10**6])
+def test_bad_lines_are_items_and_the_rest_goes_on(tmp_path, monkeypatch, size):
+  monkeypatch.setattr(files, 'LONGEST', 100)
+  monkeypatch.setattr(files, '_PIECE', 16)
+  path = tmp_path / 'a.jsonl'
+  path.write_bytes(b'{"a": 1}\n{"a": \n' + b'{"b": "' + b'x' * 500 + b'"}\n\n[3]\n{"a": "\xff"}\n'
+                   b'{"a": 2}\n' + b'y' * 300)
+  monkeypatch.setattr(files, 'CUT', size)
+  found = in_pieces(path)
+  assert [where for where, _ in found] == [f'{path}:{n}' for n in (1, 2, 3, 5, 6, 7, 8)]
+  assert [value for _, value in found if isinstance(value, dict)] == [{'a': 1}, {'a': 2}]
+  said = [str(value) for _, value in found if isinstance(value, UserError)]
+  for sentence, part in zip(said, ('broken JSON', 'longer than', 'a list where', 'not UTF-8',
+                                   'longer than'), strict=True):
+    assert part in sentence
