@@ -24,14 +24,66 @@ def test_beyond_full_scale_is_clipped_not_wrapped(tmp_path):
   np.testing.assert_allclose(back, [0, 1, -1], atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['a.flac', 'a.ogg', 'a.wav'])
-def test_channels_are_averaged_in_any_format(tmp_path, name):
+@pytest.mark.parametrize('subtype, step', [
+    ('PCM_U8', 2**-7), ('PCM_16', 2**-15), ('PCM_24', 2**-23), ('PCM_32', 2**-23),
+    ('FLOAT', 0), ('DOUBLE', 2**-24)])
+def test_a_wav_of_any_width_is_its_part_of_full_scale(tmp_path, subtype, step):
+  waveform = babble(0.2, 16_000)
+  soundfile.write(tmp_path / 'a.wav', waveform, 16_000, subtype)
+  back, rate = io.read(tmp_path / 'a.wav')
+  assert rate == 16_000 and back.dtype == np.float32
+  np.testing.assert_allclose(back, waveform, atol=step, rtol=0)
+
+
+@pytest.mark.parametrize('form, subtype', [
+    ('FLAC', 'PCM_16'), ('FLAC', 'PCM_24'), ('OGG', 'VORBIS'), ('OGG', 'OPUS'),
+    ('MP3', 'MPEG_LAYER_III')])
+def test_a_format_is_told_by_content_not_by_name(tmp_path, form, subtype):
+  waveform = babble(1.0, 16_000)
+  soundfile.write(tmp_path / 'a.dat', waveform, 16_000, subtype, format=form)
+  back, rate = io.read(tmp_path / 'a.dat')
+  assert rate == 16_000 and back.shape == waveform.shape and np.abs(back).max() <= 1
+  assert np.corrcoef(back, waveform)[0, 1] > 0.97
+
+
+@pytest.mark.parametrize('name, channels', [
+    ('a.flac', 2), ('a.ogg', 2), ('a.wav', 2), ('a.mp3', 2), ('a.flac', 6), ('a.ogg', 6),
+    ('a.wav', 6)])
+def test_channels_are_averaged_in_any_format(tmp_path, name, channels):
   left = babble(0.5, 16_000)
-  soundfile.write(tmp_path / name, np.stack([left, 0 * left], axis=1), 16_000)
+  soundfile.write(tmp_path / name, np.stack([left] + [0 * left] * (channels - 1), 1), 16_000)
   mono, rate = io.read(tmp_path / name)
   assert rate == 16_000 and mono.shape == left.shape
-  assert np.corrcoef(mono, left / 2)[0, 1] > 0.99
-  assert np.abs(mono).max() < 0.3
+  assert np.corrcoef(mono, left)[0, 1] > 0.95
+  assert np.abs(mono).max() < 0.6 / channels
+  np.testing.assert_allclose(np.std(mono), np.std(left) / channels, rtol=0.1)
+
+
+def test_opposite_channels_cancel_to_silence(tmp_path):
+  left = babble(0.5, 16_000)
+  soundfile.write(tmp_path / 'a.wav', np.stack([left, -left], axis=1), 16_000)
+  mono, rate = io.read(tmp_path / 'a.wav')
+  assert len(mono) == len(left)
+  with pytest.raises(UserError, match='x is silent'):
+    io.check(mono, rate, 'x')
+
+
+def test_above_full_scale_is_clipped_and_another_scale_refused(tmp_path):
+  soundfile.write(tmp_path / 'loud.wav', np.array([0.5, 1.5, -7.9]), 8000, 'FLOAT')
+  assert io.read(tmp_path / 'loud.wav')[0].tolist() == [0.5, 1, -1]
+  soundfile.write(tmp_path / 'scale.wav', np.array([0.5, 20_000.0]), 8000, 'FLOAT')
+  with pytest.raises(UserError, match=r'scale\.wav has samples of 20,000 times full scale'):
+    io.read(tmp_path / 'scale.wav')
+  soundfile.write(tmp_path / 'clipped.wav', np.clip(3 * babble(0.1), -1, 1), 22_050)
+  assert np.abs(io.read(tmp_path / 'clipped.wav')[0]).max() > 0.99, 'as it is'
+
+
+def test_silence_is_read_and_not_encoded(tmp_path):
+  soundfile.write(tmp_path / 'a.flac', np.zeros(800), 8000)
+  waveform, rate = io.read(tmp_path / 'a.flac')
+  assert not waveform.any() and len(waveform) == 800
+  with pytest.raises(UserError, match='x is silent: its peak is 0'):
+    io.check(waveform, rate, 'x')
 
 
 def test_resampling_keeps_a_tone_and_its_length():
@@ -58,9 +110,14 @@ def test_unreadable_recordings_are_one_sentence_with_the_file(tmp_path):
   soundfile.write(tmp_path / 'empty.wav', np.zeros(0), 8000)
   with pytest.raises(UserError, match=r'empty\.wav is empty'):
     io.read(tmp_path / 'empty.wav')
-  soundfile.write(tmp_path / 'nan.wav', np.array([0, np.nan]), 8000, 'FLOAT')
-  with pytest.raises(UserError, match=r'nan\.wav has samples that are not finite'):
-    io.read(tmp_path / 'nan.wav')
+  for kind in ('ogg', 'flac', 'mp3'):
+    soundfile.write(tmp_path / f'empty.{kind}', np.zeros(0), 8000)
+    with pytest.raises(UserError, match=rf'empty\.{kind} (is empty|cannot be read)'):
+      io.read(tmp_path / f'empty.{kind}')
+  for bad in (np.nan, np.inf):
+    soundfile.write(tmp_path / 'nan.wav', np.array([0, bad]), 8000, 'FLOAT')
+    with pytest.raises(UserError, match=r'nan\.wav has samples that are not finite'):
+      io.read(tmp_path / 'nan.wav')
   soundfile.write(tmp_path / 'slow.wav', babble(0.1), 100)
   with pytest.raises(UserError, match=r'slow\.wav has a sample rate of 100'):
     io.read(tmp_path / 'slow.wav')
@@ -72,14 +129,71 @@ def test_absurd_rates_are_refused(rate):
     io.check_rate(rate, 'x.wav')
 
 
-@pytest.mark.parametrize('name', ['a.flac', 'a.wav'])
+@pytest.mark.parametrize('name, subtype', [
+    ('a.flac', 'PCM_16'), ('a.wav', 'PCM_16'), ('a.wav', 'FLOAT'), ('a.ogg', 'VORBIS'),
+    ('a.ogg', 'OPUS'), ('a.mp3', 'MPEG_LAYER_III')])
 @pytest.mark.parametrize('share', [0.3, 0.6, 0.95])
-def test_a_recording_that_is_cut_off_is_not_a_shorter_one(tmp_path, name, share):
+def test_a_recording_that_is_cut_off_is_not_a_shorter_one(tmp_path, name, subtype, share):
   path = tmp_path / name
-  soundfile.write(path, babble(2.0, 16000), 16000)
+  soundfile.write(path, babble(5.0, 16000), 16000, subtype)
   data = path.read_bytes()
+  assert len(io.read(path)[0]) == 80_000
   path.write_bytes(data[:int(share * len(data))])
   with pytest.raises(UserError, match=name):
+    io.read(path)
+
+
+def pages(data):
+  """Where the pages of an OGG file start."""
+  out, at = [], 0
+  while at < len(data):
+    out.append(at)
+    at += 27 + data[at + 26] + sum(data[at + 27:at + 27 + data[at + 26]])
+  return out
+
+
+def test_an_ogg_ends_with_the_last_page_of_its_stream(tmp_path):
+  path = tmp_path / 'a.ogg'
+  soundfile.write(path, babble(3.0, 16000), 16000)
+  data = path.read_bytes()
+  starts = pages(data)
+  assert len(starts) > 3
+  refused = pytest.raises(UserError, match='cut off|empty')
+  for stop in (*starts[2:], len(data) - 1, starts[-1] + 10, starts[-1] + 27):
+    path.write_bytes(data[:stop])
+    with refused:
+      io.read(path)
+  soundfile.write(path, babble(1.0, 16000, seed=2), 16000)
+  other = path.read_bytes()
+  path.write_bytes(other + data)  # chained
+  assert len(io.read(path)[0]) >= 16_000
+  path.write_bytes(other + data[:starts[-1]])
+  with refused:
+    io.read(path)
+  path.write_bytes(data + bytes(100))  # something behind the stream does not hurt it
+  assert len(io.read(path)[0]) == 48_000
+
+
+@pytest.mark.parametrize('rate', [8_000, 16_000, 44_100])
+def test_an_mp3_that_does_not_count_its_frames(tmp_path, rate):
+  path = tmp_path / 'a.mp3'
+  def write(mode):
+    with soundfile.SoundFile(path, 'w', rate, 1, format='MP3', bitrate_mode=mode,
+                             compression_level=0.5) as file:
+      file.write(babble(3.0, rate))
+    data = path.read_bytes()
+    tag = max(data.find(b'Xing'), data.find(b'Info'))
+    assert 0 < tag < 200
+    return data[:tag] + bytes(4) + data[tag + 4:]
+  data = write('CONSTANT')
+  path.write_bytes(b'ID3\4\0\0\0\0\1\0' + bytes(128) + data + b'TAG' + bytes(125))
+  whole = len(io.read(path)[0])
+  assert 3 * rate <= whole <= 3 * rate + 4000
+  path.write_bytes(data[:len(data) // 2 + 7])
+  with pytest.raises(UserError, match='cut off: its last MP3 frame is not whole'):
+    io.read(path)
+  path.write_bytes(write('VARIABLE'))  # its length is a guess of the decoder's
+  with pytest.raises(UserError, match=r'gives .* samples of .*: .* does not count its frames'):
     io.read(path)
 
 

@@ -1,6 +1,24 @@
 """Recordings in and out: WAV, FLAC, OGG and MP3 to float32 mono, and WAV back.
 
-A waveform is float32 [N] in [-1, 1]; its rate is in samples per second (Hz).
+A waveform is float32 [N] in [-1, 1]; its rate is in samples per second (Hz). What a file
+holds, and what comes of it:
+
+  WAV of 8, 16, 24, 32 bits   a sample is its part of full scale
+  WAV of floats               a sample is itself
+  FLAC; OGG (Vorbis, Opus);   as decoded, by content and not by the name's ending
+    MP3
+  several channels, 5.1 too   averaged: no choice is right for every recording, and this one
+                              loses no speaker; opposite channels cancel to silence
+  4 to 384 kHz                as it is; a codec resamples to its own rate (`resample`)
+  another rate                refused
+  above full scale            clipped to [-1, 1], as on any loudspeaker; refused if LOUDEST
+                              times full scale is exceeded: those floats count from elsewhere
+  clipped before              as it is; nothing is repaired
+  silence (peak below 1e-4)   read as it is; a codec refuses to encode it (`check`)
+  no samples                  refused
+  not a number, infinite      refused
+  cut off                     refused, as far as whole.py can tell
+  not audio, or damaged       refused, where the decoder can tell
 """
 
 import math
@@ -9,19 +27,20 @@ import pathlib
 
 import numpy as np
 
+from ttt_jax.audio import whole
 from ttt_jax.errors import UserError
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000  # Hz; outside, a header is broken or not of speech
 _PIECE = 2**20                              # frames that are read at once
 SILENT_PEAK = 1e-4                          # -80 dB of full scale
+LOUDEST = 8.0                               # +18 dB: more than any decoder overshoots
 
 
 def read(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-  """The recording in a file: (float32 [N], rate); channels are averaged.
+  """The recording in a file: (float32 [N], rate), as the module's table says.
 
   Raises:
-    UserError: no such file, not audio, no samples, samples that are not numbers, or a rate
-      outside 4 to 384 kHz; the sentence names the file.
+    UserError: what the table refuses, or no such file; the sentence names the file.
   """
   import soundfile
   if not os.path.isfile(path):
@@ -29,29 +48,23 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, int]:
   pieces = []
   try:
     with soundfile.SoundFile(path) as file:
-      rate = file.samplerate
+      rate, promised = file.samplerate, file.frames
       # Piece by piece: a damaged header may promise more samples than there is memory.
       while (piece := file.read(_PIECE, dtype='float32', always_2d=True)).size:
         pieces.append(piece.mean(axis=1) if piece.shape[1] > 1 else piece[:, 0])
   except soundfile.LibsndfileError as error:
     raise UserError(f'recording {path} cannot be read as WAV, FLAC, OGG or MP3: '
                     f'{error.error_string.rstrip(".")}.') from error
-  _check_whole(pathlib.Path(path))
   waveform = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+  if missing := whole.missing(path, len(waveform), promised):
+    raise UserError(f'recording {path} {missing}; copy it again, or let an audio tool write it '
+                    'anew.')
   check(waveform, rate, f'recording {path}', silence=True)
-  return waveform, rate
-
-
-def _check_whole(path: pathlib.Path) -> None:
-  """Refuse a WAV that is shorter than its header says; libsndfile reads what there is."""
-  with path.open('rb') as file:
-    head = file.read(8)
-  said = int.from_bytes(head[4:], 'little')
-  # A program that writes into a pipe cannot know the size, and says so in one of these ways.
-  unknown = said == 0 or said >= 2**31 - 1
-  if head[:4] == b'RIFF' and not unknown and path.stat().st_size < said:
-    raise UserError(f'recording {path} is cut off: it has {path.stat().st_size:,} bytes, and its '
-                    f'header promises {said + 8:,}; copy it again.')
+  peak = np.abs(waveform).max()
+  if peak > LOUDEST:
+    raise UserError(f'recording {path} has samples of {peak:,.0f} times full scale; floats of a '
+                    'recording go from -1 to 1, so divide them by the largest they can be.')
+  return np.clip(waveform, -1, 1, out=waveform) if peak > 1 else waveform, rate
 
 
 def write_wav(path: str | os.PathLike, waveform: np.ndarray, rate: int) -> None:
