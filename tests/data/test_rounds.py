@@ -278,6 +278,18 @@ def test_long_documents_are_cut_and_counted(corpus, tmp_path):
     prepare.prepare(config(corpus, sources=(Source('x.jsonl'),), truncate='no'), tmp_path)
 
 
+def test_a_file_that_is_read_twice_is_reported(corpus, tmp_path, caplog):
+  (tmp_path / 'codec').symlink_to(corpus / 'codec')
+  for name in ('a.jsonl', 'copy of a.jsonl'):
+    (tmp_path / name).write_bytes((corpus / 'b.jsonl').read_bytes())
+  (tmp_path / 'b.jsonl').write_bytes((corpus / 'b.jsonl').read_bytes()[:-1] + b' ')
+  prepare.prepare(config(corpus, sources=(Source('*.jsonl'), Source('b.jsonl', split='heldout'),
+                                          Source('b.jsonl', prompt=''))), tmp_path)
+  (said,) = (r.getMessage() for r in caplog.records if 'twice' in r.getMessage())
+  assert 'a.jsonl is read twice for the same split and task, also as' in said
+  assert 'copy of a.jsonl' in said
+
+
 def test_damaged_rows_are_refused_when_they_are_opened(corpus, tmp_path):
   prepare.prepare(config(corpus), tmp_path)
   (file,) = (tmp_path / 'data').glob('train-*')

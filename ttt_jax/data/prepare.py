@@ -65,6 +65,9 @@ def prepare(config: Config, workdir: str | pathlib.Path,
   _check_target(target)
   tokenizer = tokenizers.create(config.vocab)
   found = sources.inputs(config.data.sources, workdir)
+  for one, other in sources.twice(found):
+    _log.warning('%s is read twice for the same split and task%s; set repeat if you mean it.', one,
+                 '' if one == other else f', also as {other}')
   strict = config.data.strict
   with Work(target.with_name(f'.{target.name}-work'), config.data.workers) as work:
     apart = sum(size for size, _ in {one.piece.path: one.stamp for one in found}.values()) > _LARGE

@@ -8,10 +8,10 @@ What a path may be and how files are read is in files.py.
 
 import dataclasses
 import pathlib
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple, Sequence
 
 from ttt_jax.config import Source
-from ttt_jax.data import files, records, tasks
+from ttt_jax.data import files, records, store, tasks
 from ttt_jax.data.records import Part, Record
 from ttt_jax.data.tasks import Recording
 from ttt_jax.errors import UserError
@@ -131,6 +131,31 @@ def inputs(sources: tuple[Source, ...], workdir: pathlib.Path) -> list[Input]:
     for path in paths:
       pieces = [files.Piece(str(path))] if source.join_count else files.cut(path)
       out += [Input(source, number, piece, stamp(path)) for piece in pieces]
+  return out
+
+
+def twice(found: Sequence[Input]) -> list[tuple[str, str]]:
+  """(file, file) of the same contents that go to one split for one task, by name or as copies.
+
+  Whoever means it sets `repeat`; a glob that also takes a copy or a link does not mean it.
+  """
+  groups: dict[tuple, list[str]] = {}
+  seen = set()
+  for one in found:
+    key = one.number, one.piece.path
+    if key not in seen:
+      seen.add(key)
+      source = one.source
+      groups.setdefault((source.split, source.task, source.prompt, one.stamp[0]), []
+                        ).append(one.piece.path)
+  out = []
+  for paths in groups.values():
+    known: dict[str, str] = {}
+    for path in paths if len(paths) > 1 else ():
+      digest = store.sha256(pathlib.Path(path))
+      if digest in known:
+        out.append((known[digest], path))
+      known.setdefault(digest, path)
   return out
 
 

@@ -64,7 +64,7 @@ class Work:
       processes: at most; 0 = one for each core.
     """
     self.folder = folder
-    self._processes = processes or len(os.sched_getaffinity(0))
+    self._processes = processes or _cores()
     self._pool: concurrent.futures.ProcessPoolExecutor | None = None
     self._lock = None
 
@@ -137,6 +137,8 @@ class Work:
     except BlockingIOError as error:
       raise UserError(f'another `ttt-jax prepare` is at work in {self.folder}; wait for it, or set '
                       'data.path to another folder.') from error
+    except OSError:
+      pass  # a file system without locks
     for stale in self.folder.glob('*.part-*'):
       shutil.rmtree(stale, ignore_errors=True)
 
@@ -179,6 +181,11 @@ class Work:
       for _, future in flying:
         if future:
           future.cancel()
+
+
+def _cores() -> int:
+  """Those that this process may use, where the system tells them from all there are."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _key(function: Function, job: Any) -> str:
