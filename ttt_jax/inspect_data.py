@@ -232,10 +232,13 @@ def page(held: Set, out: pathlib.Path) -> pathlib.Path:
         f'<td>{entry["audio"]:,}</td></tr>' for task, entry in sorted(split['tasks'].items()))
     parts.append(
         f'<h2>{html.escape(name)}</h2><p>{split["documents"]:,} documents in {split["rows"]:,} '
-        f'rows of {held.manifest["row_length"]:,} tokens; padding {split["padding"]:.1%}.</p>'
+        f'rows of {held.manifest["row_length"]:,} tokens; padding {split["padding"]:.1%}; '
+        f'{split["truncated"]:,} documents were cut to fit a row.</p>'
         '<table><tr><th>task</th><th>records</th><th>text tokens</th><th>audio tokens</th></tr>'
         f'{rows}</table><img alt="histograms of {html.escape(name)}" src="data:image/png;base64,'
         f'{_histograms(found)}">')
+  left_out = ', '.join(f'{count:,} ({reason})' for reason, count in
+                       held.manifest['rejects'].items()) or 'none'
   body = f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(str(held.folder))}</title><style>
@@ -246,7 +249,8 @@ th, td {{ padding: .2rem 1rem .2rem 0; text-align: right }}
 th:first-child, td:first-child {{ text-align: left }}
 img {{ max-width: 100% }}</style>
 <h1>{html.escape(str(held.folder))}</h1><p>Vocabulary {held.manifest["fingerprint"]}:
-{html.escape(held.vocab.text)} text, codec {html.escape(held.vocab.codec)}.</p>
+{html.escape(held.vocab.text)} text, codec {html.escape(held.vocab.codec)}.
+Records left out: {html.escape(left_out)}.</p>
 {"".join(parts)}</html>
 """
   out.mkdir(parents=True, exist_ok=True)
@@ -265,8 +269,11 @@ def _histograms(found: dict[str, np.ndarray]) -> str:
     with figures.picture(path, 3.0 * len(panels), 2.6) as figure:
       for axes, (title, values, color) in zip(figure.subplots(1, len(panels), squeeze=False)[0],
                                               panels):
-        axes.hist(values, bins=min(40, int(np.ptp(values)) + 1), color=color)
+        width = -(-(int(np.ptp(values)) + 1) // 40)  # tokens per bar
+        axes.hist(values, bins=np.arange(values.min(), values.max() + width + 1, width) - 0.5,
+                  color=color)
         axes.set_title(title)
         axes.set_ylabel('count')
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        for axis in (axes.xaxis, axes.yaxis):
+          axis.get_major_locator().set_params(integer=True)
     return base64.b64encode(path.read_bytes()).decode('ascii')

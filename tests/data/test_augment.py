@@ -5,7 +5,7 @@ import pytest
 
 from tests.data.rows import NEWLINE, VOCAB, spoken
 from ttt_jax.batch import make_row, split_documents
-from ttt_jax.data import augment
+from ttt_jax.data import augment, interleave
 
 
 def row_of(*documents, row_length=200):
@@ -77,6 +77,21 @@ def test_only_supervised_quad_spans_that_end_a_document_are_cut():
     np.testing.assert_array_equal(one, other)
   empty = row_of()
   assert (augment.cut_last_spans(empty, VOCAB, 1.0, np.random.default_rng(0)).document == 0).all()
+
+
+def test_documents_that_were_cut_to_fit_a_row_are_cut_only_where_a_span_ended():
+  whole = interleave.Example(*spoken(30, first=12))
+  quad = whole.token.tolist().index(VOCAB.begin_of_quad)
+  inside = interleave.truncate(whole, quad + 20, 'anywhere', VOCAB)     # codes to its last token
+  behind = interleave.truncate(whole, quad + 20, 'span', VOCAB)         # ends in an earlier span
+  ended = interleave.truncate(interleave.Example(*(np.concatenate([v, v]) for v in whole)),
+                              len(whole.token) + 9, 'turn', VOCAB)      # ends in a whole turn
+  row = row_of(inside, behind, ended)
+  out = augment.cut_last_spans(row, VOCAB, 1.0, np.random.default_rng(1))
+  found = [token for _, token, _ in split_documents(out)]
+  np.testing.assert_array_equal(found[0], inside.token)
+  np.testing.assert_array_equal(found[1], behind.token)
+  assert behind.token[-1] == VOCAB.end_of_chunk and len(found[2]) < len(ended.token)
 
 
 def test_draws_depend_on_seed_epoch_and_document_alone():
