@@ -16,6 +16,7 @@ import glob
 import io
 import json
 import pathlib
+import re
 from typing import Any, Iterator
 
 from ttt_jax.data import packed
@@ -27,6 +28,7 @@ MANIFESTS = ('manifest.jsonl', 'manifest.json', 'manifest.tsv', 'metadata.jsonl'
 KINDS = ('.jsonl', '.ndjson', '.json', '.parquet', '.tsv', '.csv')
 LONGEST = 256 * 2**20  # bytes of one record: more is a file in another format
 _PIECE = 2**20
+_SPACE = re.compile(r'\s*')
 CUT = 2**23            # bytes of a piece, about
 
 
@@ -230,12 +232,14 @@ def _json(path: pathlib.Path) -> Iterator[Item]:
 
 
 class _Values:
-  """The text of a JSON list, read piece by piece."""
+  """The text of a JSON list, read piece by piece; ``_at`` is where to read on in the piece."""
 
   def __init__(self, file: io.TextIOBase, path: pathlib.Path):
-    self._file, self._path, self._buffer, self._decode = file, path, '', json.JSONDecoder()
+    self._file, self._path, self._buffer, self._at = file, path, '', 0
+    self._decode = json.JSONDecoder()
 
   def _more(self) -> bool:
+    self._buffer, self._at = self._buffer[self._at:], 0
     try:
       piece = self._file.read(max(_PIECE, len(self._buffer)))
     except UnicodeDecodeError as error:
@@ -247,9 +251,9 @@ class _Values:
   def _next(self) -> str:
     """The next character that is not space, left where it is; '' at the end."""
     while True:
-      self._buffer = self._buffer.lstrip()
-      if self._buffer or not self._more():
-        return self._buffer[:1]
+      self._at = _SPACE.match(self._buffer, self._at).end()
+      if self._at < len(self._buffer) or not self._more():
+        return self._buffer[self._at:self._at + 1]
 
   def start(self) -> None:
     """Go behind the bracket that opens the list."""
@@ -257,14 +261,14 @@ class _Values:
     if first == '{':
       while ':' not in self._buffer and self._more():
         pass
-      key, _, rest = self._buffer[1:].partition(':')
+      key, _, rest = self._buffer[self._at + 1:].partition(':')
       if key.strip() == '"data"':
-        self._buffer = rest
+        self._buffer, self._at = rest, 0
         first = self._next()
     if first != '[':
       raise UserError(f'data file {self._path}: a .json file of records is a list [{{...}}, ...], '
                       'or {"data": [...]}; one object per line is a .jsonl file.')
-    self._buffer = self._buffer[1:]
+    self._at += 1
 
   def ended(self, number: int) -> bool:
     """Whether the list ends here; goes behind the comma that follows value ``number``."""
@@ -272,7 +276,7 @@ class _Values:
     if mark == ']':
       return True
     if number and mark == ',':
-      self._buffer = self._buffer[1:]
+      self._at += 1
       mark = self._next()
     elif number:
       raise UserError(f'{self._path}:{number}: a comma or ] must follow the record.')
@@ -284,8 +288,7 @@ class _Values:
   def value(self, where: str) -> Any:
     while True:
       try:
-        value, end = self._decode.raw_decode(self._buffer)
-        self._buffer = self._buffer[end:]
+        value, self._at = self._decode.raw_decode(self._buffer, self._at)
         return value
       except (ValueError, RecursionError) as error:
         # What is missing may stand in the next piece.
