@@ -78,7 +78,7 @@ class Codec(abc.ABC):
     """
     for waveform, rate in recordings:
       try:
-        yield self.encode(waveform, rate)
+        yield checked(self.encode(waveform, rate), self)
       except UserError as error:
         yield error
 
@@ -233,7 +233,7 @@ def load(directory: str | os.PathLike) -> Codec:
   return codec
 
 
-def checked(codes: Any, codec: Codec, what: str) -> np.ndarray:
+def checked(codes: Any, codec: Codec, what: str = 'a recording') -> np.ndarray:
   """What a codec's encode gave, as int32 [n]; ``what`` it encoded, for the message.
 
   Raises:
@@ -248,7 +248,7 @@ def checked(codes: Any, codec: Codec, what: str) -> np.ndarray:
   elif found.min() < 0 or found.max() >= codec.codebook_size:
     wrong = f'the code {found.min() if found.min() < 0 else found.max()}'
   if wrong:
-    raise UserError(f'{what}: codec {codec.name} encoded it to {wrong}; its encode must give whole '
+    raise UserError(f'codec {codec.name} encoded {what} to {wrong}; its encode must give whole '
                     f'numbers [n], at least one, from 0 to {codec.codebook_size - 1}.')
   return found.astype(np.int32, copy=False)
 

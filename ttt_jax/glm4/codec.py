@@ -3,6 +3,10 @@
 Without weights it still names the codes that published data sets hold (`<|audio_123|>`), which
 is all that `prepare` and `train` need then; only encoding asks for the tokenizer's folder, and
 only decoding for the decoder's.
+
+Of several channels the published script takes the first, and we average them as for every
+codec (audio/io.py): the same codes for mono and for equal channels. Whoever wants those of the
+script for real stereo writes the first channel into a file of its own.
 """
 
 import collections
