@@ -91,16 +91,30 @@ def test_a_record_is_refused_in_a_sentence_or_rendered_right(value):
   np.testing.assert_array_equal(again.token, example.token)
 
 
-@hypothesis.settings(max_examples=500)
-@hypothesis.given(st.dictionaries(st.sampled_from(
-    ('id', 'audio', 'codes', 'text', 'transcript', 'path')), values | codes | texts))
-def test_a_recording_is_refused_in_a_sentence_or_taken(value):
+recordings = st.dictionaries(st.sampled_from(
+    ('id', 'audio', 'codes', 'text', 'transcript', 'path', 'answer', 'caption', 'instruction',
+     'answer_audio', 'answer_codes', 'question')), values | codes | texts)
+
+
+@hypothesis.settings(max_examples=400)
+@hypothesis.given(st.sampled_from(tasks.RECORDED), recordings,
+                  st.none() | scalars | st.lists(st.fixed_dictionaries(
+                      {'text': texts}, optional={'codes': codes, 'audio': scalars}), max_size=3))
+def test_a_recording_is_refused_in_a_sentence_or_taken(task, value, pieces):
+  value = json.loads(json.dumps({**value, **({} if pieces is None else {'pieces': pieces})}))
   try:
-    recording = tasks.parse_recording(json.loads(json.dumps(value)), 'a.jsonl:7')
+    recording = tasks.parse_recording(value, 'a.jsonl:7', task)
+    assert all(part.codes is not None or part.source for part in recording.audio_parts())
+    known = recording.map_audio(lambda part: part if part.codes is not None else records.Part(
+        'audio', part.text, np.array([1, 2], np.int32), part.source))
+    record = tasks.to_record(known, task, np.random.default_rng(0))
+    example = interleave.render(record, V, TEXT)
   except UserError as error:
     assert str(error).startswith('a.jsonl:7: ') and str(error).endswith('.'), error
     return
-  assert recording.text.strip() and (recording.audio.codes is not None or recording.audio.source)
+  assert recording.text.strip() or task not in ('asr', 'tts')
+  assert (recording.audio is None) == (task in ('text_chat', 'pt'))
+  check(record, example)
 
 
 def packed(kind):

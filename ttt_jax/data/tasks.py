@@ -144,7 +144,6 @@ def _space(left: str, right: str) -> str:
   return '' if not left or any(c.isspace() or _WIDE.match(c) for c in ends) else ' '
 
 
-FROM_RECORDINGS = {'asr': asr, 'tts': tts}
 _MAKERS = {'asr': asr, 'tts': tts, 'audio_qa': audio_qa, 'audio_chat': audio_chat, 'aac': aac,
            'sec': sec, 'asc': asc, 'text_chat': text_chat}
 
