@@ -133,7 +133,7 @@ def test_a_killed_run_continues_and_gives_the_same_bytes(corpus, tmp_path, monke
   def results():
     return {p.parent.name: p.stat().st_mtime_ns for p in work.glob('*/info.json')
             if '.part' not in p.parent.name}
-  for wanted in (4, 20, 36):  # among the first looks, the documents, the shards
+  for wanted in (6, 34):  # among the first looks, and among the documents or shards
     process = subprocess.Popen([sys.executable, str(script)], cwd=ROOT,
                                env={**os.environ, 'PYTHONPATH': str(ROOT)})
     while len(results()) < wanted and process.poll() is None:
@@ -146,6 +146,39 @@ def test_a_killed_run_continues_and_gives_the_same_bytes(corpus, tmp_path, monke
   prepare.prepare(config(corpus), tmp_path / 'killed')
   assert contents(tmp_path / 'killed' / 'data') == contents(tmp_path / 'whole' / 'data')
   assert not work.exists()
+
+
+def test_a_crash_at_the_very_end_loses_nothing(corpus, tmp_path, small, monkeypatch):
+  def crash(*unused):
+    raise RuntimeError('power')
+  with monkeypatch.context() as patch:
+    patch.setattr(store, 'write_manifest', crash)
+    with pytest.raises(RuntimeError, match='power'):
+      prepare.prepare(config(corpus), tmp_path)
+  assert not (tmp_path / 'data').exists() and not list(tmp_path.glob('.data-[!w]*'))
+  kept = {p.stat().st_ino for p in tmp_path.glob('.data-work/*/*.arrayrecord')}
+  prepare.prepare(config(corpus), tmp_path)
+  assert {p.stat().st_ino for p in tmp_path.glob('data/*.arrayrecord')} == kept
+
+
+def test_a_shard_is_a_sample_of_its_split(corpus, tmp_path, monkeypatch):
+  monkeypatch.setattr(shards, 'TOKENS', 8_000)
+  prepare.prepare(config(corpus, sources=(Source(str(corpus / 'a.jsonl')),)), tmp_path)
+  files_of = sorted((tmp_path / 'data').glob('train-*'))
+  assert len(files_of) > 4
+  rows, at = store.Rows(tmp_path / 'data', 'train'), 0
+  for entry in store.read_manifest(tmp_path / 'data')['splits']['train']['files']:
+    numbers = [n for i in range(at, at + entry['rows']) for n, _, _ in split_documents(rows[i])]
+    at += entry['rows']
+    assert min(numbers) < 75 and max(numbers) > 225  # of 300; a stretch of them would not
+
+
+def test_repeats_of_a_spoken_document_are_drawn_anew(corpus, tmp_path):
+  (tmp_path / 'codec').symlink_to(corpus / 'codec')
+  pieces = [{'text': f'piece {i}', 'codes': [i, i + 1]} for i in range(8)]
+  (tmp_path / 'p.jsonl').write_text(json.dumps({'pieces': pieces}) + '\n')
+  prepare.prepare(config(corpus, sources=(Source('p.jsonl', task='pt', repeat=12),)), tmp_path)
+  assert len(set(documents(tmp_path / 'data').values())) > 9
 
 
 def test_a_changed_source_is_read_anew(corpus, tmp_path, small):
@@ -238,6 +271,8 @@ def test_too_many_rejects_are_an_error_and_listed(spoilt):
     prepare.prepare(setup, folder)
   assert len((folder / 'data.rejects.jsonl').read_text().splitlines()) == len(bad)
   assert not (folder / 'data').exists()
+  prepare.prepare(config(folder, sources=(Source('good.jsonl'),)), folder)
+  assert not (folder / 'data.rejects.jsonl').exists()
 
 
 def test_strict_stops_at_the_first_bad_record(spoilt):
@@ -274,8 +309,10 @@ def test_long_documents_are_cut_and_counted(corpus, tmp_path):
   vocab = store.vocabulary(tmp_path / 'data')
   assert len(token) // 4 <= 512
   assert np.frombuffer(token, np.int32)[-1] == vocab.end_of_chunk
-  with pytest.raises(UserError, match='x.jsonl:1 .*tokens but a row holds 512; shorten it'):
-    prepare.prepare(config(corpus, sources=(Source('x.jsonl'),), truncate='no'), tmp_path)
+  for change in ({'sources': (Source('x.jsonl'),), 'truncate': 'no'},
+                 {'sources': (Source('x.jsonl', split='heldout'),)}):  # never cut
+    with pytest.raises(UserError, match='x.jsonl:1 .*tokens but a row holds 512; shorten it'):
+      prepare.prepare(config(corpus, **change), tmp_path)
 
 
 def test_a_file_that_is_read_twice_is_reported(corpus, tmp_path, caplog):
