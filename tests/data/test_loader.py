@@ -196,6 +196,8 @@ def test_cuts_are_redrawn_every_epoch_and_belong_to_the_document(data):
     ({'vocab': dataclasses.replace(VOCAB, codec='x')}, 'prepared for vocabulary'),
     ({'config': DataConfig(stages=(Stage('dev', 0),))}, "no split 'dev'"),
     ({'config': DataConfig(stages=(Stage(mix={'train': 1, 'dev': 1}),))}, "no split 'dev'"),
+    ({'config': DataConfig(stages=(Stage(mix={'train': 1, 'heldout_b': 1}),))}, 'is held out'),
+    ({'config': DataConfig(stages=(Stage('heldout', 0),))}, 'is held out'),
     ({'data_dir': '/nowhere'}, 'no prepared data in /nowhere'),
 ])
 def test_what_cannot_work_is_one_sentence(data, change, sentence):

@@ -17,7 +17,7 @@ import numpy as np
 
 from ttt_jax.batch import Batch, stack
 from ttt_jax.config import DataConfig, Stage
-from ttt_jax.data import augment, store
+from ttt_jax.data import augment, sources, store
 from ttt_jax.data.mixture import Mixture
 from ttt_jax.errors import UserError
 from ttt_jax.vocab import Vocabulary
@@ -61,7 +61,8 @@ class Loader:
         global batch.
 
     Raises:
-      UserError: no such set or split, another vocabulary, B not divisible, an empty split.
+      UserError: no such set or split, another vocabulary, B not divisible, a split that is
+        empty or held out.
     """
     if batch_rows % process_count:
       raise UserError(f'config key train.batch_rows={batch_rows} does not divide among '
@@ -85,6 +86,9 @@ class Loader:
       mixture = Mixture(list(splits.values()))
       parts = []
       for split, given in zip(splits, mixture.given(stage.steps * self._rows).tolist()):
+        if sources.is_heldout(split):
+          raise UserError(f'config key data.stages: split {split!r} is held out, so it is never '
+                          'trained on; name another.')
         if split not in rows:
           rows[split] = store.Rows(data_dir, split)
         if not len(rows[split]):
