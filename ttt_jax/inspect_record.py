@@ -125,7 +125,8 @@ def _record(reader: Reader, found: _Found, source: Source, number: int) -> Recor
   if isinstance(item, Recording):
     rng = np.random.default_rng([reader.config.seed, number, found.before, 0])
     item = tasks.to_record(item, source.task, rng, source.speech)
-  return tasks.with_prompt(item, source.prompt)
+  return tasks.with_prompt(item, source.prompt, reader.config.data.text_chunk,
+                           reader.config.data.audio_chunk)
 
 
 def _document(reader: Reader, record: Record, source: Source, before: int

@@ -12,7 +12,7 @@ from ttt_jax.audio import codec as codecs
 from ttt_jax.audio import io
 from ttt_jax.batch import split_documents
 from ttt_jax.config import CodecConfig, Config, DataConfig, Source, VocabConfig
-from ttt_jax.data import export, interleave, prepare, store
+from ttt_jax.data import export, interleave, prepare, speech, store
 from ttt_jax.data.loader import Loader
 from ttt_jax.errors import UserError
 from ttt_jax.text.tokenizer import create
@@ -137,6 +137,21 @@ def test_preparing_again_gives_the_same_bytes_and_replaces_the_old_set(prepared)
   assert prepare.prepare(CONFIG, workdir) == manifest
   assert not (workdir / 'data' / 'stale').exists()
   assert not [p for p in workdir.iterdir() if p.name.startswith('.')]
+
+
+def test_recordings_encoded_in_other_processes_give_the_same_bytes(corpus, tmp_path, prepared,
+                                                                   monkeypatch):
+  _, manifest = prepared
+  folder = tmp_path / 'c'
+  shutil.copytree(corpus, folder, ignore=shutil.ignore_patterns('data'))
+  monkeypatch.setattr(prepare, '_LARGE', 0)
+  monkeypatch.setattr(speech, '_MANY', 0)
+  monkeypatch.setattr(speech, '_GROUP', 2)
+  config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, workers=2))
+  assert prepare.prepare(config, folder) == manifest
+  for file in (corpus / 'data').rglob('*'):
+    if file.is_file() and file.name != 'stale':
+      assert (folder / file.relative_to(corpus)).read_bytes() == file.read_bytes(), file
 
 
 def test_the_codec_is_fitted_on_training_recordings_alone(corpus, tmp_path, prepared):

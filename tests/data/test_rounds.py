@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from ttt_jax.audio import codec as codecs
 from ttt_jax.audio import io
 from ttt_jax.audio.mel_codec import MelCodec
 from ttt_jax.batch import split_documents
@@ -261,6 +262,29 @@ def test_lenient_lists_what_it_leaves_out(spoilt, tmp_path):
                    for name in ('data', 'good'))
   assert found == wanted
   assert not (folder / 'good.rejects.jsonl').exists()
+
+
+def test_lenient_gives_each_record_its_own_recording(spoilt):
+  folder, _ = spoilt
+  for n in (1, 2, 3):
+    tone = np.sin(np.arange(8000 * n) * 0.1 * n).astype(np.float32)
+    io.write_wav(folder / 'wav' / f'{n}.wav', 0.5 * tone, 16_000)
+  names = ['1', 'silent', '2', 'noise', '3', 'none']
+  (folder / 'r.jsonl').write_text(''.join(json.dumps(
+      {'audio': f'wav/{name}.wav', 'text': name}) + '\n' for name in names))
+  setup = config(folder, sources=(Source('r.jsonl', task='asr', prompt=''),), strict=False,
+                 max_rejects=0.5)
+  setup = dataclasses.replace(setup, codec=dataclasses.replace(setup.codec, codes=4))
+  manifest = prepare.prepare(setup, folder)
+  assert manifest['rejects'] == {'unusable audio': 3}
+  vocab, codec = store.vocabulary(folder / 'data'), codecs.load(folder / 'data' / 'codec')
+  found = {}
+  for token, _ in documents(folder / 'data').values():
+    token = np.frombuffer(token, np.int32)
+    codes = vocab.decode_codes(token)
+    found[chr(token[-3 - len(codes) // 2 - 2])] = codes[:len(codes) // 2]
+  for n in '123':
+    np.testing.assert_array_equal(found[n], codec.encode(*io.read(folder / 'wav' / f'{n}.wav')))
 
 
 def test_too_many_rejects_are_an_error_and_listed(spoilt):

@@ -43,6 +43,14 @@ def test_every_task_of_the_method_has_a_prompt():
   assert set(tasks.RECORDED) == {*tasks.PROMPTS, 'pt'}
 
 
+def test_the_prompt_names_the_ratio_of_the_config():
+  record = records.parse({'task': 'tts', 'prompt': 'x', 'response': 'y'}, 'a:1')
+  ((_, (said,)),) = [(turn.role, [part.text for part in turn.parts])
+                     for turn in tasks.with_prompt(record, None, 5, 9).turns[:1]]
+  assert '5 text tokens, then 9 audio tokens' in said
+  assert said.startswith('Read the text aloud.') and tasks.wording('none', 5, 9) == ''
+
+
 @pytest.mark.parametrize('own, prompt, found', [
     (None, None, tasks.PROMPTS['asr']), (None, '', None), (None, 'Mine', 'Mine'),
     ('Own', None, 'Own'), ('Own', '', None), ('Own', 'Mine', 'Mine')])

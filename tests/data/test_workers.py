@@ -31,6 +31,11 @@ def square(job, folder):
     raise UserError(f'{job.number} is refused.')
   if job.what == 'slow':
     time.sleep(0.3)
+  if job.what == 'race':  # another process finishes the same job first
+    final = folder.with_name(folder.name.split('.part')[0])
+    final.mkdir()
+    (final / 'made').write_text(str(job.number))
+    (final / 'info.json').write_text(json.dumps({'square': job.number**2}))
   if job.what == 'wait':
     time.sleep(60)
   (folder / 'made').write_text(str(job.number))
@@ -99,6 +104,11 @@ def test_half_a_result_is_no_result(tmp_path):
   (folder,) = (path.parent for path in (tmp_path / 'w').glob('*/made'))
   os.rename(folder, folder.with_name(f'{folder.name}.part-77'))  # killed before the rename
   assert squares(tmp_path / 'w', [Job(3)])[0] == [9]
+  assert not list((tmp_path / 'w').glob('*.part-*'))
+
+
+def test_a_result_that_is_there_already_is_as_good(tmp_path):
+  assert squares(tmp_path / 'w', [Job(3, 'race'), Job(4)], apart=False)[0] == [9, 16]
   assert not list((tmp_path / 'w').glob('*.part-*'))
 
 

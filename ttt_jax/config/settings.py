@@ -67,7 +67,7 @@ class CodecConfig:
 class Source:
   """One input of `ttt-jax prepare`; see ttt_jax/data/prepare.py."""
   path: str = ''               # file, folder or pattern: records, or recordings if `task` is set
-  task: str = ''               # 'asr', 'tts': make records of this task from recordings
+  task: str = ''               # made of recordings: one of ttt_jax/data/tasks.py; '' = records
   prompt: str | None = None    # system prompt; None = the task's own wording, '' = no system turn
   split: str = 'train'         # name of the row set it goes to; 'heldout' is never trained on
   repeat: float = 1.0          # sample ratio: how often each record is taken (0.5: every second)

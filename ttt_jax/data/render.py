@@ -170,7 +170,8 @@ class _Renderer:
     if isinstance(item, Recording):
       rng = np.random.default_rng([self.settings.seed, self.job.input.number, *draw])
       item = tasks.to_record(item, self.source.task, rng, self.source.speech)
-    return tasks.with_prompt(item, self.source.prompt)
+    return tasks.with_prompt(item, self.source.prompt, self.settings.text_chunk,
+                             self.settings.audio_chunk)
 
   def _rendered(self, record: Record) -> interleave.Example:
     settings = self.settings

@@ -168,7 +168,7 @@ def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:
     try:
       if isinstance(found, UserError):
         raise found
-      codes[number] = np.asarray(found, np.int32)
+      codes[number] = codecs.checked(found, codec, 'it')
     except UserError as error:
       errors[number] = f'{where}: recording {path}: {error}'
     tick()

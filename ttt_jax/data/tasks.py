@@ -22,22 +22,34 @@ from ttt_jax.data.recordings import RECORDED, Recording, is_record, parse_record
 from ttt_jax.errors import UserError
 
 __all__ = ['INSTRUCTIONS', 'PROMPTS', 'RECORDED', 'Recording', 'is_record', 'join', 'normal',
-           'parse_recording', 'to_record', 'with_prompt']
+           'parse_recording', 'to_record', 'with_prompt', 'wording']
 
-_INTERLEAVED = ('Write your answer as text and speak it too: 13 text tokens, then 26 audio tokens, '
-                'and so on in turn.')
-
-# The system prompt of every task, in one place; data.sources[i].prompt replaces it.
-PROMPTS = {
-    'asr': f'Write down what the recording says. {_INTERLEAVED}',
-    'tts': f'Read the text aloud. {_INTERLEAVED}',
-    'audio_qa': f'Answer the spoken question. {_INTERLEAVED}',
-    'audio_chat': f'Talk with the speaker. {_INTERLEAVED}',
-    'aac': f'Describe what can be heard. {_INTERLEAVED}',
-    'sec': f'Name the sound event that can be heard. {_INTERLEAVED}',
-    'asc': f'Name the place where this was recorded. {_INTERLEAVED}',
+_WORDINGS = {
+    'asr': 'Write down what the recording says.',
+    'tts': 'Read the text aloud.',
+    'audio_qa': 'Answer the spoken question.',
+    'audio_chat': 'Talk with the speaker.',
+    'aac': 'Describe what can be heard.',
+    'sec': 'Name the sound event that can be heard.',
+    'asc': 'Name the place where this was recorded.',
     'text_chat': 'Answer in writing.',
 }
+
+
+def wording(task: str, text_chunk: int = 13, audio_chunk: int = 26) -> str:
+  """The system prompt of a task, '' if it has none; data.sources[i].prompt replaces it.
+
+  Args:
+    task: any name.
+    text_chunk, audio_chunk: as in the config section data: the prompt names the ratio.
+  """
+  words = _WORDINGS.get(task, '')
+  return words if task == 'text_chat' or not words else (
+      f'{words} Write your answer as text and speak it too: {text_chunk} text tokens, then '
+      f'{audio_chunk} audio tokens, and so on in turn.')
+
+
+PROMPTS = {task: wording(task) for task in _WORDINGS}  # at the ratio of the paper
 
 # What the user writes before a sound, unless the recording has an "instruction".
 INSTRUCTIONS = {
@@ -164,14 +176,16 @@ def to_record(recording: Recording, task: str, rng: np.random.Generator | None =
   return _MAKERS[task](recording)
 
 
-def with_prompt(record: Record, prompt: str | None) -> Record:
+def with_prompt(record: Record, prompt: str | None, text_chunk: int = 13,
+                audio_chunk: int = 26) -> Record:
   """The record with its system turn.
 
   Args:
     record: any; a pretraining document is returned as it is.
     prompt: None keeps the record's own system turn, and gives a record without one the
-      wording of its task, if PROMPTS has it; '' takes the system turn away; any other
+      wording of its task, if it has one; '' takes the system turn away; any other
       text becomes the system turn.
+    text_chunk, audio_chunk: for that wording.
   """
   if record.turns[0].role == 'document':
     return record
@@ -179,7 +193,7 @@ def with_prompt(record: Record, prompt: str | None) -> Record:
   if prompt is None:
     if has:
       return record
-    prompt = PROMPTS.get(record.task, '')
+    prompt = wording(record.task, text_chunk, audio_chunk)
   head = (Turn('system', (Part('text', prompt),)),) if prompt else ()
   return dataclasses.replace(record, turns=head + record.turns[has:])
 

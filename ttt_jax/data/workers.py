@@ -8,7 +8,6 @@ So a run that was killed goes on where it was, and nothing stale is ever taken f
 import collections
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
-import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -210,8 +209,11 @@ def _do(function: Function, job: Any, folder: pathlib.Path) -> Result:
     with (partial / _INFO).open('w', encoding='utf-8') as file:
       json.dump(info, file)
     _flush(partial)
-    with contextlib.suppress(FileExistsError):  # a process that outlived its parent was faster
+    try:
       os.rename(partial, folder)
+    except OSError:
+      if not (folder / _INFO).is_file():  # else a process that outlived its parent was faster
+        raise
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
       raise

@@ -133,7 +133,7 @@ def system_prompt(run: Trained, task: str) -> str:
         if record.task == task:
           head = record.turns[0]
           return head.parts[0].text if head.role == 'system' else ''
-  return tasks.PROMPTS.get(task, '')
+  return tasks.wording(task, run.config.data.text_chunk, run.config.data.audio_chunk)
 
 
 def _question_of(record: Record) -> Record:
