@@ -1,7 +1,9 @@
 """Rows survive the disk; what is not a row, or not this data, is said so."""
 
 import dataclasses
+import errno
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -51,6 +53,22 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
     raise UserError('enough')
   with pytest.raises(UserError, match='enough'):
     store.write_rows(tmp_path / 'x.arrayrecord', rows())
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_grow_is_the_systems_error(tmp_path):
+  rng = np.random.default_rng(0)
+  def rows():
+    for _ in range(3000):
+      yield make_row(VOCAB, [(1, rng.integers(0, 300, 500).astype(np.int32), np.ones(500))], 500)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+  try:
+    with pytest.raises(OSError) as caught:
+      store.write_rows(tmp_path / 'x.arrayrecord', rows())
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert caught.value.errno == errno.EFBIG
   assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 """Jobs in processes: order, kept results, and what happens when something dies."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -29,6 +30,8 @@ def square(job, folder):
     os.kill(os.getpid(), signal.SIGKILL)
   if job.what == 'refuse':
     raise UserError(f'{job.number} is refused.')
+  if job.what == 'full':
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'some file')
   if job.what == 'slow':
     time.sleep(0.3)
   if job.what == 'race':  # another process finishes the same job first
@@ -67,8 +70,10 @@ def test_results_come_in_order_here_and_apart_and_are_kept(tmp_path):
   before = made_at(tmp_path / 'b')
   again, seen = squares(tmp_path / 'b', [*jobs, Job(12), Job(13)], apart=False)
   assert again == [*wanted, 144, 169] and seen[-1] == sum(range(14))
+  more, seen = squares(tmp_path / 'b', [*jobs, *map(Job, range(12, 16))])
+  assert more == [n * n for n in range(16)] and seen[-1] == sum(range(16))
   after = made_at(tmp_path / 'b')
-  assert len(before) == 12 and len(after) == 14 and before.items() <= after.items()
+  assert len(before) == 12 and len(after) == 16 and before.items() <= after.items()
 
 
 @pytest.mark.parametrize('apart', [False, True])
@@ -89,6 +94,12 @@ def test_nothing_done_leaves_no_folder(tmp_path):
 def test_a_process_that_is_killed_is_one_sentence(tmp_path):
   with pytest.raises(UserError, match='killed, perhaps for want of memory; set data.workers below'):
     squares(tmp_path / 'w', [Job(1), Job(2), Job(3, 'kill'), Job(4)])
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+  with pytest.raises(UserError, match='w could not be written: No space left on device; make room'):
+    squares(tmp_path / 'w', [Job(1), Job(2, 'full')], apart=False)
+  assert len(made_at(tmp_path / 'w')) == 1 and not list((tmp_path / 'w').glob('*.part-*'))
 
 
 def test_one_run_at_a_time(tmp_path):

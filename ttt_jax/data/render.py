@@ -14,7 +14,7 @@ from typing import Any, Iterator
 import numpy as np
 
 from ttt_jax.config import VocabConfig
-from ttt_jax.data import interleave, records, sources, tasks
+from ttt_jax.data import interleave, records, sources, speech, tasks
 from ttt_jax.data.records import Part, Record
 from ttt_jax.data.sources import Input, Reject
 from ttt_jax.data.speech import Place
@@ -149,8 +149,8 @@ class _Renderer:
     if place.folder not in self.arrays:
       if len(self.arrays) > 64:
         self.arrays.clear()
-      file = pathlib.Path(self.job.work) / place.folder / 'codes.npy'
-      self.arrays[place.folder] = np.load(file, mmap_mode='r')
+      file = pathlib.Path(self.job.work) / place.folder / speech.FILE
+      self.arrays[place.folder] = np.memmap(file, np.int32, 'r')
     codes = np.array(self.arrays[place.folder][place.start:place.stop])
     return dataclasses.replace(part, codes=codes)
 
@@ -258,6 +258,7 @@ class _Renderer:
     start = self.folder / str(len(self.blocks))
     for ending, values in (('ids', ids), ('lengths', [len(one.token) for one, _ in documents]),
                            ('numbers', [number for _, number in documents])):
-      np.asarray(values, np.int32).tofile(start.with_suffix(f'.{ending}'))
+      # Not tofile: a full disk has no error number there.
+      start.with_suffix(f'.{ending}').write_bytes(np.asarray(values, np.int32).tobytes())
     self.blocks.append([len(documents), len(ids)])
     self.waiting, self.tokens = [], 0

@@ -16,6 +16,7 @@ from ttt_jax.data.scan import Scanned
 from ttt_jax.data.workers import Work, tick
 from ttt_jax.errors import UserError
 
+FILE = 'codes.int32'
 _GROUP = 256         # recordings whose codes are kept as one result
 _LARGE_GROUP = 1024  # ... for a codec that fills the batches of accelerators
 _MANY = 100          # recordings: fewer are encoded here, without other processes
@@ -147,7 +148,7 @@ def _load(folder: str, identity: str) -> Codec:
 
 
 def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:
-  """Codes of some files, one after another in codes.npy; {'found': [[how many, error], ...]}."""
+  """Codes of some files int32, one after another in FILE; {'found': [[how many, error], ...]}."""
   codec = _load(job.codec, job.identity)
   errors: dict[int, str] = {}
   read: list[int] = []
@@ -172,6 +173,6 @@ def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:
     except UserError as error:
       errors[number] = f'{where}: recording {path}: {error}'
     tick()
-  np.save(folder / 'codes.npy', np.concatenate(codes) if codes else np.zeros(0, np.int32))
+  (folder / FILE).write_bytes(np.concatenate(codes).tobytes())
   return {'found': [[len(one), errors.get(i, '')] for i, one in enumerate(codes)],
           'units': len(codes)}

@@ -4,6 +4,7 @@ A record of the file is one row: magic, T, then token, document, span and positi
 little-endian int32 [T] and supervised as uint8 [T] (the file is compressed).
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from ttt_jax.vocab import Vocabulary
 VERSION = 2
 _MAGIC = b'TTR1'
 _HEAD = struct.Struct('<4sI')
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _INTS = ('token', 'document', 'span', 'position')
 
 
@@ -50,7 +52,11 @@ def unpack_row(data: bytes, where: str = 'row') -> Batch:
 
 
 def write_rows(path: pathlib.Path, rows: Iterable[Batch]) -> int:
-  """Write rows to an ArrayRecord file (temporary name, then rename); returns their number."""
+  """Write rows to an ArrayRecord file (temporary name, then rename); returns their number.
+
+  Raises:
+    OSError: the disk is full, for example; ``path`` is as it was then.
+  """
   from array_record.python import array_record_module
   temporary = path.with_name(path.name + '.part')
   writer = array_record_module.ArrayRecordWriter(str(temporary), 'group_size:1,zstd:1')
@@ -61,6 +67,11 @@ def write_rows(path: pathlib.Path, rows: Iterable[Batch]) -> int:
       count += 1
     writer.close()
     os.replace(temporary, path)
+  except RuntimeError as error:  # the package's own, with the system's words inside
+    code = next((code for code in _FULL if os.strerror(code) in str(error)), None)
+    if code is None:
+      raise
+    raise OSError(code, os.strerror(code), str(path)) from error
   finally:
     temporary.unlink(missing_ok=True)
   return count
