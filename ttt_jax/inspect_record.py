@@ -10,9 +10,8 @@ import numpy as np
 from ttt_jax.audio import codec as codecs, io
 from ttt_jax.batch import make_row
 from ttt_jax.config import Config, Source
-from ttt_jax.data import files, interleave, sources, tasks
+from ttt_jax.data import files, interleave, render, sources, tasks
 from ttt_jax.data.records import Part, Record
-from ttt_jax.data.tasks import Recording
 from ttt_jax.errors import UserError
 from ttt_jax.inspect_data import Reader, Set, describe
 
@@ -48,8 +47,8 @@ def show(config: Config, workdir: pathlib.Path, place: str, task: str | None,
   for number, source in entries:
     source_name = f'data.sources[{number}]' if number >= 0 else 'no source'
     name = f'{found.path.name}-{found.line}' + (f'-source{number}' if len(entries) > 1 else '')
-    record = _record(reader, found, source, max(number, 0))
-    document, notes = _document(reader, record, source, found.before)
+    record, times = _record(reader, found, source, max(number, 0))
+    document, notes = _document(reader, record, source, times)
     title = f'{found.path}:{found.line} as {source_name}, task {record.task or "other"}'
     row = make_row(reader.vocab, [(1, *document)], len(document.token))
     text = describe(reader, row, title, name, out, ids)
@@ -106,8 +105,8 @@ def _reader(config: Config, workdir: pathlib.Path, path: pathlib.Path) -> Reader
   return Reader(config, codecs.create(config.codec))
 
 
-def _record(reader: Reader, found: _Found, source: Source, number: int) -> Record:
-  """What prepare makes of the object: parsed, with codes, as a record with its prompt."""
+def _record(reader: Reader, found: _Found, source: Source, number: int) -> tuple[Record, int]:
+  """What prepare makes of the object: parsed, with codes, with its prompt; and how often."""
   where = f'{found.path}:{found.line}'
   one = sources.Input(source, number, files.Piece(str(found.path)), (0, 0))
   item = one.parse(where, found.value)
@@ -122,23 +121,18 @@ def _record(reader: Reader, found: _Found, source: Source, number: int) -> Recor
     except UserError as error:
       raise UserError(f'{where}: {error}') from error
   item = item.map_audio(with_codes)
-  if isinstance(item, Recording):
-    rng = np.random.default_rng([reader.config.seed, number, found.before, 0])
-    item = tasks.to_record(item, source.task, rng, source.speech)
-  return tasks.with_prompt(item, source.prompt, reader.config.data.text_chunk,
-                           reader.config.data.audio_chunk)
+  data = reader.config.data
+  record = one.record(item, found.before, 0, reader.config.seed, data.text_chunk,
+                      data.audio_chunk)
+  return record, one.copies(found.before)
 
 
-def _document(reader: Reader, record: Record, source: Source, before: int
+def _document(reader: Reader, record: Record, source: Source, times: int
               ) -> tuple[interleave.Example, list[str]]:
   """The record as it goes into rows, and what prepare does beyond that."""
   data, notes = reader.config.data, []
-  if data.span_fill > 1 and not reader.codec.silence:
-    raise UserError(f'config key data.span_fill is {data.span_fill}, but codec '
-                    f'{reader.codec.name} has no patch of silence to fill with; set it to 1.')
-  fill = interleave.Fill(tuple(int(code) for code in reader.codec.silence), data.span_fill)
   whole = interleave.render(record, reader.vocab, reader.tokenizer, data.text_chunk,
-                            data.audio_chunk, fill)
+                            data.audio_chunk, render.fill(reader.codec, data.span_fill))
   how = 'no' if sources.is_heldout(source.split) else data.truncate
   length, most = len(whole.token), data.row_length
   document = whole
@@ -147,7 +141,6 @@ def _document(reader: Reader, record: Record, source: Source, before: int
     document = whole if cut is None else cut
     notes.append(f'the whole record has {length:,} tokens, a row {most:,}; ' + (
         'prepare rejects it.' if cut is None else f'cut by data.truncate={how!r}.'))
-  times = int((before + 1) * source.repeat + 1e-9) - int(before * source.repeat + 1e-9)
   if times != 1:
     notes.append(f'repeat={source.repeat:g} takes this record {times} times.')
   return document, notes

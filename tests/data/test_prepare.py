@@ -146,7 +146,7 @@ def test_recordings_encoded_in_other_processes_give_the_same_bytes(corpus, tmp_p
   shutil.copytree(corpus, folder, ignore=shutil.ignore_patterns('data'))
   monkeypatch.setattr(prepare, '_LARGE', 0)
   monkeypatch.setattr(speech, '_MANY', 0)
-  monkeypatch.setattr(speech, '_GROUP', 2)
+  monkeypatch.setattr(codecs.Codec, 'at_once', 2)
   config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, workers=2))
   assert prepare.prepare(config, folder) == manifest
   for file in (corpus / 'data').rglob('*'):

@@ -42,6 +42,8 @@ class Codec(abc.ABC):
     silence: codes of one patch of silence; () if the codec has no such patch.
     group: codes that stand for the same moment, one per codebook; 1 for a single codebook.
     own_devices: encode_many uses all accelerators or cores by itself, so one process calls it.
+    at_once: recordings whose codes are kept together; more fill batches better, and more are
+      encoded anew after a kill.
   """
   name: str
   codebook_size: int
@@ -50,6 +52,7 @@ class Codec(abc.ABC):
   silence: tuple[int, ...] = ()
   group: int = 1
   own_devices: bool = False
+  at_once: int = 256
 
   @property
   def frame_rate(self) -> float:

@@ -29,7 +29,7 @@ from ttt_jax import atomic
 from ttt_jax.audio.codec import Codec
 from ttt_jax.config import Config
 from ttt_jax.data import (
-    files, interleave, records, render, scan, shards, sources, speech, store)
+    files, records, render, scan, shards, sources, speech, store)
 from ttt_jax.data.records import Part, Record
 from ttt_jax.data.scan import Scanned
 from ttt_jax.data.workers import Result, Work
@@ -108,17 +108,13 @@ def prepare(config: Config, workdir: str | pathlib.Path,
 def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokenizers.Tokenizer,
               work: pathlib.Path) -> render.Settings:
   data, text = config.data, config.vocab
-  if data.span_fill > 1 and not codec.silence:
-    raise UserError(f'config key data.span_fill is {data.span_fill}, but codec {codec.name} '
-                    'has no patch of silence to fill with; set it to 1.')
-  fill = interleave.Fill(tuple(int(code) for code in codec.silence), data.span_fill)
   if text.tokenizer.endswith('.tiktoken'):
     # Merges are found from ranks once, which takes seconds, and not in every process.
     text = dataclasses.replace(text, tokenizer=str(work / 'tokenizer.json'))
     atomic.write_text(text.tokenizer, json.dumps(tokenizer.definition()))
   return render.Settings(text, sources.stamp(config.vocab.tokenizer), vocab.fields, data.text_chunk,
-                         data.audio_chunk, fill, data.row_length, data.truncate, data.strict,
-                         config.seed)
+                         data.audio_chunk, render.fill(codec, data.span_fill), data.row_length,
+                         data.truncate, data.strict, config.seed)
 
 
 def _render_jobs(scans: Sequence[Scanned], settings: render.Settings,

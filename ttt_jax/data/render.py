@@ -13,6 +13,7 @@ from typing import Any, Iterator
 
 import numpy as np
 
+from ttt_jax.audio.codec import Codec
 from ttt_jax.config import VocabConfig
 from ttt_jax.data import interleave, records, sources, speech, tasks
 from ttt_jax.data.records import Part, Record
@@ -62,6 +63,18 @@ class Job:
   codes: tuple[tuple[str, Place], ...]
   work: str
   heldout: tuple[str, ...]
+
+
+def fill(codec: Codec, multiple: int) -> interleave.Fill:
+  """What ends an answer's last span under data.span_fill.
+
+  Raises:
+    UserError: the codec has no silence to fill with.
+  """
+  if multiple > 1 and not codec.silence:
+    raise UserError(f'config key data.span_fill is {multiple}, but codec {codec.name} has no patch '
+                    'of silence to fill with; set it to 1.')
+  return interleave.Fill(tuple(int(code) for code in codec.silence), multiple)
 
 
 def bins(row_length: int) -> list[int]:
@@ -162,16 +175,13 @@ class _Renderer:
     yield from found
     made = tasks.join(recordings, self.source.join_most, self.source.join_count, rng,
                       self.heldout,
-                      lambda one: len(self._rendered(self._record(one)).token)
+                      lambda one: len(self._rendered(self._record(one, 0, 0)).token)
                       <= self.settings.row_length)
     yield from ((one.where, one) for one in made)
 
-  def _record(self, item: Recording | Record, draw: tuple[int, ...] = ()) -> Record:
-    if isinstance(item, Recording):
-      rng = np.random.default_rng([self.settings.seed, self.job.input.number, *draw])
-      item = tasks.to_record(item, self.source.task, rng, self.source.speech)
-    return tasks.with_prompt(item, self.source.prompt, self.settings.text_chunk,
-                             self.settings.audio_chunk)
+  def _record(self, item: Recording | Record, place: int, copy: int) -> Record:
+    return self.job.input.record(item, place, copy, self.settings.seed, self.settings.text_chunk,
+                                 self.settings.audio_chunk)
 
   def _rendered(self, record: Record) -> interleave.Example:
     settings = self.settings
@@ -182,12 +192,11 @@ class _Renderer:
 
   def _add(self, item: Recording | Record, place: int) -> None:
     """A record as often as the source says; ``place`` is its place in the file."""
-    times, redrawn = self.source.repeat, self.source.task == 'pt'
-    copies = int((place + 1) * times + 1e-9) - int(place * times + 1e-9)
+    redrawn = self.source.task == 'pt'
     document = None
-    for copy in range(copies):
+    for copy in range(self.job.input.copies(place)):
       if document is None or redrawn:
-        record = self._record(item, (place, copy))
+        record = self._record(item, place, copy)
         document = self._document(record)
         if document is None:
           return

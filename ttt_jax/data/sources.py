@@ -10,6 +10,8 @@ import dataclasses
 import pathlib
 from typing import Any, Iterator, NamedTuple, Sequence
 
+import numpy as np
+
 from ttt_jax.config import Source
 from ttt_jax.data import files, records, store, tasks
 from ttt_jax.data.records import Part, Record
@@ -80,6 +82,27 @@ class Input:
       return _parse(value, where, self.source)
     except UserError as error:
       return Reject(where, MALFORMED, str(error))
+
+  def record(self, item: Recording | Record, place: int, copy: int, seed: int,
+             text_chunk: int, audio_chunk: int) -> Record:
+    """The record, with its system turn, that an item becomes; its codes are known.
+
+    Args:
+      item: of this input.
+      place: the item's number in its file, from 0.
+      copy: 0 .. copies(place) - 1; it matters to tasks that draw something.
+      seed: of the run.
+      text_chunk, audio_chunk: the prompt names them.
+    """
+    if isinstance(item, Recording):
+      rng = np.random.default_rng([seed, self.number, place, copy])
+      item = tasks.to_record(item, self.source.task, rng, self.source.speech)
+    return tasks.with_prompt(item, self.source.prompt, text_chunk, audio_chunk)
+
+  def copies(self, place: int) -> int:
+    """How often the item at ``place`` is taken: evenly spread, ``repeat`` times on average."""
+    times = self.source.repeat
+    return int((place + 1) * times + 1e-9) - int(place * times + 1e-9)
 
   def file_of(self, part: Part) -> str:
     """Path of the audio file of a part that has no codes."""

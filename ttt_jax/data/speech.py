@@ -17,9 +17,7 @@ from ttt_jax.data.workers import Work, tick
 from ttt_jax.errors import UserError
 
 FILE = 'codes.int32'
-_GROUP = 256         # recordings whose codes are kept as one result
-_LARGE_GROUP = 1024  # ... for a codec that fills the batches of accelerators
-_MANY = 100          # recordings: fewer are encoded here, without other processes
+_MANY = 100  # recordings: fewer are encoded here, without other processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +121,7 @@ def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: W
   """
   named = _named(scans)
   files = [(where, path, sources.stamp(path)) for path, where in named.items()]
-  size = _LARGE_GROUP if codec.own_devices else _GROUP
+  size = codec.at_once
   identity = (folder / codecs.FILE).read_text(encoding='utf-8')
   jobs = [Job(str(folder), identity, tuple(files[i:i + size]))
           for i in range(0, len(files), size)]

@@ -31,6 +31,7 @@ from ttt_jax.glm4.checkpoint import Checkpoint
 from ttt_jax.glm4.encoder import Encoder, Shape
 
 _WINDOW = 1_024  # recordings whose segments may share batches
+_ON_CPU = 16     # recordings, each of which takes seconds
 _THREADS = 4     # that make log-mel frames while accelerators encode
 
 
@@ -79,6 +80,11 @@ class Glm4Voice(Codec):
       decoder.Bridge(config.decoder, config.decoder_weights)  # now, where the config is at hand
       borrowed = str(pathlib.Path(config.decoder_weights).resolve())
     return cls(weights, config.decoder, borrowed, codes, digest)
+
+  @property
+  def at_once(self) -> int:
+    """As in Codec: where batches gain nothing, a kill should cost little."""
+    return _ON_CPU if jax.default_backend() == 'cpu' else _WINDOW
 
   def encode(self, waveform: np.ndarray, rate: int) -> np.ndarray:
     """As in Codec; ceil(samples at 16 kHz / 1280) codes for each 30 s."""
