@@ -22,9 +22,10 @@ _HOPS = 2 * features.HOP  # samples of a frame at 50 Hz
 
 
 def buckets(longest: int) -> tuple[int, ...]:
-  """Lengths in tokens that programs are compiled for: a fifth to a quarter apart at first,
-  then every two seconds."""
-  sizes = [8, 10, 13, 16, 20, 25, 30, 35, 40, 45, 50, *range(60, 100, 10), *range(100, 400, 25)]
+  """Lengths in tokens that programs are compiled for: a fifth to a quarter apart at first, then
+  every 0.8 seconds, from 16 seconds on every two: what is computed in vain stays below 10 %
+  for most speech, and a corpus meets some thirty programs."""
+  sizes = [8, 10, 13, 16, 20, 25, 30, 35, 40, 45, *range(50, 200, 10), *range(200, 400, 25)]
   return (*(size for size in sizes if size < longest), longest)
 
 
