@@ -154,6 +154,9 @@ def _configure_process(devices: int | None) -> None:
       'ORT_DISABLE_TELEMETRY': '1',  # onnxruntime reports home unless told not to
       'HF_HUB_OFFLINE': '1',         # recognisers come from wheels or local folders
       'TF_CPP_MIN_LOG_LEVEL': '2',
+      # numpy's products here are small, and OpenBLAS' threads spend more time in waiting for each
+      # other than in them; JAX has threads of its own, `prepare` has processes.
+      'OPENBLAS_NUM_THREADS': '1',
   }.items():
     os.environ.setdefault(name, value)
   if not any(glob.glob(f'/dev/{device}*') for device in ('accel', 'vfio/', 'nvidia', 'kfd')):
