@@ -13,6 +13,7 @@ QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
                              + f' --xla_force_host_platform_device_count=8 {QUICK}').strip()
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # as in cli.py: its threads mostly wait
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
 
