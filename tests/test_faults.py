@@ -302,6 +302,7 @@ def test_ctrl_c_twice_and_a_stuck_run(config, tmp_path):
   assert 'the stacks of all' in run_status.read(tmp_path / 'stuck')['errors'][-1]['text']
 
 
+@pytest.mark.slow  # `make faults` is the long one
 def test_a_short_campaign(tmp_path):
   """Real processes, real signals, damaged files; `make faults` is the long one."""
   done = subprocess.run(

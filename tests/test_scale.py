@@ -98,6 +98,7 @@ def temp_bytes(config, remat):
     return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_remat_saves_memory_in_the_promised_order(config):
   none, attention, full = (temp_bytes(config, name) for name in ('none', 'attention', 'full'))
   assert none > attention > full
@@ -129,7 +130,8 @@ def test_each_optimizer_learns_and_is_sharded_like_its_parameters(config, name):
   assert bool(small) == (name == 'adafactor')
 
 
-def test_two_processes_of_four_devices(config, one_device, tmp_path):
+def two_processes(config, folder):
+  """Run one_process in two processes; [(exit code, standard error)]."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
@@ -137,11 +139,22 @@ def test_two_processes_of_four_devices(config, one_device, tmp_path):
       'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=4'),
       'PYTHONPATH': str(ROOT)}
   command = [sys.executable, '-m', 'tests.one_process', config.data.path, str(port)]
-  processes = [subprocess.Popen([*command, str(rank), str(tmp_path / f'{rank}.json')],
+  processes = [subprocess.Popen([*command, str(rank), str(folder / f'{rank}.json')],
                                 env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
                for rank in range(2)]
-  for process in processes:
-    assert process.wait(timeout=300) == 0, process.stderr.read()[-2000:]
+  return [(process.returncode, error) for process in processes
+          for error in [process.communicate(timeout=300)[1]]]
+
+
+def test_two_processes_of_four_devices(config, one_device, tmp_path):
+  for _ in range(3):
+    ended = two_processes(config, tmp_path)
+    # Once in a great while gloo, which only CPUs use, takes one collective's message for
+    # another's and ends the process; `ttt-jax supervise` starts such a run again, and so do we.
+    if not any(code and 'gloo::EnforceNotMet' in error for code, error in ended):
+      break
+  for code, error in ended:
+    assert code == 0, error[-2000:]
   for rank in range(2):
     found = json.loads((tmp_path / f'{rank}.json').read_text())
     np.testing.assert_allclose(found['sums'], one_device[0], rtol=1e-5)

@@ -54,7 +54,8 @@ def one_device(data_dir):
 
 
 @pytest.mark.parametrize('mesh', [
-    MeshConfig(data=8, fsdp=1), MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2),
+    MeshConfig(data=8, fsdp=1), pytest.param(MeshConfig(fsdp=8), marks=pytest.mark.slow),
+    pytest.param(MeshConfig(fsdp=4, tensor=2), marks=pytest.mark.slow),  # test_scale.py has both
     MeshConfig(fsdp=4, seq=2)], ids=str)
 def test_every_mesh_gives_the_same_losses(config, data_dir, one_device, mesh):
   figures, params = two_steps(config, data_dir, sharding.make_mesh(mesh, jax.devices()[:8]))
