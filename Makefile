@@ -1,4 +1,4 @@
-# make demo        the whole walk: speech, training, scores, a page; about 25 minutes on 2 cores
+# make demo        the whole walk: speech, training, scores, a page; about 26 minutes on 2 cores
 # make test        the tests (about 13 minutes on 2 cores)
 # make test-slow   the tests that take long
 # make test-torch  weights, PyTorch module and tokenizers beside torch and transformers (installs them)
