@@ -35,16 +35,21 @@ def machine(threads: int) -> dict[str, Any]:
           'system': platform.platform(), 'python': platform.python_version()}
 
 
-def peak_bytes() -> int:
-  """The most memory that this process has held at once, in bytes.
+def peak_bytes(pid: int | str = 'self') -> int:
+  """The most memory that a process has held at once, in bytes; 0 if it has ended.
 
   Linux counts a parent's memory into a child's ``ru_maxrss``; VmHWM is the child's alone.
   """
-  status = pathlib.Path('/proc/self/status')
-  if status.is_file():
-    for line in status.read_text(encoding='ascii').splitlines():
+  status = pathlib.Path(f'/proc/{pid}/status')
+  try:
+    lines = status.read_text(encoding='ascii').splitlines()
+  except (FileNotFoundError, ProcessLookupError):
+    lines = []
+  if lines or pid != 'self':
+    for line in lines:
       if line.startswith('VmHWM:'):
         return int(line.split()[1]) * 1024
+    return 0
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == 'darwin' else peak * 1024
 

@@ -88,7 +88,7 @@ def _data(folder: pathlib.Path) -> None:
       'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
       'codec': 'codec', 'row_length': LENGTH, 'max_document': count, 'heldout_overlap': 0,
       'splits': {'train': {**store.split_entry((path, count)), 'documents': count,
-                           'max_document': count, 'tokens': tokens, 'padding': 0.0,
+                           'tokens': tokens, 'padding': 0.0,
                            'tasks': {}}}})
 
 

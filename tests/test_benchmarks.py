@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import common, documents, loader as loader_benchmark, train_step
+from benchmarks import common, documents, loader as loader_benchmark, prepare, train_step
 from tests.conftest import QUICK
 from ttt_jax.batch import split_documents
 
@@ -97,6 +97,18 @@ def test_ours_alone_by_piece(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert 'useful tokens / s' in printed
   assert max(map(len, printed.split('\n'))) <= common.WIDTH
+
+
+def test_prepare_is_measured_with_its_workers(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(prepare, '_LINES', 200)
+  monkeypatch.setattr(prepare, '_ranks', lambda: '')
+  prepare.main(['--gigabytes', '0.012', '--workers', '2', '--json', str(tmp_path / 'found.json')])
+  small, large = json.loads((tmp_path / 'found.json').read_text())['runs']
+  assert large['documents'] > 2 * small['documents'] and large['tokens'] > 10**6
+  assert large['worker_bytes'] > 2**24 and small['main_bytes'] > 2**24
+  assert not small['worker_bytes']  # so small a set stays in one process
+  printed = capsys.readouterr().out.splitlines()
+  assert printed[1].startswith('corpus') and all(len(line) <= 80 for line in printed[1:])
 
 
 def test_the_loader_is_measured_on_full_rows(tmp_path, capsys, monkeypatch):

@@ -7,8 +7,8 @@ import re
 
 from ttt_jax.errors import UserError
 
-_FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the quota of the disk is used up',
-         errno.EFBIG: 'a file there would grow beyond its limit'}
+FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the quota of the disk is used up',
+        errno.EFBIG: 'a file there would grow beyond its limit'}
 _QUOTED = re.compile(r"os_error_code='(\d+)'")  # how TensorStore quotes the system
 
 
@@ -37,12 +37,13 @@ def write_text(path: str | os.PathLike, text: str, *, durable: bool = False) -> 
     raise cannot_write(path, error) from error
 
 
-def cannot_write(path: str | os.PathLike, error: BaseException) -> UserError:
-  """The sentence for a write to ``path`` that the system refused."""
+def cannot_write(path: str | os.PathLike, error: BaseException,
+                 kept: str = 'older checkpoints are intact') -> UserError:
+  """The sentence for a write to ``path`` that the system refused; ``kept`` is what is safe."""
   code = system_code(error)
-  why = _FULL.get(code) or (os.strerror(code) if code else str(error))
-  return UserError(f'{path} could not be written: {why}; older checkpoints are intact, so make '
-                   'room or put it right, and start the same command again.')
+  why = FULL.get(code) or (os.strerror(code) if code else str(error))
+  return UserError(f'{path} could not be written: {why}; {kept}, so make room or put it '
+                   'right, and start the same command again.')
 
 
 def system_code(error: BaseException | None) -> int:

@@ -32,6 +32,7 @@ class Reader:
   def __init__(self, config: Config, codec: codecs.Codec, vocab: Vocabulary | None = None):
     """A vocabulary of None is that of the config's text and the codec."""
     self.config, self.codec = config, codec
+    self.mute = ''  # why the last codes could not be heard
     self.tokenizer = tokenizers.create(config.vocab)
     self.vocab = vocab or Vocabulary(self.tokenizer.name, self.tokenizer.ranks, codec.name,
                                      codec.codebook_size)
@@ -44,10 +45,11 @@ class Reader:
       yield slice(start, stop), bool(audio[start])
 
   def sound(self, tokens: np.ndarray) -> np.ndarray | None:
-    """The codes among some tokens as a waveform; None if the codec has no decoder here."""
+    """The codes among some tokens as a waveform; None if it gives none, and why in ``mute``."""
     try:
-      return self.codec.decode(self.vocab.decode_codes(tokens))
-    except UserError:
+      return self.codec.sound(self.vocab.decode_codes(tokens))
+    except UserError as error:
+      self.mute = str(error)
       return None
 
 
@@ -124,6 +126,8 @@ def describe(held: Reader, document: Batch, title: str, name: str, out: pathlib.
            f'{np.count_nonzero(document.supervised)} with a loss', '', _story(held, document)]
   if ids:
     lines += ['', _listing(held, document)]
+  if held.mute:
+    lines += ['', f'no sound: {escape(held.mute)}']
   if out is not None:
     lines += ['', *(f'wrote {escape(str(path))}' for path in _write(held, document, name, out))]
   return '\n'.join(lines)

@@ -10,7 +10,7 @@ import numpy as np
 from ttt_jax.audio import codec as codecs, io
 from ttt_jax.batch import make_row
 from ttt_jax.config import Config, Source
-from ttt_jax.data import files, interleave, render, sources, tasks
+from ttt_jax.data import files, interleave, render, sources
 from ttt_jax.data.records import Part, Record
 from ttt_jax.errors import UserError
 from ttt_jax.inspect_data import Reader, Set, describe
@@ -86,9 +86,8 @@ def _entries(config: Config, workdir: pathlib.Path, path: pathlib.Path, task: st
   if task and out:
     raise UserError(f'--task is {task!r}, but data.sources[{out[0][0]}] says what {path} is for; '
                     'leave it out.')
-  known = sorted({*tasks.PROMPTS, *tasks.RECORDED})
-  if task and task not in known:
-    raise UserError(f'--task is {task!r}; use one of {", ".join(known)}, or leave it out.')
+  if task:
+    sources.check_task(task, '--task')
   return out or [(-1, Source(path=str(path), task=task or ''))]
 
 

@@ -176,11 +176,6 @@ class Vocabulary:
     text = json.dumps(dataclasses.asdict(self), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-  @property
-  def fields(self) -> tuple[str, int, str, int]:
-    """What ``Vocabulary(*fields)`` needs."""
-    return dataclasses.astuple(self)
-
   def to_dict(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
 

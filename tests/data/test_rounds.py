@@ -91,8 +91,8 @@ def test_pieces_blocks_and_shards_do_not_change_the_documents(corpus, tmp_path, 
   assert [len(documents(tmp_path / 'cut' / 'data'))] == [210 + 150 + 90 + 10]
   for split, entry in cut['splits'].items():
     same = whole['splits'][split]
-    assert {k: entry[k] for k in ('documents', 'tasks', 'lengths', 'max_document')} == {
-        k: same[k] for k in ('documents', 'tasks', 'lengths', 'max_document')}
+    assert {k: entry[k] for k in ('documents', 'tasks', 'lengths')} == {
+        k: same[k] for k in ('documents', 'tasks', 'lengths')}
     for file in entry['files']:
       path = tmp_path / 'cut' / 'data' / file['name']
       assert (file['sha256'], file['bytes']) == (store.sha256(path), path.stat().st_size)
@@ -319,6 +319,40 @@ def test_a_file_that_is_cut_off_stops_even_the_lenient(corpus, tmp_path):
   with pytest.raises(UserError, match='c.jsonl.gz is damaged or cut off'):
     prepare.prepare(config(tmp_path, sources=(Source('c.jsonl.gz'),), strict=False, max_rejects=1.),
                     tmp_path)
+
+
+@pytest.mark.parametrize('strict', [True, False])
+@pytest.mark.parametrize('contents', ['', '\n\n'])
+def test_a_file_without_records_is_refused(corpus, tmp_path, strict, contents):
+  (tmp_path / 'none.jsonl').write_text(contents)
+  sources = (Source(str(corpus / 'b.jsonl')), Source('none.jsonl'))
+  with pytest.raises(UserError, match='none.jsonl is empty; it needs at least one record'):
+    prepare.prepare(config(corpus, sources=sources, strict=strict), tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(corpus, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='file/.data-work could not be written: Not a directory'):
+    prepare.prepare(config(corpus), tmp_path / 'file')
+
+
+def test_the_codec_beside_the_sources_is_read_once(corpus, tmp_path, small, monkeypatch):
+  read, load = [], codecs.load
+  monkeypatch.setattr(codecs, 'load', lambda folder: read.append(folder) or load(folder))
+  prepare.prepare(config(corpus), tmp_path)
+  assert read == [corpus / 'codec']
+
+
+def test_a_recording_with_a_foreign_code_is_not_joined(corpus, tmp_path):
+  (tmp_path / 'codec').symlink_to(corpus / 'codec')
+  rows = [{'codes': [n % CODES] * 4, 'text': f'word {n}'} for n in range(8)]
+  rows += [{'codes': [CODES], 'text': 'foreign'}, {'codes': [1], 'text': 'a long enough text here'}]
+  (tmp_path / 'r.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  setup = config(corpus, sources=(Source('r.jsonl', task='tts', join_most=2, join_count=20),),
+                 strict=False, max_rejects=0.2)
+  manifest = prepare.prepare(setup, tmp_path)
+  assert manifest['rejects'] == {'code outside the codebook': 1}
+  assert manifest['splits']['train']['documents'] == 9 + 20
 
 
 def test_long_documents_are_cut_and_counted(corpus, tmp_path):

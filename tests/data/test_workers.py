@@ -97,7 +97,7 @@ def test_a_process_that_is_killed_is_one_sentence(tmp_path):
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):
-  with pytest.raises(UserError, match='w could not be written: No space left on device; make room'):
+  with pytest.raises(UserError, match='w could not be written: the disk is full; what is done'):
     squares(tmp_path / 'w', [Job(1), Job(2, 'full')], apart=False)
   assert len(made_at(tmp_path / 'w')) == 1 and not list((tmp_path / 'w').glob('*.part-*'))
 

@@ -117,7 +117,12 @@ def read(path: str | pathlib.Path) -> Iterator[Row]:
       raise value
     yield where, value
   if not count:
-    raise UserError(f'data file {path} is empty; it needs at least one record.')
+    raise empty(path)
+
+
+def empty(path: str | pathlib.Path) -> UserError:
+  """What to say of a file without records."""
+  return UserError(f'data file {path} is empty; it needs at least one record.')
 
 
 def items(piece: Piece) -> Iterator[Item]:

@@ -28,8 +28,7 @@ import numpy as np
 from ttt_jax import atomic
 from ttt_jax.audio.codec import Codec
 from ttt_jax.config import Config
-from ttt_jax.data import (
-    files, records, render, scan, shards, sources, speech, store)
+from ttt_jax.data import files, records, render, scan, shards, sources, speech, store
 from ttt_jax.data.records import Part, Record
 from ttt_jax.data.scan import Scanned
 from ttt_jax.data.workers import Result, Work
@@ -74,6 +73,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     looks = [scan.Job(one, strict) for one in found]
     scans = [scan.result(job, result) for job, result in zip(looks, work.run(
         scan.scan, looks, lambda done: progress('reading sources', done, 0), apart))]
+    _check_empty(scans)
     codec = speech.choose(config.codec, scans, config.seed, strict, progress)
     vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
     codec.save(work.folder / 'codec')
@@ -112,9 +112,19 @@ def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokeni
     # Merges are found from ranks once, which takes seconds, and not in every process.
     text = dataclasses.replace(text, tokenizer=str(work / 'tokenizer.json'))
     atomic.write_text(text.tokenizer, json.dumps(tokenizer.definition()))
-  return render.Settings(text, sources.stamp(config.vocab.tokenizer), vocab.fields, data.text_chunk,
+  return render.Settings(text, sources.stamp(config.vocab.tokenizer), vocab, data.text_chunk,
                          data.audio_chunk, render.fill(codec, data.span_fill), data.row_length,
                          data.truncate, data.strict, config.seed)
+
+
+def _check_empty(scans: Sequence[Scanned]) -> None:
+  """A file without records is a mistake that nothing later would show."""
+  rows: dict[str, int] = {}
+  for one in scans:
+    rows[one.input.piece.path] = rows.get(one.input.piece.path, 0) + one.rows
+  for path, count in rows.items():
+    if not count:
+      raise files.empty(path)
 
 
 def _render_jobs(scans: Sequence[Scanned], settings: render.Settings,
@@ -187,12 +197,8 @@ def _pack(scans, rendered, work, config, vocab, progress, apart
 
 def _entry(split: str, scans, rendered, packed, row_length: int) -> dict[str, Any]:
   """A split's entry in the manifest."""
-  mine, before, last = [], 0, 0
-  for one, result in zip(scans, rendered):
-    before += result.info['documents']
-    if one.input.source.split == split:
-      mine.append(result.info)
-      last = before if result.info['documents'] else last
+  mine = [result.info for one, result in zip(scans, rendered)
+          if one.input.source.split == split]
   tasks: dict[str, dict[str, int]] = {}
   for info in mine:
     for task, counts in info['tasks'].items():
@@ -206,7 +212,7 @@ def _entry(split: str, scans, rendered, packed, row_length: int) -> dict[str, An
   return {'files': [{'name': _name(split, job), **{
               key: result.info[key] for key in ('rows', 'bytes', 'sha256')}}
                     for job, result in packed],
-          'rows': rows, 'documents': sum(info['documents'] for info in mine), 'max_document': last,
+          'rows': rows, 'documents': sum(info['documents'] for info in mine),
           'truncated': sum(info['truncated'] for info in mine),
           'tokens': {**tokens, 'padding': padding},
           'padding': round(padding / (rows * row_length), 6), 'tasks': tasks,

@@ -5,6 +5,7 @@ fair sample: file I.ids holds their tokens int32, ``~id`` where a loss may fall,
 their lengths and I.numbers the order in which they came.
 """
 
+import bisect
 import dataclasses
 import functools
 import json
@@ -35,8 +36,8 @@ _BLOCK_TOKENS, _BLOCK_DOCUMENTS = 2**21, 2**16
 class Settings:
   """What of the config decides how a record becomes a document."""
   vocab: VocabConfig
-  stamp: tuple[int, int]                 # of the tokenizer's file, as the config names it
-  vocabulary: tuple[str, int, str, int]  # Vocabulary's fields
+  stamp: tuple[int, int]  # of the tokenizer's file, as the config names it
+  vocabulary: Vocabulary
   text_chunk: int
   audio_chunk: int
   fill: interleave.Fill
@@ -111,7 +112,7 @@ class _Renderer:
     self.job, self.settings, self.folder = job, job.settings, folder
     self.source = job.input.source
     self.tokenizer = _tokenizer(self.settings.vocab)
-    self.vocab = Vocabulary(*self.settings.vocabulary)
+    self.vocab = self.settings.vocabulary
     self.places, self.heldout = dict(job.codes), frozenset(job.heldout)
     self.arrays: dict[str, np.ndarray] = {}
     self.blocks: list[list[int]] = []
@@ -119,7 +120,8 @@ class _Renderer:
     self.tokens = self.documents = self.truncated = 0
     self.rejects: dict[str, int] = {}
     self.tasks: dict[str, dict[str, int]] = {}
-    self.lengths = np.zeros(len(bins(self.settings.row_length)) - 1, int)
+    self.bins = bins(self.settings.row_length)
+    self.lengths = np.zeros(len(self.bins) - 1, int)
     self.leaks: list[str] = []
 
   def run(self) -> dict[str, Any]:
@@ -170,7 +172,8 @@ class _Renderer:
   def _joined(self) -> Iterator[tuple[str, Recording | Reject]]:
     """The recordings, and longer ones made of them; all are in memory."""
     found = list(self._each())
-    recordings = [item for _, item in found if isinstance(item, Recording)]
+    recordings = [item for _, item in found if isinstance(item, Recording)
+                  and item.audio.codes.max() < self.vocab.codebook_size]
     rng = np.random.default_rng([self.settings.seed, self.job.input.number])
     yield from found
     made = tasks.join(recordings, self.source.join_most, self.source.join_count, rng,
@@ -232,7 +235,7 @@ class _Renderer:
     entry['audio'] += audio
     entry['text'] += length - audio
     entry['supervised'] += int(document.supervised.sum())
-    self.lengths[np.searchsorted(bins(self.settings.row_length), length, 'right') - 1] += 1
+    self.lengths[bisect.bisect(self.bins, length) - 1] += 1
     if self.job.input.heldout:
       # The manifest's paths start at its own folder; from here on they start anywhere.
       whole = record.map_audio(lambda part: part if part.source is None else dataclasses.replace(

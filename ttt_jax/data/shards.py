@@ -52,7 +52,7 @@ class Job:
   number: int
   total: int
   row_length: int
-  vocabulary: tuple[str, int, str, int]
+  vocabulary: Vocabulary
 
 
 def jobs(work: pathlib.Path, blocks: Sequence[Block], row_length: int, vocab: Vocabulary,
@@ -68,7 +68,7 @@ def jobs(work: pathlib.Path, blocks: Sequence[Block], row_length: int, vocab: Vo
   counts = [max(1, round(sum(block.tokens for block in group) / TOKENS)) for group in groups]
   total, out = sum(counts), []
   for group, count in zip(groups, counts):
-    out += [Job(str(work), group, k, count, len(out) + k, total, row_length, vocab.fields)
+    out += [Job(str(work), group, k, count, len(out) + k, total, row_length, vocab)
             for k in range(count)]
   return out
 
@@ -85,7 +85,6 @@ def bounds(block: int, documents: int, shard: int, shards: int) -> tuple[int, in
 
 def pack(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   """Write one shard; {'rows', 'tokens', 'bytes', 'sha256', 'units': documents}."""
-  vocab = Vocabulary(*job.vocabulary)
   ids, lengths, numbers = [], [], []
   for at, block in enumerate(job.blocks):
     first, last = bounds(at, block.documents, job.shard, job.shards)
@@ -108,6 +107,7 @@ def pack(job: Job, folder: pathlib.Path) -> dict[str, Any]:
     return int(numbers[i]), np.where(own < 0, ~own, own), own < 0
   packed = packing.pack(lengths, job.row_length)
   path = folder / FILE
-  rows = store.write_rows(path, (make_row(vocab, [document(i) for i in row], job.row_length)
+  rows = store.write_rows(path, (make_row(job.vocabulary, [document(i) for i in row],
+                                          job.row_length)
                                  for row in packed.rows))
   return {'tokens': len(ids), 'units': len(lengths), **store.file_entry(path, rows)}

@@ -20,6 +20,7 @@ from ttt_jax.errors import UserError
 
 HELDOUT = 'heldout'      # splits whose name starts so are never trained on
 JOINED = ('asr', 'tts')  # tasks whose recordings are speech and its words
+_START = 2**12           # bytes that tell most files of one size apart
 
 
 def is_heldout(split: str) -> bool:
@@ -173,27 +174,37 @@ def twice(found: Sequence[Input]) -> list[tuple[str, str]]:
                         ).append(one.piece.path)
   out = []
   for paths in groups.values():
-    known: dict[str, str] = {}
+    alike: dict[bytes, list[str]] = {}  # files of one size may be many: most differ at once
     for path in paths if len(paths) > 1 else ():
-      digest = store.sha256(pathlib.Path(path))
-      if digest in known:
-        out.append((known[digest], path))
-      known.setdefault(digest, path)
+      with open(path, 'rb') as file:
+        alike.setdefault(file.read(_START), []).append(path)
+    for some in alike.values():
+      known: dict[str, str] = {}
+      for path in some if len(some) > 1 else ():
+        digest = store.sha256(pathlib.Path(path))
+        if digest in known:
+          out.append((known[digest], path))
+        known.setdefault(digest, path)
   return out
 
 
 def _check(source: Source, number: int) -> None:
   key = f'config key data.sources[{number}]'
-  known = sorted({*tasks.PROMPTS, *tasks.RECORDED})
-  if source.task and source.task not in known:
-    raise UserError(f'{key}.task is {source.task!r}; use one of {", ".join(known)}, or leave it '
-                    'out.')
+  if source.task:
+    check_task(source.task, f'{key}.task')
   if not source.split.replace('_', '').replace('-', '').isalnum():
     raise UserError(f'{key}.split is {source.split!r}; it names files, so use letters, digits, - '
                     'and _.')
   if source.join_count and source.task not in JOINED:
     raise UserError(f'{key}.join_count is for recordings; set task to one of '
                     f'{", ".join(JOINED)}.')
+
+
+def check_task(task: str, what: str) -> None:
+  """UserError unless there is such a task; ``what`` opens the sentence."""
+  if task not in tasks.RECORDED:
+    raise UserError(f'{what} is {task!r}; use one of {", ".join(sorted(tasks.RECORDED))}, or leave '
+                    'it out.')
 
 
 def audio(item: Recording | Record) -> Iterator[Part]:

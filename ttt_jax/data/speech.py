@@ -54,15 +54,17 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
     UserError: codes whose codec is unknown, two codecs in one set, too little to fit on; if
       strict, a recording that cannot be read.
   """
-  saved: dict[str, Codec] = {}
+  there: dict[pathlib.Path, Codec] = {}
   for one in scans:
     directory = one.input.folder / 'codec'
+    if directory in there:
+      continue
     if (directory / codecs.FILE).is_file() and (one.coded or not one.audio):
-      found = codecs.load(directory)
-      saved.setdefault(found.name, found)
+      there[directory] = codecs.load(directory)
     elif one.coded and config.name == 'mel':
       raise UserError(f'{one.coded}: the audio is given as codes, but there is no codec in '
                       f'{directory}; put the codec that made them there.')
+  saved = {codec.name: codec for codec in there.values()}
   if len(saved) > 1:
     raise UserError(f'config key data.sources: the sources hold codes of different codecs '
                     f'({", ".join(sorted(saved))}); a prepared set has one.')

@@ -4,7 +4,6 @@ A record of the file is one row: magic, T, then token, document, span and positi
 little-endian int32 [T] and supervised as uint8 [T] (the file is compressed).
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -22,7 +21,6 @@ from ttt_jax.vocab import Vocabulary
 VERSION = 2
 _MAGIC = b'TTR1'
 _HEAD = struct.Struct('<4sI')
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _INTS = ('token', 'document', 'span', 'position')
 
 
@@ -68,7 +66,7 @@ def write_rows(path: pathlib.Path, rows: Iterable[Batch]) -> int:
     writer.close()
     os.replace(temporary, path)
   except RuntimeError as error:  # the package's own, with the system's words inside
-    code = next((code for code in _FULL if os.strerror(code) in str(error)), None)
+    code = next((code for code in atomic.FULL if os.strerror(code) in str(error)), None)
     if code is None:
       raise
     raise OSError(code, os.strerror(code), str(path)) from error
@@ -161,7 +159,7 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
   Returns:
     {'version', 'vocabulary', 'fingerprint', 'codec', 'row_length', 'max_document',
     'rejects': {reason: records}, 'splits': {name: {'files': [{'name', 'rows', 'bytes',
-    'sha256'}], 'rows', 'documents', 'max_document', 'truncated', 'tokens': {'text', 'audio',
+    'sha256'}], 'rows', 'documents', 'truncated', 'tokens': {'text', 'audio',
     'padding', 'supervised'}, 'padding', 'lengths': {'edges', 'documents'}, 'tasks': {task:
     {'records', 'text', 'audio', 'supervised'}}}}}
 

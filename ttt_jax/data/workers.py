@@ -9,7 +9,6 @@ import collections
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
 import dataclasses
-import errno
 import fcntl
 import hashlib
 import json
@@ -22,11 +21,13 @@ import signal
 import threading
 from typing import Any, Callable, Iterator, Sequence
 
+from ttt_jax import atomic
 from ttt_jax.errors import UserError
 
 FORMAT = 1   # goes into every hash: change it when a job's result changes its meaning
 _INFO = 'info.json'
 _AHEAD = 4   # jobs per process that wait; their order decides, so a slow one holds up the rest
+_KEPT = 'what is done is kept'
 _LOOK = 0.2  # seconds between looks at the count
 
 Function = Callable[[Any, pathlib.Path], dict[str, Any]]  # (job, its folder) -> JSON-ready info
@@ -52,6 +53,8 @@ class Result:
 class Work:
   """A folder of results, and the processes that make them; a context manager.
 
+  A full disk inside of it, wherever it is met, leaves it as a UserError.
+
   The processes are new interpreters: a script that gets here needs the usual
   ``if __name__ == '__main__':`` around its own code.
   """
@@ -70,16 +73,18 @@ class Work:
   def __enter__(self) -> 'Work':
     return self
 
-  def __exit__(self, kind, *unused) -> None:
+  def __exit__(self, kind, error, trace) -> None:
     if self._pool:
       if kind and not issubclass(kind, UserError):  # interrupted: nobody waits for the rest
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - self._others:
           process.terminate()
       self._pool.shutdown(cancel_futures=True)
     if self._lock:
       if not any(self.folder.glob(f'*/{_INFO}')):
         self.remove()
       self._lock.close()
+    if isinstance(error, OSError) and error.errno in atomic.FULL:
+      raise atomic.cannot_write(self.folder, error, _KEPT) from error
 
   def remove(self) -> None:
     """Nothing in the folder is needed any more."""
@@ -129,8 +134,11 @@ class Work:
     """Make the folder, and see that nobody else works there; a dead process holds no lock."""
     if self._lock:
       return
-    self.folder.mkdir(parents=True, exist_ok=True)
-    self._lock = (self.folder / 'lock').open('w')
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      self._lock = (self.folder / 'lock').open('w')
+    except OSError as error:
+      raise atomic.cannot_write(self.folder, error, _KEPT) from error
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -143,6 +151,7 @@ class Work:
 
   def _run_apart(self, function, jobs, folders, waiting, progress) -> Iterator[Result]:
     if self._pool is None:
+      self._others = set(multiprocessing.active_children())  # of whoever called us
       context = multiprocessing.get_context('spawn')
       self._shared = context.Value('q', 0)
       self._pool = concurrent.futures.ProcessPoolExecutor(
@@ -214,11 +223,6 @@ def _do(function: Function, job: Any, folder: pathlib.Path) -> Result:
     except OSError:
       if not (folder / _INFO).is_file():  # else a process that outlived its parent was faster
         raise
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-      raise
-    raise UserError(f'{folder.parent} could not be written: {os.strerror(error.errno)}; make room '
-                    'and start the same command again: what is done is kept.') from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
   return Result(folder, info)
