@@ -72,6 +72,7 @@ def test_codes_that_cannot_be_heard_here_are_shown(workdir, tmp_path):
   held.codec = codecs.create(config_lib.CodecConfig(name='glm4_voice'))  # no decoder is given
   said = plain(inspect_data.show(held, 'train', None, tmp_path))
   assert re.search(r'\[\d+ codes: \d', said)
+  assert 'no sound: codec glm-4-voice cannot make sound' in said
   assert [path.suffix for path in tmp_path.iterdir()] == ['.png']
 
 
