@@ -31,7 +31,7 @@ test-torch: .venv/test.installed .venv/torch.installed
 	$(PYTEST) tests/hf tests/text tests/test_api.py
 
 test-slurm: .venv/test.installed
-	$(PYTEST) -m slow -s tests/test_slurm.py
+	$(PYTEST) -m slow -s tests/launch/test_slurm.py
 
 full-size: .venv/test.installed
 	.venv/bin/python -m benchmarks.convert --json full-size.json

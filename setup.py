@@ -64,15 +64,15 @@ EXTRAS = {
 
 setuptools.setup(
     name='ttt_jax',
-    version='0.1.0',
+    version='0.2.0',
     description='Text-to-Talk in JAX: one Transformer, text by autoregression, audio by diffusion',
     long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['ttt_jax', 'ttt_jax.*']),
-    package_data={'ttt_jax': ['*.html', 'hf/torch_code/*.py']},
+    package_data={'ttt_jax': ['runs/report/*.html', 'hf/torch_code/*.py']},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={'console_scripts': ['ttt-jax = ttt_jax.cli:main']},
+    entry_points={'console_scripts': ['ttt-jax = ttt_jax.cli.main:main']},
 )

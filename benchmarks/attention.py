@@ -134,10 +134,10 @@ def compile_here(kind: str, length: int, rows: int) -> dict[str, Any]:
   import jax
   import jax.numpy as jnp
   from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-  from ttt_jax import hardware
   from ttt_jax.model import attention
-  from ttt_jax.plan import compile as ahead
-  device = np.asarray(ahead.tpu_devices(hardware.parse_topology(TOPOLOGY))[:1])
+  from ttt_jax.plan import aot_compile
+  from ttt_jax.system import hardware
+  device = np.asarray(aot_compile.tpu_devices(hardware.parse_topology(TOPOLOGY))[:1])
   whole = NamedSharding(Mesh(device, ('data',), axis_types=(AxisType.Auto,)), PartitionSpec())
   heads, kv_heads, dim = LARGE
   form = both_ways(lambda *inputs: attention.attend(*inputs, kind=kind))
@@ -156,9 +156,9 @@ def compile_here(kind: str, length: int, rows: int) -> dict[str, Any]:
 
 def compile_ahead(kind: str, length: int, rows: int) -> dict[str, Any]:
   """``compile_here`` in a child process with the environment that the TPU compiler wants."""
-  from ttt_jax.plan import launch
+  from ttt_jax.plan import child_process
   words = [sys.executable, __file__, '--compile', kind, str(length), str(rows)]
-  done = subprocess.run(words, env=launch.environment(),
+  done = subprocess.run(words, env=child_process.environment(),
                         stdout=subprocess.PIPE, check=True, text=True)
   return json.loads(done.stdout.splitlines()[-1])
 
@@ -167,7 +167,7 @@ def compile_ahead(kind: str, length: int, rows: int) -> dict[str, Any]:
 
 
 def show_agreement(found: dict[str, list[float]]) -> bool:
-  print('Agreement with the dense form')
+  print('Consensus with the dense form')
   print(common.table(('', 'out', 'dq', 'dk', 'dv'), [
       (name, *(f'{x:.0e}' for x in values)) for name, values in found.items()]), end='\n\n')
   return all(max(values) <= AGREE for values in found.values())
@@ -214,7 +214,7 @@ def main(words: list[str]) -> int:
     print(json.dumps(compile_here(args.compile[0], *map(int, args.compile[1:]))))
     return 0
   common.stay_on(args.threads)
-  from ttt_jax import cli
+  from ttt_jax.cli import main as cli
   cli._configure_process(None)  # as `ttt-jax train` sets up its process
   import jax
   device = jax.devices()[0].device_kind if jax.default_backend() != 'cpu' else common.cpu_name()

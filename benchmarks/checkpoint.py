@@ -41,13 +41,14 @@ def demo_config(folder: pathlib.Path):
 def cost(config, rounds: int) -> dict[str, Any]:
   """Seconds of a round of EVERY steps with and without a save."""
   import jax
-  from ttt_jax import checkpoint, optimizer, sharding, train_state, train_step
   from ttt_jax.data import loader, store
+  from ttt_jax.model import sharding
   from ttt_jax.model.transformer import Model
+  from ttt_jax.train import checkpoint, optimizer, state as train_state, step as train_step
   vocab = store.vocabulary(config.data.path)
   model, chosen = Model(config.model, vocab.size), optimizer.make(config.optimizer, 1000)
   mesh = sharding.make_mesh(config.mesh)
-  batches = loader.Loader(config.data.path, config.data, config.train.batch_rows, 0, vocab)
+  batches = loader.Loader(config.data.path, config.data, config.train.batch_size, 0, vocab)
   seconds: dict[str, list[float]] = {'saving': [], 'not saving': []}
   blocked = []
   with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), checkpoint.Checkpoints(
@@ -79,7 +80,7 @@ def cost(config, rounds: int) -> dict[str, Any]:
 def resume(config, folder: pathlib.Path, tries: int) -> list[dict[str, float]]:
   """Seconds from the start of a process until it can step, and until its first step is done."""
   from ttt_jax import config as config_lib
-  from ttt_jax.run_status import read
+  from ttt_jax.train.status_file import read
   workdir, out = folder / 'run', []
   config_lib.save(config, workdir)
   command = [sys.executable, '-m', 'ttt_jax.cli', 'train', '--workdir', str(workdir)]
@@ -112,7 +113,7 @@ def main() -> None:
   args = parser.parse_args()
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   common.stay_on(args.threads)
-  from ttt_jax.data.prepare import prepare
+  from ttt_jax.data.prepare.prepare import prepare
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     config = demo_config(folder)

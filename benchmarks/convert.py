@@ -32,14 +32,19 @@ STAGES = ('import', 'step', 'export')
 def settings(size: str, folder: pathlib.Path) -> dict[str, str]:
   """Overrides of the shipped config: one short row; the larger one with adapters, since AdamW on
   all of it would take some 40 GB."""
-  out = {'data.row_length': LENGTH, 'data.path': folder / 'data', 'data.sources': '()',
+  out = {'data.seq_len': LENGTH, 'data.path': folder / 'data', 'data.sources': '()',
          'vocab.tokenizer': folder / 'tokenizer.json', 'model.dtype': 'float32',
-         'train.steps': 1, 'train.batch_rows': 1, 'train.tensorboard': False}
+         'train.steps': 1, 'train.batch_size': 1, 'train.tensorboard': False}
   if size == '1.5b':
     out['model.lora.rank'] = 16
   if size == 'tiny':
-    out |= {'model.layers': 2, 'model.width': 32, 'model.q_heads': 4, 'model.head_dim': 8,
-            'model.ffn': 64}
+    out |= {
+        'model.num_layers': 2,
+        'model.hidden_size': 32,
+        'model.num_attention_heads': 4,
+        'model.head_dim': 8,
+        'model.intermediate_size': 64
+    }
   return {key: str(value) for key, value in out.items()}
 
 
@@ -56,7 +61,7 @@ def make_inputs(size: str, folder: pathlib.Path) -> None:
 def _tokenizer(path: pathlib.Path) -> None:
   """A byte-level BPE with as many tokens as Qwen2.5's, of which only the bytes are used."""
   from tokenizers import pre_tokenizers
-  from ttt_jax.vocab import QWEN_TEXT_RANKS
+  from ttt_jax.tokens.vocab import QWEN_TEXT_RANKS
   letters = sorted(pre_tokenizers.ByteLevel.alphabet())
   words = letters + [f'word{number}' for number in range(QWEN_TEXT_RANKS - len(letters))]
   level = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': False,
@@ -72,9 +77,9 @@ def _data(folder: pathlib.Path) -> None:
   """A prepared set of 168,072 ids: a codec of noise, and rows of it."""
   from benchmarks import documents
   from ttt_jax.audio.mel_codec import MelCodec
-  from ttt_jax.batch import make_row
   from ttt_jax.data import store
-  from ttt_jax.vocab import GLM4_CODEBOOK_SIZE, QWEN_TEXT_RANKS, Vocabulary
+  from ttt_jax.tokens.batch import make_row
+  from ttt_jax.tokens.vocab import GLM4_CODEBOOK_SIZE, QWEN_TEXT_RANKS, Vocabulary
   rng = np.random.default_rng(0)
   codec = MelCodec(rng.standard_normal((1, GLM4_CODEBOOK_SIZE, 80)).astype(np.float32), 1, 0.0)
   codec.save(folder / 'codec')
@@ -86,7 +91,7 @@ def _data(folder: pathlib.Path) -> None:
   tokens = {'text': 0, 'audio': 0, 'padding': 0, 'supervised': 0}
   store.write_manifest(folder, {
       'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
-      'codec': 'codec', 'row_length': LENGTH, 'max_document': count, 'heldout_overlap': 0,
+      'codec': 'codec', 'seq_len': LENGTH, 'max_document': count, 'heldout_overlap': 0,
       'splits': {'train': {**store.split_entry((path, count)), 'documents': count,
                            'tokens': tokens, 'padding': 0.0,
                            'tasks': {}}}})
@@ -95,11 +100,12 @@ def _data(folder: pathlib.Path) -> None:
 def _weights(folder: pathlib.Path, config: Any) -> None:
   """A directory as Qwen2.5's: bfloat16, files of at most 5 GB."""
   import ml_dtypes
-  from ttt_jax.hf import layout, qwen, tensors
+  from ttt_jax.hf import qwen_config, tensor_names
   from ttt_jax.model.transformer import Model
+  from ttt_jax.storage import safetensors_io
   folder.mkdir()
-  plan = layout.tensors(Model(config.model, ROWS))
-  values = {theirs: getattr(config.model, ours) for ours, theirs in qwen.KEYS.items()}
+  plan = tensor_names.tensors(Model(config.model, ROWS))
+  values = {theirs: getattr(config.model, ours) for ours, theirs in qwen_config.KEYS.items()}
   (folder / 'config.json').write_text(json.dumps(values | {
       'architectures': ['Qwen2ForCausalLM'], 'model_type': 'qwen2', 'vocab_size': ROWS,
       'hidden_act': 'silu', 'torch_dtype': 'bfloat16'}))
@@ -110,7 +116,7 @@ def _weights(folder: pathlib.Path, config: Any) -> None:
     value *= 0.02
     value += 'norm' in name
     return value.astype(bfloat16)
-  tensors.Writer(folder, (tensors.Plan(name, tensor.shape, bfloat16)
+  safetensors_io.Writer(folder, (safetensors_io.Plan(name, tensor.shape, bfloat16)
                           for name, tensor in plan.items()), 5 * 10**9).write(noise)
 
 
@@ -125,7 +131,7 @@ def words_of(stage: str, folder: pathlib.Path) -> list[str]:
 
 def run_stage(stage: str, folder: pathlib.Path) -> dict[str, float]:
   """A process of `ttt-jax`; seconds by its start and end, and its peak memory in bytes."""
-  code = ('import sys\nfrom ttt_jax import cli\ncode = cli.main(sys.argv[1:])\n'
+  code = ('import sys\nfrom ttt_jax.cli import main as cli\ncode = cli.main(sys.argv[1:])\n'
           'from benchmarks import common\nprint("PEAK", common.peak_bytes())\nsys.exit(code)')
   command = [sys.executable, '-c', code, *words_of(stage, folder)]
   done, spent = common.timed(lambda: subprocess.run(

@@ -21,11 +21,12 @@ import zlib
 
 import numpy as np
 
-from ttt_jax import batch as batches
-from ttt_jax.batch import Batch
-from ttt_jax.data import interleave, packing, tasks
-from ttt_jax.data.records import Part, Record, Turn
-from ttt_jax.vocab import Vocabulary, qwen_glm4
+from ttt_jax.data import interleave, packing
+from ttt_jax.data.records import tasks
+from ttt_jax.data.records.records import Part, Record, Turn
+from ttt_jax.tokens import batch as batches
+from ttt_jax.tokens.batch import Batch
+from ttt_jax.tokens.vocab import Vocabulary, qwen_glm4
 
 SHARES = {'asr': 0.4, 'tts': 0.4, 'audio_qa': 0.2}
 TEXT_PER_CODE = 3.3 / 12.5
@@ -62,23 +63,23 @@ class Document(NamedTuple):
   example: interleave.Example
 
 
-def lengths(kind: str, count: int, row_length: int, rng: np.random.Generator) -> np.ndarray:
+def lengths(kind: str, count: int, seq_len: int, rng: np.random.Generator) -> np.ndarray:
   """Tokens per document, int [count].
 
   Args:
     kind: 'speech' is log-normal like utterances, cut to 150..2,048 with a mean of about
       700 in rows of 2,048; 'full' makes every document as long as a row.
     count: how many.
-    row_length: T; other row lengths scale all of it.
+    seq_len: T; other row lengths scale all of it.
     rng: draws.
   """
   if kind == 'full':
-    return np.full(count, row_length)
+    return np.full(count, seq_len)
   # The cut at a row takes about 2 % off the mean of a log-normal of this spread.
-  middle = np.log(1.02 * MEAN * row_length) - SPREAD ** 2 / 2
+  middle = np.log(1.02 * MEAN * seq_len) - SPREAD ** 2 / 2
   drawn = np.exp(rng.normal(middle, SPREAD, count))
-  low = max(FEWEST, round(SHORTEST * row_length))
-  return np.clip(np.round(drawn), low, row_length).astype(int)
+  low = max(FEWEST, round(SHORTEST * seq_len))
+  return np.clip(np.round(drawn), low, seq_len).astype(int)
 
 
 def record(task: str, codes: int, filler: int, vocab: Vocabulary, seed: int) -> Record:
@@ -117,7 +118,7 @@ def document(number: int, task: str, length: int, vocab: Vocabulary) -> Document
   return Document(number, task, render(low, missing))
 
 
-def steps(kind: str, vocab: Vocabulary, count: int, rows: int, row_length: int,
+def steps(kind: str, vocab: Vocabulary, count: int, rows: int, seq_len: int,
           seed: int) -> list[Batch]:
   """Packed batches [rows, T], one per training step.
 
@@ -126,15 +127,15 @@ def steps(kind: str, vocab: Vocabulary, count: int, rows: int, row_length: int,
   so of many draws the one is taken whose steps come closest to the pool's mean length.
   """
   rng = np.random.default_rng(seed)
-  sizes = lengths(kind, max(_POOL, 4 * count * rows), row_length, rng)
-  packed = packing.pack(sizes.tolist(), row_length).rows
+  sizes = lengths(kind, max(_POOL, 4 * count * rows), seq_len, rng)
+  packed = packing.pack(sizes.tolist(), seq_len).rows
   filled = sorted(packed, key=lambda row: sizes[row].sum())[1:]  # the last row is half empty
   chosen = min((rng.permutation(len(filled))[:count * rows].reshape(count, rows)
                 for _ in range(_DRAWS)), key=lambda draw: _strangeness(draw, filled, sizes))
   kinds = rng.choice(list(SHARES), size=len(sizes), p=list(SHARES.values()))
   def row(index: int) -> Batch:
     parts = [document(i + 1, str(kinds[i]), int(sizes[i]), vocab) for i in filled[index]]
-    return batches.make_row(vocab, [(part.number, *part.example) for part in parts], row_length)
+    return batches.make_row(vocab, [(part.number, *part.example) for part in parts], seq_len)
   return [batches.stack([row(index) for index in step]) for step in chosen]
 
 

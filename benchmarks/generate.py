@@ -339,7 +339,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   args.model, args.shape, args.lengths = ModelConfig(), Shape(), LENGTHS
   args.masks = (0, 26, 13)  # of the steps whose parts are timed
   if args.quick:
-    args.model = ModelConfig(layers=2, width=64, q_heads=4, kv_heads=2, head_dim=16, ffn=96)
+    args.model = ModelConfig(num_layers=2,
+                             hidden_size=64,
+                             num_attention_heads=4,
+                             num_key_value_heads=2,
+                             head_dim=16,
+                             intermediate_size=96)
     args.shape = Shape(prompt=20, rounds=2, span=9, gap=4, last=20, block=8)
     args.vocabulary, args.steps, args.batch, args.lengths = ['tiny'], [2], [1, 2], (40, 120)
     args.masks = (0,)

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks import common
 from ttt_jax.config import GenerateConfig
-from ttt_jax.generate import machine, policy, sampling
-from ttt_jax.model import cache as caches
+from ttt_jax.generate import decode_step, sampling, sampling_params
+from ttt_jax.model import kv_cache
 
 
 def measure(model, params, vocab, rows: int, known: int, wanted: int, tokens: int,
@@ -35,12 +35,12 @@ def measure(model, params, vocab, rows: int, known: int, wanted: int, tokens: in
   table = model.head_table(params)
   head = sampling.make_head(rules, table)
   config = GenerateConfig(block=26, min_span=27, max_span=27, guidance=guidance)
-  settings = jax.tree.map(jnp.asarray, policy.make([config] * rows, range(rows)))
-  kept = jax.jit(caches.empty, static_argnums=(0, 1, 2))(model.config, rows, tokens)
+  settings = jax.tree.map(jnp.asarray, sampling_params.make([config] * rows, range(rows)))
+  kept = jax.jit(kv_cache.empty, static_argnums=(0, 1, 2))(model.config, rows, tokens)
   state = _state(vocab, rows, known, wanted, tokens)
   slots = jnp.arange(rows, dtype=jnp.int32)
-  token, position, k_end = jax.jit(machine.window, static_argnums=1)(state, width)
-  want = jax.jit(machine.wanted, static_argnums=1)(state, vocab, token, position)
+  token, position, k_end = jax.jit(decode_step.window, static_argnums=1)(state, width)
+  want = jax.jit(decode_step.wanted, static_argnums=1)(state, vocab, token, position)
 
   @jax.jit
   def trunk(params, kept):
@@ -49,13 +49,13 @@ def measure(model, params, vocab, rows: int, known: int, wanted: int, tokens: in
   @jax.jit
   def choose(head, hidden):
     null = hidden[:, ::-1] if guidance else None
-    return machine.score(rules, head, settings, state, hidden, null, position, want)
+    return decode_step.score(rules, head, settings, state, hidden, null, position, want)
 
   @jax.jit
   def rest(state, choice):
-    token, position, k_end = machine.window(state, width)
-    want = machine.wanted(state, vocab, token, position)
-    return machine.advance(state, settings, rules, width, choice, want), k_end
+    token, position, k_end = decode_step.window(state, width)
+    want = decode_step.wanted(state, vocab, token, position)
+    return decode_step.advance(state, settings, rules, width, choice, want), k_end
 
   hidden = trunk(params, kept)[0]
   choice = choose(head, hidden)
@@ -69,18 +69,18 @@ def measure(model, params, vocab, rows: int, known: int, wanted: int, tokens: in
   return out
 
 
-def _state(vocab, rows: int, known: int, wanted: int, tokens: int) -> machine.State:
+def _state(vocab, rows: int, known: int, wanted: int, tokens: int) -> decode_step.State:
   """Requests in the middle of an answer."""
   row = lambda value: jnp.full(rows, value, jnp.int32)
   ids = np.random.default_rng(0).integers(vocab.text_ranks, size=(rows, tokens + 128))
-  state = machine.empty(rows, tokens + 128)
+  state = decode_step.empty(rows, tokens + 128)
   state = state._replace(known=row(known), lead=row(1), prompt=row(1), calls=row(1))
   if not wanted:
     return state._replace(token=jnp.asarray(ids, jnp.int32), length=row(known + 1), gap=row(1),
-                          phase=row(machine.TEXT), begin=row(-1))
+                          phase=row(decode_step.TEXT), begin=row(-1))
   ids[:, known] = vocab.begin_of_audio
   ids[:, known + 1:known + 27] = vocab.code_start
   ids[:, known + 27 - wanted:known + 27] = vocab.mask
   return state._replace(
-      token=jnp.asarray(ids, jnp.int32), length=row(known + 27), phase=row(machine.SPAN),
+      token=jnp.asarray(ids, jnp.int32), length=row(known + 27), phase=row(decode_step.SPAN),
       begin=row(known), block_at=row(known + 1), step=row(0), spans=row(1), blocks=row(1))

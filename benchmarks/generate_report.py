@@ -11,11 +11,14 @@ def show(result: dict) -> str:
   """All tables of one vocabulary."""
   config = result['config']
   return '\n\n'.join([
-      f'Vocabulary {result["vocabulary"]:,}, {config["layers"]} layers of {config["width"]}, '
-      f'float32; {result["tokens"]:,} tokens.\ntorch: steps timed along the conversation and '
-      'integrated over its lengths.',
-      *(_case(case, result) for case in result['cases']),
-      _contexts(result), _memory(result), _pieces(result)]) + '\n'
+      f'Vocabulary {result["vocabulary"]:,}, {config["num_layers"]} layers of '
+      f'{config["hidden_size"]}, float32; {result["tokens"]:,} tokens.\ntorch: steps timed '
+      'along the conversation and '
+      'integrated over its lengths.', *(_case(case, result) for case in result['cases']),
+      _contexts(result),
+      _memory(result),
+      _pieces(result)
+  ]) + '\n'
 
 
 def said(result: dict) -> int:

@@ -49,8 +49,8 @@ class Disagreement(RuntimeError):
 
 def write_weights(folder: pathlib.Path, config: dict) -> None:
   """config.json and model.safetensors with random tensors, names without prefix."""
-  from ttt_jax.glm4 import checkpoint
-  from ttt_jax.hf import tensors
+  from ttt_jax.audio.glm4 import checkpoint
+  from ttt_jax.storage import safetensors_io
   (folder / 'config.json').write_text(json.dumps(config), encoding='utf-8')
   places = {place.name: place for place in checkpoint.places(
       checkpoint.shape_of(folder / 'config.json'))}
@@ -65,9 +65,9 @@ def write_weights(folder: pathlib.Path, config: dict) -> None:
         name, np.prod(shape[1:]) ** -0.5)
     return array * np.float32(spread)
 
-  plans = [tensors.Plan(name, place.shape, np.dtype(np.float32))
+  plans = [safetensors_io.Plan(name, place.shape, np.dtype(np.float32))
            for name, place in places.items()]
-  tensors.Writer(folder, plans, 1 << 50).write(get)
+  safetensors_io.Writer(folder, plans, 1 << 50).write(get)
 
 
 def write_waves(folder: pathlib.Path) -> dict[str, float]:
@@ -94,10 +94,10 @@ def serve(folder: pathlib.Path, threads: int) -> None:
   """Answer the driver's requests, as benchmarks/glm4_torch.py does."""
   common.stay_on(threads)
   import jax
-  from ttt_jax.glm4 import features
-  from ttt_jax.glm4.batches import Batches
-  from ttt_jax.glm4.checkpoint import Checkpoint
-  from ttt_jax.glm4.encoder import Encoder
+  from ttt_jax.audio.glm4 import features
+  from ttt_jax.audio.glm4.batches import Batches
+  from ttt_jax.audio.glm4.checkpoint import Checkpoint
+  from ttt_jax.audio.glm4.encoder import Encoder
   checkpoint = Checkpoint(folder)
   batches = Batches(Encoder(checkpoint.shape), checkpoint.read())
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks import common
-from ttt_jax.glm4 import features
+from ttt_jax.audio.glm4 import features
 
 
 class Attention(nn.Module):

@@ -57,8 +57,8 @@ def _pool(split: str, vocab, rng: np.random.Generator) -> list:
 def make(folder: pathlib.Path, tokens: int) -> dict:
   """Write a prepared set of about ``tokens`` tokens in ``folder``; what the report says of it."""
   from benchmarks import documents
-  from ttt_jax.batch import make_row
   from ttt_jax.data import packing, store
+  from ttt_jax.tokens.batch import make_row
   vocab, rng = documents.VOCABULARIES['168k'], np.random.default_rng(0)
   folder.mkdir()
   entries, found, number = {}, {}, 1
@@ -77,7 +77,7 @@ def make(folder: pathlib.Path, tokens: int) -> dict:
     number += len(chosen)
   store.write_manifest(folder, {
       'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
-      'codec': 'codec', 'row_length': ROW_LENGTH, 'max_document': number, 'splits': entries})
+      'codec': 'codec', 'seq_len': ROW_LENGTH, 'max_document': number, 'splits': entries})
   return found
 
 

@@ -73,7 +73,7 @@ def _case(folder: pathlib.Path):
   """(case, model config, vocabulary, model) of a folder."""
   from ttt_jax.config import ModelConfig, from_dict
   from ttt_jax.model.transformer import Model
-  from ttt_jax.vocab import Vocabulary
+  from ttt_jax.tokens.vocab import Vocabulary
   case = json.loads((folder / 'case.json').read_text(encoding='utf-8'))
   config, vocab = from_dict(ModelConfig, case['config']), Vocabulary(**case['vocabulary'])
   return case, config, vocab, Model(config, vocab.size)
@@ -103,11 +103,11 @@ class Ours:
     """
     from ttt_jax.config import GenerateConfig
     from ttt_jax.generate.engine import Engine
-    from ttt_jax.model import cache
+    from ttt_jax.model import kv_cache
     self.engine = None  # its memory first
     config = GenerateConfig(**settings)
     self.engine = Engine(self.model, self.params, self.vocab, config)
-    return {'cache_bytes': cache.size_in_bytes(self.config, config.slots, config.max_tokens)}
+    return {'cache_bytes': kv_cache.size_in_bytes(self.config, config.slots, config.max_tokens)}
 
   def answer(self, prompts: list[list[int]], turns: list[dict]) -> dict:
     """Answer prompts side by side, turn by turn: a turn's prompts are what came before.
@@ -156,7 +156,7 @@ class Ours:
 def main(words: list[str]) -> None:
   verb, folder, threads = words
   common.stay_on(int(threads))
-  from ttt_jax import cli
+  from ttt_jax.cli import main as cli
   cli._configure_process(None)  # as `ttt-jax generate` sets up its process
   if verb == 'prepare':
     prepare(pathlib.Path(folder))

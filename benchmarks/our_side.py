@@ -17,14 +17,14 @@ import sys
 import numpy as np
 
 from benchmarks import common
-from ttt_jax.batch import Batch
+from ttt_jax.tokens.batch import Batch
 
 
 def _case(folder: pathlib.Path):
   """(case, config, vocabulary, model) of a folder."""
   from ttt_jax.config import Config, from_dict
   from ttt_jax.model.transformer import Model
-  from ttt_jax.vocab import Vocabulary
+  from ttt_jax.tokens.vocab import Vocabulary
   case = json.loads((folder / 'case.json').read_text(encoding='utf-8'))
   config, vocab = from_dict(Config, case['config']), Vocabulary(**case['vocabulary'])
   return case, config, vocab, Model(config.model, vocab.size)
@@ -63,16 +63,16 @@ def prepare(folder: pathlib.Path) -> None:
   """Write documents, noise and weights, the same for both sides."""
   import jax
   from benchmarks import documents
-  from ttt_jax import optimizer as optimizers
   from ttt_jax.objective import hybrid
-  from ttt_jax.train_step import run_key
+  from ttt_jax.train import optimizer as optimizers
+  from ttt_jax.train.step import run_key
   case, config, vocab, model = _case(folder)
   np.savez(folder / 'weights.npz', **_flat(jax.jit(model.init)(jax.random.key(config.seed))))
   rate = optimizers.schedule(config.optimizer, config.train.steps)
   (folder / 'rates.json').write_text(json.dumps([float(rate(i)) for i in range(case['steps'])]))
   corrupt = jax.jit(lambda batch, key: hybrid.corrupt(batch, vocab, config.objective, key))
   for i, batch in enumerate(documents.steps(case['kind'], vocab, case['steps'],
-                                            config.train.batch_rows, config.data.row_length,
+                                            config.train.batch_size, config.data.seq_len,
                                             case['seed'])):
     noise = corrupt(batch, jax.random.fold_in(run_key(config.seed), i))
     np.savez(folder / f'step_{i}.npz', **batch._asdict(), noisy=noise.token, masked=noise.masked,
@@ -87,7 +87,8 @@ class Ours:
 
   def __init__(self, folder: pathlib.Path):
     import jax
-    from ttt_jax import optimizer as optimizers, sharding, train_state, train_step
+    from ttt_jax.model import sharding
+    from ttt_jax.train import optimizer as optimizers, state as train_state, step as train_step
     case, self.config, self.vocab, self.model = _case(folder)
     self.folder = folder
     self.mesh = sharding.make_mesh(self.config.mesh)
@@ -105,7 +106,7 @@ class Ours:
   def step(self, step: int) -> dict[str, float]:
     """One update on the batch of step ``step``."""
     import jax
-    from ttt_jax import sharding
+    from ttt_jax.model import sharding
     rows = load_batch(self.folder, step)
     def update():
       self.state, figures = self.step_fn(self.state, sharding.put_batch(self.mesh, rows))
@@ -116,9 +117,9 @@ class Ours:
   def pieces(self, repetitions: int) -> dict[str, list[dict[str, float]]]:
     """Times of what a step is made of, each compiled alone; medians are up to the asker."""
     import jax
-    from ttt_jax import sharding, train_step
-    from ttt_jax.model import staircase
+    from ttt_jax.model import sharding, staircase
     from ttt_jax.objective import hybrid
+    from ttt_jax.train import step as train_step
     model, vocab, objective = self.model, self.vocab, self.config.objective
     batch = sharding.put_batch(self.mesh, load_batch(self.folder, 0))
     key = jax.random.key(0)
@@ -136,7 +137,7 @@ class Ours:
         'trunk forward + backward': lambda f=jax.jit(jax.grad(
             lambda p, b, t: hidden(p, b, t).astype('float32').sum())): f(params, batch, noise),
         'forward with loss': lambda f=jax.jit(
-            lambda p, b, t: hybrid.score(model, p, b, t, objective, 1.0)): f(
+            lambda p, b, t: hybrid.loss_and_sums(model, p, b, t, objective, 1.0)): f(
                 params, batch, noise),
         'all gradients': lambda f=jax.jit(lambda p, b: train_step.gradients(
             self.config, model, vocab, p, b, key)): f(params, batch),
@@ -154,14 +155,14 @@ class Ours:
 def main(words: list[str]) -> None:
   verb, folder, threads = words
   common.stay_on(int(threads))
-  from ttt_jax import cli
+  from ttt_jax.cli import main as cli
   cli._configure_process(None)  # as `ttt-jax train` sets up its process
   if verb == 'prepare':
     prepare(pathlib.Path(folder))
     return
   import jax
   import optax  # noqa: F401
-  from ttt_jax import train_step  # noqa: F401
+  from ttt_jax.train import step as train_step  # noqa: F401
   imported = common.peak_bytes()
   ours = Ours(pathlib.Path(folder))
   common.serve({

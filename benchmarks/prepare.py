@@ -38,7 +38,7 @@ def get_config():
   config = ConfigDict()
   config.vocab = ConfigDict({vocab})
   config.codec = ConfigDict({{'name': 'glm4_voice'}})
-  config.data = ConfigDict({{'path': 'data', 'row_length': 2048, 'workers': {workers},
+  config.data = ConfigDict({{'path': 'data', 'seq_len': 2048, 'workers': {workers},
                             'sources': ({{'path': {corpus!r}}},)}})
   return config
 """

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import common
-from ttt_jax.batch import run_ids
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens.batch import run_ids
+from ttt_jax.tokens.vocab import Vocabulary
 
 
 class Samples(NamedTuple):
@@ -92,17 +92,24 @@ def state_dict(flat: dict[str, np.ndarray], vocab_size: int) -> dict[str, Any]:
   return out
 
 
-def build(config: dict[str, Any], vocab_size: int, row_length: int, weights: pathlib.Path,
+def build(config: dict[str, Any], vocab_size: int, seq_len: int, weights: pathlib.Path,
           attention: str) -> Any:
   """A Qwen2ForCausalLM of our size with our weights."""
   from transformers import Qwen2Config, Qwen2ForCausalLM
-  size = Qwen2Config(
-      vocab_size=vocab_size, hidden_size=config['width'], intermediate_size=config['ffn'],
-      num_hidden_layers=config['layers'], num_attention_heads=config['q_heads'],
-      num_key_value_heads=config['kv_heads'], head_dim=config['head_dim'],
-      max_position_embeddings=row_length, rope_theta=config['rope_theta'],
-      rms_norm_eps=config['norm_eps'], tie_word_embeddings=config['tied'],
-      attention_dropout=0.0, use_cache=False, attn_implementation=attention)
+  size = Qwen2Config(vocab_size=vocab_size,
+                     hidden_size=config['hidden_size'],
+                     intermediate_size=config['intermediate_size'],
+                     num_hidden_layers=config['num_layers'],
+                     num_attention_heads=config['num_attention_heads'],
+                     num_key_value_heads=config['num_key_value_heads'],
+                     head_dim=config['head_dim'],
+                     max_position_embeddings=seq_len,
+                     rope_theta=config['rope_theta'],
+                     rms_norm_eps=config['rms_norm_eps'],
+                     tie_word_embeddings=config['tie_word_embeddings'],
+                     attention_dropout=0.0,
+                     use_cache=False,
+                     attn_implementation=attention)
   model = Qwen2ForCausalLM(size)
   with np.load(weights) as flat:
     model.load_state_dict(state_dict(dict(flat), vocab_size))
@@ -137,7 +144,7 @@ class Published:
     self.settings = case['config']['optimizer']
     self.rates = json.loads((folder / 'rates.json').read_text(encoding='utf-8'))
     self.model = build(case['config']['model'], self.vocab.size,
-                       case['config']['data']['row_length'], folder / 'weights.npz', attention)
+                       case['config']['data']['seq_len'], folder / 'weights.npz', attention)
     weights = list(self.model.parameters())
     groups = [{'params': [w for w in weights if w.ndim >= 2]},
               {'params': [w for w in weights if w.ndim < 2], 'weight_decay': 0.0}]
@@ -162,7 +169,7 @@ class Published:
       loss = sample_losses(logits, part, self.vocab).sum() / documents
       loss.backward()
       total += float(loss.detach())
-    limit = self.settings['clip_norm'] or float('inf')
+    limit = self.settings['max_grad_norm'] or float('inf')
     norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
     for group in self.optimizer.param_groups:
       group['lr'] = rate

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common, torch_baseline
-from ttt_jax.batch import run_ids
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens.batch import run_ids
+from ttt_jax.tokens.vocab import Vocabulary
 
 
 class Trace:

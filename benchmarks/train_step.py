@@ -7,7 +7,7 @@
   torch  Hugging Face's Qwen2, a dense 4-D mask, every document padded to 2,048 tokens, logits
          for every position over the whole vocabulary, fused AdamW, gradients accumulated over
          the largest microbatches whose logits fit in --torch-memory
-  ours   ttt_jax.train_step as `ttt-jax train` runs it: the same documents packed into rows,
+  ours   ttt_jax.train.train.step as `ttt-jax train` runs it: the same documents packed into rows,
          in microbatches of at most as many rows as PyTorch takes samples
 
 Both start from the same weights and get the same documents with the same noise; before any
@@ -60,7 +60,7 @@ class Case:
     Args:
       memory: bytes for logits, their softmax and their gradient, all float32.
     """
-    each = 3 * 4 * self.config.data.row_length * self.vocab.size
+    each = 3 * 4 * self.config.data.seq_len * self.vocab.size
     return max(1, int(memory / each))
 
   def write(self, folder: pathlib.Path) -> None:
@@ -170,13 +170,14 @@ def heading(case: Case, tokens: list[dict]) -> list[str]:
       'useful', 'slots', 'documents'))
   scored = sum(t['masked'] + t['text_targets'] for t in tokens)
   return [
-      f'Rows: {case.kind}. Vocabulary {case.vocab.size:,}, {model.layers} layers of '
-      f'{model.width}, float32, {case.threads} threads.',
+      f'Rows: {case.kind}. Vocabulary {case.vocab.size:,}, {model.num_layers} layers of '
+      f'{model.hidden_size}, float32, {case.threads} threads.',
       f'A step: {count / len(tokens):.1f} documents of {useful / count:,.0f} tokens on average, '
       f'{100 * scored / useful:.0f} % of them scored.',
-      f'Ours: {train.batch_rows} rows of {data.row_length:,}, '
-      f'{100 * (1 - useful / slots):.1f} % padding, {train.batch_rows // train.microbatches} at a '
-      'time.']
+      f'Ours: {train.batch_size} rows of {data.seq_len:,}, '
+      f'{100 * (1 - useful / slots):.1f} % padding, '
+      f'{train.batch_size // train.grad_accum_steps} at a time.'
+  ]
 
 
 def show(case: Case, result: dict) -> str:
@@ -185,7 +186,7 @@ def show(case: Case, result: dict) -> str:
   torch, ours, ratio = made['sides']['torch'], made['sides']['ours'], made['ratio']
   tokens = result['batches']
   padded = 1 - sum(t['useful'] for t in tokens) / (
-      sum(t['documents'] for t in tokens) * case.config.data.row_length)
+      sum(t['documents'] for t in tokens) * case.config.data.seq_len)
   first = result['first_step']
   line = lambda name, key, form, wanted='': (
       name, format(torch[key], form), format(ours[key], form), f'{ratio[key]:.2f}', wanted)
@@ -257,22 +258,27 @@ def changed(config: Config, settings: list[str]) -> Config:
 def cases(args: argparse.Namespace) -> list[Case]:
   """What the flags ask for."""
   if args.quick:
-    config = Config(
-        data=DataConfig(row_length=256), train=TrainConfig(batch_rows=2, steps=100),
-        model=ModelConfig(layers=2, width=32, q_heads=4, kv_heads=2, head_dim=8, ffn=64))
+    config = Config(data=DataConfig(seq_len=256),
+                    train=TrainConfig(batch_size=2, steps=100),
+                    model=ModelConfig(num_layers=2,
+                                      hidden_size=32,
+                                      num_attention_heads=4,
+                                      num_key_value_heads=2,
+                                      head_dim=8,
+                                      intermediate_size=64))
     args.vocabulary, args.repetitions = ['tiny'], min(args.repetitions, 2)
   else:
     # Chunks of 256 instead of 512 positions: a tenth more time in the loss, half its memory.
-    config = Config(train=TrainConfig(batch_rows=args.batch_rows, steps=1000),
+    config = Config(train=TrainConfig(batch_size=args.batch_size, steps=1000),
                     objective=ObjectiveConfig(loss_chunk=256))
   out = []
   for vocabulary in args.vocabulary:
     for kind in args.rows:
       case = Case(vocabulary, kind, config, args.repetitions, args.threads)
-      rows = config.train.batch_rows
+      rows = config.train.batch_size
       pieces = next(n for n in range(1, rows + 1) if rows % n == 0
                     and rows // n <= case.at_once(args.torch_memory * 2**30))
-      settings = [f'train.microbatches={pieces}', *args.set]
+      settings = [f'train.grad_accum_steps={pieces}', *args.set]
       out.append(dataclasses.replace(case, config=changed(config, settings)))
   return out
 

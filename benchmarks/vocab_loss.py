@@ -90,7 +90,7 @@ def main(words: list[str]) -> int:
   parser.add_argument('--json', help='write the results to this file')
   args = parser.parse_args(words)
   common.stay_on(args.threads)
-  from ttt_jax import cli
+  from ttt_jax.cli import main as cli
   cli._configure_process(None)  # as `ttt-jax train` sets up its process
   found = measure(args)
   base = found['all logits']

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
   heldout = {'path': SPEECH + 'heldout_strings.jsonl', 'split': 'heldout'}
   config.data = ConfigDict({
       'path': 'data',
-      'row_length': 256,
+      'seq_len': 256,
       # Speech fills whole blocks of generate.block: see BUILD_NOTES.md, "Where a span ends".
       'span_fill': 14,
       'sst': 0.3,
@@ -53,17 +53,24 @@ def get_config() -> ConfigDict:
       'stages': ({'split': 'short', 'steps': 600}, {'split': 'train'}),
   })
   config.model = ConfigDict({
-      'layers': 4, 'width': 192, 'q_heads': 3, 'kv_heads': 1, 'head_dim': 64, 'ffn': 512,
-      'rope_theta': 1e4, 'vocab_multiple': 64, 'scan_unroll': 4,
+      'num_layers': 4,
+      'hidden_size': 192,
+      'num_attention_heads': 3,
+      'num_key_value_heads': 1,
+      'head_dim': 64,
+      'intermediate_size': 512,
+      'rope_theta': 1e4,
+      'vocab_multiple': 64,
+      'scan_unroll': 4,
   })
   # Masks of at least 30 %: weights 1/p of at most 3.3 instead of 1,000 keep the gradient of
   # a small batch readable. The bound that evaluate reports uses the method's own 0.001.
   config.objective = ConfigDict({'mask_floor': 0.3, 'banom': 0.15})
   config.optimizer = ConfigDict({
-      'learning_rate': 1.2e-3, 'warmup_fraction': 0.03, 'weight_decay': 0.05, 'beta2': 0.98,
+      'learning_rate': 1.2e-3, 'warmup_ratio': 0.03, 'weight_decay': 0.05, 'beta2': 0.98,
   })
   config.train = ConfigDict({
-      'steps': 3100, 'batch_rows': 6, 'log_every': 20, 'checkpoint_every': 500,
+      'steps': 3100, 'batch_size': 6, 'log_every': 20, 'checkpoint_every': 500,
   })
   config.generate = ConfigDict({
       'block': 14, 'steps': 7, 'max_span': 140, 'max_tokens': 512,

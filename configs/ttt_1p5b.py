@@ -6,7 +6,7 @@
 
 Hardware: one of the presets below; `ttt-jax plan` says beforehand whether it fits. The
 optimizer's settings are those of arXiv 2509.20072. For rows of 8,192 tokens add
---config.data.row_length=8192 and, where memory is short, more --config.train.microbatches.
+--config.data.seq_len=8192 and, where memory is short, more --config.train.grad_accum_steps.
 """
 
 from ml_collections import ConfigDict
@@ -18,29 +18,87 @@ def get_config() -> ConfigDict:
   config.vocab = ConfigDict({'text': 'qwen2.5', 'tokenizer': 'qwen2.5/tokenizer.json'})
   config.codec = ConfigDict({'name': 'glm4_voice'})
   config.data = ConfigDict({
-      'row_length': 2048,
+      'seq_len': 2048,
       'sources': (
           {'path': 'records/train.jsonl'},
           {'path': 'records/heldout.jsonl', 'split': 'heldout'},
       ),
   })
   config.model = ConfigDict({
-      'layers': 28, 'width': 1536, 'q_heads': 12, 'kv_heads': 2, 'head_dim': 128, 'ffn': 8960,
-      'rope_theta': 1e6, 'tied': True, 'vocab_multiple': 512, 'dtype': 'bfloat16',
+      'num_layers': 28,
+      'hidden_size': 1536,
+      'num_attention_heads': 12,
+      'num_key_value_heads': 2,
+      'head_dim': 128,
+      'intermediate_size': 8960,
+      'rope_theta': 1e6,
+      'tie_word_embeddings': True,
+      'vocab_multiple': 512,
+      'dtype': 'bfloat16',
       'remat': 'attention',
   })
   config.optimizer = ConfigDict({
-      'learning_rate': 2e-5, 'warmup_fraction': 0.01, 'weight_decay': 0.01, 'beta2': 0.95,
+      'learning_rate': 2e-5, 'warmup_ratio': 0.01, 'weight_decay': 0.01, 'beta2': 0.95,
   })
   config.train = ConfigDict({
-      'steps': 3000, 'batch_rows': 256, 'checkpoint_every': 200,
+      'steps': 3000, 'batch_size': 256, 'checkpoint_every': 200,
   })
   config.presets = ConfigDict({
-      'h100-1': {'mesh': {'fsdp': 1}, 'train': {'batch_rows': 256, 'microbatches': 32}},
-      'h100-8': {'mesh': {'fsdp': 8}, 'train': {'batch_rows': 512, 'microbatches': 8}},
-      'v5e-16': {'mesh': {'data': 2, 'fsdp': 8}, 'train': {'batch_rows': 256, 'microbatches': 8}},
-      'v5p-64': {'mesh': {'data': 8, 'fsdp': 8}, 'train': {'batch_rows': 512}},
-      'v6e-256': {'mesh': {'data': 32, 'fsdp': 8}, 'train': {'batch_rows': 2048}},
-      'v5e-256x4': {'mesh': {'slices': 4, 'data': 32, 'fsdp': 8}, 'train': {'batch_rows': 2048}},
+      'h100-1': {
+          'mesh': {
+              'fsdp': 1
+          },
+          'train': {
+              'batch_size': 256,
+              'grad_accum_steps': 32
+          }
+      },
+      'h100-8': {
+          'mesh': {
+              'fsdp': 8
+          },
+          'train': {
+              'batch_size': 512,
+              'grad_accum_steps': 8
+          }
+      },
+      'v5e-16': {
+          'mesh': {
+              'data': 2,
+              'fsdp': 8
+          },
+          'train': {
+              'batch_size': 256,
+              'grad_accum_steps': 8
+          }
+      },
+      'v5p-64': {
+          'mesh': {
+              'data': 8,
+              'fsdp': 8
+          },
+          'train': {
+              'batch_size': 512
+          }
+      },
+      'v6e-256': {
+          'mesh': {
+              'data': 32,
+              'fsdp': 8
+          },
+          'train': {
+              'batch_size': 2048
+          }
+      },
+      'v5e-256x4': {
+          'mesh': {
+              'slices': 4,
+              'data': 32,
+              'fsdp': 8
+          },
+          'train': {
+              'batch_size': 2048
+          }
+      },
   })
   return config

@@ -6,7 +6,7 @@
 
 Hardware: one of the presets below; `ttt-jax plan` says beforehand whether it fits. The
 optimizer's settings are those of arXiv 2509.20072. For rows of 8,192 tokens add
---config.data.row_length=8192 and, where memory is short, more --config.train.microbatches.
+--config.data.seq_len=8192 and, where memory is short, more --config.train.grad_accum_steps.
 """
 
 from ml_collections import ConfigDict
@@ -18,31 +18,95 @@ def get_config() -> ConfigDict:
   config.vocab = ConfigDict({'text': 'qwen2.5', 'tokenizer': 'qwen2.5/tokenizer.json'})
   config.codec = ConfigDict({'name': 'glm4_voice'})
   config.data = ConfigDict({
-      'row_length': 2048,
+      'seq_len': 2048,
       'sources': (
           {'path': 'records/train.jsonl'},
           {'path': 'records/heldout.jsonl', 'split': 'heldout'},
       ),
   })
   config.model = ConfigDict({
-      'layers': 28, 'width': 3584, 'q_heads': 28, 'kv_heads': 4, 'head_dim': 128, 'ffn': 18944,
-      'rope_theta': 1e6, 'tied': False, 'vocab_multiple': 512, 'dtype': 'bfloat16',
+      'num_layers': 28,
+      'hidden_size': 3584,
+      'num_attention_heads': 28,
+      'num_key_value_heads': 4,
+      'head_dim': 128,
+      'intermediate_size': 18944,
+      'rope_theta': 1e6,
+      'tie_word_embeddings': False,
+      'vocab_multiple': 512,
+      'dtype': 'bfloat16',
       'remat': 'attention',
   })
   config.optimizer = ConfigDict({
-      'learning_rate': 2e-5, 'warmup_fraction': 0.01, 'weight_decay': 0.01, 'beta2': 0.95,
+      'learning_rate': 2e-5, 'warmup_ratio': 0.01, 'weight_decay': 0.01, 'beta2': 0.95,
   })
   config.train = ConfigDict({
-      'steps': 3000, 'batch_rows': 256, 'checkpoint_every': 200,
+      'steps': 3000, 'batch_size': 256, 'checkpoint_every': 200,
   })
   config.presets = ConfigDict({
-      'h100-1': {'mesh': {'fsdp': 1}, 'train': {'batch_rows': 1},
-            'optimizer': {'name': 'adafactor'}, 'model': {'remat': 'full'}},
-      'h100-8': {'mesh': {'fsdp': 8}, 'train': {'batch_rows': 256, 'microbatches': 16}},
-      'v5e-16': {'mesh': {'fsdp': 4, 'tensor': 4}, 'train': {'batch_rows': 256, 'microbatches': 64},
-            'model': {'remat': 'full'}},
-      'v5p-64': {'mesh': {'data': 4, 'fsdp': 16}, 'train': {'batch_rows': 256}},
-      'v6e-256': {'mesh': {'data': 16, 'fsdp': 16}, 'train': {'batch_rows': 512}},
-      'v5e-256x4': {'mesh': {'slices': 4, 'data': 8, 'fsdp': 32}, 'train': {'batch_rows': 1024}},
+      'h100-1': {
+          'mesh': {
+              'fsdp': 1
+          },
+          'train': {
+              'batch_size': 1
+          },
+          'optimizer': {
+              'name': 'adafactor'
+          },
+          'model': {
+              'remat': 'full'
+          }
+      },
+      'h100-8': {
+          'mesh': {
+              'fsdp': 8
+          },
+          'train': {
+              'batch_size': 256,
+              'grad_accum_steps': 16
+          }
+      },
+      'v5e-16': {
+          'mesh': {
+              'fsdp': 4,
+              'tensor': 4
+          },
+          'train': {
+              'batch_size': 256,
+              'grad_accum_steps': 64
+          },
+          'model': {
+              'remat': 'full'
+          }
+      },
+      'v5p-64': {
+          'mesh': {
+              'data': 4,
+              'fsdp': 16
+          },
+          'train': {
+              'batch_size': 256
+          }
+      },
+      'v6e-256': {
+          'mesh': {
+              'data': 16,
+              'fsdp': 16
+          },
+          'train': {
+              'batch_size': 512
+          }
+      },
+      'v5e-256x4': {
+          'mesh': {
+              'slices': 4,
+              'data': 8,
+              'fsdp': 32
+          },
+          'train': {
+              'batch_size': 1024
+          }
+      },
   })
   return config

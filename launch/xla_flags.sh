@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Compiler flags for real hardware; sourced by the other scripts. What you have set yourself comes
-# last and wins. XLA refuses to start on a flag that it does not know: tests/test_launch.py offers
+# last and wins. XLA refuses to start on a flag that it does not know: tests/launch/test_launch.py offers
 # these to the installed versions. On a CPU they change nothing.
 
 # GPUs, through XLA_FLAGS

@@ -8,23 +8,24 @@ import jax
 import numpy as np
 import optax
 
-from tests import runs
-from ttt_jax import optimizer as optimizers, sharding, train_state, train_step
+from tests import small_run
 from ttt_jax.config import MeshConfig
 from ttt_jax.data import loader, store
+from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
+from ttt_jax.train import optimizer as optimizers, state as train_state, step as train_step
 
 
 def main() -> None:
   data, port, rank, out = sys.argv[1:]
   jax.distributed.initialize(f'127.0.0.1:{port}', 2, int(rank))
-  config = runs.replace(runs.config(), 'data', path=data)
+  config = small_run.replace(small_run.config(), 'data', path=data)
   vocab = store.vocabulary(data)
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4))
   assert jax.process_count() == 2 and mesh.size == 8
   model = Model(config.model, vocab.size)
   optimizer = optimizers.make(config.optimizer, config.train.steps)
-  batches = loader.Loader(data, config.data, config.train.batch_rows, config.seed, vocab,
+  batches = loader.Loader(data, config.data, config.train.batch_size, config.seed, vocab,
                           jax.process_index(), jax.process_count())
   with jax.set_mesh(mesh):
     state = train_state.init_sharded(model, optimizer, mesh, config.seed)

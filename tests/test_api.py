@@ -10,22 +10,29 @@ import numpy as np
 import pytest
 
 import ttt_jax
-from tests import runs
+from tests import small_run
 from tests.hf import torch_models
 from tests.reference import batches, decoder, objective as slow, staircase, weights
-from ttt_jax import cli
+from ttt_jax.cli import main
 from ttt_jax.config import GenerateConfig, ModelConfig, save
-from ttt_jax.data import interleave, records, store
-from ttt_jax.data.prepare import prepare
+from ttt_jax.data import interleave, store
+from ttt_jax.data.prepare.prepare import prepare
+from ttt_jax.data.records import records
 from ttt_jax.errors import UserError
 from ttt_jax.generate import engine
 from ttt_jax.model.transformer import Model
 from ttt_jax.objective import hybrid
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens.vocab import Vocabulary
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 V = Vocabulary('bytes', 256, 'tiny', 40)
-CONFIG = ModelConfig(layers=2, width=16, q_heads=2, kv_heads=1, head_dim=8, ffn=24, tied=False,
+CONFIG = ModelConfig(num_layers=2,
+                     hidden_size=16,
+                     num_attention_heads=2,
+                     num_key_value_heads=1,
+                     head_dim=8,
+                     intermediate_size=24,
+                     tie_word_embeddings=False,
                      vocab_multiple=32)
 POLICY = dict(block=4, steps=2, slots=1, max_span=9, max_tokens=64)
 
@@ -176,7 +183,10 @@ def test_neither_a_model_nor_a_workdir(tmp_path):
 
 def test_a_workdir_gives_the_same_model(tmp_path):
   """Imported weights, loaded from the workdir and from their directory."""
-  config = runs.replace(runs.config(), 'model', tied=False, vocab_multiple=1)
+  config = small_run.replace(small_run.config(),
+                             'model',
+                             tie_word_embeddings=False,
+                             vocab_multiple=1)
   prepare(config, tmp_path)
   vocab = store.vocabulary(tmp_path / 'data')
   model = Model(config.model, vocab.size)
@@ -184,7 +194,7 @@ def test_a_workdir_gives_the_same_model(tmp_path):
   torch_models.write(tmp_path / 'source', config.model, params, vocab,
                      ttt_vocabulary=vocab.to_dict())
   save(config, tmp_path)
-  assert cli.main(['import-hf', '--hf', str(tmp_path / 'source'), '--workdir', str(tmp_path),
+  assert main.main(['import-hf', '--hf', str(tmp_path / 'source'), '--workdir', str(tmp_path),
                    '--config', str(tmp_path / 'config.json')]) == 0
   one, other = ttt_jax.load(tmp_path), ttt_jax.load(tmp_path / 'source')
   ids = one.prompt('3 1 4')

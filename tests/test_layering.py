@@ -14,32 +14,24 @@ FILES = sorted(set(ROOT.rglob('*.py')) - set(CARRIED))
 # Lower layers first; a unit (a folder or a module of ttt_jax) imports from its own layer
 # and from those before it. A new unit needs a place here.
 LAYERS = (
-    ('errors', 'stop', 'supervise'),
-    ('atomic', 'seal', 'run_status', 'watchdog', 'config', 'progress', 'metrics', 'flops',
-     'hardware'),
-    ('sweep', 'sweep_table', 'sweep_run', 'status'),
-    ('vocab',),
-    ('batch',),
-    ('sharding',),
-    ('text', 'audio'),
+    ('errors',),
+    ('storage', 'system'),
+    ('config',),
+    ('tokens',),
+    ('audio',),
     ('data',),
     ('model',),
     ('objective',),
-    ('optimizer', 'telemetry', 'agreement', 'checkpoint', 'faults', 'train_state', 'train_step',
-     'held_out', 'train_loop', 'train', 'trained', 'weights'),
+    ('train',),
     ('generate',),
     ('evaluate',),
-    ('figures', 'staircase_picture', 'report_speed', 'report_sweep', 'report',
-     'inspect_data', 'inspect_record'),
-    ('hf',),
-    ('glm4',),  # a codec: audio/codec.py finds it by name when a config asks for it
+    ('hf', 'plan'),
     ('api',),
-    ('plan',),
-    ('cli', 'cli_plan', 'cli_cluster', 'cli_runs', 'cli_train', 'cli_generate', 'cli_inspect',
-     'cli_weights'),
+    ('runs',),
+    ('cli',),
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
-DATA_SIDE = ('text', 'audio', 'data')
+DATA_SIDE = ('tokens', 'audio', 'data')
 DEVICE_PACKAGES = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'chex'}
 
 
@@ -114,10 +106,10 @@ def test_packages_have_their_rooms(path):
   for imported, line in imports(path):
     package = imported.split('.')[0]
     where = f'{name(path)}:{line}'
-    assert package != 'flax' or unit_of(path) in ('model', 'glm4'), (
+    assert package != 'flax' or unit_of(path) == 'model' or 'audio/glm4' in name(path), (
         f'{where}: flax belongs to model/, or to the codec that is a network')
-    assert unit_of(path) not in DATA_SIDE or package not in DEVICE_PACKAGES, (
-        f'{where}: the data side runs without {package}')
+    assert (unit_of(path) not in DATA_SIDE or 'audio/glm4' in name(path)
+            or package not in DEVICE_PACKAGES), f'{where}: the data side runs without {package}'
     assert package != 'piper', f'{where}: the voice is GPL and stays in tools/'
     assert package != 'argparse' or unit_of(path) in LAYERS[-1], f'{where}: flags belong to cli.py'
 
@@ -127,7 +119,7 @@ def test_process_settings_only_in_cli(path):
   forbidden = {'sys.exit', 'exit', 'quit', 'os._exit', 'SystemExit', 'jax.config.update',
                'os.environ.setdefault', 'os.environ.update', 'os.putenv', 'os.environ =',
                'jax.distributed.initialize', 'logging.basicConfig'}
-  if name(path) == 'audio/recognise.py':  # switches telemetry off for library users, too
+  if name(path) == 'audio/asr_judges.py':  # switches telemetry off for library users, too
     forbidden.remove('os.environ.update')
   found = [f'{name(path)}:{line}: {call}' for call, line in calls(path) if call in forbidden]
   assert not found
@@ -142,11 +134,3 @@ def test_the_torch_code_stands_alone(path):
       names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
       packages = {found.split('.')[0] for found in names}
       assert packages <= sys.stdlib_module_names | {'torch', 'transformers'}, packages
-
-
-@pytest.mark.parametrize('path', [*FILES, *CARRIED], ids=name)
-def test_files_stay_readable(path):
-  lines = path.read_text(encoding='utf-8').splitlines()
-  assert len(lines) <= 400, f'{name(path)} has {len(lines)} lines: look for the missing noun'
-  long = [number for number, line in enumerate(lines, 1) if len(line) > 100]
-  assert not long, f'{name(path)}: lines over 100 columns: {long}'

@@ -8,14 +8,15 @@ import sys
 
 import pytest
 
-from tests import runs
+from tests import small_run
 from tests.conftest import QUICK
 
 ROOT = pathlib.Path(__file__).parents[1]
-TINY = ('model.layers=1', 'model.width=32', 'model.q_heads=2', 'model.kv_heads=1',
-        'model.head_dim=16', 'model.ffn=32', 'train.steps=4', 'train.batch_rows=4',
-        'train.log_every=2', 'data.stages=[{"split":"short","steps":2},{"split":"train"}]',
-        'evaluate.items=1', 'evaluate.batch=4', 'evaluate.judge=none', 'evaluate.bound_samples=2',
+TINY = ('model.num_layers=1', 'model.hidden_size=32', 'model.num_attention_heads=2',
+        'model.num_key_value_heads=1', 'model.head_dim=16', 'model.intermediate_size=32',
+        'train.steps=4', 'train.batch_size=4', 'train.log_every=2',
+        'data.stages=[{"split":"short","steps":2},{"split":"train"}]', 'evaluate.items=1',
+        'evaluate.batch=4', 'evaluate.judge=none', 'evaluate.bound_samples=2',
         'generate.max_tokens=200', 'generate.max_span=40', 'generate.steps=2')
 
 
@@ -24,7 +25,7 @@ def place(tmp_path_factory):
   """A working directory with demo/speech where configs/demo.py looks for it."""
   folder = tmp_path_factory.mktemp('walk')
   (folder / 'demo').mkdir()
-  (folder / 'demo' / 'speech').symlink_to(runs.TOKENS)
+  (folder / 'demo' / 'speech').symlink_to(small_run.TOKENS)
   return folder
 
 
@@ -52,7 +53,7 @@ def test_the_walk(place):
   assert {'text_nll', 'audio_bound', 'asr_wer', 'audio_qa_text_accuracy'} <= set(found['summary'])
   assert {sample['task'] for sample in found['samples']} == {'asr', 'tts', 'audio_qa'}
   answered = walk(place, 'generate', '--workdir', 'demo', '--task', 'tts', '--text', '3 1 4',
-                  '--records', str(runs.TOKENS / 'heldout_chat.jsonl'), '--out', 'answers')
+                  '--records', str(small_run.TOKENS / 'heldout_chat.jsonl'), '--out', 'answers')
   assert answered.returncode == 0, answered.stderr
   answers = json.loads((place / 'answers' / 'answers.json').read_text())
   assert len(answers) == 20 and answers[0]['prompt'] == '3 1 4'

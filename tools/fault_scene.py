@@ -14,7 +14,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
-from ttt_jax import seal  # noqa: E402
+from ttt_jax.train import checksums  # noqa: E402
 
 QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 TOKENS = ROOT / 'data' / 'demo_tokens'
@@ -28,15 +28,51 @@ def settings(steps: int) -> dict[str, Any]:
   held = str(TOKENS / 'heldout_strings.jsonl')
   return {
       'name': 'faults',
-      'data': {'row_length': 256, 'threads': 2, 'sources': (
-          {'path': strings, 'task': 'asr', 'prompt': 'asr'},
-          {'path': strings, 'task': 'tts', 'prompt': 'tts'},
-          {'path': held, 'task': 'asr', 'prompt': 'asr', 'split': 'heldout', 'repeat': 0.2})},
-      'model': {'layers': 2, 'width': 32, 'q_heads': 4, 'kv_heads': 2, 'head_dim': 8, 'ffn': 64,
-                'vocab_multiple': 64},
-      'optimizer': {'learning_rate': 3e-3, 'warmup_fraction': 0.2},
-      'train': {'steps': steps, 'batch_rows': 8, 'log_every': 1, 'checkpoint_every': 5,
-                'keep': 3, 'eval_every': 4, 'eval_batches': 2, 'tensorboard': False}}
+      'data': {
+          'seq_len':
+              256,
+          'threads':
+              2,
+          'sources': ({
+              'path': strings,
+              'task': 'asr',
+              'prompt': 'asr'
+          }, {
+              'path': strings,
+              'task': 'tts',
+              'prompt': 'tts'
+          }, {
+              'path': held,
+              'task': 'asr',
+              'prompt': 'asr',
+              'split': 'heldout',
+              'repeat': 0.2
+          })
+      },
+      'model': {
+          'num_layers': 2,
+          'hidden_size': 32,
+          'num_attention_heads': 4,
+          'num_key_value_heads': 2,
+          'head_dim': 8,
+          'intermediate_size': 64,
+          'vocab_multiple': 64
+      },
+      'optimizer': {
+          'learning_rate': 3e-3,
+          'warmup_ratio': 0.2
+      },
+      'train': {
+          'steps': steps,
+          'batch_size': 8,
+          'log_every': 1,
+          'checkpoint_every': 5,
+          'keep': 3,
+          'eval_every': 4,
+          'eval_batches': 2,
+          'tensorboard': False
+      }
+  }
 
 
 class Run:
@@ -108,7 +144,7 @@ def sealed(workdir: pathlib.Path) -> list[int]:
   """Steps of the sealed checkpoints, ascending."""
   folder = workdir / 'checkpoints'
   return sorted(int(path.name) for path in folder.glob('*')
-                if path.name.isdigit() and seal.is_sealed(path)) if folder.is_dir() else []
+                if path.name.isdigit() and checksums.is_sealed(path)) if folder.is_dir() else []
 
 
 def losses(workdir: pathlib.Path) -> dict[str, dict[int, float]]:
@@ -179,9 +215,11 @@ class Scene:
     """([arrays], position) of the last checkpoint, which must be whole."""
     import jax
     import numpy as np
-    from ttt_jax import checkpoint, config as config_lib, optimizer, sharding, train_state
+    from ttt_jax import config as config_lib
     from ttt_jax.data import store
+    from ttt_jax.model import sharding
     from ttt_jax.model.transformer import Model
+    from ttt_jax.train import checkpoint, optimizer, state as train_state
     config = config_lib.load(self.config)
     model = Model(config.model, store.vocabulary(config.data.path).size)
     target = train_state.abstract(model, optimizer.make(config.optimizer, config.train.steps),
@@ -190,7 +228,7 @@ class Scene:
       step = checkpoints.newest_good()
       meta, state = checkpoints.meta(step), checkpoints.restore(step, target)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)], (
-        step, meta['data'], meta['course'])
+        step, meta['data'], meta['progress'])
 
 
 @dataclasses.dataclass

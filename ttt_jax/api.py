@@ -19,22 +19,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ttt_jax import batch as batches
 from ttt_jax import config as config_lib
-from ttt_jax import trained
 from ttt_jax.config import GenerateConfig, ModelConfig, ObjectiveConfig
-from ttt_jax.data import interleave, records
-from ttt_jax.data.records import Part, Record, Turn
+from ttt_jax.data import interleave
+from ttt_jax.data.records import records
+from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.errors import UserError
 from ttt_jax.generate import engine
-from ttt_jax.generate.answer import Answer
+from ttt_jax.generate.outputs import Answer
 from ttt_jax.hf import import_hf
 from ttt_jax.model import staircase
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.objective import hybrid
-from ttt_jax.text import hf_files
-from ttt_jax.text.tokenizer import ByteTokenizer, Tokenizer
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens import batch as batches, hf_tokenizer
+from ttt_jax.tokens.tokenizer import ByteTokenizer, Tokenizer
+from ttt_jax.tokens.vocab import Vocabulary
+from ttt_jax.train import trained_model
 
 _STEP = 32  # sequences are padded to multiples of this, so that near lengths share programs
 
@@ -166,11 +166,11 @@ class TextToTalk:
     Raises:
       UserError: an unknown setting, or a prompt that cannot be answered.
     """
-    policy = config_lib.from_dict(
+    chosen = config_lib.from_dict(
         GenerateConfig, {**dataclasses.asdict(self.settings), **settings}, 'generate')
     single = not len(prompts) or np.ndim(prompts[0]) == 0
     asked = [np.asarray(prompt, np.int32) for prompt in ([prompts] if single else prompts)]
-    answers = engine.generate(self.model, self.params, self.vocab, asked, policy,
+    answers = engine.generate(self.model, self.params, self.vocab, asked, chosen,
                               self.objective.mode, self.objective.prompt_audio)
     replies = [Reply(*interleave.unrender(answer.ids, self.vocab, self.tokenizer), answer)
                for answer in answers]
@@ -252,7 +252,7 @@ def _drawn(vocab: Vocabulary, objective: ObjectiveConfig, batch: batches.Batch,
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(model: Model, objective: ObjectiveConfig, params: Params, batch: batches.Batch,
            targets: hybrid.Targets) -> hybrid.Sums:
-  return hybrid.score(model, params, batch, targets, objective, targets.documents)[1]
+  return hybrid.loss_and_sums(model, params, batch, targets, objective, targets.documents)[1]
 
 
 def load(path: str | os.PathLike, dtype: str = 'float32') -> TextToTalk:
@@ -281,7 +281,7 @@ def load(path: str | os.PathLike, dtype: str = 'float32') -> TextToTalk:
       key: value for key, value in said.get('ttt_generate', {}).items() if key in known},
       'ttt_generate')
   layout = said.get('ttt_layout', {})
-  tokenizer = ByteTokenizer() if vocab.text == 'bytes' else hf_files.read(path, vocab)
+  tokenizer = ByteTokenizer() if vocab.text == 'bytes' else hf_tokenizer.read(path, vocab)
   return TextToTalk(_model(config, vocab.size), jax.tree.map(jnp.asarray, params), vocab,
                     tokenizer, objective, settings,
                     layout.get('text_chunk', 13), layout.get('audio_chunk', 26))
@@ -289,6 +289,6 @@ def load(path: str | os.PathLike, dtype: str = 'float32') -> TextToTalk:
 
 def _from_workdir(path: pathlib.Path) -> TextToTalk:
   config = config_lib.load(path / 'config.json')
-  run = trained.load(config, path)
+  run = trained_model.load(config, path)
   return TextToTalk(run.model, run.params, run.vocab, run.tokenizer, config.objective,
                     config.generate, config.data.text_chunk, config.data.audio_chunk)

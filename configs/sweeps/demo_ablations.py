@@ -7,7 +7,7 @@ Hardware: 2 CPU cores, about 25 minutes a member; on SLURM, `--launcher slurm` r
 side.
 """
 
-from ttt_jax import sweep
+from ttt_jax.runs import sweep
 
 
 def get_sweep() -> sweep.Sweep:

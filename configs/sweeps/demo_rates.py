@@ -7,7 +7,7 @@ Hardware: 2 CPU cores, two members at a time; `make demo` has prepared the rows.
 rates/sweep.csv, and `ttt-jax report --workdir rates` shows it with the curves.
 """
 
-from ttt_jax import sweep
+from ttt_jax.runs import sweep
 
 
 def get_sweep() -> list[dict]:

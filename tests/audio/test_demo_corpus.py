@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from ttt_jax.audio import io, recognise
+from ttt_jax.audio import asr_judges, io
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -159,8 +159,8 @@ def test_the_voice_says_only_what_is_new_and_the_judges_hear_it(tmp_path):
   done = run('speak', '--sentences', listed, '--out', tmp_path / 'mute')
   assert done.returncode == 2 and "no sound for '...'" in done.stderr
   assert not (tmp_path / 'mute' / 'recordings.jsonl').exists()
-  judge = recognise.create('pocketsphinx')
+  judge = asr_judges.create('pocketsphinx')
   for line in lines:
     waveform, rate = io.read(out / line['audio'])
     assert rate == 22_050 and 0.4 < len(waveform) / rate < 2
-    assert recognise.word_errors(line['text'], judge.transcribe(waveform, rate))[0] == 0
+    assert asr_judges.word_errors(line['text'], judge.transcribe(waveform, rate))[0] == 0

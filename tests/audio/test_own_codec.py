@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from tests.audio.signals import babble
-from ttt_jax import cli
 from ttt_jax import config as config_lib
-from ttt_jax.audio import codec as codecs
-from ttt_jax.audio import io
+from ttt_jax.audio import codec as codecs, io
+from ttt_jax.cli import main
 from ttt_jax.config import CodecConfig, Config, DataConfig, Source, VocabConfig
-from ttt_jax.data import interleave, prepare, store
+from ttt_jax.data import interleave, store
+from ttt_jax.data.prepare import prepare
 from ttt_jax.errors import UserError
-from ttt_jax.text.tokenizer import create
+from ttt_jax.tokens.tokenizer import create
 
 README = (pathlib.Path(__file__).parents[2] / 'README.md').read_text(encoding='utf-8')
 
@@ -41,7 +41,7 @@ def test_the_readmes_codec_goes_from_recordings_to_rows_and_back(module):
   lines = [{'audio': f'{name}.wav', 'text': name} for name in 'ab']
   (module / 'train.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   config = Config(codec=CodecConfig('mulaw:MuLaw'), data=DataConfig(
-      row_length=4096, sources=(Source('train.jsonl', task='tts', prompt=''),)))
+      seq_len=4096, sources=(Source('train.jsonl', task='tts', prompt=''),)))
   manifest = prepare.prepare(config, module)
   assert manifest['vocabulary']['codec'] == 'mulaw'
   codec = codecs.load(module / 'data' / 'codec')
@@ -61,7 +61,7 @@ def test_the_readmes_codec_goes_from_recordings_to_rows_and_back(module):
 
 def test_the_readmes_command_names_the_class(module):
   (command,) = re.findall(r'^PYTHONPATH=\. ttt-jax (.*)$', README, re.MULTILINE)
-  args, overrides = cli._parse(shlex.split(command))
+  args, overrides = main._parse(shlex.split(command))
   root = pathlib.Path(__file__).parents[2]
   assert codecs.create(config_lib.load(str(root / args.config), overrides).codec).name == 'mulaw'
 

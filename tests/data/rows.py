@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ttt_jax.batch import make_row
 from ttt_jax.data import store
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens.batch import make_row
+from ttt_jax.tokens.vocab import Vocabulary
 
 VOCAB = Vocabulary('bytes', 256, 'test', 50)
 NEWLINE = 10
@@ -24,7 +24,7 @@ def spoken(codes: int, seed: int = 0, first: int = 3, chat: bool = True):
   return np.array(token, np.int32), np.array([0] * 3 + [1] * (len(token) - 3), np.int8)
 
 
-def write_set(folder, splits: dict[str, int], row_length: int = 64, vocab=VOCAB):
+def write_set(folder, splits: dict[str, int], seq_len: int = 64, vocab=VOCAB):
   """A prepared set of ``splits[name]`` rows, two spoken documents in each."""
   folder.mkdir(parents=True, exist_ok=True)
   number, entries = 0, {}
@@ -32,12 +32,12 @@ def write_set(folder, splits: dict[str, int], row_length: int = 64, vocab=VOCAB)
     rows = []
     for _ in range(count):
       rows.append(make_row(vocab, [(number + 1, *spoken(14, number + 1)),
-                                   (number + 2, *spoken(12, number + 2))], row_length))
+                                   (number + 2, *spoken(12, number + 2))], seq_len))
       number += 2
     path = folder / f'{name}.arrayrecord'
     store.write_rows(path, rows)
     entries[name] = store.split_entry((path, count))
   store.write_manifest(folder, {
       'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
-      'codec': 'codec', 'row_length': row_length, 'max_document': number, 'splits': entries})
+      'codec': 'codec', 'seq_len': seq_len, 'max_document': number, 'splits': entries})
   return folder

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from ttt_jax.config import VocabConfig
-from ttt_jax.data import interleave, records
+from ttt_jax.data import interleave
+from ttt_jax.data.records import records
 from ttt_jax.errors import UserError
-from ttt_jax.text.tokenizer import create
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens.tokenizer import create
+from ttt_jax.tokens.vocab import Vocabulary
 
 TEXT = create(VocabConfig())
 VOCAB = Vocabulary('bytes', 256, 'test', 50)

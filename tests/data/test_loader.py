@@ -192,7 +192,7 @@ def test_cuts_are_redrawn_every_epoch_and_belong_to_the_document(data):
 
 
 @pytest.mark.parametrize('change, sentence', [
-    ({'batch_rows': 3, 'process_count': 2}, 'train.batch_rows=3 does not divide among 2'),
+    ({'batch_size': 3, 'process_count': 2}, 'train.batch_size=3 does not divide among 2'),
     ({'vocab': dataclasses.replace(VOCAB, codec='x')}, 'prepared for vocabulary'),
     ({'config': DataConfig(stages=(Stage('dev', 0),))}, "no split 'dev'"),
     ({'config': DataConfig(stages=(Stage(mix={'train': 1, 'dev': 1}),))}, "no split 'dev'"),
@@ -201,7 +201,7 @@ def test_cuts_are_redrawn_every_epoch_and_belong_to_the_document(data):
     ({'data_dir': '/nowhere'}, 'no prepared data in /nowhere'),
 ])
 def test_what_cannot_work_is_one_sentence(data, change, sentence):
-  settings = {'data_dir': data, 'config': CONFIG, 'batch_rows': 4, 'seed': 0, 'vocab': VOCAB}
+  settings = {'data_dir': data, 'config': CONFIG, 'batch_size': 4, 'seed': 0, 'vocab': VOCAB}
   with pytest.raises(UserError, match=sentence):
     Loader(**{**settings, **change})
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.data.rows import VOCAB, spoken, write_set
-from ttt_jax.batch import make_row
 from ttt_jax.data import store
 from ttt_jax.errors import UserError
+from ttt_jax.tokens.batch import make_row
 
 
 def test_a_row_comes_back_bit_for_bit(tmp_path):

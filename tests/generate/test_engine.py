@@ -8,11 +8,17 @@ import pytest
 from tests.reference import batches, decoder, decoding, quick, weights
 from ttt_jax.config import GenerateConfig, ModelConfig
 from ttt_jax.errors import UserError
-from ttt_jax.generate import engine, programs
+from ttt_jax.generate import compiled, engine
 from ttt_jax.model.transformer import Model
 
 V = batches.VOCAB
-CONFIG = ModelConfig(layers=2, width=16, q_heads=2, kv_heads=1, head_dim=8, ffn=24, tied=False,
+CONFIG = ModelConfig(num_layers=2,
+                     hidden_size=16,
+                     num_attention_heads=2,
+                     num_key_value_heads=1,
+                     head_dim=8,
+                     intermediate_size=24,
+                     tie_word_embeddings=False,
                      vocab_multiple=32)
 MODEL = Model(CONFIG, V.size)
 PROMPTS = 6
@@ -34,11 +40,11 @@ SAMPLED = GenerateConfig(block=4, steps=2, slots=2, max_span=12, max_tokens=48, 
 def quick_compiles():
   """Many small programs, each run a few times: compile them without the long passes."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(programs, 'steps', quick.jit(
-        programs.steps.__wrapped__, static_argnames=('model', 'rules', 'width', 'null', 'mixed'),
+    patch.setattr(compiled, 'steps', quick.jit(
+        compiled.steps.__wrapped__, static_argnames=('model', 'rules', 'width', 'null', 'mixed'),
         donate_argnames=('state', 'kept')))
-    patch.setattr(programs, 'prefill', quick.jit(
-        programs.prefill.__wrapped__, static_argnames='model', donate_argnames='kept'))
+    patch.setattr(compiled, 'prefill', quick.jit(
+        compiled.prefill.__wrapped__, static_argnames='model', donate_argnames='kept'))
     yield
 
 

@@ -12,7 +12,13 @@ from ttt_jax.generate import likelihood
 from ttt_jax.model.transformer import Model
 
 V = batches.VOCAB
-CONFIG = ModelConfig(layers=2, width=16, q_heads=2, kv_heads=1, head_dim=8, ffn=24, tied=False,
+CONFIG = ModelConfig(num_layers=2,
+                     hidden_size=16,
+                     num_attention_heads=2,
+                     num_key_value_heads=1,
+                     head_dim=8,
+                     intermediate_size=24,
+                     tie_word_embeddings=False,
                      vocab_multiple=32)
 MODEL = Model(CONFIG, V.size)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.reference import batches, quick
 from ttt_jax.config import GenerateConfig
-from ttt_jax.generate import policy as policies
+from ttt_jax.generate import sampling_params
 from ttt_jax.generate.sampling import Place, Rules, choose, make_head
 
 V = batches.VOCAB
@@ -15,9 +15,9 @@ TEXT, AUDIO = False, True
 
 
 @quick.jit_with(static_argnums=0)
-def _run(rules, scores, policy, place):
+def _run(rules, scores, params, place):
   head = make_head(rules, jnp.eye(V.size, dtype=jnp.float32))
-  return choose(rules, head, policy, scores, None, jnp.ones(len(scores), bool), place)
+  return choose(rules, head, params, scores, None, jnp.ones(len(scores), bool), place)
 
 
 def run(rules, scores, config, in_span, names):
@@ -25,9 +25,9 @@ def run(rules, scores, config, in_span, names):
   n = len(scores)
   flags = lambda value: jnp.full(n, value)
   number, span, block, step, position = jnp.asarray(names, jnp.int32).T
-  policy = policies.make([config] * n, [0] * n)._replace(number=number)
+  params = sampling_params.make([config] * n, [0] * n)._replace(number=number)
   place = Place(flags(in_span), flags(True), flags(True), span, block, step, position)
-  return _run(rules, jnp.asarray(scores, jnp.float32), policy, place)
+  return _run(rules, jnp.asarray(scores, jnp.float32), params, place)
 
 
 def sample(logits, config, mode, in_span):

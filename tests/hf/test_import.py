@@ -8,16 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from tests import runs
+from tests import small_run
 from tests.hf import directories
-from ttt_jax import cli, sharding
+from ttt_jax.cli import main
 from ttt_jax.config import MeshConfig, ModelConfig, to_dict
 from ttt_jax.data import store
-from ttt_jax.data.prepare import prepare
+from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.errors import UserError
-from ttt_jax.hf import import_hf, layout, qwen, tensors
+from ttt_jax.hf import import_hf, qwen_config, tensor_names
+from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.storage import safetensors_io
+from ttt_jax.tokens.vocab import Vocabulary
 
 V = Vocabulary('bytes', 256, 'codes-20', 20)
 EXTENDED = {'audio_token_id_start': V.audio_threshold, 'mask_token': V.mask}
@@ -32,15 +34,15 @@ def mesh_of(**axes):
 @pytest.mark.parametrize('tied, dtype, shard_bytes', [
     (True, 'float32', 2**40), (False, 'bfloat16', 9000)])
 def test_every_tensor_has_its_place(tmp_path, axes, tied, dtype, shard_bytes):
-  config = dataclasses.replace(SIZE, tied=tied)
+  config = dataclasses.replace(SIZE, tie_word_embeddings=tied)
   values = directories.write(tmp_path, config, V.size, dtype, shard_bytes=shard_bytes, **EXTENDED)
   model = Model(config, V.size)
   params, report = import_hf.load(tmp_path, model, mesh_of(**axes))
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, shapes)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
-  for name, tensor in layout.tensors(model).items():
-    found = np.asarray(layout.leaf(params, tensor.path))
+  for name, tensor in tensor_names.tensors(model).items():
+    found = np.asarray(tensor_names.leaf(params, tensor.path))
     found = found[:V.size] if tensor.layer is None else found[tensor.layer]
     np.testing.assert_array_equal(found.T if tensor.turned else found, values[name])
   assert (report.tensors, report.dtype, report.kept) == (len(values), dtype, V.size)
@@ -54,7 +56,7 @@ def test_new_rows_are_near_the_old_ones(tmp_path):
   values = directories.write(tmp_path, SIZE, 300)
   model = Model(SIZE, V.size)
   params, report = import_hf.load(tmp_path, model, mesh_of())
-  table, old = np.asarray(params['trunk']['embedding']), values[layout.EMBEDDING]
+  table, old = np.asarray(params['trunk']['embedding']), values[tensor_names.EMBEDDING]
   np.testing.assert_array_equal(table[:300], old)
   new = table[300:V.size]
   assert np.abs((new - old.mean(0)) / old.std(0)).max() < 6 * import_hf.NOISE
@@ -70,7 +72,7 @@ def test_rows_that_belong_to_no_token_are_left_out(tmp_path):
   values = directories.write(tmp_path, SIZE, V.size + 7)
   params, report = import_hf.load(tmp_path, Model(SIZE, V.size), mesh_of())
   np.testing.assert_array_equal(params['trunk']['embedding'][:V.size],
-                                values[layout.EMBEDDING][:V.size])
+                                values[tensor_names.EMBEDDING][:V.size])
   assert f'its rows from {V.size} to {V.size + 6} belong to no token' in '\n'.join(report.lines())
 
 
@@ -84,16 +86,16 @@ def test_read_finds_size_and_vocabulary(tmp_path):
 
 def test_a_head_that_repeats_the_embedding_is_no_mistake(tmp_path):
   values = directories.write(tmp_path, SIZE, V.size, **EXTENDED)
-  both = values | {layout.HEAD: values[layout.EMBEDDING]}
+  both = values | {tensor_names.HEAD: values[tensor_names.EMBEDDING]}
   rewrite(tmp_path, both)
   import_hf.load(tmp_path, Model(SIZE, V.size), mesh_of())
-  rewrite(tmp_path, both | {layout.HEAD: values[layout.EMBEDDING] + 1})
+  rewrite(tmp_path, both | {tensor_names.HEAD: values[tensor_names.EMBEDDING] + 1})
   with pytest.raises(UserError, match='also has tensor lm_head.weight'):
     import_hf.load(tmp_path, Model(SIZE, V.size), mesh_of())
 
 
 def rewrite(directory, values):
-  tensors.Writer(directory, (tensors.Plan(name, value.shape, value.dtype)
+  safetensors_io.Writer(directory, (safetensors_io.Plan(name, value.shape, value.dtype)
                              for name, value in values.items()), 2**40).write(values.get)
 
 
@@ -108,7 +110,8 @@ DOWN = 'model.layers.0.mlp.down_proj.weight'
     (lambda v: v.update({DOWN: v[DOWN].T}),
      rf'tensor {DOWN} in .*model.safetensors has shape \[48, 32\]; its config.json asks for '
      r'\[32, 48\]'),
-    (lambda v: v.update({layout.EMBEDDING: v[layout.EMBEDDING][:, :9]}), r'has shape \[\d+, 9\]'),
+    (lambda v: v.update({tensor_names.EMBEDDING: v[tensor_names.EMBEDDING][:, :9]}),
+     r'has shape \[\d+, 9\]'),
 ])
 def test_wrong_tensors_are_named(tmp_path, change, expected):
   values = directories.write(tmp_path, SIZE, V.size, **EXTENDED)
@@ -157,27 +160,38 @@ def test_not_a_model(tmp_path, harm, expected):
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
   folder = tmp_path_factory.mktemp('prepared')
-  config = runs.config()
+  config = small_run.config()
   prepare(config, folder)
-  config = runs.replace(config, 'data', path=str(folder / 'data'))
+  config = small_run.replace(config, 'data', path=str(folder / 'data'))
   return config, store.vocabulary(folder / 'data')
 
 
 def command(tmp_path, config, *words):
   path = tmp_path / 'config.json'
   path.write_text(json.dumps(to_dict(config)))
-  return cli.main(['import-hf', '--hf', str(tmp_path / 'm'), '--config', str(path),
+  return main.main(['import-hf', '--hf', str(tmp_path / 'm'), '--config', str(path),
                    '--workdir', str(tmp_path / 'run'), *words])
 
 
 @pytest.mark.parametrize('change, expected', [
-    ({'width': 64, 'head_dim': 16}, 'config key model.width is 64 where hidden_size is 32, config '
+    ({
+        'hidden_size': 64,
+        'head_dim': 16
+    }, 'config key model.hidden_size is 64 where hidden_size is 32, config '
      'key model.head_dim is 16 where head_dim is 8; use'),
-    ({'rope_theta': 1e4}, 'model.rope_theta is 10000.0 where rope_theta is 1000000.0'),
-    ({'norm_eps': 1e-5}, 'model.norm_eps is 1e-05 where rms_norm_eps is 1e-06'),
-    ({'tied': False}, 'model.tied is False where tie_word_embeddings is True; use the config of '
-     'that model, or --config.model.tied=True'),
-    ({'layers': 3}, 'model.layers is 3 where num_hidden_layers is 2'),
+    ({
+        'rope_theta': 1e4
+    }, 'model.rope_theta is 10000.0 where rope_theta is 1000000.0'),
+    ({
+        'rms_norm_eps': 1e-5
+    }, 'model.rms_norm_eps is 1e-05 where rms_norm_eps is 1e-06'),
+    ({
+        'tie_word_embeddings': False
+    }, 'model.tie_word_embeddings is False where tie_word_embeddings is True; use the config of '
+     'that model, or --config.model.tie_word_embeddings=True'),
+    ({
+        'num_layers': 3
+    }, 'model.num_layers is 3 where num_hidden_layers is 2'),
 ])
 def test_a_config_of_another_size_is_named(tmp_path, prepared, capsys, change, expected):
   config, vocab = prepared
@@ -212,14 +226,15 @@ def test_what_is_imported_is_never_replaced(tmp_path, prepared, capsys, place):
 def test_without_data(tmp_path, prepared, capsys):
   config, vocab = prepared
   directories.write(tmp_path / 'm', config.model, vocab.size)
-  assert command(tmp_path, runs.replace(config, 'data', path='nothing')) == 2
+  assert command(tmp_path, small_run.replace(config, 'data', path='nothing')) == 2
   assert 'ttt-jax prepare' in capsys.readouterr().err
 
 
 def test_derived_names_cover_the_model():
   """The table names every parameter of the model, once."""
-  model = Model(dataclasses.replace(SIZE, tied=False), V.size)
-  paths = {tensor.path for tensor in layout.tensors(model).values()}
+  model = Model(dataclasses.replace(SIZE, tie_word_embeddings=False), V.size)
+  paths = {tensor.path for tensor in tensor_names.tensors(model).values()}
   leaves = jax.tree_util.tree_flatten_with_path(jax.eval_shape(model.init, jax.random.key(0)))[0]
   assert paths == {tuple(key.key for key in path) for path, _ in leaves}
-  assert qwen.size(directories.config_json(model.config, V.size))['tied'] is False
+  assert qwen_config.size(directories.config_json(model.config,
+                                                  V.size))['tie_word_embeddings'] is False

@@ -10,20 +10,24 @@ import numpy as np
 import optax
 import pytest
 
-from tests import runs
+from tests import small_run
 from tests.hf import directories
 from tests.reference import batches, quick
-from ttt_jax import cli, optimizer as optimizers, sharding, train_state, train_step, trained
+from ttt_jax.cli import main
 from ttt_jax.config import Config, LoraConfig, MeshConfig, ModelConfig, load, to_dict
 from ttt_jax.data import store
-from ttt_jax.data.prepare import prepare
+from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.errors import UserError
-from ttt_jax.hf import export_hf, import_hf, layout, peft
-from ttt_jax.model import lora
+from ttt_jax.hf import export_hf, import_hf, peft, tensor_names
+from ttt_jax.model import lora, sharding
 from ttt_jax.model.transformer import Model
+from ttt_jax.train import (
+    optimizer as optimizers, state as train_state, step as train_step, trained_model)
 
 V = batches.VOCAB
-SIZE = ModelConfig(**directories.SMALL, tied=False, lora=LoraConfig(rank=3, alpha=5.0))
+SIZE = ModelConfig(**directories.SMALL,
+                   tie_word_embeddings=False,
+                   lora=LoraConfig(rank=3, alpha=5.0))
 
 
 def noisy(params, seed=0, size=0.3):
@@ -72,13 +76,13 @@ def test_targets_decide_who_has_an_adapter():
 def settings(dropout=0.0, **train):
   config = Config(model=dataclasses.replace(SIZE, lora=dataclasses.replace(
       SIZE.lora, dropout=dropout)))
-  return runs.replace(config, 'train', **train)
+  return small_run.replace(config, 'train', **train)
 
 
 def gradients_of(config, mesh=None, params=None):
   model = Model(config.model, V.size)
   params = noisy(model.init(jax.random.key(1))) if params is None else params
-  _, batch = batches.packed(np.random.default_rng(2), rows=8, row_length=64)
+  _, batch = batches.packed(np.random.default_rng(2), rows=8, seq_len=64)
   key = jax.random.fold_in(train_step.run_key(0), 0)
   run = quick.jit(lambda params: train_step.gradients(config, model, V, params, batch, key))
   if mesh is None:
@@ -98,11 +102,11 @@ def test_gradients_are_those_of_the_merged_model_by_the_chain_rule():
   plain = dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig()))
   full, plain_sums = gradients_of(plain, params=lora.merge(params, SIZE.lora))
   np.testing.assert_allclose(sums.ar, plain_sums.ar, rtol=1e-5)
-  for name, (_, path) in layout.PROJECTIONS.items():
-    kernel = np.asarray(layout.leaf(full, path)['kernel'])
-    leaf = layout.leaf(params, path)
+  for name, (_, path) in tensor_names.PROJECTIONS.items():
+    kernel = np.asarray(tensor_names.leaf(full, path)['kernel'])
+    leaf = tensor_names.leaf(params, path)
     a, b = np.asarray(leaf['lora_a']), np.asarray(leaf['lora_b'])
-    found = layout.leaf(grads, path)
+    found = tensor_names.leaf(grads, path)
     scale = SIZE.lora.scale
     np.testing.assert_allclose(found['lora_a'], scale * kernel @ b.swapaxes(1, 2), rtol=1e-3,
                                atol=1e-6, err_msg=name)
@@ -163,22 +167,22 @@ def test_settings_are_checked(values, expected):
 def run(tmp_path_factory):
   """(workdir, config) of two steps of adapters on an imported base."""
   workdir = tmp_path_factory.mktemp('lora')
-  config = runs.config(steps=2)
+  config = small_run.config(steps=2)
   prepare(config, workdir)
-  config = runs.replace(runs.replace(config, 'data', path=str(workdir / 'data')), 'model',
+  config = small_run.replace(small_run.replace(config, 'data', path=str(workdir / 'data')), 'model',
                         lora=LoraConfig(rank=4, alpha=8.0, dropout=0.1, targets=('q', 'v', 'up')))
   directories.write(workdir / 'm', config.model, store.vocabulary(workdir / 'data').size)
   (workdir / 'c.json').write_text(json.dumps(to_dict(config)))
-  assert cli.main(['import-hf', '--hf', str(workdir / 'm'), '--config', str(workdir / 'c.json'),
+  assert main.main(['import-hf', '--hf', str(workdir / 'm'), '--config', str(workdir / 'c.json'),
                    '--workdir', str(workdir)]) == 0
-  assert cli.main(['train', '--workdir', str(workdir)]) == 0
+  assert main.main(['train', '--workdir', str(workdir)]) == 0
   return workdir, load(workdir / 'config.json', {})
 
 
 @pytest.mark.slow
 def test_a_run_changes_its_adapters_alone(run):
   workdir, config = run
-  end = trained.load(config, workdir)
+  end = trained_model.load(config, workdir)
   begin, _ = import_hf.load(workdir / 'm', end.model, jax.tree.leaves(
       end.params)[0].sharding.mesh)
   for one, other in zip(jax.tree.leaves(lora.without(end.params)), jax.tree.leaves(begin),
@@ -192,9 +196,9 @@ def test_a_run_changes_its_adapters_alone(run):
 def test_merged_base_and_adapter_leave_and_come_back(run, tmp_path, capsys):
   workdir, config = run
   for part in ('merged', 'base', 'adapter'):
-    assert cli.main(['export-hf', '--workdir', str(workdir), '--out', str(tmp_path / part),
+    assert main.main(['export-hf', '--workdir', str(workdir), '--out', str(tmp_path / part),
                      '--part', part]) == 0
-  end = trained.load(config, workdir)
+  end = trained_model.load(config, workdir)
   want = export_hf.probe(end.model, end.params, end.vocab)
   size, vocab, merged = import_hf.read(tmp_path / 'merged')
   np.testing.assert_allclose(export_hf.probe(Model(size, vocab.size), merged, vocab), want,
@@ -205,15 +209,15 @@ def test_merged_base_and_adapter_leave_and_come_back(run, tmp_path, capsys):
   again = tmp_path / 'again'
   words = ['import-hf', '--hf', str(tmp_path / 'base'), '--adapter', str(tmp_path / 'adapter'),
            '--config', str(workdir / 'config.json'), '--workdir', str(again)]
-  assert cli.main(words) == 0
-  found = trained.load(config, again)
+  assert main.main(words) == 0
+  found = trained_model.load(config, again)
   for one, other in zip(jax.tree.leaves(found.params), jax.tree.leaves(end.params), strict=True):
     np.testing.assert_array_equal(one, other)
   shutil.rmtree(again)
   capsys.readouterr()
-  assert cli.main([*words, '--config.model.lora.rank=8']) == 2
+  assert main.main([*words, '--config.model.lora.rank=8']) == 2
   assert 'config key model.lora.rank is 8, but' in capsys.readouterr().err
-  assert cli.main([*words, '--config.model.lora.rank=0']) == 2
+  assert main.main([*words, '--config.model.lora.rank=0']) == 2
   assert 'config key model.lora.rank is 0, but' in capsys.readouterr().err
 
 
@@ -227,7 +231,7 @@ def test_merged_base_and_adapter_leave_and_come_back(run, tmp_path, capsys):
 ])
 def test_adapters_of_another_kind_are_named(run, tmp_path, values, expected):
   workdir, config = run
-  end = trained.load(config, workdir)
+  end = trained_model.load(config, workdir)
   mesh = jax.tree.leaves(end.params)[0].sharding.mesh
   peft.save(tmp_path, end.model, end.params, 'base')
   path = tmp_path / peft.CONFIG
@@ -243,7 +247,7 @@ def test_peft_computes_the_same(run, tmp_path):
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
   workdir, config = run
-  end = trained.load(config, workdir)
+  end = trained_model.load(config, workdir)
   noise = noisy(end.params)
   peft.save(tmp_path, end.model, noise, str(workdir / 'm'))
   ids = np.arange(20)[None] * 7 % end.vocab.text_ranks

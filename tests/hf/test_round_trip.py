@@ -9,15 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from tests import runs
+from tests import small_run
 from tests.hf import directories
-from ttt_jax import checkpoint, cli, optimizer as optimizers, seal, train_state, trained
+from ttt_jax.cli import main
 from ttt_jax.config import load, to_dict
 from ttt_jax.data import store
-from ttt_jax.data.prepare import prepare
+from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.errors import UserError
-from ttt_jax.hf import export_hf, import_hf, layout, qwen, tensors
+from ttt_jax.hf import export_hf, import_hf, qwen_config, tensor_names
 from ttt_jax.model.transformer import Model
+from ttt_jax.storage import safetensors_io
+from ttt_jax.train import (
+    checkpoint, checksums, optimizer as optimizers, state as train_state, trained_model)
 
 NEW = 60  # ids that the imported directory lacks
 
@@ -26,14 +29,14 @@ NEW = 60  # ids that the imported directory lacks
 def imported(tmp_path_factory):
   """(workdir, config, tensors of the directory): imported, untied, with new rows."""
   workdir = tmp_path_factory.mktemp('imported')
-  config = runs.replace(runs.config(steps=2), 'model', tied=False)
+  config = small_run.replace(small_run.config(steps=2), 'model', tie_word_embeddings=False)
   prepare(config, workdir)
-  config = runs.replace(config, 'data', path=str(workdir / 'data'))
+  config = small_run.replace(config, 'data', path=str(workdir / 'data'))
   vocab = store.vocabulary(workdir / 'data')
   values = directories.write(workdir / 'm', config.model, vocab.size - NEW, 'bfloat16',
                              max_position_embeddings=77)
   (workdir / 'c.json').write_text(json.dumps(to_dict(config)))
-  assert cli.main(['import-hf', '--hf', str(workdir / 'm'), '--config', str(workdir / 'c.json'),
+  assert main.main(['import-hf', '--hf', str(workdir / 'm'), '--config', str(workdir / 'c.json'),
                    '--workdir', str(workdir)]) == 0
   return workdir, load(workdir / 'config.json', {}), values
 
@@ -44,7 +47,7 @@ def after_training(imported, tmp_path_factory):
   compiling of a step is left to a slow test, and to that of adapters."""
   workdir, config = tmp_path_factory.mktemp('trained'), imported[1]
   shutil.copytree(imported[0], workdir, dirs_exist_ok=True)
-  run = trained.load(config, workdir)
+  run = trained_model.load(config, workdir)
   optimizer = optimizers.make(config.optimizer, 2)
   mesh = jax.tree.leaves(run.params)[0].sharding.mesh
   state = train_state.begin(run.params, optimizer, train_state.abstract(run.model, optimizer, mesh))
@@ -57,13 +60,13 @@ def after_training(imported, tmp_path_factory):
 
 def test_an_imported_checkpoint_is_a_sealed_one_with_weights_alone(imported):
   workdir, config, _ = imported
-  seal.check(workdir / 'checkpoints' / '0')
+  checksums.check(workdir / 'checkpoints' / '0')
   with checkpoint.open_existing(workdir / 'checkpoints') as found:
     assert found.steps() == [0]
     assert set(found.stored(0)) == {'params'}
     note = found.meta(0)['imported']
     assert note['kept'] + NEW == note['size']
-  wide = trained.load(config, workdir)
+  wide = trained_model.load(config, workdir)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(wide.params)} == {'float32'}
   with pytest.raises(UserError, match='has checkpoint 0 already'):
     import_hf.import_hf(config, workdir, workdir / 'm')
@@ -76,22 +79,22 @@ def test_export_of_import_has_the_same_bits(imported, tmp_path, shard_bytes):
   facts = export_hf.export_hf(config, workdir, out, shard_bytes=shard_bytes)
   assert (len(facts['files']) > 1) == (shard_bytes < 2**40) and facts['dtype'] == 'bfloat16'
   assert sorted(path.name for path in out.glob('*.safetensors')) == sorted(facts['files'])
-  found = tensors.Folder(out)
+  found = safetensors_io.Folder(out)
   assert set(found) == set(values)
   for name, value in values.items():
     again = found.read(name)
-    if name in (layout.EMBEDDING, layout.HEAD):
+    if name in (tensor_names.EMBEDDING, tensor_names.HEAD):
       assert len(again) == len(value) + NEW
       again = again[:len(value)]
     assert again.dtype == value.dtype and again.tobytes() == value.tobytes(), name
   once_more, _ = import_hf.load(out, *_model_and_mesh(config, workdir))
   for one, other in zip(jax.tree.leaves(once_more), jax.tree.leaves(
-      trained.load(config, workdir, dtype=None).params), strict=True):
+      trained_model.load(config, workdir, dtype=None).params), strict=True):
     assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
 def _model_and_mesh(config, workdir):
-  run = trained.load(config, workdir)
+  run = trained_model.load(config, workdir)
   return run.model, jax.tree.leaves(run.params)[0].sharding.mesh
 
 
@@ -100,10 +103,10 @@ def test_training_starts_from_the_imported_weights(imported, tmp_path):
   source, config, values = imported
   workdir = tmp_path / 'run'
   shutil.copytree(source, workdir)
-  assert cli.main(['train', '--workdir', str(workdir)]) == 0
-  run = trained.load(config, workdir)
+  assert main.main(['train', '--workdir', str(workdir)]) == 0
+  run = trained_model.load(config, workdir)
   assert run.step == 2
-  old = values[layout.EMBEDDING].astype(np.float32)
+  old = values[tensor_names.EMBEDDING].astype(np.float32)
   change = np.abs(np.asarray(run.params['trunk']['embedding'])[:len(old)] - old).max()
   assert 0 < change < 0.05, 'two small steps away from the imported weights'
 
@@ -112,9 +115,9 @@ def test_export_of_a_trained_model(after_training, tmp_path, capsys):
   workdir, config = after_training
   out = tmp_path / 'a' / 'out'
   words = ['export-hf', '--workdir', str(workdir), '--out', str(out)]
-  assert cli.main(words) == 0
+  assert main.main(words) == 0
   assert 'step 2, 27 tensors' in capsys.readouterr().out
-  run = trained.load(config, workdir)
+  run = trained_model.load(config, workdir)
   size, vocab, params = import_hf.read(out)
   assert vocab == run.vocab
   expected = export_hf.probe(run.model, run.params, vocab)
@@ -128,9 +131,9 @@ def test_export_of_a_trained_model(after_training, tmp_path, capsys):
   assert '2 of 2 steps' in card and '| last loss | 1.5000 |' in card and '| base | m |' in card
   assert {path.name for path in export_hf.CODE.glob('*.py')} <= set(os.listdir(out))
 
-  assert cli.main(words) == 2
+  assert main.main(words) == 2
   assert 'holds an earlier export; add --overwrite' in capsys.readouterr().err
-  assert cli.main([*words, '--overwrite', '--dtype', 'bfloat16']) == 0
+  assert main.main([*words, '--overwrite', '--dtype', 'bfloat16']) == 0
   assert json.loads((out / 'config.json').read_text())['dtype'] == 'bfloat16'
   assert os.listdir(out.parent) == ['out'], 'nothing is left beside it'
   rounded = import_hf.load(out, *_model_and_mesh(config, workdir))[0]['layers']['mlp']['up']
@@ -142,7 +145,7 @@ def test_export_of_a_trained_model(after_training, tmp_path, capsys):
 def test_a_folder_of_yours_is_never_replaced(after_training, tmp_path, capsys):
   workdir, _ = after_training
   (tmp_path / 'thesis.txt').write_text('x')
-  assert cli.main(['export-hf', '--workdir', str(workdir), '--out', str(tmp_path),
+  assert main.main(['export-hf', '--workdir', str(workdir), '--out', str(tmp_path),
                    '--overwrite']) == 2
   assert 'exists and is not an earlier export' in capsys.readouterr().err
   assert os.listdir(tmp_path) == ['thesis.txt']
@@ -154,7 +157,7 @@ def test_a_folder_of_yours_is_never_replaced(after_training, tmp_path, capsys):
 ])
 def test_other_mistakes(after_training, tmp_path, capsys, words, expected):
   workdir, _ = after_training
-  assert cli.main(['export-hf', '--workdir', str(workdir), '--out', str(tmp_path / 'o'),
+  assert main.main(['export-hf', '--workdir', str(workdir), '--out', str(tmp_path / 'o'),
                    *words]) == 2
   assert expected in capsys.readouterr().err
 
@@ -162,7 +165,7 @@ def test_other_mistakes(after_training, tmp_path, capsys, words, expected):
 def test_what_the_disk_changed_is_found(after_training, tmp_path, monkeypatch):
   """A byte that changes between writing and reading back ends the export, and nothing stays."""
   workdir, config = after_training
-  write = tensors.Writer.write
+  write = safetensors_io.Writer.write
 
   def damaging(self, *args):
     write(self, *args)
@@ -170,7 +173,7 @@ def test_what_the_disk_changed_is_found(after_training, tmp_path, monkeypatch):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-  monkeypatch.setattr(tensors.Writer, 'write', damaging)
+  monkeypatch.setattr(safetensors_io.Writer, 'write', damaging)
   with pytest.raises(UserError, match='did not come back from the disk as it was written'):
     export_hf.export_hf(config, workdir, tmp_path / 'out')
   assert os.listdir(tmp_path) == []
@@ -180,7 +183,7 @@ def test_a_full_disk_is_one_sentence(after_training, tmp_path, monkeypatch):
   workdir, config = after_training
   def full(self, *args):
     raise OSError(28, 'No space left on device')
-  monkeypatch.setattr(tensors.Writer, 'write', full)
+  monkeypatch.setattr(safetensors_io.Writer, 'write', full)
   with pytest.raises(UserError, match='out could not be written: the disk is full'):
     export_hf.export_hf(config, workdir, tmp_path / 'out')
   assert os.listdir(tmp_path) == []
@@ -189,6 +192,6 @@ def test_a_full_disk_is_one_sentence(after_training, tmp_path, monkeypatch):
 def test_size_of_an_export_is_that_of_the_run(after_training):
   """config.json and back: the same decoder."""
   workdir, config = after_training
-  values = qwen.write(config, store.vocabulary(workdir / 'data'), 'float32')
-  qwen.compare(values, config.model, 'there')
-  assert dataclasses.replace(config.model, **qwen.size(values)) == config.model
+  values = qwen_config.write(config, store.vocabulary(workdir / 'data'), 'float32')
+  qwen_config.compare(values, config.model, 'there')
+  assert dataclasses.replace(config.model, **qwen_config.size(values)) == config.model

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import ttt_jax
-from tests import runs
-from ttt_jax import cli
+from tests import small_run
+from ttt_jax.cli import main
 from ttt_jax.config import load, save
-from ttt_jax.data import interleave, prepare as preparing, records
-from ttt_jax.data.prepare import prepare
+from ttt_jax.data import interleave
+from ttt_jax.data.prepare import prepare as preparing
+from ttt_jax.data.prepare.prepare import prepare
+from ttt_jax.data.records import records
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -36,12 +38,12 @@ json.dump([[a.ids, a.text, a.codes] for a in answers], open(sys.argv[3], 'w'))
 def exported(tmp_path_factory):
   """(workdir, directory) of a run that has learned to answer with speech."""
   workdir = tmp_path_factory.mktemp('run')
-  config = runs.config(steps=80, checkpoint_every=80, log_every=20)
+  config = small_run.config(steps=80, checkpoint_every=80, log_every=20)
   prepare(config, workdir)
   save(config, workdir)
-  assert cli.main(['train', '--workdir', str(workdir)]) == 0
+  assert main.main(['train', '--workdir', str(workdir)]) == 0
   out = workdir / 'export'
-  assert cli.main(['export-hf', '--workdir', str(workdir), '--out', str(out)]) == 0
+  assert main.main(['export-hf', '--workdir', str(workdir), '--out', str(out)]) == 0
   return workdir, out
 
 

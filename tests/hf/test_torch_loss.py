@@ -35,7 +35,7 @@ MODELS = {name: Model(config, V.size) for name, config in torch_models.SHAPES.it
 def scored(model, params, batch, targets, config):
   """((objective, Sums), gradient) of the mean over documents."""
   return jax.value_and_grad(
-      lambda params: hybrid.score(model, params, batch, targets, config, targets.documents),
+      lambda params: hybrid.loss_and_sums(model, params, batch, targets, config, targets.documents),
       has_aux=True)(params)
 
 
@@ -43,12 +43,12 @@ def compare(shape, config, seed, **rows):
   """Both terms to 1e-5, every parameter's gradient to 1e-4; (documents, noises)."""
   model = MODELS[shape]
   params = torch_models.weights.random(model, np.random.default_rng(seed), scale=0.25)
-  plan, batch = batches.packed(np.random.default_rng(seed), rows=4, row_length=LENGTH, **rows)
+  plan, batch = batches.packed(np.random.default_rng(seed), rows=4, seq_len=LENGTH, **rows)
   targets = drawn.corrupt(batch, jax.random.key(seed), config)
   documents, noises = drawn.all_noise(plan, targets, config.mode)
   (objective, sums), gradient = scored(model, params, batch, targets, config)
 
-  tied = model.config.tied
+  tied = model.config.tie_word_embeddings
   net = torch_loss.model(model.config, torch_models.named(params, V.size, tied), V.size)
   ar, diffusion = torch_loss.terms(net, plan, LENGTH, noises, V, config.mode,
                                    config.prompt_audio)

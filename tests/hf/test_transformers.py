@@ -6,9 +6,10 @@ import pytest
 from tests.hf import directories
 from tests.reference import batches, staircase as slow
 from ttt_jax.config import ModelConfig
-from ttt_jax.hf import import_hf, layout, tensors
+from ttt_jax.hf import import_hf, tensor_names
 from ttt_jax.model import staircase
 from ttt_jax.model.transformer import Model
+from ttt_jax.storage import safetensors_io
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -33,9 +34,10 @@ def test_saved_by_transformers(tmp_path, tied, heads, kv_heads, head_dim, layers
     parameter.data.add_(0.2 * torch.randn_like(parameter))
   model.eval().save_pretrained(tmp_path, max_shard_size=shard)
   config, vocab, params = import_hf.read(tmp_path)
-  assert (config.layers, config.kv_heads, config.rope_theta) == (layers, kv_heads, theta)
+  assert (config.num_layers, config.num_key_value_heads, config.rope_theta) == (layers, kv_heads,
+                                                                                theta)
   ours = Model(config, vocab.size)
-  plan, batch = batches.packed(np.random.default_rng(1), rows=3, row_length=64)
+  plan, batch = batches.packed(np.random.default_rng(1), rows=3, seq_len=64)
   causal = np.arange(64)[None] + np.zeros((3, 1), int)
   for mask in ('causal', 'hybrid'):
     start, end = (np.zeros_like(causal), 1 + causal) if mask == 'causal' else (
@@ -57,7 +59,7 @@ def test_saved_by_transformers(tmp_path, tied, heads, kv_heads, head_dim, layers
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_transformers_reads_what_we_write(tmp_path, dtype):
   """Plain Qwen2, without our PyTorch code: every tensor is found and none is left over."""
-  config = ModelConfig(**directories.SMALL, tied=False)
+  config = ModelConfig(**directories.SMALL, tie_word_embeddings=False)
   values = directories.write(tmp_path, config, V.size, dtype, shard_bytes=20_000)
   model, report = transformers.Qwen2ForCausalLM.from_pretrained(
       tmp_path, output_loading_info=True, dtype=getattr(torch, dtype))
@@ -67,5 +69,5 @@ def test_transformers_reads_what_we_write(tmp_path, dtype):
   for name, value in values.items():
     np.testing.assert_array_equal(found[name].float().numpy(), value.astype(np.float32))
   model.save_pretrained(tmp_path / 'again')
-  folder = tensors.Folder(tmp_path / 'again')
-  assert folder.read(layout.HEAD).tobytes() == values[layout.HEAD].tobytes()
+  folder = safetensors_io.Folder(tmp_path / 'again')
+  assert folder.read(tensor_names.HEAD).tobytes() == values[tensor_names.HEAD].tobytes()

@@ -11,18 +11,41 @@ import ttt_jax
 from tests.reference import batches, weights
 from ttt_jax.config import ModelConfig
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens.vocab import Vocabulary
 
 CODE = pathlib.Path(ttt_jax.__file__).parent / 'hf' / 'torch_code'
 V = batches.VOCAB
 # Query heads / key heads: 1, 2 and 4; tied and not.
 SHAPES = {
-    'untied': ModelConfig(layers=2, width=16, q_heads=2, kv_heads=1, head_dim=8, ffn=24,
-                          tied=False, vocab_multiple=32),
-    'tied': ModelConfig(layers=3, width=24, q_heads=4, kv_heads=4, head_dim=6, ffn=20, tied=True,
-                        vocab_multiple=32, rope_theta=1e4),
-    'grouped': ModelConfig(layers=1, width=32, q_heads=8, kv_heads=2, head_dim=8, ffn=48,
-                           tied=False, vocab_multiple=1, norm_eps=1e-5),
+    'untied':
+        ModelConfig(num_layers=2,
+                    hidden_size=16,
+                    num_attention_heads=2,
+                    num_key_value_heads=1,
+                    head_dim=8,
+                    intermediate_size=24,
+                    tie_word_embeddings=False,
+                    vocab_multiple=32),
+    'tied':
+        ModelConfig(num_layers=3,
+                    hidden_size=24,
+                    num_attention_heads=4,
+                    num_key_value_heads=4,
+                    head_dim=6,
+                    intermediate_size=20,
+                    tie_word_embeddings=True,
+                    vocab_multiple=32,
+                    rope_theta=1e4),
+    'grouped':
+        ModelConfig(num_layers=1,
+                    hidden_size=32,
+                    num_attention_heads=8,
+                    num_key_value_heads=2,
+                    head_dim=8,
+                    intermediate_size=48,
+                    tie_word_embeddings=False,
+                    vocab_multiple=1,
+                    rms_norm_eps=1e-5),
 }
 _NAMES = {'attention.q': 'self_attn.q_proj', 'attention.k': 'self_attn.k_proj',
           'attention.v': 'self_attn.v_proj', 'attention.o': 'self_attn.o_proj',
@@ -65,16 +88,31 @@ def named(params: Params, vocab_size: int, tied: bool) -> dict[str, np.ndarray]:
 def config_json(config: ModelConfig, vocab: Vocabulary) -> dict:
   """What config.json needs for the module to be found and to know the id space."""
   return {
-      'architectures': ['TtTForCausalLM'], 'model_type': 'qwen2',
-      'auto_map': {'AutoModelForCausalLM': 'modeling_ttt.TtTForCausalLM'},
-      'vocab_size': vocab.size, 'hidden_size': config.width, 'intermediate_size': config.ffn,
-      'num_hidden_layers': config.layers, 'num_attention_heads': config.q_heads,
-      'num_key_value_heads': config.kv_heads, 'head_dim': config.head_dim,
-      'rms_norm_eps': config.norm_eps, 'rope_theta': config.rope_theta, 'hidden_act': 'silu',
-      'tie_word_embeddings': config.tied, 'max_position_embeddings': 2048,
-      'use_sliding_window': False, 'torch_dtype': 'float32', 'dtype': 'float32',
-      'eos_token_id': vocab.im_end, 'pad_token_id': vocab.pad,
-      'audio_token_id_start': vocab.audio_threshold, 'mask_token': vocab.mask}
+      'architectures': ['TtTForCausalLM'],
+      'model_type': 'qwen2',
+      'auto_map': {
+          'AutoModelForCausalLM': 'modeling_ttt.TtTForCausalLM'
+      },
+      'vocab_size': vocab.size,
+      'hidden_size': config.hidden_size,
+      'intermediate_size': config.intermediate_size,
+      'num_hidden_layers': config.num_layers,
+      'num_attention_heads': config.num_attention_heads,
+      'num_key_value_heads': config.num_key_value_heads,
+      'head_dim': config.head_dim,
+      'rms_norm_eps': config.rms_norm_eps,
+      'rope_theta': config.rope_theta,
+      'hidden_act': 'silu',
+      'tie_word_embeddings': config.tie_word_embeddings,
+      'max_position_embeddings': 2048,
+      'use_sliding_window': False,
+      'torch_dtype': 'float32',
+      'dtype': 'float32',
+      'eos_token_id': vocab.im_end,
+      'pad_token_id': vocab.pad,
+      'audio_token_id_start': vocab.audio_threshold,
+      'mask_token': vocab.mask
+  }
 
 
 def write(directory: pathlib.Path, config: ModelConfig, params: Params, vocab: Vocabulary = V,
@@ -82,7 +120,7 @@ def write(directory: pathlib.Path, config: ModelConfig, params: Params, vocab: V
   """A Hugging Face directory of one shard; ``more`` goes into config.json."""
   from safetensors.numpy import save_file
   directory.mkdir(parents=True, exist_ok=True)
-  save_file(named(params, vocab.size, config.tied), directory / 'model.safetensors',
+  save_file(named(params, vocab.size, config.tie_word_embeddings), directory / 'model.safetensors',
             metadata={'format': 'pt'})
   (directory / 'config.json').write_text(
       json.dumps({**config_json(config, vocab), **more}), encoding='utf-8')

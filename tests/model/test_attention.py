@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from tests.reference import batches, quick, staircase as slow
-from ttt_jax import sharding
 from ttt_jax.config import MeshConfig
 from ttt_jax.errors import UserError
-from ttt_jax.model import attention, staircase
+from ttt_jax.model import attention, sharding, staircase
 from ttt_jax.model.attention import attend
 
 V = batches.VOCAB
@@ -67,7 +66,7 @@ def assert_equal(got, want, tolerance=1e-5):
 def packed_case(length, heads, kv_heads, dim):
   """(batch, inputs, what the dense form gives)."""
   rng = np.random.default_rng(length + kv_heads)
-  _, batch = batches.packed(rng, rows=4, row_length=length)
+  _, batch = batches.packed(rng, rows=4, seq_len=length)
   inputs = (*projections(rng, 4, length, length, heads, kv_heads, dim),
             *staircase.key_ranges(batch))
   return batch, inputs, value_and_gradients(attend, *inputs)
@@ -114,7 +113,7 @@ def test_no_pair_leaks(form):
   """Row i of a batch is the same row with a gradient at query i alone: what arrives at the
   keys and values is one line of the staircase, and nothing arrives at another query."""
   rng = np.random.default_rng(11)
-  plan, batch = batches.packed(rng, rows=1, row_length=48, empty_row=False,
+  plan, batch = batches.packed(rng, rows=1, seq_len=48, empty_row=False,
                                kinds=('one_token', 'pt', 'audio_only'))
   allowed = slow.row_matrix(V, plan[0], 48)
   assert len(plan[0]) > 1 and not allowed[-1].any()
@@ -221,7 +220,7 @@ def test_a_long_row_over_the_seq_axis():
 
 def test_blocks_skipped():
   rng = np.random.default_rng(7)
-  _, batch = batches.packed(rng, rows=3, row_length=50)
+  _, batch = batches.packed(rng, rows=3, seq_len=50)
   start, end = map(np.asarray, staircase.key_ranges(batch))
   for block in (1, 8, 64):
     read = np.zeros((3, -(-50 // block), -(-50 // block)), bool)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.reference import batches, staircase as slow
-from ttt_jax.batch import Batch
 from ttt_jax.model import staircase
+from ttt_jax.tokens.batch import Batch
 
 V = batches.VOCAB
 o, E, Q = V.code_start, V.end_of_chunk, V.end_of_last  # a code, and the two end tokens
@@ -127,7 +127,7 @@ def test_masking_an_id_changes_nothing():
 
 @pytest.mark.parametrize('seed', range(6))
 def test_random_rows(seed):
-  plan, batch = batches.packed(np.random.default_rng(seed), rows=5, row_length=64)
+  plan, batch = batches.packed(np.random.default_rng(seed), rows=5, seq_len=64)
   for mode in ('hybrid', 'ar', 'nar'):
     for prompt_audio in ('bidirectional', 'causal'):
       want = np.stack([slow.row_matrix(V, row, 64, mode, prompt_audio) for row in plan])
@@ -135,7 +135,7 @@ def test_random_rows(seed):
 
 
 def test_k_end_never_decreases_inside_a_document():
-  _, batch = batches.packed(np.random.default_rng(1), rows=5, row_length=64)
+  _, batch = batches.packed(np.random.default_rng(1), rows=5, seq_len=64)
   for mode in ('hybrid', 'ar', 'nar'):
     _, end = map(np.asarray, staircase.key_ranges(batch, mode))
     inside = (batch.document[:, 1:] == batch.document[:, :-1]) & (batch.document[:, 1:] > 0)

@@ -13,22 +13,26 @@ from ttt_jax.model import staircase
 from ttt_jax.model.transformer import Model
 
 V = batches.VOCAB
-TINY = dict(width=16, head_dim=4, ffn=24, vocab_multiple=32)
+TINY = dict(hidden_size=16, head_dim=4, intermediate_size=24, vocab_multiple=32)
 
 
-@pytest.mark.parametrize('layers, q_heads, kv_heads, tied, theta', [
+@pytest.mark.parametrize('layers, num_attention_heads, kv_heads, tied, theta', [
     (2, 4, 1, True, 1e6),
     (2, 4, 2, False, 1e6),
     (3, 4, 4, True, 1e4),
     (2, 6, 2, True, 1e6),
 ])
-def test_logits_match_the_reference(layers, q_heads, kv_heads, tied, theta):
-  config = ModelConfig(layers=layers, q_heads=q_heads, kv_heads=kv_heads, tied=tied,
-                       rope_theta=theta, **TINY)
-  rng = np.random.default_rng(layers * 10 + q_heads)
+def test_logits_match_the_reference(layers, num_attention_heads, kv_heads, tied, theta):
+  config = ModelConfig(num_layers=layers,
+                       num_attention_heads=num_attention_heads,
+                       num_key_value_heads=kv_heads,
+                       tie_word_embeddings=tied,
+                       rope_theta=theta,
+                       **TINY)
+  rng = np.random.default_rng(layers * 10 + num_attention_heads)
   model = Model(config, V.size)
   params = weights.random(model, rng)
-  plan, batch = batches.packed(rng, rows=3, row_length=64)
+  plan, batch = batches.packed(rng, rows=3, seq_len=64)
   start, end = staircase.key_ranges(batch)
 
   @quick.jit
@@ -53,7 +57,7 @@ def test_logits_match_the_reference(layers, q_heads, kv_heads, tied, theta):
 
 def test_norm_eps_counts():
   """With a tiny input the epsilon of RMSNorm decides; it is 1e-6 inside the root."""
-  config = ModelConfig(layers=1, q_heads=2, kv_heads=1, **TINY)
+  config = ModelConfig(num_layers=1, num_attention_heads=2, num_key_value_heads=1, **TINY)
   model = Model(config, V.size)
   params = weights.random(model, np.random.default_rng(0))
   params['trunk']['embedding'] *= 1e-3
@@ -67,10 +71,15 @@ def test_norm_eps_counts():
 
 
 def test_scan_settings_change_nothing():
-  config = ModelConfig(layers=2, q_heads=2, kv_heads=1, remat='full', scan_unroll=2, **TINY)
-  plain = ModelConfig(layers=2, q_heads=2, kv_heads=1, **TINY)
+  config = ModelConfig(num_layers=2,
+                       num_attention_heads=2,
+                       num_key_value_heads=1,
+                       remat='full',
+                       scan_unroll=2,
+                       **TINY)
+  plain = ModelConfig(num_layers=2, num_attention_heads=2, num_key_value_heads=1, **TINY)
   params = weights.random(Model(plain, V.size), np.random.default_rng(0))
-  _, batch = batches.packed(np.random.default_rng(0), rows=1, row_length=64, empty_row=False)
+  _, batch = batches.packed(np.random.default_rng(0), rows=1, seq_len=64, empty_row=False)
   start, end = staircase.key_ranges(batch)
 
   @quick.jit_with(static_argnums=1)
@@ -96,12 +105,17 @@ def jacobian(request):
   row = [(1, *batches.document(rng, 'asr')), (2, *batches.document(rng, 'one_token'))]
   length = sum(len(ids) for _, ids, _ in row) + 3
   batch = batches.layout([row], length)
-  config = ModelConfig(layers=request.param, q_heads=2, kv_heads=1, tied=False,
-                       **{**TINY, 'vocab_multiple': length})
+  config = ModelConfig(num_layers=request.param,
+                       num_attention_heads=2,
+                       num_key_value_heads=1,
+                       tie_word_embeddings=False,
+                       **{
+                           **TINY, 'vocab_multiple': length
+                       })
   model = Model(config, length)
   params = weights.random(model, rng)
   own = np.arange(length, dtype=np.int32)[None]
-  probe = rng.standard_normal(config.width).astype(np.float32)
+  probe = rng.standard_normal(config.hidden_size).astype(np.float32)
 
   def outputs(embedding, start, end):
     trunk = {**params['trunk'], 'embedding': embedding}

@@ -15,7 +15,12 @@ from ttt_jax.objective import hybrid
 
 V = batches.VOCAB
 LENGTH = 64
-CONFIG = ModelConfig(layers=2, width=16, q_heads=4, kv_heads=2, head_dim=4, ffn=24,
+CONFIG = ModelConfig(num_layers=2,
+                     hidden_size=16,
+                     num_attention_heads=4,
+                     num_key_value_heads=2,
+                     head_dim=4,
+                     intermediate_size=24,
                      vocab_multiple=32)
 MODEL = Model(CONFIG, V.size)
 PARAMS = weights.random(MODEL, np.random.default_rng(0), scale=0.25)
@@ -41,7 +46,7 @@ def sums_and_gradient(params, batch, targets, config):
 @quick.jit_with(static_argnums=3)
 def scored(params, batch, targets, config):
   def total(params):
-    return hybrid.score(MODEL, params, batch, targets, config, 1.0)
+    return hybrid.loss_and_sums(MODEL, params, batch, targets, config, 1.0)
   gradient, sums = jax.grad(total, has_aux=True)(params)
   return sums, gradient
 
@@ -86,7 +91,7 @@ def slow_loss(plain, documents, noises, config):
 
 
 def check_loss(seed, config, **shape):
-  plan, batch = batches.packed(np.random.default_rng(seed), rows=4, row_length=LENGTH, **shape)
+  plan, batch = batches.packed(np.random.default_rng(seed), rows=4, seq_len=LENGTH, **shape)
   targets = corrupt(batch, jax.random.key(seed), config)
   documents, noises = all_noise(plan, targets, config.mode)
   sums, gradient = sums_and_gradient(PARAMS, batch, targets, config)
@@ -195,7 +200,7 @@ def test_noise_depends_on_key_and_document():
 def test_microbatches_change_nothing(name):
   """Sums and gradients of four single rows add up to those of the four rows together."""
   config, key = MODES[name], jax.random.key(1)
-  _, batch = batches.packed(np.random.default_rng(8), rows=4, row_length=LENGTH)
+  _, batch = batches.packed(np.random.default_rng(8), rows=4, seq_len=LENGTH)
   whole, whole_gradient = sums_and_gradient(PARAMS, batch, corrupt(batch, key, config), config)
   sums, gradient = None, None
   for row in range(4):  # padded with empty rows: one compiled shape
@@ -254,7 +259,7 @@ def test_one_position_carries_both_targets():
 
 def test_targets_never_fall_on_prompt_or_pad():
   for seed in range(5):
-    _, batch = batches.packed(np.random.default_rng(seed), rows=4, row_length=LENGTH)
+    _, batch = batches.packed(np.random.default_rng(seed), rows=4, seq_len=LENGTH)
     for config in MODES.values():
       targets = corrupt(batch, jax.random.key(seed), config)
       open_to_loss = batch.supervised > 0
@@ -269,7 +274,7 @@ def test_targets_never_fall_on_prompt_or_pad():
 
 def test_text_loss_ignores_the_noise_when_banom_keeps_audio_clean():
   """BANOM 1: other keys, same loss to the bit, and no diffusion term."""
-  _, batch = batches.packed(np.random.default_rng(11), rows=4, row_length=LENGTH)
+  _, batch = batches.packed(np.random.default_rng(11), rows=4, seq_len=LENGTH)
   config = ObjectiveConfig(banom=1.0)
   seen = {tuple(terms_of(batch, jax.random.key(seed), config)) for seed in range(3)}
   assert len(seen) == 1
@@ -281,7 +286,7 @@ def test_text_loss_ignores_the_noise_when_banom_keeps_audio_clean():
 
 
 def test_the_pure_ar_baseline_is_never_noisy():
-  _, batch = batches.packed(np.random.default_rng(12), rows=4, row_length=LENGTH)
+  _, batch = batches.packed(np.random.default_rng(12), rows=4, seq_len=LENGTH)
   targets = corrupt(batch, jax.random.key(0), MODES['ar'])
   np.testing.assert_array_equal(targets.token, batch.token)
   assert not np.asarray(targets.self_weight).any()
@@ -291,7 +296,7 @@ def test_the_pure_ar_baseline_is_never_noisy():
 
 
 def test_the_pure_nar_baseline_has_no_next_token_loss_nor_banom_nor_ppm():
-  _, batch = batches.packed(np.random.default_rng(12), rows=4, row_length=LENGTH)
+  _, batch = batches.packed(np.random.default_rng(12), rows=4, seq_len=LENGTH)
   targets = corrupt(batch, jax.random.key(0), ObjectiveConfig(mode='nar', banom=1.0, ppm=1.0))
   assert not np.asarray(targets.next_weight).any()
   np.testing.assert_array_equal(targets.maskable, batch.supervised > 0)

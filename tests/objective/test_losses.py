@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.reference import quick
-from ttt_jax import sharding
 from ttt_jax.config import MeshConfig
+from ttt_jax.model import sharding
 from ttt_jax.objective import losses
 
 B, T, E = 8, 12, 16

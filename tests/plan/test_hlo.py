@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from ttt_jax import sharding
 from ttt_jax.config import MeshConfig
-from ttt_jax.plan import collectives, hlo, traffic
+from ttt_jax.model import sharding
+from ttt_jax.plan import collectives, hlo, memory_traffic
 
 LAYERS, WIDTH, ROWS = 3, 256, 64
 WEIGHT = 4 * WIDTH * WIDTH  # bytes
@@ -272,7 +272,7 @@ def test_traffic_of_a_real_program():
   # A chain of two products that cannot be fused: each reads two arrays and writes one.
   x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
   text = jax.jit(lambda a, b: (a @ b) @ b).lower(x, x).compile().as_text()
-  assert traffic.memory_bytes(hlo.Program(text)) == 2 * 3 * 4 * 64 * 64
+  assert memory_traffic.memory_bytes(hlo.Program(text)) == 2 * 3 * 4 * 64 * 64
 
 
 def test_a_loop_reads_one_slice_at_a_time():
@@ -280,7 +280,7 @@ def test_a_loop_reads_one_slice_at_a_time():
     return jax.lax.scan(lambda total, x: (total + x, None), jnp.zeros((1024,)), stack)[0]
   text = jax.jit(cumulative).lower(jax.ShapeDtypeStruct((50, 1024), jnp.float32)).compile(
       ).as_text()
-  moved = traffic.memory_bytes(hlo.Program(text))
+  moved = memory_traffic.memory_bytes(hlo.Program(text))
   stack = 4 * 50 * 1024
   # At least the slice, the total and the new total at each step; never the whole stack.
   assert 3 * stack <= moved <= 8 * stack
@@ -296,7 +296,7 @@ ENTRY %main (x: f32[256]) -> f32[256] {
   ROOT %z = f32[256]{0} negate(%y)
 }
 ''')
-  assert traffic.memory_bytes(program) == 2 * 1024  # fetched once, written once
+  assert memory_traffic.memory_bytes(program) == 2 * 1024  # fetched once, written once
 
 
 def test_updates_in_place_write_their_part():
@@ -316,4 +316,4 @@ ENTRY %main (whole: f32[100,8], part: f32[1,8], at: s32[]) -> f32[100,8] {
   ROOT %new = f32[100,8]{1,0} fusion(%whole, %part, %at), kind=kLoop, calls=%put
 }
 ''')
-  assert traffic.memory_bytes(program) == 32 + 4 + 32
+  assert memory_traffic.memory_bytes(program) == 32 + 4 + 32

@@ -9,28 +9,48 @@ import sys
 import jax
 import pytest
 
-from tests import runs
-from ttt_jax import cli, config as config_lib, hardware, sharding
-from ttt_jax.config import (
-    Config, MeshConfig, ModelConfig, ObjectiveConfig, TrainConfig, load)
+from tests import small_run
+from ttt_jax import config as config_lib
+from ttt_jax.cli import main
+from ttt_jax.config import Config, MeshConfig, ModelConfig, ObjectiveConfig, TrainConfig, load
 from ttt_jax.config.settings import REMATS
-from ttt_jax.data.prepare import prepare
+from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.errors import UserError
-from ttt_jax.plan import advice, compile as compiling, launch, planner, table
+from ttt_jax.model import sharding
+from ttt_jax.plan import advice, aot_compile, child_process, planner, summary
+from ttt_jax.system import hardware
 
 KEYS = {'hbm_bytes_per_chip', 'hbm_limit_bytes', 'fits', 'remat', 'useful_flops', 'executed_flops',
         'collectives', 'step_seconds_bound', 'mfu_bound', 'compile_seconds'}
 needs_libtpu = pytest.mark.skipif(
-    not compiling.available(),
+    not aot_compile.available(),
     reason="libtpu is not installed: pip install 'ttt_jax[plan]' compiles for TPUs without one")
 
 
 def config_file(folder, **sections):
   values = {
-      'name': 'small', 'data': {'row_length': 256},
-      'model': {'layers': 2, 'width': 128, 'q_heads': 1, 'kv_heads': 1, 'head_dim': 128,
-                'ffn': 256, 'dtype': 'bfloat16', 'remat': 'attention', 'attention_block': 128},
-      'train': {'batch_rows': 8}, 'objective': {'loss_chunk': 128}}
+      'name': 'small',
+      'data': {
+          'seq_len': 256
+      },
+      'model': {
+          'num_layers': 2,
+          'hidden_size': 128,
+          'num_attention_heads': 1,
+          'num_key_value_heads': 1,
+          'head_dim': 128,
+          'intermediate_size': 256,
+          'dtype': 'bfloat16',
+          'remat': 'attention',
+          'attention_block': 128
+      },
+      'train': {
+          'batch_size': 8
+      },
+      'objective': {
+          'loss_chunk': 128
+      }
+  }
   for name, settings in sections.items():
     values[name] = values.get(name, {}) | settings
   path = folder / 'small.py'
@@ -41,7 +61,7 @@ def config_file(folder, **sections):
 def plan(capsys, folder, *words, code=0):
   """(plan, table, progress) of `ttt-jax plan`."""
   file = folder / 'out' / 'plan.json'
-  assert cli.main(['plan', *words, '--json', str(file)]) == code
+  assert main.main(['plan', *words, '--json', str(file)]) == code
   out, err = capsys.readouterr()
   return (json.loads(file.read_text()) if file.exists() else None), out, err
 
@@ -60,13 +80,18 @@ def test_a_gpu_gets_the_formulas_and_the_plan_says_so(tmp_path, capsys):
   assert 'fits, by the formulas' in out and 'made-up documents' in out
   assert max(map(len, out.splitlines())) <= 80
   assert err == 'counting a sample of rows\n'
-  assert table.text(made) + '\n' == out
+  assert summary.text(made) + '\n' == out
 
 
 def test_what_does_not_fit_says_what_to_change_and_leaves_with_0(tmp_path, capsys):
-  config = config_file(
-      tmp_path, model={'layers': 48, 'width': 8192, 'q_heads': 64, 'ffn': 28672},
-      data={'row_length': 2048})
+  config = config_file(tmp_path,
+                       model={
+                           'num_layers': 48,
+                           'hidden_size': 8192,
+                           'num_attention_heads': 64,
+                           'intermediate_size': 28672
+                       },
+                       data={'seq_len': 2048})
   made, out, _ = plan(capsys, tmp_path, '--config', config, '--topology', 'a100-40:8')
   assert made['fits'] is False and made['hbm_bytes_per_chip'] > made['hbm_limit_bytes']
   assert made['advice'][0].startswith('--config.model.remat=full')
@@ -75,32 +100,39 @@ def test_what_does_not_fit_says_what_to_change_and_leaves_with_0(tmp_path, capsy
 
 def test_auto_takes_the_first_policy_that_fits(tmp_path):
   # Activations of 24 layers, without remat several times the memory of an A100.
-  config = load(config_file(
-      tmp_path, model={'layers': 24, 'width': 2048, 'q_heads': 16, 'ffn': 8192},
-      data={'row_length': 2048}, train={'batch_rows': 128}))
+  config = load(
+      config_file(tmp_path,
+                  model={
+                      'num_layers': 24,
+                      'hidden_size': 2048,
+                      'num_attention_heads': 16,
+                      'intermediate_size': 8192
+                  },
+                  data={'seq_len': 2048},
+                  train={'batch_size': 128}))
   made = planner.plan(config, hardware.parse_topology('a100-40:8'), 'auto')
   tried = [one['remat'] for one in made['tried']]
   assert made['fits'] and made['remat'] == tried[-1] and len(tried) > 1
   assert tried == list(REMATS[:len(tried)])
   assert [one['fits'] for one in made['tried']] == [False] * (len(tried) - 1) + [True]
-  out = table.text(made)
+  out = summary.text(made)
   assert 'does not fit' in out and out.endswith(f'with remat {made["remat"]!r}.')
 
 
 def test_the_topology_chooses_the_preset(tmp_path):
   path = config_file(tmp_path, presets={
-      'h100-8': {'train': {'batch_rows': 16}}, 'h100-1': {'train': {'batch_rows': 2}}})
+      'h100-8': {'train': {'batch_size': 16}}, 'h100-1': {'train': {'batch_size': 2}}})
   for words, rows in ((['h100:8'], 16), (['h100'], 2), (['h100:4'], 8),
-                      (['h100:8', '--config.hardware=h100-1', '--config.train.batch_rows=24'], 24)):
-    args, overrides = cli._parse(['plan', '--config', path, '--topology', *words])
-    assert cli._load_config(args, overrides).train.batch_rows == rows
+                      (['h100:8', '--config.hardware=h100-1', '--config.train.batch_size=24'], 24)):
+    args, overrides = main._parse(['plan', '--config', path, '--topology', *words])
+    assert main._load_config(args, overrides).train.batch_size == rows
 
 
 def test_prepared_data_is_sampled(tmp_path):
-  prepare(runs.config(), tmp_path)
-  config_lib.save(runs.config(), tmp_path)
+  prepare(small_run.config(), tmp_path)
+  config_lib.save(small_run.config(), tmp_path)
   words = ['plan', '--workdir', str(tmp_path), '--topology', 'h100']
-  made = planner.plan(cli._load_config(*cli._parse(words)), hardware.parse_topology('h100'),
+  made = planner.plan(main._load_config(*main._parse(words)), hardware.parse_topology('h100'),
                       workdir=str(tmp_path))
   assert made['sample']['source'] == str(tmp_path / 'data')
   assert made['vocabulary'] == 256 + 41 + 1 + 512 + 3 and made['config'] == 'test'
@@ -111,7 +143,7 @@ def test_prepared_data_is_sampled(tmp_path):
     (['--topology', 'h100:8', '--slices', '2'], 'name all GPUs at once'),
     (['--topology', 'h100:8', '--remat', 'most'], "invalid choice: 'most'"),
     (['--topology', 'h100:3'], 'do not divide over the 3 devices'),
-    (['--topology', 'h100:8', '--config.model.layer=3'], 'did you mean model.layers?'),
+    (['--topology', 'h100:8', '--config.model.layer=3'], 'did you mean model.num_layers?'),
     ([], 'required: --topology'),
 ])
 def test_nonsense_is_refused_in_one_sentence(tmp_path, capsys, words, expected):
@@ -121,13 +153,28 @@ def test_nonsense_is_refused_in_one_sentence(tmp_path, capsys, words, expected):
 
 
 @pytest.mark.parametrize('override, workdir, expected', [
-    ({'mesh.fsdp': '3'}, None, 'does not fit 8 devices'),
-    ({'mesh.tensor': '8', 'mesh.fsdp': '1'}, None, 'mesh.tensor=8 must divide model.q_heads=1'),
-    ({'mesh.seq': '8', 'mesh.fsdp': '1', 'data.row_length': '100'}, None, 'does not divide over'),
-    ({'model.width': '132'}, None, "'fsdp' of 8 devices does not divide"),
-    ({'codec.name': 'mine:Codec'}, None, 'with --workdir'),
+    ({
+        'mesh.fsdp': '3'
+    }, None, 'does not fit 8 devices'),
+    ({
+        'mesh.tensor': '8',
+        'mesh.fsdp': '1'
+    }, None, 'mesh.tensor=8 must divide model.num_attention_heads=1'),
+    ({
+        'mesh.seq': '8',
+        'mesh.fsdp': '1',
+        'data.seq_len': '100'
+    }, None, 'does not divide over'),
+    ({
+        'model.hidden_size': '132'
+    }, None, "'fsdp' of 8 devices does not divide"),
+    ({
+        'codec.name': 'mine:Codec'
+    }, None, 'with --workdir'),
     ({}, 'nowhere', 'no prepared data in nowhere'),
-    ({'model.attention': 'pallas'}, None, 'runs on TPUs only'),
+    ({
+        'model.attention': 'pallas'
+    }, None, 'runs on TPUs only'),
 ])
 def test_what_does_not_go_together_is_refused(tmp_path, override, workdir, expected):
   """As the child process does it, which hands the sentence over."""
@@ -169,16 +216,17 @@ def test_the_real_step_compiles_for_a_tpu(tmp_path, capsys):
 def test_a_topology_that_libtpu_refuses(tmp_path):
   path = config_file(tmp_path)
   with pytest.raises(UserError) as error:
-    launch.plan(load(path, {'train.batch_rows': '15'}), hardware.parse_topology('v5p:3x5x1'))
+    child_process.plan(load(path, {'train.batch_size': '15'}), hardware.parse_topology('v5p:3x5x1'))
   assert 'v5p:3x5x1' in str(error.value) and '\n' not in str(error.value)
 
 
 def test_a_child_that_dies_is_explained():
   topology = hardware.parse_topology('v5e:4x4')
-  aborted = launch._failure(-6, 'I0000 hello\nF0000 00:00 Check failed: no such pod\n', topology)
+  aborted = child_process._failure(-6, 'I0000 hello\nF0000 00:00 Check failed: no such pod\n',
+                                   topology)
   assert isinstance(aborted, UserError) and 'Check failed: no such pod' in str(aborted)
   assert 'v5e:4x4' in str(aborted) and '\n' not in str(aborted)
-  ours = launch._failure(1, 'Traceback\nKeyError: 3\n', topology)
+  ours = child_process._failure(1, 'Traceback\nKeyError: 3\n', topology)
   assert not isinstance(ours, UserError) and 'KeyError: 3' in str(ours)
 
 
@@ -187,13 +235,13 @@ def test_without_libtpu_a_tpu_gets_the_formulas(tmp_path):
   code = (
       'import json, sys\n'
       'from ttt_jax.plan import compile, planner\n'
-      'from ttt_jax.config import load\nfrom ttt_jax.hardware import parse_topology\n'
+      'from ttt_jax.config import load\nfrom ttt_jax.system.hardware import parse_topology\n'
       'compile.available = lambda: False\n'
       'made = planner.plan(load(sys.argv[1]), parse_topology("v5e:2x4"))\n'
       'print(json.dumps(made))')
   result = subprocess.run([sys.executable, '-c', code, config_file(tmp_path)], check=True,
                           text=True, capture_output=True,
-                          env=launch.environment())
+                          env=child_process.environment())
   made = json.loads(result.stdout)
   assert made['compiled'] is False and 'libtpu is not installed' in made['not_compiled_because']
   assert made['fits'] and made['attention'] == 'pallas' and made['roofline']['ici'] > 0
@@ -206,23 +254,24 @@ def test_without_libtpu_a_tpu_gets_the_formulas(tmp_path):
      1.25 * 2**40),
     ('RESOURCE_EXHAUSTED: something else', 0)])
 def test_the_size_of_what_is_too_large(message, expected):
-  assert compiling.memory_asked(message) == expected
+  assert aot_compile.memory_asked(message) == expected
 
 
 def test_advice_names_settings_that_exist():
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4), jax.devices()[:8])
   topology = hardware.parse_topology('v5e:2x4')
-  config = Config(model=ModelConfig(remat='attention'), train=TrainConfig(batch_rows=64),
+  config = Config(model=ModelConfig(remat='attention'), train=TrainConfig(batch_size=64),
                   objective=ObjectiveConfig(loss_chunk=1024))
   found = advice.advice(config, mesh, topology, False)
   assert found == ['--config.model.remat=full, or --remat auto to choose',
-                   '--config.train.microbatches=2', '--config.mesh.data=1 --config.mesh.fsdp=8',
+                   '--config.train.grad_accum_steps=2', '--config.mesh.data=1 --config.mesh.fsdp=8',
                    '--config.optimizer.name=adafactor', '--config.objective.loss_chunk=512']
   for change in found:
     args = re.findall(r'--config\.([\w.]+)=(\w+)', change)
     assert args and load_with(dict(args))
-  full = Config(model=ModelConfig(remat='full'), train=TrainConfig(batch_rows=24, microbatches=2))
-  assert '--config.train.batch_rows=16' in advice.advice(full, mesh, topology, True)
+  full = Config(model=ModelConfig(remat='full'),
+                train=TrainConfig(batch_size=24, grad_accum_steps=2))
+  assert '--config.train.batch_size=16' in advice.advice(full, mesh, topology, True)
 
 
 def load_with(overrides):
@@ -232,4 +281,3 @@ def load_with(overrides):
 def test_coordinates_without_libtpu():
   assert [planner._coordinates(at, (2, 3)) for at in range(6)] == [
       (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-

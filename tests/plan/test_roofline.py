@@ -2,10 +2,10 @@
 
 import pytest
 
-from ttt_jax import hardware
 from ttt_jax.plan import roofline
 from ttt_jax.plan.collectives import Collective
 from ttt_jax.plan.roofline import Place
+from ttt_jax.system import hardware
 
 V5P = hardware.parse_topology('v5p:4x4x4')
 LINE = [Place(0, (0, 0, z)) for z in range(4)]                          # one ring of four

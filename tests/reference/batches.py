@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from ttt_jax import batch as batch_lib
-from ttt_jax import vocab as vocab_lib
+from ttt_jax.tokens import batch as batch_lib, vocab as vocab_lib
 
 VOCAB = vocab_lib.Vocabulary('tiny', 8, 'tiny', 10)
 KINDS = ('asr', 'tts', 'chat', 'multiturn', 'pt', 'pt_audio', 'text_only', 'sst', 'one_token',
@@ -74,11 +73,11 @@ def document(rng, kind, vocab=VOCAB):
   return mark(prompt, codes(rng, 4, vocab) + [vocab.end_of_last])
 
 
-def packed(rng, rows=4, row_length=64, kinds=KINDS, vocab=VOCAB, empty_row=True):
+def packed(rng, rows=4, seq_len=64, kinds=KINDS, vocab=VOCAB, empty_row=True):
   """Random rows of several documents each, one of them empty.
 
   Returns:
-    (documents, Batch [rows, row_length]): documents are per row, lists of
+    (documents, Batch [rows, seq_len]): documents are per row, lists of
     (number, ids, supervised).
   """
   plan, number = [], int(rng.integers(1, 1000))
@@ -87,16 +86,16 @@ def packed(rng, rows=4, row_length=64, kinds=KINDS, vocab=VOCAB, empty_row=True)
     used = 0
     while not (empty_row and row == rows // 2):
       ids, supervised = document(rng, kinds[int(rng.integers(len(kinds)))], vocab)
-      if used + len(ids) > row_length:
+      if used + len(ids) > seq_len:
         break
       plan[-1].append((number, ids, supervised))
       used += len(ids)
       number += int(rng.integers(1, 5))
-  return plan, layout(plan, row_length, vocab)
+  return plan, layout(plan, seq_len, vocab)
 
 
-def layout(plan, row_length, vocab=VOCAB):
-  """Rows of documents -> Batch [rows, row_length]."""
+def layout(plan, seq_len, vocab=VOCAB):
+  """Rows of documents -> Batch [rows, seq_len]."""
   return batch_lib.stack([
-      batch_lib.make_row(vocab, [(k, np.array(x), np.array(s)) for k, x, s in row], row_length)
+      batch_lib.make_row(vocab, [(k, np.array(x), np.array(s)) for k, x, s in row], seq_len)
       for row in plan])

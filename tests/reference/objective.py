@@ -1,6 +1,6 @@
 """The hybrid loss of one document at a time, and the rules that its noise must obey.
 
-A document is (number, ids [n], supervised [n]) as in ttt_jax.batch. Its noise is what was
+A document is (number, ids [n], supervised [n]) as in ttt_jax.tokens.batch. Its noise is what was
 really drawn for it, taken from the implementation under test, so that both sides judge
 the same noisy sequence.
 """

@@ -59,12 +59,12 @@ def document_matrix(vocab, ids, supervised, mode='hybrid', prompt_audio='bidirec
                    for i, a in enumerate(run_of)], bool)
 
 
-def row_matrix(vocab, documents, row_length, mode='hybrid', prompt_audio='bidirectional'):
+def row_matrix(vocab, documents, seq_len, mode='hybrid', prompt_audio='bidirectional'):
   """bool [T, T] of a packed row: (number, ids, supervised) documents, then padding.
 
   Padding looks at nothing and nothing looks at it.
   """
-  allowed = np.zeros((row_length, row_length), bool)
+  allowed = np.zeros((seq_len, seq_len), bool)
   at = 0
   for _, ids, supervised in documents:
     n = len(ids)

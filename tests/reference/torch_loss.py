@@ -12,30 +12,38 @@ from tests.reference import objective, staircase
 def model(config, state, vocab_size):
   """A Qwen2ForCausalLM of a ModelConfig's size, float32, with ``state`` under Qwen2's names."""
   from transformers import Qwen2Config, Qwen2ForCausalLM
-  size = Qwen2Config(
-      vocab_size=vocab_size, hidden_size=config.width, intermediate_size=config.ffn,
-      num_hidden_layers=config.layers, num_attention_heads=config.q_heads,
-      num_key_value_heads=config.kv_heads, head_dim=config.head_dim, max_position_embeddings=2048,
-      rope_theta=config.rope_theta, rms_norm_eps=config.norm_eps, attention_dropout=0.0,
-      tie_word_embeddings=config.tied, use_cache=False, attn_implementation='eager')
+  size = Qwen2Config(vocab_size=vocab_size,
+                     hidden_size=config.hidden_size,
+                     intermediate_size=config.intermediate_size,
+                     num_hidden_layers=config.num_layers,
+                     num_attention_heads=config.num_attention_heads,
+                     num_key_value_heads=config.num_key_value_heads,
+                     head_dim=config.head_dim,
+                     max_position_embeddings=2048,
+                     rope_theta=config.rope_theta,
+                     rms_norm_eps=config.rms_norm_eps,
+                     attention_dropout=0.0,
+                     tie_word_embeddings=config.tie_word_embeddings,
+                     use_cache=False,
+                     attn_implementation='eager')
   out = Qwen2ForCausalLM(size)
   missing = out.load_state_dict({name: torch.tensor(x) for name, x in state.items()}, strict=False)
   assert not missing.unexpected_keys
-  assert set(missing.missing_keys) <= ({'lm_head.weight'} if config.tied else set())
+  assert set(missing.missing_keys) <= ({'lm_head.weight'} if config.tie_word_embeddings else set())
   return out
 
 
-def log_p(net, rows, row_length, noisy, vocab, mode, prompt_audio):
+def log_p(net, rows, seq_len, noisy, vocab, mode, prompt_audio):
   """log p(. | position), [rows, T, V], of packed rows.
 
   Args:
     net: a Qwen2ForCausalLM.
     rows: per row, a list of (number, ids, supervised) documents.
-    row_length: T.
+    seq_len: T.
     noisy: the same nesting: the ids that the model reads.
     vocab, mode, prompt_audio: as in tests.reference.staircase.
   """
-  token = torch.full((len(rows), row_length), vocab.pad)
+  token = torch.full((len(rows), seq_len), vocab.pad)
   position = torch.zeros_like(token)
   masks = []
   for r, row in enumerate(rows):
@@ -44,25 +52,25 @@ def log_p(net, rows, row_length, noisy, vocab, mode, prompt_audio):
       token[r, at:at + len(ids)] = torch.tensor(ids)
       position[r, at:at + len(ids)] = torch.arange(len(ids))
       at += len(ids)
-    allowed = torch.tensor(staircase.row_matrix(vocab, row, row_length, mode, prompt_audio))
-    masks.append(allowed | torch.eye(row_length, dtype=torch.bool))  # padding reads itself
+    allowed = torch.tensor(staircase.row_matrix(vocab, row, seq_len, mode, prompt_audio))
+    masks.append(allowed | torch.eye(seq_len, dtype=torch.bool))  # padding reads itself
   bias = torch.where(torch.stack(masks), 0.0, torch.finfo(torch.float32).min)[:, None]
   logits = net(input_ids=token, position_ids=position, attention_mask=bias).logits
   return torch.log_softmax(logits.double(), dim=-1)
 
 
-def terms(net, rows, row_length, noises, vocab, mode='hybrid', prompt_audio='bidirectional'):
+def terms(net, rows, seq_len, noises, vocab, mode='hybrid', prompt_audio='bidirectional'):
   """(AR, diffusion): float64 scalars with gradients, means over all documents.
 
   Args:
     rows: as above; noises: per document, in order, an objective.Noise.
-    net, row_length, vocab, mode, prompt_audio: as above.
+    net, seq_len, vocab, mode, prompt_audio: as above.
   """
   given = iter(noises)
   of = [[next(given) for _ in row] for row in rows]
   noisy = [[objective.noisy_ids(vocab, ids, noise) for (_, ids, _), noise in zip(row, drawn)]
            for row, drawn in zip(rows, of)]
-  found = log_p(net, rows, row_length, noisy, vocab, mode, prompt_audio)
+  found = log_p(net, rows, seq_len, noisy, vocab, mode, prompt_audio)
   text, audio, count = torch.zeros((), dtype=torch.float64), 0.0, 0
   for r, (row, drawn) in enumerate(zip(rows, of)):
     at = 0

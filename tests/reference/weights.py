@@ -27,7 +27,7 @@ def convert(params, config):
     out = {
         'attention_norm': stack['attention_norm']['scale'][i],
         'ffn_norm': stack['mlp_norm']['scale'][i],
-        'o': stack['attention']['o']['kernel'][i].reshape(-1, d, config.width),
+        'o': stack['attention']['o']['kernel'][i].reshape(-1, d, config.hidden_size),
     }
     for name in ('q', 'k', 'v'):
       out[name], out[f'{name}_bias'] = heads(stack['attention'][name], i)
@@ -36,7 +36,7 @@ def convert(params, config):
     return out
 
   weights = {'embedding': p['trunk']['embedding'], 'final_norm': p['trunk']['norm']['scale'],
-             'layers': [layer(i) for i in range(config.layers)]}
-  if not config.tied:
+             'layers': [layer(i) for i in range(config.num_layers)]}
+  if not config.tie_word_embeddings:
     weights['head'] = p['trunk']['head']
   return weights

@@ -18,16 +18,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from ttt_jax import atomic
 from ttt_jax.audio import io
 from ttt_jax.audio.streaming import Stream
 from ttt_jax.config import CodecConfig
 from ttt_jax.errors import UserError
+from ttt_jax.storage import files
 
 FILE = 'codec.json'  # in a saved codec's directory: its kind, its name, its settings
 _BUILT_IN = {'mel': 'ttt_jax.audio.mel_codec:MelCodec',
              'codec2': 'ttt_jax.audio.codec2:Codec2',
-             'glm4_voice': 'ttt_jax.glm4.codec:Glm4Voice'}
+             'glm4_voice': 'ttt_jax.audio.glm4.codec:Glm4Voice'}
 
 
 class Codec(abc.ABC):
@@ -143,7 +143,7 @@ class Codec(abc.ABC):
       os.replace(temporary, directory / 'codec.npz')
     text = json.dumps({'kind': kind_of(type(self)), 'name': self.name,
                        'arrays': sorted(arrays), 'settings': self.settings()}, indent=1)
-    atomic.write_text(directory / FILE, text + '\n')
+    files.write_text(directory / FILE, text + '\n')
 
 
 def kind_of(cls: type[Codec]) -> str:

@@ -27,7 +27,7 @@ import pathlib
 
 import numpy as np
 
-from ttt_jax.audio import whole
+from ttt_jax.audio import truncation
 from ttt_jax.errors import UserError
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000  # Hz; outside, a header is broken or not of speech
@@ -56,7 +56,7 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     raise UserError(f'recording {path} cannot be read as WAV, FLAC, OGG or MP3: '
                     f'{error.error_string.rstrip(".")}.') from error
   waveform = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-  if missing := whole.missing(path, len(waveform), promised):
+  if missing := truncation.missing(path, len(waveform), promised):
     raise UserError(f'recording {path} {missing}; copy it again, or let an audio tool write it '
                     'anew.')
   check(waveform, rate, f'recording {path}', silence=True)

@@ -5,15 +5,16 @@ applies its hardware preset and the command line's overrides. An unknown key or 
 type is a UserError that suggests the right one.
 """
 
-from ttt_jax.config.files import call, flat, from_dict, load, presets, save, to_dict
+from ttt_jax.config.files import (
+    RENAMED, call, flat, from_dict, load, presets, save, to_dict, upgraded)
 from ttt_jax.config.settings import (
     CodecConfig, Config, DataConfig, EvaluateConfig, GenerateConfig, LoraConfig, MeshConfig,
     ModelConfig, ObjectiveConfig, OptimizerConfig, ScoreConfig, Source, Stage, TrainConfig,
     VocabConfig)
 
 __all__ = [
-    'CodecConfig', 'Config', 'DataConfig', 'EvaluateConfig', 'GenerateConfig', 'LoraConfig',
-    'MeshConfig', 'ModelConfig', 'ObjectiveConfig', 'OptimizerConfig', 'ScoreConfig', 'Source',
-    'Stage', 'TrainConfig', 'VocabConfig', 'call', 'flat', 'from_dict', 'load', 'presets', 'save',
-    'to_dict',
+    'RENAMED', 'CodecConfig', 'Config', 'DataConfig', 'EvaluateConfig', 'GenerateConfig',
+    'LoraConfig', 'MeshConfig', 'ModelConfig', 'ObjectiveConfig', 'OptimizerConfig', 'ScoreConfig',
+    'Source', 'Stage', 'TrainConfig', 'VocabConfig', 'call', 'flat', 'from_dict', 'load', 'presets',
+    'save', 'to_dict', 'upgraded',
 ]

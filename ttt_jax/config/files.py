@@ -14,10 +14,28 @@ from typing import Any
 
 import ml_collections
 
-from ttt_jax import atomic
 from ttt_jax.config.settings import Config
 from ttt_jax.errors import UserError
+from ttt_jax.storage import files
 
+
+
+# Keys of version 0.1 -> their names since. A user's own files get an error that says the new
+# name; what version 0.1 itself wrote (config.json, notes of checkpoints) is still read.
+RENAMED = {
+    'model.layers': 'model.num_layers',
+    'model.width': 'model.hidden_size',
+    'model.q_heads': 'model.num_attention_heads',
+    'model.kv_heads': 'model.num_key_value_heads',
+    'model.ffn': 'model.intermediate_size',
+    'model.norm_eps': 'model.rms_norm_eps',
+    'model.tied': 'model.tie_word_embeddings',
+    'data.row_length': 'data.seq_len',
+    'train.batch_rows': 'train.batch_size',
+    'train.microbatches': 'train.grad_accum_steps',
+    'optimizer.warmup_fraction': 'optimizer.warmup_ratio',
+    'optimizer.clip_norm': 'optimizer.max_grad_norm',
+}
 
 
 def from_dict(cls: type, values: Any, where: str = '') -> Any:
@@ -38,6 +56,9 @@ def from_dict(cls: type, values: Any, where: str = '') -> Any:
 
 
 def _suggest(key: str, fields: dict[str, Any], where: str) -> str:
+  new = RENAMED.get(f'{where}.{key}')
+  if new:
+    return f'since version 0.2 it is called {new}.'
   close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
   prefix = f'{where}.' if where else ''
   if close:
@@ -91,7 +112,7 @@ def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Co
   Args:
     path: a Python file with ``get_config() -> ml_collections.ConfigDict`` (or a dict), or a
       config.json that ``save`` wrote.
-    overrides: dotted key -> text, e.g. {'model.layers': '4'}; text is read as a Python
+    overrides: dotted key -> text, e.g. {'model.num_layers': '4'}; text is read as a Python
       literal where the key's type is not str.
 
   Raises:
@@ -158,9 +179,19 @@ def call(file: pathlib.Path, name: str, kind: str) -> Any:
   return getattr(module, name)()
 
 
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+  """Settings that version 0.1 or later stored, under the names of this version."""
+  out = {group: dict(keys) if isinstance(keys, dict) else keys for group, keys in values.items()}
+  for old, new in RENAMED.items():
+    group, key = old.split('.')
+    if isinstance(out.get(group), dict) and key in out[group]:
+      out[group][new.split('.')[1]] = out[group].pop(key)
+  return out
+
+
 def _from_json(file: pathlib.Path) -> dict[str, Any]:
   try:
-    return json.loads(file.read_text(encoding='utf-8'))
+    return upgraded(json.loads(file.read_text(encoding='utf-8')))
   except ValueError as error:
     raise UserError(f'config file {file} is not JSON ({error}); it must be one that ttt-jax '
                     'wrote, or a Python file with get_config().') from error
@@ -170,7 +201,7 @@ def save(config: Config, workdir: str | os.PathLike) -> None:
   """Write the resolved config to workdir/config.json, by rename."""
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  atomic.write_text(folder / 'config.json', json.dumps(to_dict(config), indent=2) + '\n')
+  files.write_text(folder / 'config.json', json.dumps(to_dict(config), indent=2) + '\n')
 
 
 def _override(values: dict[str, Any], key: str, text: str) -> None:

@@ -56,7 +56,7 @@ class CodecConfig:
   frames: int = 2              # mel: frames of 11.6 ms per patch (2 -> 43.07 patches/s)
   mode: str = '1200'           # codec2: '700C', '1200', '1300' or '3200' bits/s
   weights: str = ''            # glm4_voice: folder of the tokenizer; '' = audio comes as codes
-  decoder: str = ''            # glm4_voice: PyTorch 'module:Class', see ttt_jax/glm4/decoder.py
+  decoder: str = ''            # glm4_voice: PyTorch 'module:Class', see audio/glm4/decoder.py
   decoder_weights: str = ''    # glm4_voice: folder of that decoder
 
   def __post_init__(self):
@@ -65,9 +65,9 @@ class CodecConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One input of `ttt-jax prepare`; see ttt_jax/data/prepare.py."""
+  """One input of `ttt-jax prepare`; see ttt_jax/data/prepare/prepare.py."""
   path: str = ''               # file, folder or pattern: records, or recordings if `task` is set
-  task: str = ''               # made of recordings: one of ttt_jax/data/tasks.py; '' = records
+  task: str = ''               # made of recordings: one of data/records/tasks.py; '' = records
   prompt: str | None = None    # system prompt; None = the task's own wording, '' = no system turn
   split: str = 'train'         # name of the row set it goes to; 'heldout' is never trained on
   repeat: float = 1.0          # sample ratio: how often each record is taken (0.5: every second)
@@ -118,7 +118,7 @@ class DataConfig:
   path: str = 'data'           # prepared set; relative to the workdir
   sources: tuple[Source, ...] = ()
   stages: tuple[Stage, ...] = (Stage(),)
-  row_length: int = 2048       # T: tokens per packed row
+  seq_len: int = 2048          # T: tokens per packed row
   text_chunk: int = 13         # interleaving: text tokens per chunk ...
   audio_chunk: int = 26        # ... then this many codes
   span_fill: int = 1           # fill an answer's last span with silence to whole multiples of this
@@ -131,7 +131,7 @@ class DataConfig:
   threads: int = 4             # reader threads of the loader
 
   def __post_init__(self):
-    _positive(self, 'data', 'row_length', 'text_chunk', 'audio_chunk', 'span_fill')
+    _positive(self, 'data', 'seq_len', 'text_chunk', 'audio_chunk', 'span_fill')
     _require(self.truncate in ('turn', 'span', 'anywhere', 'no'),
              f"config key data.truncate is {self.truncate!r}; use 'turn', 'span', 'anywhere' or "
              "'no'.")
@@ -169,15 +169,15 @@ class LoraConfig:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Qwen2.5's decoder; the defaults are a laptop's."""
-  layers: int = 4
-  width: int = 256             # residual stream
-  q_heads: int = 4
-  kv_heads: int = 2
+  num_layers: int = 4
+  hidden_size: int = 256       # width of the residual stream
+  num_attention_heads: int = 4
+  num_key_value_heads: int = 2
   head_dim: int = 64
-  ffn: int = 768               # SwiGLU inner width
+  intermediate_size: int = 768  # inner width of SwiGLU
   rope_theta: float = 1e6
-  norm_eps: float = 1e-6
-  tied: bool = True            # output head = embedding table
+  rms_norm_eps: float = 1e-6
+  tie_word_embeddings: bool = True  # output head = embedding table
   vocab_multiple: int = 128    # embedding rows are padded to a multiple of this
   dtype: str = 'float32'       # compute dtype: 'float32' or 'bfloat16'; weights stay float32
   scan_unroll: int = 1         # layers per scan step
@@ -187,10 +187,12 @@ class ModelConfig:
   lora: LoraConfig = LoraConfig()
 
   def __post_init__(self):
-    _positive(self, 'model', 'layers', 'width', 'q_heads', 'kv_heads',
-              'head_dim', 'ffn', 'vocab_multiple', 'scan_unroll')
-    _require(self.q_heads % self.kv_heads == 0,
-             f'config keys model.q_heads={self.q_heads} and model.kv_heads={self.kv_heads}: '
+    _positive(self, 'model', 'num_layers', 'hidden_size', 'num_attention_heads',
+              'num_key_value_heads', 'head_dim', 'intermediate_size', 'vocab_multiple',
+              'scan_unroll')
+    _require(self.num_attention_heads % self.num_key_value_heads == 0,
+             f'config keys model.num_attention_heads={self.num_attention_heads} and '
+             f'model.num_key_value_heads={self.num_key_value_heads}: '
              'every key head must serve the same number of query heads.')
     _require(self.head_dim % 2 == 0,
              f'config key model.head_dim is {self.head_dim}; RoPE needs an even number.')
@@ -234,19 +236,19 @@ class OptimizerConfig:
   name: str = 'adamw'          # or 'adafactor' (least memory), 'muon' (matrices; AdamW the rest)
   learning_rate: float = 2e-5
   final_fraction: float = 0.0  # the cosine ends at this fraction of learning_rate
-  warmup_fraction: float = 0.01
+  warmup_ratio: float = 0.01
   weight_decay: float = 0.01   # not on norms and biases
   beta1: float = 0.9           # momentum; of Muon's matrices, too
   beta2: float = 0.95
   eps: float = 1e-8
-  clip_norm: float = 1.0       # global gradient norm; 0 = off
+  max_grad_norm: float = 1.0       # global gradient norm; 0 = off
 
   def __post_init__(self):
     _choice('optimizer.name', self.name, OPTIMIZERS)
     _require(self.learning_rate > 0, 'config key optimizer.learning_rate must be positive, '
              f'not {self.learning_rate}.')
-    _require(0 <= self.warmup_fraction <= 1, 'config key optimizer.warmup_fraction must be in '
-             f'[0, 1], not {self.warmup_fraction}.')
+    _require(0 <= self.warmup_ratio <= 1, 'config key optimizer.warmup_ratio must be in '
+             f'[0, 1], not {self.warmup_ratio}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,8 +269,8 @@ class MeshConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   steps: int = 1000
-  batch_rows: int = 8          # rows per step over the whole mesh
-  microbatches: int = 1        # the rows of a step in this many pieces
+  batch_size: int = 8          # rows per step over the whole mesh
+  grad_accum_steps: int = 1    # the rows of a step in this many microbatches
   log_every: int = 20          # steps
   checkpoint_every: int = 200  # steps; the last step is always saved
   checkpoint_minutes: float = 0.0  # save also when this long has passed since the last; 0 = off
@@ -281,7 +283,7 @@ class TrainConfig:
   nonfinite_limit: int = 5     # skipped updates in a row, after which the run goes back
   rollback_limit: int = 3      # times that a run goes back before it gives up
   eval_every: int = 0          # steps between evaluations on held-out rows; 0 = none
-  eval_batches: int = 4        # batches of batch_rows in an evaluation
+  eval_batches: int = 4        # batches of batch_size in an evaluation
   eval_split: str = 'heldout'  # of the prepared set
   stuck_minutes: float = 15.0  # without a finished step (or save ...): dump all stacks; 0 = off
   stuck_exit: bool = False     # ... and leave with exit code 1, for a supervisor to start again
@@ -289,7 +291,7 @@ class TrainConfig:
   wandb: str = ''              # Weights & Biases project; '' = off
 
   def __post_init__(self):
-    _positive(self, 'train', 'steps', 'batch_rows', 'microbatches',
+    _positive(self, 'train', 'steps', 'batch_size', 'grad_accum_steps',
               'log_every', 'checkpoint_every', 'keep', 'nonfinite_limit', 'eval_batches')
     for key in ('checkpoint_minutes', 'keep_every', 'max_minutes', 'rollback_limit', 'eval_every',
                 'stuck_minutes'):
@@ -299,9 +301,9 @@ class TrainConfig:
       _choice('train.keep_best', self.keep_best, SCORES)
       _require(self.eval_every > 0, f'config key train.keep_best is {self.keep_best!r}, which '
                'needs train.eval_every, the steps between evaluations.')
-    _require(self.batch_rows % self.microbatches == 0,
-             f'config keys train.batch_rows={self.batch_rows} and '
-             f'train.microbatches={self.microbatches}: the rows must divide evenly.')
+    _require(self.batch_size % self.grad_accum_steps == 0,
+             f'config keys train.batch_size={self.batch_size} and '
+             f'train.grad_accum_steps={self.grad_accum_steps}: the rows must divide evenly.')
 
 
 @dataclasses.dataclass(frozen=True)

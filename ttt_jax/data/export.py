@@ -4,11 +4,11 @@ import json
 import pathlib
 from typing import Any
 
-from ttt_jax import atomic
 from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec
-from ttt_jax.data import files
+from ttt_jax.data.records import readers
 from ttt_jax.errors import UserError
+from ttt_jax.storage import files
 
 
 def inline_codes(source: str | pathlib.Path, target: str | pathlib.Path, codec: Codec) -> int:
@@ -48,9 +48,9 @@ def inline_codes(source: str | pathlib.Path, target: str | pathlib.Path, codec: 
       return {**rest, 'codes': known[name]}
     return {key: replace(item, where) for key, item in value.items()}
   lines = [json.dumps(replace(value, where), ensure_ascii=False, separators=(',', ':'))
-           for where, value in files.read(source)]
+           for where, value in readers.read(source)]
   _save_codec(codec, target.parent)
-  atomic.write_text(target, '\n'.join(lines) + '\n')
+  files.write_text(target, '\n'.join(lines) + '\n')
   return len(lines)
 
 

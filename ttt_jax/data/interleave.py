@@ -13,10 +13,10 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
-from ttt_jax.data.records import Part, Record, Turn
+from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.errors import UserError
-from ttt_jax.text.tokenizer import Tokenizer
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens.tokenizer import Tokenizer
+from ttt_jax.tokens.vocab import Vocabulary
 
 
 class Example(NamedTuple):
@@ -28,7 +28,7 @@ class Example(NamedTuple):
 class Fill(NamedTuple):
   """Silence after the speech of an answer's last span.
 
-  Trained so, a model that decodes blocks of ``multiple`` tokens need not guess a length:
+  TrainedModel so, a model that decodes blocks of ``multiple`` tokens need not guess a length:
   a span ends at the end of a block, with silence where there is nothing more to say.
 
   Attributes:

@@ -1,6 +1,6 @@
 """Rows to batches: deterministic, random access, resumable from one integer.
 
-Global batch i is a pure function of (prepared set, data config, batch_rows, seed, i): its
+Global batch i is a pure function of (prepared set, data config, batch_size, seed, i): its
 stage follows from i, the mixture says which split gives each of its rows, Grain shuffles
 that split's epoch, SST is drawn from (seed, epoch, document). Each of P processes takes its
 slice of that same global batch, so a run may continue on another number of processes.
@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ttt_jax.batch import Batch, stack
 from ttt_jax.config import DataConfig, Stage
-from ttt_jax.data import augment, sources, store
+from ttt_jax.data import span_truncation, store
 from ttt_jax.data.mixture import Mixture
+from ttt_jax.data.records import sources
 from ttt_jax.errors import UserError
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens.batch import Batch, stack
+from ttt_jax.tokens.vocab import Vocabulary
 
 _AHEAD = 8        # batches read before they are asked for
 _FOREVER = 2**48  # a stage without an end
@@ -47,14 +48,14 @@ class Loader:
   of the same splits with other weights; the last one never ends by itself.
   """
 
-  def __init__(self, data_dir: str | pathlib.Path, config: DataConfig, batch_rows: int, seed: int,
+  def __init__(self, data_dir: str | pathlib.Path, config: DataConfig, batch_size: int, seed: int,
                vocab: Vocabulary, process_index: int = 0, process_count: int = 1):
     """Open a prepared set.
 
     Args:
       data_dir: directory of the set (that of manifest.json).
       config: stages, sst, shuffle, threads.
-      batch_rows: B, rows of the global batch.
+      batch_size: B, rows of the global batch.
       seed: of the shuffle and of SST.
       vocab: must be the set's own.
       process_index, process_count: this process takes rows [index * B / count, ...) of each
@@ -64,13 +65,13 @@ class Loader:
       UserError: no such set or split, another vocabulary, B not divisible, a split that is
         empty or held out.
     """
-    if batch_rows % process_count:
-      raise UserError(f'config key train.batch_rows={batch_rows} does not divide among '
+    if batch_size % process_count:
+      raise UserError(f'config key train.batch_size={batch_size} does not divide among '
                       f'{process_count} processes.')
     store.read_manifest(data_dir, vocab)
     self.vocab, self.config, self.seed = vocab, config, seed
-    self._rows = batch_rows
-    self._local = batch_rows // process_count
+    self._rows = batch_size
+    self._local = batch_size // process_count
     self._first = process_index * self._local
     self._stages = self._open(data_dir)
     self._next = 0
@@ -120,9 +121,10 @@ class Loader:
       return batch
     epochs = numbers // [part.rows for part in parts]
     seeds = np.array([part.seed for part in parts], np.int64)
-    row = augment.rows_of_documents(batch)
-    draws = augment.document_draws(seeds[row], epochs[row], augment.documents(batch))
-    return augment.cut(batch, self.vocab, self.config.sst, draws)
+    row = span_truncation.rows_of_documents(batch)
+    draws = span_truncation.document_draws(seeds[row], epochs[row],
+                                           span_truncation.documents(batch))
+    return span_truncation.cut(batch, self.vocab, self.config.sst, draws)
 
   def __iter__(self) -> 'Loader':
     return self

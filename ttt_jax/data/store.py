@@ -13,12 +13,13 @@ from typing import Any, Iterable
 
 import numpy as np
 
-from ttt_jax import atomic
-from ttt_jax.batch import Batch
 from ttt_jax.errors import UserError
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.storage import files as atomic
+from ttt_jax.tokens.batch import Batch
+from ttt_jax.tokens.vocab import Vocabulary
 
-VERSION = 2
+VERSION = 3
+_READABLE = (2, VERSION)  # version 2 (ttt_jax 0.1) called seq_len row_length
 _MAGIC = b'TTR1'
 _HEAD = struct.Struct('<4sI')
 _INTS = ('token', 'document', 'span', 'position')
@@ -157,7 +158,7 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
     expected: if given, the vocabulary that the set must have.
 
   Returns:
-    {'version', 'vocabulary', 'fingerprint', 'codec', 'row_length', 'max_document',
+    {'version', 'vocabulary', 'fingerprint', 'codec', 'seq_len', 'max_document',
     'rejects': {reason: records}, 'splits': {name: {'files': [{'name', 'rows', 'bytes',
     'sha256'}], 'rows', 'documents', 'truncated', 'tokens': {'text', 'audio',
     'padding', 'supervised'}, 'padding', 'lengths': {'edges', 'documents'}, 'tasks': {task:
@@ -178,9 +179,11 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f'{file} is not a manifest of ttt-jax ({type(error).__name__}: {error}); run '
                     '`ttt-jax prepare` again.') from error
-  if version != VERSION:
-    raise UserError(f'{file} has version {version!r} but this ttt-jax reads {VERSION}; run '
-                    '`ttt-jax prepare` again.')
+  if version not in _READABLE:
+    raise UserError(f'{file} has version {version!r} but this ttt-jax reads '
+                    f'{" and ".join(map(str, _READABLE))}; run `ttt-jax prepare` again.')
+  if 'row_length' in manifest:
+    manifest['seq_len'] = manifest.pop('row_length')
   if expected is not None and expected.fingerprint != vocabulary.fingerprint:
     raise UserError(
         f'{file}: the data was prepared for vocabulary {vocabulary.fingerprint} '

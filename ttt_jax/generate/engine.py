@@ -1,6 +1,6 @@
 """Answering requests: slots, admission, and which rows make the next steps together.
 
-The device runs the algorithm (machine.py) until some row has news; the host then reads a
+The device runs the algorithm (machine.py) until some row needs the host; the host then reads a
 few numbers, reports what is final, gives free slots to waiting requests, and picks the next
 group of rows: those that need the same program. Text rows go first, so that requests
 gather in the same phase, but nobody waits for more than ``_PATIENCE`` turns.
@@ -16,15 +16,15 @@ import numpy as np
 
 from ttt_jax.config import GenerateConfig
 from ttt_jax.errors import UserError
-from ttt_jax.generate import machine, policy as policies, prefix, programs, sampling
-from ttt_jax.generate.answer import Answer, Event, Span
-from ttt_jax.generate.machine import State
-from ttt_jax.model import cache as caches
+from ttt_jax.generate import compiled, decode_step, prefix_cache, sampling, sampling_params
+from ttt_jax.generate.decode_step import State
+from ttt_jax.generate.outputs import Answer, Event, Span
+from ttt_jax.model import kv_cache
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens.vocab import Vocabulary
 
 _PATIENCE = 8      # launches of other rows that a row waits for at most
-_MANY = 1_000_000  # steps: until there is news
+_UNTIL_EVENT = 1_000_000  # steps: until an event
 _LONGEST = 512     # tokens of a prompt that are read at once, unless a span is longer
 _NULL_STEP = 256   # the published guidance's rows are rounded up to this
 
@@ -35,7 +35,7 @@ class _Request:
   prompt: np.ndarray
   config: GenerateConfig
   name: int              # of its random draws
-  text: prefix.Text      # the prompt, and what its tokens see
+  text: prefix_cache.Text      # the prompt, and what its tokens see
   seen: int = 0          # tokens, prompt included, that were reported
   spans: list[Span] = dataclasses.field(default_factory=list)
   opened: int = 0        # spans
@@ -43,7 +43,7 @@ class _Request:
   waited: int = 0
   length: int = 0
   known: int = 0
-  phase: int = machine.TEXT
+  phase: int = decode_step.TEXT
   since: float = 0.0
   first_audio: float | None = None
 
@@ -58,7 +58,7 @@ class Engine:
 
     Args:
       model, params, vocab: the decoder. On a mesh call this, and run, under jax.set_mesh.
-      config: the policy of requests that bring none, and the engine's own settings.
+      config: the sampling parameters of requests that bring none, and the engine's own settings.
       mode: 'hybrid', or a baseline's own decoding: 'ar' emits every token as text is, 'nar'
         fills blocks of masks until im_end.
       prompt_audio: as the model was trained.
@@ -71,8 +71,8 @@ class Engine:
     self.model, self.vocab, self.config, self.mode = model, vocab, config, mode
     self.prompt_audio = prompt_audio
     self.mixed = model.platform != 'cpu' if mixed is None else mixed
-    needed = caches.size_in_bytes(model.config, config.slots, config.max_tokens)
-    memory = config.memory * 2**30 or caches.free_bytes()
+    needed = kv_cache.size_in_bytes(model.config, config.slots, config.max_tokens)
+    memory = config.memory * 2**30 or kv_cache.free_bytes()
     if needed > memory:
       raise UserError(
           f'config keys generate.slots={config.slots} and generate.max_tokens='
@@ -80,19 +80,19 @@ class Engine:
           f'{memory / 2**30:.2f} GiB are free for them; lower one of the two, or '
           'raise generate.memory if that is set.')
     # Rounded, so that near sizes share programs; a window never reaches beyond the row.
-    tokens = caches.tokens_of(config.max_tokens)
-    self._widths = programs.widths(tokens)
+    tokens = kv_cache.tokens_of(config.max_tokens)
+    self._widths = compiled.widths(tokens)
     room = tokens + self._widths[-1]
     self._whole = bool(not jax.sharding.get_abstract_mesh().empty
                        and jax.sharding.get_abstract_mesh().size > 1)
     self._rules = sampling.Rules.fitting(vocab, mode, config.softmax, model.platform, self._whole)
     self._params = _cast(params, model.config.dtype)
     self._head = sampling.make_head(self._rules, model.head_table(self._params))
-    self._cache = jax.jit(caches.empty, static_argnums=(0, 1, 2))(
+    self._cache = jax.jit(kv_cache.empty, static_argnums=(0, 1, 2))(
         model.config, config.slots, config.max_tokens)
-    self._state = machine.empty(config.slots, room)
-    self._policy = jax.tree.map(jnp.asarray, policies.nothing(config.slots))
-    self._held = [prefix.NOTHING] * config.slots  # what the caches of the slots hold
+    self._state = decode_step.empty(config.slots, room)
+    self._sampling_params = jax.tree.map(jnp.asarray, sampling_params.nothing(config.slots))
+    self._held = [prefix_cache.NOTHING] * config.slots  # what the caches of the slots hold
     self._waiting: list[_Request] = []
     self._slots: list[_Request | None] = [None] * config.slots
     self._count = 0
@@ -107,7 +107,7 @@ class Engine:
 
     Args:
       prompt: ids up to and including the assistant's header.
-      config: its policy; the engine's own settings in it are ignored.
+      config: its sampling parameters; the engine's own settings in it are ignored.
       name: names its random draws; its number if None.
       where: what error messages call it.
 
@@ -121,7 +121,7 @@ class Engine:
     self._count += 1
     self._waiting.append(_Request(
         number, prompt, config, number if name is None else name,
-        prefix.prompt(self.vocab, prompt, self.mode, self.prompt_audio),
+        prefix_cache.prompt(self.vocab, prompt, self.mode, self.prompt_audio),
         seen=prompt.size, length=prompt.size))
     if config.rule == 'prior' and not self._head.prior.any():
       self._head = self._head._replace(prior=self._prior())
@@ -143,7 +143,7 @@ class Engine:
                       f'{config.max_tokens} leaves no room for an answer.')
 
   def events(self, eager: bool = False) -> Iterator[Event]:
-    """Run until every request is answered; news as they come.
+    """Run until every request is answered; events as they come.
 
     Args:
       eager: come back after every step, so that tokens are reported as soon as they are
@@ -152,7 +152,7 @@ class Engine:
     while self._waiting or any(self._slots):
       while self._waiting and None in self._slots:
         self._admit(self._waiting.pop(0))
-      yield from self._launch(1 if eager else _MANY)
+      yield from self._launch(1 if eager else _UNTIL_EVENT)
 
   def generate(self, prompts: Sequence[np.ndarray],
                configs: Sequence[GenerateConfig] | None = None,
@@ -173,36 +173,36 @@ class Engine:
     while tail and end[tail - 1] == prompt.size:
       tail -= 1
     free = [slot for slot, held in enumerate(self._slots) if held is None]
-    have = {slot: prefix.shared(self._held[slot], request.text, tail) for slot in free}
+    have = {slot: prefix_cache.shared(self._held[slot], request.text, tail) for slot in free}
     slot = max(free, key=lambda slot: (have[slot], -self._held[slot].ids.size))
     at = have[slot]
     self.read += tail - at
-    self._held[slot] = prefix.NOTHING  # whatever interrupts the reading
+    self._held[slot] = prefix_cache.NOTHING  # whatever interrupts the reading
     while at < tail:
       at += self._read(slot, request.text, at, tail)
     span = self.mode == 'nar'
-    state = jax.tree.map(lambda x: np.zeros(x.shape[1:], np.int32), machine.State(*(
+    state = jax.tree.map(lambda x: np.zeros(x.shape[1:], np.int32), decode_step.State(*(
         jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self._state)))
     state.token[:prompt.size] = prompt
     known = prompt.size - 1 if span else tail
     row = state._replace(
         length=np.int32(prompt.size), known=np.int32(known),
-        lead=np.int32(prompt.size - known), phase=np.int32(machine.TEXT),
+        lead=np.int32(prompt.size - known), phase=np.int32(decode_step.TEXT),
         prompt=np.int32(prompt.size), begin=np.int32(-1), gap=np.int32(2**30))
-    settings = jax.tree.map(lambda x: x[0], policies.make(
+    settings = jax.tree.map(lambda x: x[0], sampling_params.make(
         [request.config], [request.name], self.config.max_tokens))
     if span:
       rows = jax.tree.map(lambda x: jnp.asarray(x)[None], (row, settings))
-      row = jax.tree.map(lambda x: x[0], machine.begin_answer(*rows, self._rules))
+      row = jax.tree.map(lambda x: x[0], decode_step.begin_answer(*rows, self._rules))
       request.phase = int(row.phase)
     request.length, request.known, request.since = int(row.length), known, time.monotonic()
     self._slots[slot] = request
-    self._state, self._policy = programs.admit(self._state, self._policy, np.int32(slot), row,
-                                               settings)
+    self._state, self._sampling_params = compiled.admit(self._state, self._sampling_params,
+                                                        np.int32(slot), row, settings)
 
-  def _read(self, slot: int, text: prefix.Text, at: int, end: int) -> int:
+  def _read(self, slot: int, text: prefix_cache.Text, at: int, end: int) -> int:
     """Cache a piece from ``at`` on, without cutting a bidirectional group; its length."""
-    stop = programs.piece_end(text.end, at, end, _LONGEST)
+    stop = compiled.piece_end(text.end, at, end, _LONGEST)
     size = stop - at
     width = self._fit_piece(size)
     token, k_end = np.zeros(width, np.int32), np.zeros(width, np.int32)
@@ -212,7 +212,7 @@ class Engine:
     place = slot if self._whole else 0
     fill = lambda x: np.stack([x if row == place else np.zeros_like(x) for row in range(rows)])
     slots = np.arange(rows) if self._whole else np.array([slot])
-    self._cache = programs.prefill(
+    self._cache = compiled.prefill(
         self.model, self._params, self._cache, slots.astype(np.int32),
         fill(np.int32(at)), fill(token), fill(k_end))
     return size
@@ -234,8 +234,10 @@ class Engine:
     """(slots, window, guidance) of the next launch."""
     busy = [slot for slot, held in enumerate(self._slots) if held]
     need = {slot: self._fit(self._slots[slot].length - self._slots[slot].known) for slot in busy}
-    kind = {slot: self._null(self._slots[slot]) if self._slots[slot].phase == machine.SPAN else ''
-            for slot in busy}
+    kind = {
+        slot: self._null(self._slots[slot]) if self._slots[slot].phase == decode_step.SPAN else ''
+        for slot in busy
+    }
     if self.mixed or self._whole:
       null = max((kind[slot] for slot in busy), default='')
       return busy, max(need.values()), null
@@ -243,7 +245,7 @@ class Engine:
     group = [slot for slot in busy if (need[slot], kind[slot]) == (need[first], kind[first])]
     return group, need[first], kind[first]
 
-  def _launch(self, most: int) -> Iterator[Event]:
+  def _launch(self, max_steps: int) -> Iterator[Event]:
     group, width, null = self._pick()
     for slot, held in enumerate(self._slots):
       if held:
@@ -255,24 +257,24 @@ class Engine:
                  self._state.token.shape[1])
     slots = None
     if not self._whole:
-      slots = np.full(programs.rows(len(group), self.config.slots), self.config.slots, np.int32)
+      slots = np.full(compiled.rows(len(group), self.config.slots), self.config.slots, np.int32)
       slots[:len(group)] = group
-    self._state, self._cache, rows = programs.steps(
+    self._state, self._cache, rows = compiled.steps(
         self.model, self._rules, width, null, self.mixed or self._whole, self._params,
-        self._head, self._state, self._cache, self._policy, slots, np.int32(most))
+        self._head, self._state, self._cache, self._sampling_params, slots, np.int32(max_steps))
     self.launches += 1
     rows = jax.tree.map(np.asarray, rows)
     for number, slot in enumerate(group):
-      yield from self._news(slot, jax.tree.map(
+      yield from self._events_of(slot, jax.tree.map(
           lambda x: x[slot if slots is None else number], rows))
 
-  def _news(self, slot: int, row: State) -> Iterator[Event]:
+  def _events_of(self, slot: int, row: State) -> Iterator[Event]:
     """Compare a request with what is known of it, and report what is new."""
     request = self._slots[slot]
     request.length, request.known = int(row.length), int(row.known)
     request.phase = int(row.phase)
     closing = request.open or row.spans > request.opened
-    open_now = request.phase == machine.SPAN
+    open_now = request.phase == decode_step.SPAN
     closed = None
     if closing and not open_now:
       start = int(row.begin) + 1
@@ -289,9 +291,9 @@ class Engine:
     if closed:
       request.spans.append(closed)
       yield Event(request.number, 'span', span=closed)
-    if request.phase == machine.IDLE:
+    if request.phase == decode_step.IDLE:
       self._slots[slot] = None
-      self._held[slot] = prefix.answered(
+      self._held[slot] = prefix_cache.answered(
           self.vocab, request.text, row.token[request.prompt.size:request.length],
           request.known, self.mode)
       answer = Answer(row.token[request.prompt.size:request.length].copy(), request.spans,

@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ttt_jax import batch as batches
 from ttt_jax.errors import UserError
-from ttt_jax.generate import programs
-from ttt_jax.model import cache as caches, staircase
+from ttt_jax.generate import compiled
+from ttt_jax.model import kv_cache, staircase
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.objective import losses
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens import batch as batches
+from ttt_jax.tokens.vocab import Vocabulary
 
 BINS = 10        # of the profile: tenths of the span that are masked
 _CHUNK = 64      # positions whose logits exist at once
@@ -76,9 +76,9 @@ def sweep(span: np.ndarray, mask: int, levels: int, rng: np.random.Generator) ->
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'write'), donate_argnames='kept')
-def _nats(model: Model, write: bool, params: Params, kept: caches.Cache, known: jax.Array,
+def _nats(model: Model, write: bool, params: Params, kept: kv_cache.Cache, known: jax.Array,
           token: jax.Array, k_end: jax.Array, label: jax.Array,
-          scored: jax.Array) -> tuple[caches.Cache, jax.Array]:
+          scored: jax.Array) -> tuple[kv_cache.Cache, jax.Array]:
   """(cache, -log p of the labels [B, W]); rows of slot 0, written there if ``write``."""
   rows, width = token.shape
   position = known[:, None] + jnp.arange(width)
@@ -89,7 +89,7 @@ def _nats(model: Model, write: bool, params: Params, kept: caches.Cache, known: 
   _, nats, _ = losses.pair_loss(hidden, model.head_table(params), labels, model.vocab_size,
                                 chunk=min(_CHUNK, scored.size), dtype=model.config.dtype)
   if write:
-    kept = caches.write(kept, slots, known, jnp.sum(k_end > 0, axis=1), k, v)
+    kept = kv_cache.write(kept, slots, known, jnp.sum(k_end > 0, axis=1), k, v)
   return kept, nats
 
 
@@ -111,9 +111,9 @@ class Scorer:
     self.model, self.params, self.vocab = model, params, vocab
     self.mode, self.prompt_audio = mode, prompt_audio
     self.repeats, self.levels, self.tokens, self.seed = repeats, levels, tokens, seed
-    self.longest = caches.tokens_of(longest)
-    self._widths = programs.widths(self.longest)
-    self._cache = caches.empty(model.config, 1, self.longest)
+    self.longest = kv_cache.tokens_of(longest)
+    self._widths = compiled.widths(self.longest)
+    self._cache = kv_cache.empty(model.config, 1, self.longest)
 
   def score(self, ids: np.ndarray, supervised: np.ndarray, number: int = 0) -> Score:
     """Score one document.
@@ -155,10 +155,10 @@ class Scorer:
   def _read(self, ids: np.ndarray, group: np.ndarray, text: np.ndarray) -> np.ndarray:
     """Cache the clean document; -log p of its text tokens [n]."""
     nats = np.zeros(ids.size)
-    ends = programs.ends_of(group)
+    ends = compiled.ends_of(group)
     at = 0
     while at < ids.size:
-      stop = programs.piece_end(ends, at, ids.size, _LONGEST)
+      stop = compiled.piece_end(ends, at, ids.size, _LONGEST)
       size, width = stop - at, self._fit(stop - at)
       pad = lambda x: np.pad(x, (0, width - len(x)))[None]
       following = np.append(ids[at + 1:stop + 1], 0)[:size]
@@ -179,7 +179,7 @@ class Scorer:
     begin = max(start - 1, 0)  # the token before goes along: windows start at a begin token
     lead = start - begin
     width = self._fit(length + lead)
-    rows = max(1, min(self.tokens // width, programs.rows(count, self.levels)))
+    rows = max(1, min(self.tokens // width, compiled.rows(count, self.levels)))
     total = 0.0
     for at in range(0, count, rows):
       here = slice(at, min(at + rows, count))

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 import numpy as np
 
-from ttt_jax.generate import head as heads
-from ttt_jax.generate.policy import SCORES, Policy
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.generate import output_head
+from ttt_jax.generate.sampling_params import SamplingParams, SCORES
+from ttt_jax.tokens.vocab import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def make_head(rules: Rules, table: jax.Array) -> Head:
 
 def _first_audio(rules: Rules, rows: int) -> int:
   """Where the whole groups of ids that hold the audio ids start."""
-  size = heads.group_size(rows)
+  size = output_head.group_size(rows)
   return rules.vocab.audio_threshold // size * size
 
 
@@ -107,7 +107,7 @@ class Choice(NamedTuple):
   Attributes:
     token: int32.
     confidence: softmax probability of the token, without temperature.
-    score: what the position is ranked by (policy.SCORES).
+    score: what the position is ranked by (sampling_params.SCORES).
     entropy: of the same softmax, nats; 0 where no rule reads it.
   """
   token: jax.Array
@@ -116,37 +116,40 @@ class Choice(NamedTuple):
   entropy: jax.Array
 
 
-def choose(rules: Rules, head: Head, policy: Policy, hidden_NxE: jax.Array,
+def choose(rules: Rules, head: Head, sampling_params: SamplingParams, hidden_NxE: jax.Array,
            null_NxE: jax.Array | None, want: jax.Array, place: Place) -> Choice:
   """A choice at every position of ``want`` (bool [N]); zeros elsewhere.
 
   Args:
     rules, head: of the run.
-    policy: arrays [N], of each position's request.
+    sampling_params: arrays [N], of each position's request.
     hidden_NxE: final hidden states.
     null_NxE: those without context, for guidance; None if no request is guided.
     want, place: arrays [N].
   """
   n = want.size
-  hidden = hidden_NxE if null_NxE is None else _guided(policy, hidden_NxE, null_NxE, place)
+  hidden = hidden_NxE if null_NxE is None else _guided(sampling_params, hidden_NxE, null_NxE, place)
   out = Choice(jnp.zeros(n, jnp.int32), *(jnp.zeros(n, jnp.float32) for _ in range(3)))
   if head.audio is None:
-    return _compacted(rules, head.table, 0, head, policy, hidden, want, place, out)
+    return _compacted(rules, head.table, 0, head, sampling_params, hidden, want, place, out)
   first = _first_audio(rules, head.table.shape[0])
-  out = _compacted(rules, head.audio, first, head, policy, hidden, want & place.in_span, place, out)
-  return _compacted(rules, head.table, 0, head, policy, hidden, want & ~place.in_span, place, out)
+  out = _compacted(rules, head.audio, first, head, sampling_params, hidden, want & place.in_span,
+                   place, out)
+  return _compacted(rules, head.table, 0, head, sampling_params, hidden, want & ~place.in_span,
+                    place, out)
 
 
-def _guided(policy: Policy, hidden: jax.Array, null: jax.Array, place: Place) -> jax.Array:
+def _guided(sampling_params: SamplingParams, hidden: jax.Array, null: jax.Array,
+            place: Place) -> jax.Array:
   """Hidden states whose logits are uncond + (1 + w)(cond - uncond): the head is linear, so
   one product with it does for both."""
-  guided = place.in_span & (policy.guidance > 0)
+  guided = place.in_span & (sampling_params.guidance > 0)
   cond, uncond = hidden.astype(jnp.float32), null.astype(jnp.float32)
-  mixed = uncond + (1.0 + policy.guidance[:, None]) * (cond - uncond)
+  mixed = uncond + (1.0 + sampling_params.guidance[:, None]) * (cond - uncond)
   return jnp.where(guided[:, None], mixed, cond).astype(hidden.dtype)
 
 
-def _compacted(rules, table, first, head, policy, hidden, want, place, out) -> Choice:
+def _compacted(rules, table, first, head, sampling_params, hidden, want, place, out) -> Choice:
   """The same with the rows of ``table``, which score the ids from ``first`` on."""
   n = want.size
   narrow = table is head.audio
@@ -160,14 +163,14 @@ def _compacted(rules, table, first, head, policy, hidden, want, place, out) -> C
   # Few of the sizes can sample: that is long to compile.
   whole = [size for size in sizes if size <= rules.whole] or sizes[:1]
   drawn = sorted({whole[0], whole[-1]})
-  draws = jnp.any(want & (_temperature(policy, place) > 0))
+  draws = jnp.any(want & (_temperature(sampling_params, place) > 0))
 
   def part(size, draw, done):
     rows = lax.dynamic_slice(order, (done,), (size,))
     take = lambda x: x[rows]
     tile = None if size in whole or rules.tile is None else rules.tile // size
     scored = _score(rules, table, first, take(hidden), tile,
-                    jax.tree.map(take, policy), jax.tree.map(take, place), draw)
+                    jax.tree.map(take, sampling_params), jax.tree.map(take, place), draw)
     if len(sizes) == 1:
       return scored
     # What follows is compiled once: for the largest size, whatever the part's is.
@@ -188,8 +191,8 @@ def _compacted(rules, table, first, head, policy, hidden, want, place, out) -> C
       scored = lax.switch(which, parts, done)
     rows = lax.dynamic_slice(order, (done,), (most,))
     take = lambda x: x[rows]
-    found = _choose(rules, table, first, narrow, head, jax.tree.map(take, policy), take(hidden),
-                    jax.tree.map(take, place), scored)
+    found = _choose(rules, table, first, narrow, head, jax.tree.map(take, sampling_params),
+                    take(hidden), jax.tree.map(take, place), scored)
     size = jnp.array(sizes + drawn)[which]
     index = jnp.arange(most)
     target = jnp.where((index < size) & (done + index < count), rows, n)
@@ -206,40 +209,41 @@ class _Scored(NamedTuple):
     token, logit: [C], ids that were drawn and their logits; -1 where none was.
     logits: [G, g, C] or None.
   """
-  groups: heads.Groups
+  groups: output_head.Groups
   special: jax.Array
   token: jax.Array
   logit: jax.Array
   logits: jax.Array | None
 
 
-def _score(rules, table, first, hidden, tile, policy, place, draw) -> _Scored:
+def _score(rules, table, first, hidden, tile, sampling_params, place, draw) -> _Scored:
   """Sweep the head for C positions; ``draw``: a bool, or a traced one, whether to sample."""
-  swept = heads.sweep(table, hidden, _ranked(policy), tile)
+  swept = output_head.sweep(table, hidden, _ranked(sampling_params), tile)
   ids = first + np.arange(table.shape[0]).reshape(-1, swept.group)
   none = jnp.full(len(hidden), -1, jnp.int32), jnp.zeros(len(hidden), jnp.float32)
   token, logit = none
   if draw is not False:
-    token, logit = lax.cond(draw, lambda: _drawn(rules, swept.logits, first, policy, place),
+    token, logit = lax.cond(draw,
+                            lambda: _drawn(rules, swept.logits, first, sampling_params, place),
                             lambda: none)
   return _Scored(swept.groups, swept.of_all(_mixed(rules, ids)), token, logit, swept.logits)
 
 
-def _ranked(policy: Policy) -> jax.Array:
+def _ranked(sampling_params: SamplingParams) -> jax.Array:
   """Whether some position is ranked by more than its confidence."""
-  return jnp.any(policy.score != SCORES.index('confidence'))
+  return jnp.any(sampling_params.score != SCORES.index('confidence'))
 
 
-def _choose(rules, table, first, narrow, head, policy, hidden, place, scored) -> Choice:
+def _choose(rules, table, first, narrow, head, sampling_params, hidden, place, scored) -> Choice:
   """One part, [C] positions; ``narrow``: the softmax is over what can stand in a span."""
-  swept = heads.Swept(scored.groups, table, hidden, scored.logits)
+  swept = output_head.Swept(scored.groups, table, hidden, scored.logits)
   size = swept.group
   ids = first + np.arange(table.shape[0]).reshape(-1, size)
-  mixed, other = _mixed(rules, ids), _ranked(policy)
+  mixed, other = _mixed(rules, ids), _ranked(sampling_params)
 
   def counted(rule, weigh):
     # Most groups are of one kind, and their first id speaks for them; the others are looked at.
-    apart = heads.summary(
+    apart = output_head.summary(
         jnp.where(rule(ids[list(mixed)][..., None]), scored.special, -jnp.inf), weigh)
     whole = scored.groups._replace(
         top=jnp.where(rule(ids[:, :1]), scored.groups.top, -jnp.inf))
@@ -267,7 +271,7 @@ def _choose(rules, table, first, narrow, head, policy, hidden, place, scored) ->
     margin = jnp.exp(top - total) - jnp.exp(jnp.maximum(beside, others) - total)
     entropy = space.entropy(total)
     every = jnp.stack([confidence, margin, -entropy, log_p - head.prior[token]])
-    return jnp.take_along_axis(every, policy.score[None], axis=0)[0], entropy
+    return jnp.take_along_axis(every, sampling_params.score[None], axis=0)[0], entropy
 
   ranked, entropy = lax.cond(other, scores, lambda: (confidence, jnp.zeros_like(confidence)))
   return Choice(token, confidence, ranked, entropy)
@@ -296,28 +300,31 @@ def _allowed(rules: Rules, ids: jax.Array, place: Place) -> jax.Array:
       ~begin | place.may_begin | place.in_span)
 
 
-def _temperature(policy: Policy, place: Place) -> jax.Array:
-  return jnp.where(place.in_span, policy.audio_temperature, policy.temperature)
+def _temperature(sampling_params: SamplingParams, place: Place) -> jax.Array:
+  return jnp.where(place.in_span, sampling_params.audio_temperature, sampling_params.temperature)
 
 
-def _drawn(rules, logits, first, policy: Policy, place: Place) -> tuple[jax.Array, jax.Array]:
+def _drawn(rules, logits, first, sampling_params: SamplingParams,
+           place: Place) -> tuple[jax.Array, jax.Array]:
   """(ids, their logits) [C], sampled from logits [G, g, C]; ids of -1 where temperature is 0."""
   logits = logits.reshape(-1, place.in_span.size).T
   ids = first + np.arange(logits.shape[1])[:, None]
   masked = jnp.where(_allowed(rules, ids, place).T, logits, -jnp.inf)
-  temperature = _temperature(policy, place)
-  token = _sampled(masked, temperature, policy, place)
+  temperature = _temperature(sampling_params, place)
+  token = _sampled(masked, temperature, sampling_params, place)
   logit = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
   return jnp.where(temperature > 0, first + token, -1), logit
 
 
-def _sampled(masked, temperature, policy: Policy, place: Place) -> jax.Array:
+def _sampled(masked, temperature, sampling_params: SamplingParams, place: Place) -> jax.Array:
   """Gumbel-max samples at ``temperature`` [C], int32."""
   scaled = masked / jnp.maximum(temperature, 1e-6)[:, None]
-  cut = ~place.in_span & ((policy.top_k > 0) | (policy.top_p < 1))
-  scaled = lax.cond(jnp.any(cut), lambda: jnp.where(cut[:, None], _nucleus(scaled, policy), scaled),
+  cut = ~place.in_span & ((sampling_params.top_k > 0) | (sampling_params.top_p < 1))
+  scaled = lax.cond(jnp.any(cut),
+                    lambda: jnp.where(cut[:, None], _nucleus(scaled, sampling_params), scaled),
                     lambda: scaled)
-  names = jnp.stack([policy.number, place.span, place.block, place.step, place.position], 1)
+  names = jnp.stack([sampling_params.number, place.span, place.block, place.step, place.position],
+                    1)
 
   def noise(seed, names):
     fold = lambda key, name: (jax.random.fold_in(key, name), None)
@@ -325,15 +332,16 @@ def _sampled(masked, temperature, policy: Policy, place: Place) -> jax.Array:
     # mode='high': the default cuts the tail of float32 Gumbels at about 16.
     return jax.random.gumbel(key, masked.shape[1:], jnp.float32, mode='high')
 
-  return jnp.argmax(scaled + jax.vmap(noise)(policy.seed, names), axis=-1).astype(jnp.int32)
+  return jnp.argmax(scaled + jax.vmap(noise)(sampling_params.seed, names),
+                    axis=-1).astype(jnp.int32)
 
 
-def _nucleus(scaled: jax.Array, policy: Policy) -> jax.Array:
+def _nucleus(scaled: jax.Array, sampling_params: SamplingParams) -> jax.Array:
   """Keep the top_k ids, and of those the fewest that hold top_p of the probability."""
   descending = jnp.sort(scaled, axis=-1)[:, ::-1]
   place = jnp.arange(descending.shape[-1])
-  keep = (policy.top_k[:, None] == 0) | (place < policy.top_k[:, None])
+  keep = (sampling_params.top_k[:, None] == 0) | (place < sampling_params.top_k[:, None])
   probability = jax.nn.softmax(jnp.where(keep, descending, -jnp.inf), axis=-1)
-  keep &= jnp.cumsum(probability, axis=-1) - probability < policy.top_p[:, None]
+  keep &= jnp.cumsum(probability, axis=-1) - probability < sampling_params.top_p[:, None]
   floor = jnp.min(jnp.where(keep, descending, jnp.inf), axis=-1, keepdims=True)
   return jnp.where(scaled >= floor, scaled, -jnp.inf)

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from ttt_jax import atomic, trained
 from ttt_jax.config import Config
-from ttt_jax.data import files as record_files, interleave, prepare, records
-from ttt_jax.data.records import Record
+from ttt_jax.data import interleave
+from ttt_jax.data.prepare import prepare
+from ttt_jax.data.records import readers, records
+from ttt_jax.data.records.records import Record
 from ttt_jax.errors import UserError
 from ttt_jax.generate import likelihood
-from ttt_jax.progress import Progress
-from ttt_jax.trained import Trained
+from ttt_jax.storage import files as atomic
+from ttt_jax.system.progress import Progress
+from ttt_jax.train import trained_model
+from ttt_jax.train.trained_model import TrainedModel
 
 FILE = 'scores.json'
 
@@ -39,7 +42,7 @@ def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
   Raises:
     UserError: no trained model, unreadable records, records without an answer.
   """
-  run = trained.load(config, workdir)
+  run = trained_model.load(config, workdir)
   found = _records(run, files)
   settings, data = config.score, config.data
   examples = [interleave.render(record, run.vocab, run.tokenizer, data.text_chunk,
@@ -104,13 +107,13 @@ def _finite(value: float) -> float | None:
   return value if math.isfinite(value) else None
 
 
-def _records(run: Trained, files: list[str]) -> list[Record]:
+def _records(run: TrainedModel, files: list[str]) -> list[Record]:
   settings = run.config.score
   if not files:
     return records.pick(prepare.load_records(run.data_dir, settings.split), settings.items)
   out = []
   for path in files:
-    for where, value in record_files.read(path):
+    for where, value in readers.read(path):
       out.append(run.encoded(records.parse(value, where), path))
   if not out:
     raise UserError(f'{", ".join(files)}: no records to score.')

@@ -22,15 +22,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from ttt_jax import atomic, trained
-from ttt_jax.batch import make_row, stack
 from ttt_jax.config import Config, LoraConfig
 from ttt_jax.errors import UserError
-from ttt_jax.hf import card, import_hf, layout, peft, qwen, tensors
+from ttt_jax.hf import import_hf, model_card, peft, qwen_config, tensor_names
 from ttt_jax.model import lora, staircase
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.text import hf_files
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.storage import files, safetensors_io
+from ttt_jax.tokens import hf_tokenizer
+from ttt_jax.tokens.batch import make_row, stack
+from ttt_jax.tokens.vocab import Vocabulary
+from ttt_jax.train import trained_model
 
 PARTS = ('merged', 'base', 'adapter')
 FACTS = 'training.json'  # also what tells an export from any other folder
@@ -65,7 +66,7 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
   if part == 'adapter' and not config.model.lora.rank:
     raise UserError('config key model.lora.rank is 0, so there is no adapter to export; leave out '
                     '--part adapter.')
-  run = trained.load(config, workdir, dtype=None)
+  run = trained_model.load(config, workdir, dtype=None)
   temporary = out.with_name(f'.{out.name}.partial')
   shutil.rmtree(temporary, ignore_errors=True)
   try:
@@ -75,10 +76,10 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
     else:
       facts = _model(run, pathlib.Path(workdir), temporary, dtype, part, shard_bytes)
     _write(temporary / FACTS, json.dumps(facts, indent=2))
-    _write(temporary / 'README.md', card.text(facts))
+    _write(temporary / 'README.md', model_card.text(facts))
     _swap(temporary, out)
   except OSError as error:
-    raise atomic.cannot_write(out, error) from error
+    raise files.cannot_write(out, error) from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   return facts
@@ -110,33 +111,34 @@ def _write(path: pathlib.Path, text: str) -> None:
 # -- a model ------------------------------------------------------------------------------
 
 
-def _model(run: trained.Trained, workdir: pathlib.Path, folder: pathlib.Path, dtype: str,
+def _model(run: trained_model.TrainedModel, workdir: pathlib.Path, folder: pathlib.Path, dtype: str,
            part: str, shard_bytes: int) -> dict[str, Any]:
   """Write a model's directory and read it back; returns the facts."""
   config, vocab = run.config, run.vocab
   model = Model(dataclasses.replace(config.model, lora=LoraConfig(), dtype='float32'), vocab.size)
-  dtype = dtype or card.imported(workdir, run.step).get('dtype', '')
+  dtype = dtype or model_card.imported(workdir, run.step).get('dtype', '')
   dtype = dtype if dtype in ('float16', 'bfloat16', 'float32') else run.params[
       'trunk']['embedding'].dtype.name
   params = _taken(run.params, config.model.lora if part == 'merged' else None, dtype)
   expected = probe(model, params, vocab)
-  writer = tensors.Writer(folder, (
-      tensors.Plan(tensor.name, tensor.shape, np.dtype(dtype))
-      for tensor in layout.tensors(model).values()), shard_bytes)
+  writer = safetensors_io.Writer(folder, (
+      safetensors_io.Plan(tensor.name, tensor.shape, np.dtype(dtype))
+      for tensor in tensor_names.tensors(model).values()), shard_bytes)
   writer.write(_source(model, params))
   kinds = jax.tree.leaves(params)[0].sharding.mesh
   del params
-  origin = card.read_json(workdir / import_hf.ORIGIN / qwen.CONFIG)
-  _write(folder / qwen.CONFIG, json.dumps(qwen.write(config, vocab, dtype, origin), indent=2))
+  origin = model_card.read_json(workdir / import_hf.ORIGIN / qwen_config.CONFIG)
+  _write(folder / qwen_config.CONFIG,
+         json.dumps(qwen_config.write(config, vocab, dtype, origin), indent=2))
   _write(folder / 'generation_config.json',
-         json.dumps(qwen.write_generation(config, vocab), indent=2))
-  hf_files.write(vocab, run.tokenizer, folder)
+         json.dumps(qwen_config.write_generation(config, vocab), indent=2))
+  hf_tokenizer.write(vocab, run.tokenizer, folder)
   for path in sorted(CODE.glob('*.py')):
     shutil.copyfile(path, folder / path.name)
   _verify(folder, model, kinds, writer, vocab, expected)
-  return card.facts(run, workdir, part) | {
+  return model_card.facts(run, workdir, part) | {
       'dtype': dtype, 'tensors': len(writer.sums), 'files': writer.names(),
-      'parameters': sum(int(np.prod(t.shape)) for t in layout.tensors(model).values())}
+      'parameters': sum(int(np.prod(t.shape)) for t in tensor_names.tensors(model).values())}
 
 
 def _taken(params: Params, merged: LoraConfig | None, dtype: str) -> Params:
@@ -160,10 +162,10 @@ def _taken(params: Params, merged: LoraConfig | None, dtype: str) -> Params:
 
 def _source(model: Model, params: Params) -> Callable[[str], np.ndarray]:
   """name -> that tensor, on the host."""
-  plan = layout.tensors(model)
+  plan = tensor_names.tensors(model)
   def get(name: str) -> np.ndarray:
     tensor = plan[name]
-    leaf = layout.leaf(params, tensor.path)
+    leaf = tensor_names.leaf(params, tensor.path)
     if tensor.layer is None:
       return np.asarray(leaf[:tensor.shape[0]])
     return np.asarray(_slice(leaf, tensor.layer, tensor.turned))
@@ -189,20 +191,20 @@ def probe(model: Model, params: Params, vocab: Vocabulary) -> np.ndarray:
   return np.asarray(run(params))[0]
 
 
-def _verify(folder: pathlib.Path, model: Model, mesh: Any, writer: tensors.Writer,
+def _verify(folder: pathlib.Path, model: Model, mesh: Any, writer: safetensors_io.Writer,
             vocab: Vocabulary, expected: np.ndarray) -> None:
   """Read back what was written, as an import would, and compare.
 
   Raises:
     UserError: a tensor is missing, has other bytes, or the logits of a probe are others.
   """
-  found = tensors.Folder(folder)
-  for name, tensor in layout.tensors(model).items():
+  found = safetensors_io.Folder(folder)
+  for name, tensor in tensor_names.tensors(model).items():
     if name not in found or found[name].shape != tensor.shape or (
-        tensors.checksum(found, name) != writer.sums[name]):
+        safetensors_io.checksum(found, name) != writer.sums[name]):
       raise UserError(f'tensor {name} did not come back from the disk as it was written to '
                       f'{folder}; the disk may be damaged, so export to another one.')
-  qwen.compare(qwen.read(folder), model.config, folder)
+  qwen_config.compare(qwen_config.read(folder), model.config, folder)
   params, _ = import_hf.load(folder, model, mesh)
   difference = np.abs(probe(model, params, vocab) - expected).max()
   if len(found) != len(writer.sums) or not difference <= TOLERANCE * np.abs(expected).max():
@@ -213,11 +215,12 @@ def _verify(folder: pathlib.Path, model: Model, mesh: Any, writer: tensors.Write
 # -- an adapter ---------------------------------------------------------------------------
 
 
-def _adapter(run: trained.Trained, workdir: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
+def _adapter(run: trained_model.TrainedModel, workdir: pathlib.Path,
+             folder: pathlib.Path) -> dict[str, Any]:
   """Write a PEFT directory and read it back; returns the facts."""
   model = Model(run.config.model, run.vocab.size)
   adapters = lora.adapters(run.params)
-  base = card.imported(workdir, 0).get('directory', '')
+  base = model_card.imported(workdir, 0).get('directory', '')
   count = peft.save(folder, model, adapters, base)
   mesh = jax.tree.leaves(adapters)[0].sharding.mesh
   again = peft.load(folder, model, mesh, {})
@@ -226,6 +229,6 @@ def _adapter(run: trained.Trained, workdir: pathlib.Path, folder: pathlib.Path) 
   if not all(jax.tree.leaves(same)):
     raise UserError(f'the adapter read back from {folder} is not the one that was written; the '
                     'disk may be damaged, so export to another one.')
-  return card.facts(run, workdir, 'adapter') | {
+  return model_card.facts(run, workdir, 'adapter') | {
       'dtype': 'float32', 'tensors': count, 'files': [peft.WEIGHTS],
       'parameters': sum(leaf.size for leaf in jax.tree.leaves(adapters))}

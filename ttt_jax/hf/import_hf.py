@@ -19,16 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ttt_jax import atomic, checkpoint, config as config_lib, sharding, train_state
+from ttt_jax import config as config_lib
 from ttt_jax.config import Config, ModelConfig
 from ttt_jax.data import store
 from ttt_jax.errors import UserError
-from ttt_jax.hf import layout, peft, qwen, tensors
-from ttt_jax.model import lora
+from ttt_jax.hf import peft, qwen_config, tensor_names
+from ttt_jax.model import lora, sharding
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.train import check_data
-from ttt_jax.train_loop import Course, git_revision, version
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.storage import files, safetensors_io
+from ttt_jax.tokens.vocab import Vocabulary
+from ttt_jax.train import checkpoint, state as train_state
+from ttt_jax.train.loop import RunProgress, git_revision, version
+from ttt_jax.train.train import check_data
 
 ORIGIN = 'imported'     # folder in the workdir: the small files of the directory
 IMPORT = 'import.json'  # in that folder: the report
@@ -89,9 +91,9 @@ def read(directory: str | os.PathLike, dtype: str = 'float32',
   Raises:
     UserError: the directory is not such a model, or not whole.
   """
-  values = qwen.read(directory)
-  vocab = qwen.vocabulary(values, directory)
-  config = ModelConfig(**qwen.size(values), dtype=dtype)
+  values = qwen_config.read(directory)
+  vocab = qwen_config.vocabulary(values, directory)
+  config = ModelConfig(**qwen_config.size(values), dtype=dtype)
   params, _ = load(directory, Model(config, vocab.size), _one_device() if mesh is None else mesh,
                    dtype)
   return config, vocab, params
@@ -113,9 +115,9 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, dtype: str = ''
   Raises:
     UserError: a tensor is missing, is one too many, has another shape, or cannot be read.
   """
-  folder = tensors.Folder(directory)
-  plan = layout.tensors(model)
-  _check(folder, plan, model.config.tied)
+  folder = safetensors_io.Folder(directory)
+  plan = tensor_names.tensors(model)
+  _check(folder, plan, model.config.tie_word_embeddings)
   found = {folder[name].dtype for name in plan}
   source = found.pop().name if len(found) == 1 else 'mixed'
   dtype = dtype or ('bfloat16' if source == 'bfloat16' else 'float32')
@@ -124,7 +126,8 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, dtype: str = ''
   leaves: dict[tuple[str, ...], jax.Array] = {}
   for name in (name for name in folder if name in plan):
     tensor = plan[name]
-    shape, place = layout.leaf(shapes, tensor.path).shape, layout.leaf(places, tensor.path)
+    shape, place = tensor_names.leaf(shapes,
+                                     tensor.path).shape, tensor_names.leaf(places, tensor.path)
     if tensor.is_table:
       leaves[tensor.path] = _table(folder, name, shape, model.vocab_size, place, dtype, seed)
     elif tensor.layer is None:
@@ -132,22 +135,23 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, dtype: str = ''
     else:
       before = leaves.pop(tensor.path, None)
       leaves[tensor.path] = _into(before, folder.read(name), tensor, shape, place, dtype)
-  rows = folder[layout.EMBEDDING].shape[0]
+  rows = folder[tensor_names.EMBEDDING].shape[0]
   report = Report(str(directory), len(plan), sum(folder[name].nbytes // folder[name].dtype.itemsize
                                                  for name in plan),
                   source, rows, min(rows, model.vocab_size), model.vocab_size)
-  return layout.nested({tensor.path: leaves[tensor.path] for tensor in plan.values()}), report
+  return tensor_names.nested({tensor.path: leaves[tensor.path] for tensor in plan.values()}), report
 
 
-def _check(folder: tensors.Folder, plan: dict[str, layout.Tensor], tied: bool) -> None:
+def _check(folder: safetensors_io.Folder, plan: dict[str, tensor_names.Tensor], tied: bool) -> None:
   """UserError unless the directory has just the tensors of the plan."""
   missing = [name for name in plan if name not in folder]
   if missing:
     raise UserError(f'{folder.directory} lacks {_some(missing)}; the download is incomplete, or '
                     'config.json belongs to another model.')
   extra = [name for name in folder if name not in plan]
-  if tied and layout.HEAD in extra and _same_bytes(folder, layout.HEAD, layout.EMBEDDING):
-    extra.remove(layout.HEAD)  # written although it is the embedding table
+  if tied and tensor_names.HEAD in extra and _same_bytes(folder, tensor_names.HEAD,
+                                                         tensor_names.EMBEDDING):
+    extra.remove(tensor_names.HEAD)  # written although it is the embedding table
   if extra:
     raise UserError(f'{folder.directory} also has {_some(extra)}, which a Qwen2 model with its '
                     'config.json does not; config.json belongs to another model.')
@@ -156,10 +160,10 @@ def _check(folder: tensors.Folder, plan: dict[str, layout.Tensor], tied: bool) -
     if shape[1:] != tensor.shape[1:] or (not tensor.is_table and shape != tensor.shape):
       raise UserError(f'tensor {name} in {folder[name].file} has shape {list(shape)}; its '
                       f'config.json asks for {list(tensor.shape)}.')
-  if not tied and folder[layout.HEAD].shape != folder[layout.EMBEDDING].shape:
-    raise UserError(f'tensor {layout.HEAD} in {folder[layout.HEAD].file} has '
-                    f'{folder[layout.HEAD].shape[0]:,} rows and {layout.EMBEDDING} has '
-                    f'{folder[layout.EMBEDDING].shape[0]:,}; they must be as many.')
+  if not tied and folder[tensor_names.HEAD].shape != folder[tensor_names.EMBEDDING].shape:
+    raise UserError(f'tensor {tensor_names.HEAD} in {folder[tensor_names.HEAD].file} has '
+                    f'{folder[tensor_names.HEAD].shape[0]:,} rows and {tensor_names.EMBEDDING} has '
+                    f'{folder[tensor_names.EMBEDDING].shape[0]:,}; they must be as many.')
 
 
 def _some(names: list[str]) -> str:
@@ -167,9 +171,9 @@ def _some(names: list[str]) -> str:
   return f'tensor {names[0]}{rest}'
 
 
-def _same_bytes(folder: tensors.Folder, one: str, other: str) -> bool:
+def _same_bytes(folder: safetensors_io.Folder, one: str, other: str) -> bool:
   return (folder[one].shape == folder[other].shape and folder[one].dtype == folder[other].dtype
-          and tensors.checksum(folder, one) == tensors.checksum(folder, other))
+          and safetensors_io.checksum(folder, one) == safetensors_io.checksum(folder, other))
 
 
 # -- onto the mesh ------------------------------------------------------------------------
@@ -180,7 +184,7 @@ def _put(array: np.ndarray, place: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
 
-def _into(stacked: jax.Array | None, array: np.ndarray, tensor: layout.Tensor,
+def _into(stacked: jax.Array | None, array: np.ndarray, tensor: tensor_names.Tensor,
           shape: tuple[int, ...], place: NamedSharding, dtype: str) -> jax.Array:
   """The stacked parameter with one layer's slice written, in place."""
   spec = list(place.spec[1:]) + [None] * (len(shape) - len(place.spec))
@@ -205,7 +209,7 @@ def _writer(place: NamedSharding, turned: bool):
   return jax.jit(write, donate_argnums=0, out_shardings=place)
 
 
-def _table(folder: tensors.Folder, name: str, shape: tuple[int, ...], size: int,
+def _table(folder: safetensors_io.Folder, name: str, shape: tuple[int, ...], size: int,
            place: NamedSharding, dtype: str, seed: int) -> jax.Array:
   """Embedding or head [rows, E]: old rows as they are, new ones, and padding of zeros."""
   entry = folder[name]
@@ -252,14 +256,14 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
   Raises:
     UserError: they do not fit together, or something is missing or damaged.
   """
-  values = qwen.read(directory)
+  values = qwen_config.read(directory)
   workdir = pathlib.Path(workdir)
   _check_origin(workdir / ORIGIN, pathlib.Path(directory))
   data_dir = workdir / config.data.path
   vocab = store.vocabulary(data_dir)
   check_data(config, data_dir, vocab)
-  qwen.compare(values, config.model, directory)
-  qwen.check_vocabulary(values, vocab, directory)
+  qwen_config.compare(values, config.model, directory)
+  qwen_config.check_vocabulary(values, vocab, directory)
   mesh = sharding.make_mesh(config.mesh)
   model = Model(config.model, vocab.size)
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
@@ -288,7 +292,7 @@ def _check_origin(target: pathlib.Path, directory: pathlib.Path) -> None:
 
 def _note(config: Config, vocab: Vocabulary, report: Report) -> dict[str, Any]:
   """The JSON beside the checkpoint, as the loop writes it."""
-  return {'data': {'next': 0}, 'course': dataclasses.asdict(Course()), 'seconds': {},
+  return {'data': {'next': 0}, 'progress': dataclasses.asdict(RunProgress()), 'seconds': {},
           'config': config_lib.to_dict(config), 'vocabulary': vocab.to_dict(),
           'fingerprint': vocab.fingerprint, 'revision': git_revision(), 'version': version(),
           'imported': dataclasses.asdict(report)}
@@ -300,4 +304,4 @@ def _keep_small_files(directory: pathlib.Path, target: pathlib.Path, report: Rep
   target.mkdir(parents=True)
   for path in (path for pattern in _KEPT for path in directory.glob(pattern)):
     shutil.copyfile(path, target / path.name)
-  atomic.write_text(target / IMPORT, json.dumps(dataclasses.asdict(report), indent=2) + '\n')
+  files.write_text(target / IMPORT, json.dumps(dataclasses.asdict(report), indent=2) + '\n')

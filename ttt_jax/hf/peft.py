@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ttt_jax import sharding
 from ttt_jax.config import LoraConfig
 from ttt_jax.errors import UserError
-from ttt_jax.hf import layout, tensors
-from ttt_jax.model import lora
+from ttt_jax.hf import tensor_names
+from ttt_jax.model import lora, sharding
 from ttt_jax.model.transformer import Model, Params
+from ttt_jax.storage import safetensors_io
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
@@ -35,12 +35,12 @@ def plan(model: Model) -> list[tuple[str, tuple[str, ...], int, tuple[int, ...]]
   """(name, path of our stacked leaf, layer, shape) of every tensor of an adapter directory."""
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   out = []
-  for layer in range(model.config.layers):
+  for layer in range(model.config.num_layers):
     for name in model.config.lora.targets:
-      module, path = layout.PROJECTIONS[name]
+      module, path = tensor_names.PROJECTIONS[name]
       for letter, key in _LETTER.items():
-        shape = layout.leaf(shapes, (*path, key)).shape[:0:-1]
-        out.append((f'{_PREFIX}{layout.LAYER.format(layer)}{module}.lora_{letter}.weight',
+        shape = tensor_names.leaf(shapes, (*path, key)).shape[:0:-1]
+        out.append((f'{_PREFIX}{tensor_names.LAYER.format(layer)}{module}.lora_{letter}.weight',
                     (*path, key), layer, shape))
   return out
 
@@ -58,8 +58,8 @@ def save(directory: pathlib.Path, model: Model, params: Params, base: str) -> in
   planned = {name: (path, layer, shape) for name, path, layer, shape in plan(model)}
   def get(name: str) -> np.ndarray:
     path, layer, _ = planned[name]
-    return np.asarray(layout.leaf(params, path)[layer], np.float32).T
-  writer = tensors.Writer(directory, (tensors.Plan(name, shape, np.dtype(np.float32))
+    return np.asarray(tensor_names.leaf(params, path)[layer], np.float32).T
+  writer = safetensors_io.Writer(directory, (safetensors_io.Plan(name, shape, np.dtype(np.float32))
                                       for name, (_, _, shape) in planned.items()), 2**62)
   writer.write(get, WEIGHTS)
   (directory / CONFIG).write_text(json.dumps(_values(config, base), indent=2) + '\n',
@@ -68,12 +68,27 @@ def save(directory: pathlib.Path, model: Model, params: Params, base: str) -> in
 
 
 def _values(config: LoraConfig, base: str) -> dict[str, Any]:
-  return {'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base,
-          'r': config.rank, 'lora_alpha': config.alpha, 'lora_dropout': config.dropout,
-          'target_modules': [layout.PROJECTIONS[name][0].split('.')[1] for name in config.targets],
-          'bias': 'none', 'fan_in_fan_out': False, 'inference_mode': True, 'use_rslora': False,
-          'use_dora': False, 'modules_to_save': None, 'init_lora_weights': True,
-          'rank_pattern': {}, 'alpha_pattern': {}, 'layers_to_transform': None}
+  return {
+      'peft_type': 'LORA',
+      'task_type': 'CAUSAL_LM',
+      'base_model_name_or_path': base,
+      'r': config.rank,
+      'lora_alpha': config.alpha,
+      'lora_dropout': config.dropout,
+      'target_modules': [
+          tensor_names.PROJECTIONS[name][0].split('.')[1] for name in config.targets
+      ],
+      'bias': 'none',
+      'fan_in_fan_out': False,
+      'inference_mode': True,
+      'use_rslora': False,
+      'use_dora': False,
+      'modules_to_save': None,
+      'init_lora_weights': True,
+      'rank_pattern': {},
+      'alpha_pattern': {},
+      'layers_to_transform': None
+  }
 
 
 # -- in -----------------------------------------------------------------------------------
@@ -95,7 +110,7 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, params: Params)
   except (ValueError, TypeError, KeyError) as error:
     raise UserError(f'{path} is not the configuration of a LoRA adapter ({error}).') from error
   _check(values | wanted, model.config.lora, path)
-  folder = tensors.Folder(directory, WEIGHTS, WEIGHTS + '.index.json')
+  folder = safetensors_io.Folder(directory, WEIGHTS, WEIGHTS + '.index.json')
   planned = plan(model)
   names = {name for name, *_ in planned}
   for problem, found in (('lacks', sorted(names - set(folder))),
@@ -109,7 +124,7 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, params: Params)
       raise UserError(f'tensor {name} in {folder[name].file} has shape {list(folder[name].shape)}; '
                       f'the model asks for {list(shape)}.')
     leaves.setdefault(leaf_path, []).append(folder.read(name).astype(np.float32).T)
-  stacked = layout.nested({path: np.stack(layers) for path, layers in leaves.items()})
+  stacked = tensor_names.nested({path: np.stack(layers) for path, layers in leaves.items()})
   places = sharding.shardings(mesh, lora.adapters(model.axes()), stacked)
   put = lambda array, place: jax.make_array_from_callback(
       array.shape, place, lambda index: array[index])
@@ -124,7 +139,7 @@ def _check(values: dict[str, Any], config: LoraConfig, path: pathlib.Path) -> No
   if isinstance(modules, str) and modules != 'all-linear':
     raise UserError(f'{path} has target_modules = {modules!r}; only a list of modules or '
                     "'all-linear' can be imported.")
-  targets = {name for name, (module, _) in layout.PROJECTIONS.items()
+  targets = {name for name, (module, _) in tensor_names.PROJECTIONS.items()
              if modules == 'all-linear' or module.split('.')[1] in modules}
   for key, ours, theirs in (('rank', config.rank, values['r']),
                             ('alpha', config.alpha, values['lora_alpha']),

@@ -19,8 +19,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from ttt_jax import sharding
 from ttt_jax.errors import UserError
+from ttt_jax.model import sharding
 
 KINDS = ('dense', 'blockwise', 'pallas', 'tokamax')
 

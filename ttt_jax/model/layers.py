@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ttt_jax import sharding
 from ttt_jax.config import LoraConfig, ModelConfig
+from ttt_jax.model import sharding
 from ttt_jax.model.lora import Dropout
 
 # attend(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> [B,T,H,D]: the caller owns mask and cache.
@@ -88,14 +88,26 @@ class Attention(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c, d = config, config.head_dim
-    self.q = Linear(c.width, c.q_heads * d, ('embed', 'heads'), rngs, bias=True, dtype=c.dtype,
+    self.q = Linear(c.hidden_size,
+                    c.num_attention_heads * d, ('embed', 'heads'),
+                    rngs,
+                    bias=True,
+                    dtype=c.dtype,
                     lora=_adapter(c, 'q'))
-    self.k = Linear(c.width, c.kv_heads * d, ('embed', 'kv_heads'), rngs, bias=True, dtype=c.dtype,
+    self.k = Linear(c.hidden_size,
+                    c.num_key_value_heads * d, ('embed', 'kv_heads'),
+                    rngs,
+                    bias=True,
+                    dtype=c.dtype,
                     lora=_adapter(c, 'k'))
-    self.v = Linear(c.width, c.kv_heads * d, ('embed', 'kv_heads'), rngs, bias=True, dtype=c.dtype,
+    self.v = Linear(c.hidden_size,
+                    c.num_key_value_heads * d, ('embed', 'kv_heads'),
+                    rngs,
+                    bias=True,
+                    dtype=c.dtype,
                     lora=_adapter(c, 'v'))
-    self.o = Linear(c.q_heads * d, c.width, ('heads', 'embed'), rngs,
-                    scale=(2 * c.layers) ** -0.5, dtype=c.dtype, lora=_adapter(c, 'o'))
+    self.o = Linear(c.num_attention_heads * d, c.hidden_size, ('heads', 'embed'), rngs,
+                    scale=(2 * c.num_layers) ** -0.5, dtype=c.dtype, lora=_adapter(c, 'o'))
     self.head_dim = d
 
   def __call__(self, x_BxTxE: jax.Array, rope: tuple[jax.Array, jax.Array],
@@ -111,11 +123,15 @@ class MLP(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c = config
-    self.gate = Linear(c.width, c.ffn, ('embed', 'mlp'), rngs, dtype=c.dtype,
+    self.gate = Linear(c.hidden_size, c.intermediate_size, ('embed', 'mlp'), rngs, dtype=c.dtype,
                        lora=_adapter(c, 'gate'))
-    self.up = Linear(c.width, c.ffn, ('embed', 'mlp'), rngs, dtype=c.dtype, lora=_adapter(c, 'up'))
-    self.down = Linear(c.ffn, c.width, ('mlp', 'embed'), rngs,
-                       scale=(2 * c.layers) ** -0.5, dtype=c.dtype, lora=_adapter(c, 'down'))
+    self.up = Linear(c.hidden_size,
+                     c.intermediate_size, ('embed', 'mlp'),
+                     rngs,
+                     dtype=c.dtype,
+                     lora=_adapter(c, 'up'))
+    self.down = Linear(c.intermediate_size, c.hidden_size, ('mlp', 'embed'), rngs,
+                       scale=(2 * c.num_layers) ** -0.5, dtype=c.dtype, lora=_adapter(c, 'down'))
 
   def __call__(self, x: jax.Array, drop: Dropout | None = None) -> jax.Array:
     return self.down(jax.nn.silu(self.gate(x, drop)) * self.up(x, drop), drop)
@@ -125,9 +141,9 @@ class Block(nnx.Module):
   """One pre-norm decoder layer."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    self.attention_norm = RMSNorm(config.width, config.norm_eps, config.dtype)
+    self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.dtype)
     self.attention = Attention(config, rngs)
-    self.mlp_norm = RMSNorm(config.width, config.norm_eps, config.dtype)
+    self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.dtype)
     self.mlp = MLP(config, rngs)
 
   def __call__(self, x_BxTxE: jax.Array, rope: tuple[jax.Array, jax.Array],
@@ -141,14 +157,14 @@ class Trunk(nnx.Module):
 
   def __init__(self, config: ModelConfig, rows: int, rngs: nnx.Rngs):
     # Tied, the table is also the head: unit-variance logits at the start.
-    init = jax.nn.initializers.normal(config.width ** -0.5)
-    self.embedding = nnx.Param(init(rngs.params(), (rows, config.width), jnp.float32),
+    init = jax.nn.initializers.normal(config.hidden_size ** -0.5)
+    self.embedding = nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32),
                                axes=('vocab', 'embed'))
-    self.norm = RMSNorm(config.width, config.norm_eps, config.dtype)
-    if not config.tied:
-      self.head = nnx.Param(init(rngs.params(), (rows, config.width), jnp.float32),
+    self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.dtype)
+    if not config.tie_word_embeddings:
+      self.head = nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32),
                             axes=('vocab', 'embed'))
-    self.tied = config.tied
+    self.tied = config.tie_word_embeddings
     self.dtype = config.dtype
 
   def embed(self, token: jax.Array) -> jax.Array:

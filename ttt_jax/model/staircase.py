@@ -24,7 +24,7 @@ The ranges come from clean ids: masking an id never changes its class.
 import jax.numpy as jnp
 from jax import lax
 
-from ttt_jax.batch import Batch
+from ttt_jax.tokens.batch import Batch
 
 
 def bidirectional_group(batch: Batch, mode: str, prompt_audio: str) -> jnp.ndarray:

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ttt_jax import sharding
 from ttt_jax.config import ModelConfig
-from ttt_jax.model import attention, cache, layers, lora, remat
+from ttt_jax.model import attention, kv_cache, layers, lora, remat, sharding
 
 Params = dict[str, Any]
 
@@ -48,7 +47,7 @@ class Model:
     block = lambda key: pure(layers.Block(self.config, nnx.Rngs(params=key)))
     return {
         'trunk': pure(layers.Trunk(self.config, self.rows, nnx.Rngs(params=trunk_key))),
-        'layers': jax.vmap(block)(jax.random.split(layer_key, self.config.layers)),
+        'layers': jax.vmap(block)(jax.random.split(layer_key, self.config.num_layers)),
     }
 
   def axes(self) -> dict[str, Any]:
@@ -89,12 +88,12 @@ class Model:
       return nnx.merge(self._block[0], self._gathered(layer))(x, rope, attend, drop), None
 
     body = remat.wrap(body, c.remat, sharding.in_use())
-    keys = None if dropout is None else jax.random.split(dropout, c.layers)
+    keys = None if dropout is None else jax.random.split(dropout, c.num_layers)
     x, _ = jax.lax.scan(body, trunk.embed(token), (params['layers'], keys),
-                        unroll=min(c.scan_unroll, c.layers))
+                        unroll=min(c.scan_unroll, c.num_layers))
     return trunk.norm(sharding.constrain(x, ('rows', 'length', 'width')))
 
-  def extend(self, params: Params, kept: cache.Cache, slots: jax.Array | None, known: jax.Array,
+  def extend(self, params: Params, kept: kv_cache.Cache, slots: jax.Array | None, known: jax.Array,
              token: jax.Array, position: jax.Array,
              k_end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Final-norm hidden states of a window that follows what the cache holds.
@@ -115,14 +114,14 @@ class Model:
 
     def body(x, numbered):
       number, layer = numbered
-      attend = cache.attend(kept, number, slots, known, k_end)
+      attend = kv_cache.attend(kept, number, slots, known, k_end)
       made = []
       def remember(q, k, v):
         made.extend((k.swapaxes(1, 2), v.swapaxes(1, 2)))
         return attend(q, k, v)
       return nnx.merge(self._block[0], self._gathered(layer))(x, rope, remember), tuple(made)
 
-    x, (k, v) = jax.lax.scan(body, trunk.embed(token), (jnp.arange(c.layers), params['layers']))
+    x, (k, v) = jax.lax.scan(body, trunk.embed(token), (jnp.arange(c.num_layers), params['layers']))
     return trunk.norm(x), k, v
 
   def _gathered(self, layer: Params) -> Params:

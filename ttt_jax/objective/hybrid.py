@@ -21,12 +21,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ttt_jax.batch import Batch
 from ttt_jax.config import ObjectiveConfig
 from ttt_jax.model import staircase
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.objective import diffusion, losses
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.tokens.batch import Batch
+from ttt_jax.tokens.vocab import Vocabulary
 
 
 class Targets(NamedTuple):
@@ -158,9 +158,13 @@ def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: jax.Array, mas
       documents=jnp.sum(first & (batch.document > 0)).astype(jnp.float32))
 
 
-def score(model: Model, params: Params, batch: Batch, targets: Targets, config: ObjectiveConfig,
-          documents: jax.Array | float,
-          dropout: jax.Array | None = None) -> tuple[jax.Array, Sums]:
+def loss_and_sums(model: Model,
+                  params: Params,
+                  batch: Batch,
+                  targets: Targets,
+                  config: ObjectiveConfig,
+                  documents: jax.Array | float,
+                  dropout: jax.Array | None = None) -> tuple[jax.Array, Sums]:
   """One noisy forward pass: what to minimise, and its sums.
 
   Args:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ttt_jax import sharding
+from ttt_jax.model import sharding
 
 _EVERY = sharding.AXES
 _WIDTH = sharding.TABLE['embed']                      # cuts the table's columns

@@ -6,7 +6,7 @@ import jax
 
 from ttt_jax.config import Config
 from ttt_jax.config.settings import REMATS
-from ttt_jax.hardware import Topology
+from ttt_jax.system.hardware import Topology
 
 
 def advice(config: Config, mesh: jax.sharding.Mesh, topology: Topology,
@@ -24,13 +24,13 @@ def advice(config: Config, mesh: jax.sharding.Mesh, topology: Topology,
   if not all_policies and policy < REMATS.index('full'):
     out.append(f'--config.model.remat={REMATS[policy + 1]}, or --remat auto to choose')
   parts = math.prod(shape[axis] for axis in ('slice', 'data', 'fsdp'))
-  rows = config.train.batch_rows // config.train.microbatches
+  rows = config.train.batch_size // config.train.grad_accum_steps
   if rows % (2 * parts) == 0:
-    out.append(f'--config.train.microbatches={2 * config.train.microbatches}')
-  elif rows > parts or config.train.batch_rows % (2 * config.train.microbatches * parts):
-    fewer = parts * config.train.microbatches
-    if fewer < config.train.batch_rows:
-      out.append(f'--config.train.batch_rows={fewer}')
+    out.append(f'--config.train.grad_accum_steps={2 * config.train.grad_accum_steps}')
+  elif rows > parts or config.train.batch_size % (2 * config.train.grad_accum_steps * parts):
+    fewer = parts * config.train.grad_accum_steps
+    if fewer < config.train.batch_size:
+      out.append(f'--config.train.batch_size={fewer}')
   if shape['data'] % 2 == 0:
     out.append(f'--config.mesh.data={shape["data"] // 2} --config.mesh.fsdp={2 * shape["fsdp"]}')
   if config.optimizer.name == 'adamw':

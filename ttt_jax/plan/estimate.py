@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ttt_jax import flops
 from ttt_jax.config import Config
+from ttt_jax.model import flops
+from ttt_jax.plan.batch_stats import Sample
 from ttt_jax.plan.collectives import Collective
-from ttt_jax.plan.sample import Sample
 
 _PADDING_WASTE = 1.1  # of activations: tiles, alignment, fragments
 
@@ -64,24 +64,24 @@ def estimate(config: Config, state: Any, mesh: Any, head_rows: int,
   b = 2 if c.dtype == 'bfloat16' else 4
   tensor = shape['tensor']
   parts = math.prod(shape[axis] for axis in ('slice', 'data', 'fsdp', 'seq'))
-  tokens = config.train.batch_rows * config.data.row_length / (config.train.microbatches * parts)
+  tokens = config.train.batch_size * config.data.seq_len / (config.train.grad_accum_steps * parts)
   kept = _kept(config, b, tensor)
   everything = _kept(config, b, tensor, 'none')
   layer = sum(flops.layer_products(c).values()) / tensor
-  table = head_rows * c.width / tensor
+  table = head_rows * c.hidden_size / tensor
   chunk = min(config.objective.loss_chunk, tokens)
   parameters = shard_bytes(state.params)
-  pieces = 2 if config.train.microbatches > 1 else 1
+  pieces = 2 if config.train.grad_accum_steps > 1 else 1
   memory = {
       'parameters': parameters,
       'optimizer': shard_bytes(state.opt_state),
       'gradients': parameters * pieces,
-      'kept for backward': c.layers * tokens * kept * _PADDING_WASTE,
+      'kept for backward': c.num_layers * tokens * kept * _PADDING_WASTE,
       'one layer at work': tokens * everything + (2 * b + 4) * layer,
       # The devices of an fsdp group score each other's chunks, each on its part of the table.
       'logits': chunk * head_rows / tensor * (8 + b) + (4 + b) * table / shape['fsdp'],
   }
-  scored = tokens * sample.scored / config.data.row_length * config.train.microbatches
+  scored = tokens * sample.scored / config.data.seq_len * config.train.grad_accum_steps
   return Estimate(memory, _traffic(config, state, tokens, b, layer, everything,
                                    scored * head_rows / tensor),
                   _collectives(config, mesh, tokens, b, layer, scored, table))
@@ -90,10 +90,12 @@ def estimate(config: Config, state: Any, mesh: Any, head_rows: int,
 def _kept(config: Config, b: int, tensor: int, policy: str | None = None) -> float:
   """Bytes per token and layer on the device until the backward pass."""
   c, policy = config.model, policy or config.model.remat
-  entry = b * c.width
-  attention = (b * c.head_dim + 4) * c.q_heads / tensor
-  products = b * ((c.q_heads + 2 * c.kv_heads) * c.head_dim + 2 * c.ffn) / tensor + 2 * entry
-  rest = b * ((2 * c.q_heads + c.kv_heads) * c.head_dim + 3 * c.ffn) / tensor + 16 * c.width
+  entry = b * c.hidden_size
+  attention = (b * c.head_dim + 4) * c.num_attention_heads / tensor
+  products = b * ((c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim +
+                  2 * c.intermediate_size) / tensor + 2 * entry
+  rest = b * ((2 * c.num_attention_heads + c.num_key_value_heads) * c.head_dim +
+              3 * c.intermediate_size) / tensor + 16 * c.hidden_size
   return {'none': entry + attention + products + rest,
           'dots': entry + products,
           'attention': entry + attention,
@@ -103,17 +105,17 @@ def _kept(config: Config, b: int, tensor: int, policy: str | None = None) -> flo
 
 def _traffic(config, state, tokens, b, layer, everything, logits) -> float:
   """Weights are read forward and backward, activations written, read, and made again."""
-  c, pieces = config.model, config.train.microbatches
+  c, pieces = config.model, config.train.grad_accum_steps
   again = c.remat not in ('none', 'dots')
-  weights = c.layers * layer * b * (4 + again) * pieces
-  activations = c.layers * tokens * everything * (3 + again) * pieces
+  weights = c.num_layers * layer * b * (4 + again) * pieces
+  activations = c.num_layers * tokens * everything * (3 + again) * pieces
   optimizer = 2 * shard_bytes(state) + 3 * shard_bytes(state.params)
   return weights + activations + optimizer + (8 + 2 * b) * logits
 
 
 def _collectives(config, mesh, tokens, b, layer, scored, table) -> list[Collective]:
   """What the sharding table implies; XLA may do better or worse."""
-  c, pieces, shape = config.model, config.train.microbatches, mesh.shape
+  c, pieces, shape = config.model, config.train.grad_accum_steps, mesh.shape
   grid = np.arange(mesh.size).reshape(tuple(shape.values()))
   out = []
 
@@ -123,14 +125,15 @@ def _collectives(config, mesh, tokens, b, layer, scored, table) -> list[Collecti
       out.append(Collective(kind, size, times, tuple(grid[at].ravel().tolist()), asynchronous, '',
                             'estimated'))
 
-  add(('fsdp',), 'all-gather', b * layer, 2 * c.layers * pieces)
-  add(('fsdp',), 'reduce-scatter', b * layer, c.layers * pieces)
-  add(('fsdp',), 'all-gather', b * scored * c.width * shape['fsdp'], 1, False)
-  add(('fsdp',), 'reduce-scatter', 4 * scored * c.width * shape['fsdp'], 1, False)
-  add(('fsdp',), 'all-to-all', b * tokens * c.width, 2 * pieces, False)
-  add(('slice', 'data'), 'all-reduce', 4 * (c.layers * layer + table) / shape['fsdp'], 1)
-  add(('tensor',), 'all-reduce', b * tokens * c.width, 4 * c.layers * pieces, False)
-  heads = c.kv_heads * c.head_dim / shape['tensor']
-  add(('seq',), 'all-gather', 2 * b * tokens * shape['seq'] * heads, 2 * c.layers * pieces, False)
-  add(('seq',), 'reduce-scatter', 8 * tokens * shape['seq'] * heads, c.layers * pieces, False)
+  add(('fsdp',), 'all-gather', b * layer, 2 * c.num_layers * pieces)
+  add(('fsdp',), 'reduce-scatter', b * layer, c.num_layers * pieces)
+  add(('fsdp',), 'all-gather', b * scored * c.hidden_size * shape['fsdp'], 1, False)
+  add(('fsdp',), 'reduce-scatter', 4 * scored * c.hidden_size * shape['fsdp'], 1, False)
+  add(('fsdp',), 'all-to-all', b * tokens * c.hidden_size, 2 * pieces, False)
+  add(('slice', 'data'), 'all-reduce', 4 * (c.num_layers * layer + table) / shape['fsdp'], 1)
+  add(('tensor',), 'all-reduce', b * tokens * c.hidden_size, 4 * c.num_layers * pieces, False)
+  heads = c.num_key_value_heads * c.head_dim / shape['tensor']
+  add(('seq',), 'all-gather', 2 * b * tokens * shape['seq'] * heads, 2 * c.num_layers * pieces,
+      False)
+  add(('seq',), 'reduce-scatter', 8 * tokens * shape['seq'] * heads, c.num_layers * pieces, False)
   return out

@@ -13,19 +13,19 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 
-from ttt_jax import flops, optimizer as optimizers, sharding, train_state
 from ttt_jax.config import Config, from_dict
 from ttt_jax.config.settings import REMATS
 from ttt_jax.errors import UserError
-from ttt_jax.hardware import Topology, parse_topology
-from ttt_jax.model import attention
+from ttt_jax.model import attention, flops, sharding
 from ttt_jax.model.transformer import Model
-from ttt_jax.plan import collectives, compile as compiling, roofline
+from ttt_jax.plan import aot_compile, collectives, roofline
 from ttt_jax.plan.advice import advice
+from ttt_jax.plan.batch_stats import Sample, take
 from ttt_jax.plan.estimate import Estimate, estimate
-from ttt_jax.plan.sample import Sample, take
 from ttt_jax.plan.vocabulary import planned_vocabulary
-from ttt_jax.vocab import Vocabulary
+from ttt_jax.system.hardware import Topology, parse_topology
+from ttt_jax.tokens.vocab import Vocabulary
+from ttt_jax.train import optimizer as optimizers, state as train_state
 
 # An estimate this much above the limit is believed without compiling.
 _HOPELESS = 1.35
@@ -59,7 +59,7 @@ class _Outcome(NamedTuple):
   """One remat policy: what the formulas and, if asked, the compiler say."""
   case: _Case
   guess: Estimate
-  facts: compiling.Facts | None
+  facts: aot_compile.Facts | None
 
   @property
   def bytes(self) -> float:
@@ -97,12 +97,12 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
     UserError: a mesh or a batch that does not divide over the chips, a codec or data that
       cannot be planned for.
   """
-  compiles = topology.chip.platform == 'tpu' and compiling.available()
-  mesh = (sharding.make_mesh(config.mesh, compiling.tpu_devices(topology)) if compiles else
+  compiles = topology.chip.platform == 'tpu' and aot_compile.available()
+  mesh = (sharding.make_mesh(config.mesh, aot_compile.tpu_devices(topology)) if compiles else
           sharding.abstract_mesh(config.mesh, topology.devices))
-  sharding.check_batch(mesh, config.train.batch_rows, config.train.microbatches,
-                       config.data.row_length)
-  sharding.check_heads(mesh, config.model.q_heads, config.model.kv_heads)
+  sharding.check_batch(mesh, config.train.batch_size, config.train.grad_accum_steps,
+                       config.data.seq_len)
+  sharding.check_heads(mesh, config.model.num_attention_heads, config.model.num_key_value_heads)
   vocab = planned_vocabulary(config, workdir)
   say('counting a sample of rows')
   case = _Case(config, vocab, topology, mesh, take(config, vocab, workdir), compiles)
@@ -125,30 +125,30 @@ def _try(case: _Case, choosing: bool, say: Say) -> _Outcome:
   if not case.compiles or choosing and guess.bytes > _HOPELESS * case.limit:
     return _Outcome(case, guess, None)
   say(f'compiling the train step for {case.topology}, remat {policy!r} (minutes for a large model)')
-  facts = compiling.compile_step(case.config, case.vocab, case.mesh, case.limit, _turns(case))
+  facts = aot_compile.compile_step(case.config, case.vocab, case.mesh, case.limit, _turns(case))
   return _Outcome(case, guess, facts)
 
 
 def _turns(case: _Case) -> float:
   """Chunks of the loss per microbatch, on the average device."""
-  config, pieces = case.config, case.config.train.microbatches
+  config, pieces = case.config, case.config.train.grad_accum_steps
   parts = math.prod(case.mesh.shape[axis] for axis in ('slice', 'data', 'fsdp', 'seq'))
-  positions = config.train.batch_rows * config.data.row_length / (parts * pieces)
-  scored = positions * case.sample.scored / config.data.row_length
+  positions = config.train.batch_size * config.data.seq_len / (parts * pieces)
+  scored = positions * case.sample.scored / config.data.seq_len
   return max(1, math.ceil(scored / min(config.objective.loss_chunk, positions)))
 
 
 def _flops(case: _Case) -> flops.Flops:
   """Of a step over all devices."""
   config, sample = case.config, case.sample
-  rows, length = config.train.batch_rows, config.data.row_length
+  rows, length = config.train.batch_size, config.data.seq_len
   form = attention.choose(config.model.attention, case.topology.chip.platform, length)
   parts = math.prod(case.mesh.shape[axis] for axis in ('slice', 'data', 'fsdp', 'seq'))
-  chunk = min(config.objective.loss_chunk, rows * length / (parts * config.train.microbatches))
+  chunk = min(config.objective.loss_chunk, rows * length / (parts * config.train.grad_accum_steps))
   return flops.step_flops(
       config.model, case.vocab.size, tokens=sample.tokens * rows, scored=sample.scored * rows,
       mask_pairs=sample.mask_pairs * rows, slots=rows * length,
-      logit_rows=_turns(case) * chunk * parts * config.train.microbatches,
+      logit_rows=_turns(case) * chunk * parts * config.train.grad_accum_steps,
       visited_pairs=rows * length**2 * (1.0 if form == 'dense' else sample.visited),
       backward_pairs=rows * length**2 * (1.0 if form in ('dense', 'tokamax') else sample.visited),
       vocab_rows=case.model.rows, attention=form)
@@ -162,7 +162,7 @@ def _answer(chosen: _Outcome, tried: list[_Outcome]) -> dict[str, Any]:
   count = _flops(case)
   line = roofline.bound(count.executed, facts.traffic if counted else chosen.guess.traffic, found,
                         topology, _places(case))
-  tokens = config.train.batch_rows * config.data.row_length
+  tokens = config.train.batch_size * config.data.seq_len
   model = case.model
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
   memory = ({'arguments': facts.arguments, 'temporary': facts.temporary, 'program': facts.program,
@@ -173,12 +173,12 @@ def _answer(chosen: _Outcome, tried: list[_Outcome]) -> dict[str, Any]:
       'slices': topology.slices, 'chips': topology.chips, 'devices': topology.devices,
       'chip': dataclasses.asdict(topology.chip), 'mesh': dict(case.mesh.shape),
       'parameters': flops.parameters(config.model, model.rows),
-      'vocabulary': case.vocab.size, 'batch_rows': config.train.batch_rows,
-      'row_length': config.data.row_length, 'microbatches': config.train.microbatches,
+      'vocabulary': case.vocab.size, 'batch_size': config.train.batch_size,
+      'seq_len': config.data.seq_len, 'grad_accum_steps': config.train.grad_accum_steps,
       'optimizer': config.optimizer.name, 'sample': case.sample._asdict(),
       'remat': config.model.remat,
       'attention': attention.choose(config.model.attention, topology.chip.platform,
-                                    config.data.row_length),
+                                    config.data.seq_len),
       'compiled': counted, 'not_compiled_because': _why_not(case, facts),
       'hbm_bytes_per_chip': chosen.bytes * per_chip, 'hbm_limit_bytes': topology.chip.hbm_bytes,
       'hbm_parts': {name: size * per_chip for name, size in memory.items()},
@@ -204,7 +204,7 @@ def _answer(chosen: _Outcome, tried: list[_Outcome]) -> dict[str, Any]:
   }
 
 
-def _why_not(case: _Case, facts: compiling.Facts | None) -> str:
+def _why_not(case: _Case, facts: aot_compile.Facts | None) -> str:
   """Why the figures are formulas; '' if they are the compiler's."""
   if case.topology.chip.platform == 'gpu':
     return 'a GPU program can only be compiled on a machine with that GPU'
@@ -217,7 +217,7 @@ def _why_not(case: _Case, facts: compiling.Facts | None) -> str:
 
 def _places(case: _Case) -> list[roofline.Place]:
   if case.compiles:
-    return compiling.places(case.mesh)
+    return aot_compile.places(case.mesh)
   chip = case.topology.chip
   if chip.platform == 'gpu':
     return [roofline.Place(at // chip.largest[0], ()) for at in range(case.mesh.size)]

@@ -15,8 +15,8 @@ bytes, a gather or a scatter moves b (n-1)/n over each device's links, a reducti
 import math
 from typing import NamedTuple, Sequence
 
-from ttt_jax.hardware import Topology
 from ttt_jax.plan.collectives import Collective
+from ttt_jax.system.hardware import Topology
 
 
 class Place(NamedTuple):

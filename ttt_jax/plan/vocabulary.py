@@ -7,7 +7,7 @@ import pathlib
 from ttt_jax.config import Config
 from ttt_jax.data import store
 from ttt_jax.errors import UserError
-from ttt_jax.vocab import BYTE_TEXT_RANKS, GLM4_CODEBOOK_SIZE, QWEN_TEXT_RANKS, Vocabulary
+from ttt_jax.tokens.vocab import BYTE_TEXT_RANKS, GLM4_CODEBOOK_SIZE, QWEN_TEXT_RANKS, Vocabulary
 
 _TEXT_RANKS = {'bytes': BYTE_TEXT_RANKS, 'qwen2.5': QWEN_TEXT_RANKS}
 

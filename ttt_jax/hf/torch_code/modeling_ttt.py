@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from .ttt_choice import Ids, options
 from .ttt_decoding import Generation
 from .ttt_layers import Decoder, RMSNorm, bidirectional_group, readable, sizes
-from .ttt_news import Answer, Event
+from .ttt_outputs import Answer, Event
 
 
 class TtTForCausalLM(PreTrainedModel):
@@ -50,7 +50,7 @@ class TtTForCausalLM(PreTrainedModel):
     self.prompt_audio = getattr(config, 'ttt_prompt_audio', 'bidirectional')
     size = sizes(config)
     self.model = Decoder(size)
-    self.lm_head = nn.Linear(size.width, size.vocab_size, bias=False)
+    self.lm_head = nn.Linear(size.hidden_size, size.vocab_size, bias=False)
     self.post_init()
 
   def _init_weights(self, module: nn.Module) -> None:

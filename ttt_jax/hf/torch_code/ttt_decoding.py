@@ -15,7 +15,7 @@ import torch
 
 from .ttt_choice import Chooser, Ids, Options, Wanted, accept
 from .ttt_layers import Decoder, bidirectional_group
-from .ttt_news import Event, Reporter, Row, Span
+from .ttt_outputs import Event, Reporter, Row, Span
 
 _LONGEST = 512    # tokens of a prompt that are read at once, unless a span is longer
 _POSITIONS = 128  # whose logits exist at once
@@ -42,7 +42,7 @@ class Generation:
 
   def run(self, prompts: Sequence[list[int]], names: Sequence[int] | None = None
           ) -> Iterator[Event]:
-    """Answer every prompt; news as they come, tokens as soon as they are final.
+    """Answer every prompt; events as they come, tokens as soon as they are final.
 
     Args:
       prompts: ids up to and including the assistant's header.
@@ -66,7 +66,7 @@ class Generation:
       for group in self._groups():
         self._step(group)
       for row in self._rows:
-        yield from self._reporter.news(row)
+        yield from self._reporter.events_of(row)
       free += [row.slot for row in self._rows if row.done]
       self._rows = [row for row in self._rows if not row.done]
 
@@ -87,10 +87,10 @@ class Generation:
 
   def _empty(self, slots: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     size = self.decoder.size
-    shape = (slots, self.settings.max_tokens, size.kv_heads, size.head_dim)
+    shape = (slots, self.settings.max_tokens, size.num_key_value_heads, size.head_dim)
     like = self.decoder.embed_tokens.weight
     zeros = lambda: torch.zeros(shape, dtype=like.dtype, device=like.device)
-    return [(zeros(), zeros()) for _ in range(size.layers)]
+    return [(zeros(), zeros()) for _ in range(size.num_layers)]
 
   @torch.no_grad()
   def _admit(self, number: int, slot: int, prompt: list[int], name: int) -> None:

@@ -16,14 +16,14 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 class Sizes(NamedTuple):
   """What a Qwen2 config says about the decoder."""
-  layers: int
-  width: int
-  q_heads: int
-  kv_heads: int
+  num_layers: int
+  hidden_size: int
+  num_attention_heads: int
+  num_key_value_heads: int
   head_dim: int
-  ffn: int
+  intermediate_size: int
   rope_theta: float
-  norm_eps: float
+  rms_norm_eps: float
   vocab_size: int
 
 
@@ -108,10 +108,10 @@ class Attention(nn.Module):
   def __init__(self, size: Sizes):
     super().__init__()
     self.head_dim = size.head_dim
-    self.q_proj = nn.Linear(size.width, size.q_heads * size.head_dim)
-    self.k_proj = nn.Linear(size.width, size.kv_heads * size.head_dim)
-    self.v_proj = nn.Linear(size.width, size.kv_heads * size.head_dim)
-    self.o_proj = nn.Linear(size.q_heads * size.head_dim, size.width, bias=False)
+    self.q_proj = nn.Linear(size.hidden_size, size.num_attention_heads * size.head_dim)
+    self.k_proj = nn.Linear(size.hidden_size, size.num_key_value_heads * size.head_dim)
+    self.v_proj = nn.Linear(size.hidden_size, size.num_key_value_heads * size.head_dim)
+    self.o_proj = nn.Linear(size.num_attention_heads * size.head_dim, size.hidden_size, bias=False)
 
   def forward(self, x: torch.Tensor, rope: Pair, allowed: torch.Tensor,
               kept: Pair | None) -> tuple[torch.Tensor, Pair]:
@@ -128,9 +128,9 @@ class MLP(nn.Module):
 
   def __init__(self, size: Sizes):
     super().__init__()
-    self.gate_proj = nn.Linear(size.width, size.ffn, bias=False)
-    self.up_proj = nn.Linear(size.width, size.ffn, bias=False)
-    self.down_proj = nn.Linear(size.ffn, size.width, bias=False)
+    self.gate_proj = nn.Linear(size.hidden_size, size.intermediate_size, bias=False)
+    self.up_proj = nn.Linear(size.hidden_size, size.intermediate_size, bias=False)
+    self.down_proj = nn.Linear(size.intermediate_size, size.hidden_size, bias=False)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -141,9 +141,9 @@ class Layer(nn.Module):
 
   def __init__(self, size: Sizes):
     super().__init__()
-    self.input_layernorm = RMSNorm(size.width, size.norm_eps)
+    self.input_layernorm = RMSNorm(size.hidden_size, size.rms_norm_eps)
     self.self_attn = Attention(size)
-    self.post_attention_layernorm = RMSNorm(size.width, size.norm_eps)
+    self.post_attention_layernorm = RMSNorm(size.hidden_size, size.rms_norm_eps)
     self.mlp = MLP(size)
 
   def forward(self, x: torch.Tensor, rope: Pair, allowed: torch.Tensor,
@@ -159,9 +159,9 @@ class Decoder(nn.Module):
   def __init__(self, size: Sizes):
     super().__init__()
     self.size = size
-    self.embed_tokens = nn.Embedding(size.vocab_size, size.width)
-    self.layers = nn.ModuleList(Layer(size) for _ in range(size.layers))
-    self.norm = RMSNorm(size.width, size.norm_eps)
+    self.embed_tokens = nn.Embedding(size.vocab_size, size.hidden_size)
+    self.layers = nn.ModuleList(Layer(size) for _ in range(size.num_layers))
+    self.norm = RMSNorm(size.hidden_size, size.rms_norm_eps)
 
   def forward(self, token: torch.Tensor, position: torch.Tensor, allowed: torch.Tensor,
               kept: list[Pair] | None = None) -> tuple[torch.Tensor, list[Pair]]:

@@ -1,0 +1,223 @@
+"""Checkpoints: what counts, what is set aside, what is kept, and what a refusal says."""
+
+import errno
+import json
+import pathlib
+import random
+import shutil
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ttt_jax.errors import UserError
+from ttt_jax.storage import files
+from ttt_jax.train import checkpoint, checksums, metrics
+from ttt_jax.train.state import TrainState
+
+
+def state(value=1.0, width=3):
+  return TrainState(jnp.int32(7), {'a': jnp.full((2, width), float(value))},
+                    {'m': jnp.zeros(width)})
+
+
+def target(**shape):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                      state(**shape))
+
+
+@pytest.fixture(scope='module')
+def three(tmp_path_factory):
+  """A directory with the sealed steps 10, 20 and 30, whose arrays hold their number."""
+  folder = tmp_path_factory.mktemp('three')
+  with checkpoint.Checkpoints(folder, keep=5) as saved:
+    for step in (10, 20, 30):
+      saved.save(step, state(step), {'data': {'next': step}}, scores={'loss': 1 / step})
+  return folder
+
+
+@pytest.fixture
+def folder(three, tmp_path):
+  return pathlib.Path(shutil.copytree(three, tmp_path / 'checkpoints'))
+
+
+def test_what_is_saved_comes_back(folder):
+  with checkpoint.Checkpoints(folder) as saved:
+    assert saved.steps() == [10, 20, 30] and saved.recover() == 30
+    assert saved.meta(20) == {'data': {'next': 20}} and saved.scores(20) == {'loss': 0.05}
+    for mine, other in zip(jax.tree.leaves(saved.restore(20, target())),
+                           jax.tree.leaves(state(20.0))):
+      np.testing.assert_array_equal(mine, other)
+    assert saved.restore_params(30, target().params)['a'][0, 0] == 30
+
+
+def files_of(folder, step):
+  return [path for path in sorted((folder / str(step)).rglob('*')) if path.is_file()]
+
+
+def damage(path, how):
+  text = bytearray(path.read_bytes())
+  if how == 'flipped':
+    place = random.Random(path.name).randrange(len(text))
+    text[place] ^= 4
+    path.write_bytes(text)
+  elif how == 'cut':
+    path.write_bytes(text[:len(text) // 2])
+  else:
+    path.unlink()
+
+
+@pytest.mark.parametrize('how', ['flipped', 'cut', 'gone'])
+def test_damage_to_any_file_is_found_and_named(three, tmp_path, how):
+  for number, path in enumerate(files_of(three, 30)):
+    if not path.stat().st_size:
+      continue
+    copy = tmp_path / str(number)
+    for step in ('20', '30'):
+      shutil.copytree(three / step, copy / step)
+    broken = copy / path.relative_to(three)
+    damage(broken, how)
+    heard = []
+    with checkpoint.Checkpoints(copy, say=heard.append) as saved:
+      if how == 'gone' and path.name.startswith('sums'):
+        assert saved.recover() == 20  # as if the run had been killed before it wrote them
+        continue
+      assert saved.newest_good() == 20
+      assert saved.recover() == 20, path
+      assert saved.steps() == [20] and (copy / '30.damaged').is_dir()
+    assert str(broken) in heard[0] and 'checkpoint 30 is damaged' in heard[0]
+
+
+def test_only_damaged_ones_are_no_reason_to_start_over(folder):
+  for step in (10, 20, 30):
+    damage(folder / str(step) / 'state' / 'manifest.ocdbt', 'cut')
+  for _ in range(2):  # the second start finds them set aside
+    with pytest.raises(UserError, match='all checkpoints in .* are damaged'):
+      checkpoint.Checkpoints(folder).recover()
+  assert len(list(folder.glob('*.damaged'))) == 3
+
+
+def test_what_a_kill_leaves_is_removed_and_saved_anew(folder):
+  seal_of = folder / '30' / checksums.SEAL
+  seal_of.unlink()
+  (folder / '30' / checksums.sums_name(0)).unlink()
+  shutil.copytree(folder / '20', folder / '40.orbax-checkpoint-tmp')
+  (folder / '10.deleting').mkdir()
+  heard = []
+  with checkpoint.Checkpoints(folder, say=heard.append) as saved:
+    assert saved.latest() == 20
+    assert saved.recover() == 20
+    assert sorted(path.name for path in folder.iterdir()) == ['10', '20']
+    assert heard == ['checkpoint 30 was never finished and is removed.']
+    saved.save(30, state(31.0), {})
+    saved.wait()
+    assert saved.latest() == 30 and saved.restore(30, target()).params['a'][0, 0] == 31
+  assert checkpoint.Checkpoints(folder / 'nothing').recover() is None
+
+
+def test_an_older_one_without_its_seal_is_set_aside(folder):
+  (folder / '10' / checksums.SEAL).unlink()
+  (folder / '10' / checksums.sums_name(0)).unlink()
+  with checkpoint.Checkpoints(folder) as saved:
+    assert saved.recover() == 30
+  assert (folder / '10.damaged').is_dir()
+
+
+def test_several_processes_share_the_work(folder, tmp_path):
+  whole = tmp_path / 'whole'
+  shutil.copytree(folder / '10', whole)
+  for path in (whole / checksums.SEAL, whole / checksums.sums_name(0)):
+    path.unlink()
+  others = [threading.Thread(target=checksums.write, args=(whole, process, 3, {}))
+            for process in (1, 2)]
+  for thread in others:
+    thread.start()
+  checksums.write(whole, 0, 3, {'a': 1})
+  for thread in others:
+    thread.join()
+  assert checksums.is_sealed(whole) and checksums.notes(whole) == {'a': 1}
+  checksums.check(whole)
+  (whole / checksums.sums_name(2)).rename(tmp_path / 'sums')
+  assert not checksums.is_sealed(whole)
+  (tmp_path / 'sums').rename(whole / checksums.sums_name(2))
+  damage(whole / 'state' / 'manifest.ocdbt', 'flipped')
+  found = 0
+  for process in range(2):  # fewer readers than there were writers
+    try:
+      checksums.check(whole, process, 2)
+    except checksums.CorruptCheckpoint as error:
+      found += 'manifest.ocdbt has checksum' in str(error)
+  assert found == 1
+
+
+def test_the_rules_of_what_is_kept():
+  note = lambda clean=True, **scores: {'clean': clean, 'scores': scores}
+  notes = {10: note(loss=3.0), 20: note(loss=1.0), 30: note(loss=2.0), 40: note(), 50: note(),
+           60: note(clean=False, loss=float('nan'))}
+  assert checkpoint.kept(notes, 1, 0, '') == {50, 60}, 'a run may have to go back behind 60'
+  assert checkpoint.kept(notes, 2, 0, '') == {40, 50, 60}
+  assert checkpoint.kept(notes, 1, 30, '') == {30, 50, 60}
+  assert checkpoint.kept(notes, 1, 0, 'loss') == {20, 50, 60}
+  assert checkpoint.kept(notes, 1, 0, 'text_nll') == {50, 60}
+  assert checkpoint.kept({}, 3, 10, 'loss') == set()
+
+
+def test_keeping_happens_on_the_disk(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, keep=1, keep_every=20, keep_best='loss') as saved:
+    for step, score in ((10, 1.0), (20, 3.0), (30, 2.0), (40, 4.0), (50, 5.0)):
+      saved.save(step, state(step), {}, scores={'loss': score})
+    saved.wait()
+    assert saved.steps() == [10, 20, 40, 50]
+    saved.drop_after(20)
+    assert saved.steps() == [10, 20]
+    assert saved.newest_clean() == 20
+
+
+def test_every_mismatch_is_named_with_both_shapes(folder):
+  with checkpoint.Checkpoints(folder) as saved:
+    wanted = target(width=4)._replace(step=jax.ShapeDtypeStruct((), jnp.float32))
+    wanted.params['b'] = wanted.params['a']
+    wanted.opt_state.pop('m')
+    with pytest.raises(UserError) as error:
+      saved.restore(10, wanted)
+    for words in ('params.a: checkpoint has (2, 3) float32, this config needs (2, 4) float32',
+                  'params.b: checkpoint has nothing, this config needs (2, 4) float32',
+                  'opt_state.m: checkpoint has (3,) float32, this config needs nothing',
+                  'step: checkpoint has () int32, this config needs () float32'):
+      assert words in str(error.value)
+    with pytest.raises(UserError, match=r'params\.a: checkpoint has \(2, 3\)'):
+      saved.restore_params(10, target(width=4).params)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+  told = ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes [os_error_code='28']")
+  assert files.system_code(told) == errno.ENOSPC
+  wrapped = RuntimeError('while saving')
+  wrapped.__cause__ = OSError(errno.EDQUOT, 'quota')
+  assert 'quota of the disk' in str(files.cannot_write('x', wrapped))
+  assert files.system_code(ValueError('shape')) == 0
+  (tmp_path / metrics.FILE).symlink_to('/dev/full')
+  writer = metrics.Writer.__new__(metrics.Writer)  # a file that is opened, then full
+  writer.path, writer._boards = tmp_path / metrics.FILE, []
+  writer._file = writer.path.open('a')
+  with pytest.raises(UserError, match='metrics.jsonl could not be written: the disk is full'):
+    writer.write(1, {'loss': 2.0})
+
+
+def test_text_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+  path = tmp_path / 'status.json'
+  files.write_text(path, 'old', durable=True)
+
+  def refuse(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  monkeypatch.setattr(files.os, 'replace', refuse)
+  with pytest.raises(UserError, match='disk is full; older checkpoints are intact'):
+    files.write_text(path, 'new')
+  assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_seal_is_readable(folder):
+  text = (folder / '20' / checksums.SEAL).read_text()
+  assert json.loads(text.partition(' ')[2])['processes'] == 1

@@ -1,0 +1,8 @@
+"""``python -m ttt_jax.cli``: the same as the command ``ttt-jax``."""
+
+import sys
+
+from ttt_jax.cli.main import main
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,67 @@
+"""The verbs that use a trained model: `generate` answers, `score` says how likely answers are."""
+
+import argparse
+from collections.abc import Callable
+import pathlib
+
+from ttt_jax import config as config_lib
+from ttt_jax.errors import UserError
+
+TASKS = ('asr', 'tts', 'audio_qa', 'text_chat')
+
+
+def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+  """Add the verbs of VERBS to the command line.
+
+  Args:
+    verb: (name, text, example, takes_config=True) -> its parser, which has --workdir already.
+  """
+  _add_generate(verb('generate', 'let the trained model answer, as text and as WAV files',
+                     'ttt-jax generate --workdir demo --task tts --text "four one nine" '
+                     '--out demo/answers'))
+  score = verb('score', 'say how likely recorded answers are: text exactly, audio by a bound',
+               'ttt-jax score --workdir demo --config.score.items=10')
+  score.add_argument('--records', action='append', default=[], metavar='FILE',
+                     help='a .jsonl of records; the held-out ones if left out')
+  score.add_argument('--out', metavar='FILE', help='JSON of every record; default: '
+                     'WORKDIR/scores.json')
+
+
+def _add_generate(sub: argparse.ArgumentParser) -> None:
+  sub.add_argument('--task', choices=TASKS, metavar='TASK',
+                   help='one of ' + ', '.join(TASKS) + '; needed with --text and --audio')
+  sub.add_argument('--text', action='append', default=[], metavar='TEXT',
+                   help='a text to answer; may be given several times')
+  sub.add_argument('--audio', action='append', default=[], metavar='FILE',
+                   help='a WAV or FLAC recording to answer; may be given several times')
+  sub.add_argument('--records', action='append', default=[], metavar='FILE',
+                   help='a .jsonl of records whose last assistant turn is to be answered anew')
+  sub.add_argument('--out', required=True, metavar='DIR', help='folder for the answers')
+  sub.add_argument('--stream', action='store_true',
+                   help='show text and write audio while they come, one answer after another')
+
+
+def _generate(args: argparse.Namespace, config: config_lib.Config) -> None:
+  inputs = {'text': args.text, 'audio': args.audio, 'records': args.records}
+  if not any(inputs.values()):
+    raise UserError('give at least one of --text, --audio and --records.')
+  if (args.text or args.audio) and not args.task:
+    raise UserError(f'--task is needed with --text and --audio: one of {", ".join(TASKS)}.')
+  _check_files(args.audio + args.records)
+  from ttt_jax.generate.generate_files import generate_files
+  generate_files(config, args.workdir, inputs | {'task': args.task}, args.out, args.stream)
+
+
+def _score(args: argparse.Namespace, config: config_lib.Config) -> None:
+  _check_files(args.records)
+  from ttt_jax.generate import score
+  print(score.table(score.score_files(config, args.workdir, args.records, args.out)))
+
+
+def _check_files(paths: list[str]) -> None:
+  for path in paths:
+    if not pathlib.Path(path).is_file():
+      raise UserError(f'file {path} does not exist.')
+
+
+VERBS = {'generate': _generate, 'score': _score}

@@ -1,0 +1,243 @@
+"""The command line: flags, process-wide settings and exit codes live here and nowhere else.
+
+Exit codes: 0 done; 1 our own mistake (with its traceback); 2 something the user can put
+right (one sentence on standard error); 77 preempted after a checkpoint, so that a scheduler
+may start the same command again; 130 interrupted.
+"""
+
+import argparse
+import ctypes
+import difflib
+import glob
+import logging
+import os
+import pathlib
+import sys
+
+from ttt_jax import config as config_lib
+from ttt_jax.cli import cluster, generate, inspect, plan, runs, train as cli_train, weights
+from ttt_jax.errors import UserError
+
+PROG = 'ttt-jax'
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = cli_train.EXIT_PREEMPTED
+EXIT_INTERRUPTED = 130
+
+DESCRIPTION = """\
+Text-to-Talk in JAX: one Transformer that writes text token by token and speaks in blocks of
+audio by diffusion. Five commands are the walk, in order; each keeps what it makes in the folder
+named by --workdir. `plan` says beforehand what a run needs of chips that are not here.
+"""
+
+OVERRIDES = """\
+Any setting of the config can be changed in place, as --config.GROUP.NAME=VALUE, for example
+--config.model.num_layers=4; ttt_jax/config/settings.py lists them all with their meaning and unit.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+  """Says what is wrong in one sentence, like every other error, and suggests the right flag."""
+
+  def add_argument(self, *names, **settings):
+    action = super().add_argument(*names, **settings)
+    self.flags = getattr(self, 'flags', []) + action.option_strings
+    return action
+
+  def parse_known_args(self, args=None, namespace=None):
+    own = args[:1] if self.prog == PROG else args  # the rest belongs to the command
+    for word in own:  # before argparse, which would first complain about what is missing
+      flag = word.split('=')[0]
+      if flag.startswith('--') and flag not in self.flags:
+        known = [name for name in self.flags if name.startswith('--')]
+        raise UserError(f'{flag} is not a flag of `{self.prog}`; {_closest(flag, known)}')
+    return super().parse_known_args(args, namespace)
+
+  def error(self, message: str):
+    raise UserError(f'{message}; see `{self.prog} --help`.')
+
+
+# -- flags --------------------------------------------------------------------------
+
+
+def _build_parser() -> argparse.ArgumentParser:
+  parser = _Parser(prog=PROG, description=DESCRIPTION, allow_abbrev=False,
+                   epilog='example:\n  ttt-jax prepare --help',
+                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  verbs = parser.add_subparsers(dest='verb', metavar='COMMAND', required=True)
+
+  def verb(name: str, text: str, example: str, takes_config: bool = True):
+    sub = verbs.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + '.', allow_abbrev=False,
+        epilog=(OVERRIDES + '\n' if takes_config else '') + 'example:\n  ' + example,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    sub.add_argument('--workdir', required=name != 'plan', metavar='DIR',
+                     help='folder of this run' + (
+                         '; its prepared data is sampled' if name == 'plan' else ''))
+    if takes_config:
+      sub.add_argument('--config', metavar='FILE', required=name == 'prepare',
+                       help='Python file with get_config()' + (
+                           '' if name == 'prepare' else '; WORKDIR/config.json if left out'))
+    return sub
+
+  verb('prepare', 'turn records and recordings into packed rows of tokens',
+       'ttt-jax prepare --config configs/demo.py --workdir demo')
+  inspect.add_verbs(verb)
+  train = verb('train', 'train a model, or go on from the last checkpoint in the workdir',
+               'ttt-jax train --config configs/demo.py --workdir demo --config.train.steps=500')
+  evaluate = verb('evaluate', 'score the trained model on held-out records',
+                  'ttt-jax evaluate --workdir demo --config.evaluate.items=20')
+  cluster.add_flags(train)
+  for sub in (train, evaluate):
+    sub.add_argument('--devices', type=int, metavar='N',
+                     help='split the CPU into N virtual devices, to try a mesh without hardware')
+  generate.add_verbs(verb)
+  verb('report', 'write one HTML page about the run, with curves, scores and sounds',
+       'ttt-jax report --workdir demo', takes_config=False)
+  weights.add_verbs(verb)
+  plan.add_flags(verb('plan', 'say whether a run fits on chips and how fast it can be, without '
+                          'having them', plan.EXAMPLE))
+  runs.add_verbs(verb)
+  return parser
+
+
+def _take_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+  """Split off --config.KEY=VALUE and --config.KEY VALUE; the last of a key wins."""
+  rest, overrides = [], {}
+  words = iter(argv)
+  for word in words:
+    if not word.startswith('--config.'):
+      rest.append(word)
+      continue
+    key, equals, value = word.removeprefix('--config.').partition('=')
+    if not equals:
+      value = next(words, None)
+      if value is None or value.startswith('--'):
+        raise UserError(f'{word} needs a value, as in {word}=VALUE.')
+    overrides[key] = value
+  return rest, overrides
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+  end = argv.index('--') if '--' in argv else len(argv)
+  rest, overrides = _take_overrides(argv[:end])  # behind it stands another program's command
+  if not rest:
+    raise UserError('name a command: ' + ', '.join(VERBS) + '; see `ttt-jax --help`.')
+  if rest[0] not in VERBS and not rest[0].startswith('-'):
+    raise UserError(f'{rest[0]!r} is not a command; {_closest(rest[0], VERBS)}')
+  args, unknown = _build_parser().parse_known_args(rest)
+  if unknown:
+    raise UserError(f'{unknown[0]!r} is one word too many; see `ttt-jax {args.verb} --help`.')
+  if overrides and not hasattr(args, 'config'):
+    raise UserError(f'--config.{next(iter(overrides))} has no effect on `ttt-jax {args.verb}`; '
+                    'leave it out.')
+  if end < len(argv) and not hasattr(args, 'command'):
+    raise UserError(f"'--' has no meaning for `ttt-jax {args.verb}`; leave it out.")
+  args.command, args.overrides = argv[end + 1:], overrides
+  return args, overrides
+
+
+def _closest(word: str, known) -> str:
+  close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+  return f'did you mean {close[0]}?' if close else f'known here: {", ".join(known)}.'
+
+
+# -- settings of the process ----------------------------------------------------------
+
+
+def _configure_process(devices: int | None) -> None:
+  """Environment only, so that nothing heavy is imported before its settings are there."""
+  cache = os.environ.get('TTT_JAX_CACHE') or os.path.expanduser('~/.cache/ttt_jax')
+  for name, value in {
+      'JAX_COMPILATION_CACHE_DIR': cache,
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1',
+      'ORT_DISABLE_TELEMETRY': '1',  # onnxruntime reports home unless told not to
+      'HF_HUB_OFFLINE': '1',         # recognisers come from wheels or local folders
+      'TF_CPP_MIN_LOG_LEVEL': '2',
+      # numpy's products here are small, and OpenBLAS' threads spend more time in waiting for each
+      # other than in them; JAX has threads of its own, `prepare` has processes.
+      'OPENBLAS_NUM_THREADS': '1',
+  }.items():
+    os.environ.setdefault(name, value)
+  if not any(glob.glob(f'/dev/{device}*') for device in ('accel', 'vfio/', 'nvidia', 'kfd')):
+    # The TPU compiler that `ttt-jax plan` needs would look for its chips, at length.
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
+  logging.getLogger('ttt_jax').setLevel(logging.INFO)
+  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax tells its developers about itself
+  if devices is not None:
+    if devices < 1:
+      raise UserError(f'--devices is {devices}; it must be at least 1.')
+    flags = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count={devices}'.strip()
+  if sys.platform == 'linux':
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+  """XLA's CPU backend allocates and frees its buffers at every step; glibc would hand them
+  back to the kernel and fault them in again, a fifth of a small model's time."""
+  libc = ctypes.CDLL(None)
+  if hasattr(libc, 'mallopt'):  # glibc; others keep their own ways
+    for option, value in ((-8, 1),           # M_ARENA_MAX: one heap for all threads
+                          (-4, 0),           # M_MMAP_MAX: large blocks from that heap, too
+                          (-1, 2**31 - 1),   # M_TRIM_THRESHOLD: do not shrink it
+                          (-2, 2**28)):      # M_TOP_PAD: grow it in large steps
+      libc.mallopt(option, value)
+
+
+def _load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_lib.Config:
+  if args.verb == 'plan':
+    return plan.load_config(args, overrides)
+  if args.config:
+    return config_lib.load(args.config, overrides)
+  saved = pathlib.Path(args.workdir) / 'config.json'
+  if not saved.is_file():
+    raise UserError(f'{saved} does not exist; name the config with --config FILE, or a workdir '
+                    'that `ttt-jax prepare` has filled.')
+  return config_lib.load(saved, overrides)
+
+
+# -- verbs: heavy modules are imported when their verb runs ---------------------------
+
+
+def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
+  from ttt_jax.data.prepare.prepare import prepare
+  from ttt_jax.data.prepare.summary import table
+  from ttt_jax.system.progress import Stages
+  with Stages() as stages:
+    manifest = prepare(config, args.workdir, stages)
+  config_lib.save(config, args.workdir)
+  print(f'prepared {pathlib.Path(args.workdir) / config.data.path}\n{table(manifest)}')
+
+
+def _evaluate(args: argparse.Namespace, config: config_lib.Config) -> None:
+  from ttt_jax.evaluate.evaluate import evaluate
+  from ttt_jax.runs.report.page import table_text
+  print(table_text(evaluate(config, args.workdir)))
+
+
+def _report(args: argparse.Namespace, config: None) -> None:
+  from ttt_jax.runs.report.page import report
+  print(report(args.workdir))
+
+
+VERBS = {'prepare': _prepare, **inspect.VERBS, 'train': cli_train.run, 'evaluate': _evaluate,
+         **generate.VERBS, 'report': _report, **weights.VERBS, 'plan': plan.run,
+         **runs.VERBS}
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Run one command; returns the exit code."""
+  try:
+    args, overrides = _parse(sys.argv[1:] if argv is None else argv)
+    _configure_process(getattr(args, 'devices', None))
+    config = _load_config(args, overrides) if hasattr(args, 'config') else None
+    code = VERBS[args.verb](args, config)  # None where it is done
+  except UserError as error:
+    print(f'ttt-jax: error: {error}', file=sys.stderr)
+    return EXIT_USER_ERROR
+  except KeyboardInterrupt:
+    print('ttt-jax: interrupted.', file=sys.stderr)
+    return EXIT_INTERRUPTED
+  return code or 0
+

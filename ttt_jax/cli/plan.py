@@ -1,0 +1,69 @@
+"""The verb `plan`: its flags, and which of a config's presets a topology means."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+
+from ttt_jax import config as config_lib
+from ttt_jax.config.settings import REMATS
+from ttt_jax.errors import UserError
+from ttt_jax.storage import files
+from ttt_jax.system import hardware
+
+EXAMPLE = ('ttt-jax plan --config configs/ttt_3b.py --topology v5p:4x4x4 --remat auto '
+           '--json plan.json')
+
+
+def add_flags(sub: argparse.ArgumentParser) -> None:
+  """The flags of `ttt-jax plan`, beside --config and --workdir."""
+  sub.add_argument('--topology', required=True, metavar='CHIPS',
+                   help='v5p:4x4x4, v5e:16x16, h100:8 ...: chip, then chips along each axis')
+  sub.add_argument('--slices', type=int, metavar='N',
+                   help="how many of these, joined by the data-centre network (default: the "
+                        "config's mesh.slices)")
+  sub.add_argument('--remat', choices=('auto', *REMATS), metavar='POLICY',
+                   help="'auto' for the cheapest policy that fits, or one of " + ', '.join(REMATS)
+                        + " (default: the config's model.remat)")
+  sub.add_argument('--json', metavar='FILE', help='also write the plan to this file')
+
+
+def load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_lib.Config:
+  """The config with the preset that is for the topology, unless `hardware` names another.
+
+  Raises:
+    UserError: no config, or anything wrong with it or with the topology.
+  """
+  path = args.config or pathlib.Path(args.workdir or '.') / 'config.json'
+  if not args.config and not pathlib.Path(path).is_file():
+    raise UserError('name the config with --config FILE, or a workdir that `ttt-jax prepare` has '
+                    'filled with --workdir DIR.')
+  topology = hardware.parse_topology(args.topology, args.slices or 1)
+  if 'hardware' not in overrides:
+    wanted = topology.chip.name, topology.chips // topology.slices
+    for name in config_lib.presets(path):
+      *found, slices = hardware.parse_preset(name) or (None, None, None)
+      if tuple(found) == wanted and slices == (args.slices or 1):
+        overrides = {'hardware': name} | overrides
+  config = config_lib.load(path, overrides)
+  if args.slices:
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=args.slices))
+  return config
+
+
+def run(args: argparse.Namespace, config: config_lib.Config) -> None:
+  """Make the plan, print it, write it.
+
+  Raises:
+    UserError: the topology and the config do not go together.
+  """
+  from ttt_jax.plan import child_process, summary
+  topology = hardware.parse_topology(args.topology, max(config.mesh.slices, 1))
+  say = lambda what: print(what, file=sys.stderr, flush=True)
+  plan = child_process.plan(config, topology, args.remat, args.workdir, say)
+  print(summary.text(plan))
+  if args.json:
+    file = pathlib.Path(args.json)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(file, json.dumps(plan, indent=1) + '\n')

@@ -1,0 +1,323 @@
+"""Sources -> a prepared set: codec, packed rows per split, held-out records, manifest.
+
+  DATA/codec/                                the codec that the codes belong to
+  DATA/train-00000-of-00002.arrayrecord ...  packed rows of split 'train'
+  DATA/heldout-00000-of-00001.arrayrecord
+  DATA/heldout.records.jsonl                 held-out records with inline codes, for generation
+  DATA/heldout_wav/                          their recordings
+  DATA/manifest.json                         counts, hashes, the vocabulary; see read_manifest
+
+Four rounds of jobs make it, each in as many processes as there are cores: scan.py looks
+through the sources, speech.py encodes recordings, render.py makes documents, shards.py packs
+them. What they leave lies in .DATA-work until the set is whole, so a run that was killed goes
+on where it was; the set is then put together beside DATA and renamed: it is whole or not there.
+The same sources and config give the same bytes, whatever the number of processes.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any, Callable, Sequence
+
+import numpy as np
+
+from ttt_jax.audio.codec import Codec
+from ttt_jax.config import Config
+from ttt_jax.data import store
+from ttt_jax.data.prepare import encode, pack, render, scan
+from ttt_jax.data.prepare.jobs import Result, Work
+from ttt_jax.data.prepare.scan import Scanned
+from ttt_jax.data.records import readers, records, sources
+from ttt_jax.data.records.records import Part, Record
+from ttt_jax.errors import UserError
+from ttt_jax.storage import files
+from ttt_jax.tokens import tokenizer as tokenizers
+from ttt_jax.tokens.vocab import Vocabulary
+
+_log = logging.getLogger(__name__)
+_LARGE = 2**22  # bytes of sources: less is read here, without other processes
+Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
+
+
+def prepare(config: Config, workdir: str | pathlib.Path,
+            progress: Progress = lambda what, done, total: None) -> dict[str, Any]:
+  """Make the prepared set that ``config.data`` describes in workdir/data.path.
+
+  Args:
+    config: sections vocab, codec and data, and the seed, matter.
+    workdir: data.path is relative to it; sources are looked for here and in the current
+      directory.
+    progress: called with (what, done, total), often.
+
+  Returns:
+    The manifest, as store.read_manifest gives it. A set that was there before is replaced.
+    Records that were left out are listed beside the set, in DATA.rejects.jsonl.
+
+  Raises:
+    UserError: anything wrong with the sources; no set is written then, one that was there
+      stays, and what was done is kept for the next try.
+  """
+  workdir = pathlib.Path(workdir)
+  target = workdir / config.data.path
+  _check_target(target)
+  tokenizer = tokenizers.create(config.vocab)
+  found = sources.inputs(config.data.sources, workdir)
+  for one, other in sources.twice(found):
+    _log.warning('%s is read twice for the same split and task%s; set repeat if you mean it.', one,
+                 '' if one == other else f', also as {other}')
+  strict = config.data.strict
+  with Work(target.with_name(f'.{target.name}-work'), config.data.workers) as work:
+    apart = sum(size for size, _ in {one.piece.path: one.stamp for one in found}.values()) > _LARGE
+    looks = [scan.Job(one, strict) for one in found]
+    scans = [scan.result(job, result) for job, result in zip(looks, work.run(
+        scan.scan, looks, lambda done: progress('reading sources', done, 0), apart))]
+    _check_empty(scans)
+    codec = encode.choose(config.codec, scans, config.seed, strict, progress)
+    vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
+    codec.save(work.folder / 'codec')
+    settings = _settings(config, codec, vocab, tokenizer, work.folder)
+    places = encode.encode(codec, work.folder / 'codec', scans, work, strict, progress)
+    jobs = _render_jobs(scans, settings, places, work.folder)
+    rows = sum(one.rows for one in scans)
+    total = rows + sum(source.join_count for source in config.data.sources)
+    rendered = list(work.run(render.render, jobs, lambda done: progress('rendering', done, total),
+                             apart))
+    rejects = _rejects(target, rendered, rows, config.data.max_rejects)
+    packed = _pack(scans, rendered, work, config, vocab, progress, apart)
+    leaks = [where for one in rendered for where in one.info['leaks']]
+    if leaks:
+      _log.warning('%d training recordings say what a held-out one says, the first at %s.',
+                   len(leaks), leaks[0])
+    manifest = {
+        'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
+        'codec': 'codec', 'seq_len': config.data.seq_len, 'rejects': rejects,
+        'max_document': sum(one.info['documents'] for one in rendered),
+        'heldout_overlap': len(leaks),
+        'splits': {split: _entry(split, scans, rendered, results, config.data.seq_len)
+                   for split, results in packed.items()}}
+    _assemble(target, manifest, codec, packed, scans, rendered)
+    work.remove()
+  return manifest
+
+
+# -- the rounds ---------------------------------------------------------------------------
+
+
+def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokenizers.Tokenizer,
+              work: pathlib.Path) -> render.Settings:
+  data, text = config.data, config.vocab
+  if text.tokenizer.endswith('.tiktoken'):
+    # Merges are found from ranks once, which takes seconds, and not in every process.
+    text = dataclasses.replace(text, tokenizer=str(work / 'tokenizer.json'))
+    files.write_text(text.tokenizer, json.dumps(tokenizer.definition()))
+  return render.Settings(text, sources.stamp(config.vocab.tokenizer), vocab, data.text_chunk,
+                         data.audio_chunk, render.fill(codec, data.span_fill), data.seq_len,
+                         data.truncate, data.strict, config.seed)
+
+
+def _check_empty(scans: Sequence[Scanned]) -> None:
+  """A file without records is a mistake that nothing later would show."""
+  rows: dict[str, int] = {}
+  for one in scans:
+    rows[one.input.piece.path] = rows.get(one.input.piece.path, 0) + one.rows
+  for path, count in rows.items():
+    if not count:
+      raise readers.empty(path)
+
+
+def _render_jobs(scans: Sequence[Scanned], settings: render.Settings,
+                 places: dict[str, encode.Place], work: pathlib.Path) -> list[render.Job]:
+  heldout = tuple(sorted({text for one in scans for text in one.said}))
+  out: list[render.Job] = []
+  first = {}  # (source, file) -> records before
+  for one in scans:
+    key = one.input.number, one.input.piece.path
+    codes = tuple((path, places[path]) for path in one.named)
+    out.append(render.Job(one.input, settings, first.get(key, 0), codes, str(work), heldout))
+    first[key] = first.get(key, 0) + one.rows
+  return out
+
+
+def _rejects(target: pathlib.Path, rendered: Sequence[Result], total: int,
+             most: float) -> dict[str, int]:
+  """List the rejects beside the set; how many there are of each reason.
+
+  Raises:
+    UserError: more than ``most`` of the records.
+  """
+  path = target.with_name(f'{target.name}.rejects.jsonl')
+  counts: dict[str, int] = {}
+  for one in rendered:
+    for reason, count in one.info['rejects'].items():
+      counts[reason] = counts.get(reason, 0) + count
+  if not counts:
+    path.unlink(missing_ok=True)
+    return {}
+  partial = path.with_name(f'{path.name}.partial')
+  with partial.open('wb') as out:
+    for one in rendered:
+      if one.info['rejects']:
+        with (one.folder / render.REJECTS).open('rb') as file:
+          shutil.copyfileobj(file, out)
+  os.replace(partial, path)
+  count = sum(counts.values())
+  if count > most * total:
+    with path.open('rb') as file:
+      first = json.loads(file.readline())['sentence']
+    raise UserError(f'{count:,} of {total:,} records ({count / total:.1%}) cannot be used, and '
+                    f'data.max_rejects allows {most:.1%}; {path} lists them, the first is: {first}')
+  _log.warning('%d of %d records were left out; %s lists them.', count, total, path)
+  return dict(sorted(counts.items()))
+
+
+def _pack(scans, rendered, work, config, vocab, progress, apart
+          ) -> dict[str, list[tuple[pack.Job, Result]]]:
+  """Split -> its shards, in the order in which the config names the splits."""
+  blocks: dict[str, list[pack.Block]] = {}
+  before = 0
+  for one, result in zip(scans, rendered):
+    mine = blocks.setdefault(one.input.source.split, [])
+    mine += [pack.Block(result.folder.name, i, documents, tokens, before)
+             for i, (documents, tokens) in enumerate(result.info['blocks'])]
+    before += result.info['documents']
+  jobs = {split: pack.jobs(work.folder, found, config.data.seq_len, vocab, config.seed)
+          for split, found in blocks.items() if found}
+  if not jobs:
+    raise UserError('config key data.sources: no record is left to train on; look at repeat, at '
+                    'the rejects and at the files.')
+  flat = [job for found in jobs.values() for job in found]
+  results = work.run(pack.pack, flat, lambda done: progress('packing', done, before), apart)
+  return {split: [(job, next(results)) for job in found] for split, found in jobs.items()}
+
+
+# -- the set ------------------------------------------------------------------------------
+
+
+def _entry(split: str, scans, rendered, packed, seq_len: int) -> dict[str, Any]:
+  """A split's entry in the manifest."""
+  mine = [result.info for one, result in zip(scans, rendered)
+          if one.input.source.split == split]
+  tasks: dict[str, dict[str, int]] = {}
+  for info in mine:
+    for task, counts in info['tasks'].items():
+      entry = tasks.setdefault(task, dict.fromkeys(counts, 0))
+      for key, count in counts.items():
+        entry[key] += count
+  rows = sum(result.info['rows'] for _, result in packed)
+  tokens = {kind: sum(entry[kind] for entry in tasks.values())
+            for kind in ('text', 'audio', 'supervised')}
+  padding = rows * seq_len - tokens['text'] - tokens['audio']
+  return {'files': [{'name': _name(split, job), **{
+              key: result.info[key] for key in ('rows', 'bytes', 'sha256')}}
+                    for job, result in packed],
+          'rows': rows, 'documents': sum(info['documents'] for info in mine),
+          'truncated': sum(info['truncated'] for info in mine),
+          'tokens': {**tokens, 'padding': padding},
+          'padding': round(padding / (rows * seq_len), 6), 'tasks': tasks,
+          'lengths': {'edges': render.bins(seq_len), 'documents': np.sum(
+              [info['lengths'] for info in mine], axis=0).tolist()}}
+
+
+def _name(split: str, job: pack.Job) -> str:
+  return f'{split}-{job.number:05d}-of-{job.total:05d}.arrayrecord'
+
+
+def _assemble(target: pathlib.Path, manifest, codec: Codec, packed, scans, rendered) -> None:
+  """Put the set together beside its place, and rename it."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
+  try:
+    for split, results in packed.items():
+      for job, result in results:
+        _link(result.folder / pack.FILE, temporary / _name(split, job))
+    kept: dict[str, str] = {}
+    for one, result in zip(scans, rendered):
+      if one.input.heldout and result.info['documents']:
+        _keep_records(result, temporary, one.input.source.split, kept)
+    codec.save(temporary / 'codec')
+    store.write_manifest(temporary, manifest)
+    os.chmod(temporary, 0o755)  # mkdtemp's 0700 is for secrets
+    _swap(temporary, target)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+  """The same file under a second name, or a copy where the file system has no links: a run
+  that is killed before the end must find its shards again."""
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copyfile(source, target)
+
+
+def _keep_records(result: Result, folder: pathlib.Path, split: str, kept: dict[str, str]) -> None:
+  """Held-out records, with copies of their recordings; one that has only codes keeps those.
+
+  ``kept`` remembers file -> name of its copy; two files of one name get a number.
+  """
+  wav = folder / 'heldout_wav'
+  def keep(part: Part) -> Part:
+    file = pathlib.Path(part.source) if part.source else None
+    if file is None or not file.is_file():
+      return dataclasses.replace(part, source=None)
+    if part.source not in kept:
+      name, number = file.name, 1
+      while name in kept.values():
+        number += 1
+        name = f'{file.stem}-{number}{file.suffix}'
+      wav.mkdir(exist_ok=True)
+      shutil.copyfile(file, wav / name)
+      kept[part.source] = name
+    return dataclasses.replace(part, source=f'{wav.name}/{kept[part.source]}')
+  with (folder / f'{split}.records.jsonl').open('ab') as out:
+    for where, value in readers.read(result.folder / render.RECORDS):
+      record = records.parse(value, where).map_audio(keep)
+      line = json.dumps(records.to_json(record), ensure_ascii=False) + '\n'
+      out.write(line.encode('utf-8', 'surrogatepass'))
+
+
+def _check_target(target: pathlib.Path) -> None:
+  """A directory that is not a prepared set must never be replaced by one."""
+  if target.exists() and not (target / 'manifest.json').is_file() and (
+      not target.is_dir() or any(target.iterdir())):
+    raise UserError(f'config key data.path: {target} exists and is not a prepared set; move it '
+                    'away or choose another path.')
+
+
+def _swap(temporary: pathlib.Path, target: pathlib.Path) -> None:
+  old = None
+  if target.exists():
+    old = temporary.with_name(temporary.name + '.old')
+    os.rename(target, old)
+  try:
+    os.rename(temporary, target)
+  except OSError:
+    if old:
+      os.rename(old, target)
+    raise
+  if old:
+    shutil.rmtree(old)
+
+
+def load_records(data_dir: str | pathlib.Path, split: str = 'heldout') -> list[Record]:
+  """The held-out records of a prepared set, in order.
+
+  Audio parts have their codes; ``source`` is relative to data_dir, or None where the set
+  was made from codes alone.
+
+  Raises:
+    UserError: no such set or split, or the split is one for training.
+  """
+  data_dir = pathlib.Path(data_dir)
+  manifest = store.read_manifest(data_dir)
+  held = [name for name in manifest['splits'] if sources.is_heldout(name)]
+  if split not in held:
+    raise UserError(f'config key evaluate.split: {data_dir} keeps no records of split {split!r}; '
+                    f'it keeps those of {", ".join(held) or "none"} (splits named heldout...).')
+  return [records.parse(value, where)
+          for where, value in readers.read(data_dir / f'{split}.records.jsonl')]

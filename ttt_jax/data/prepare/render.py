@@ -1,0 +1,278 @@
+"""Inputs to documents: records made, prompted, repeated, rendered, and laid down in blocks.
+
+A block is a few million tokens of documents in a random order, so that any stretch of it is a
+fair sample: file I.ids holds their tokens int32, ``~id`` where a loss may fall, I.lengths
+their lengths and I.numbers the order in which they came.
+"""
+
+import bisect
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any, Iterator
+
+import numpy as np
+
+from ttt_jax.audio.codec import Codec
+from ttt_jax.config import VocabConfig
+from ttt_jax.data import interleave
+from ttt_jax.data.prepare import encode
+from ttt_jax.data.prepare.encode import Place
+from ttt_jax.data.prepare.jobs import tick
+from ttt_jax.data.records import records, sources, tasks
+from ttt_jax.data.records.records import Part, Record
+from ttt_jax.data.records.sources import Input, Reject
+from ttt_jax.data.records.tasks import Recording
+from ttt_jax.errors import UserError
+from ttt_jax.tokens import tokenizer as tokenizers
+from ttt_jax.tokens.vocab import Vocabulary
+
+REJECTS = 'rejects.jsonl'
+RECORDS = 'records.jsonl'
+AUDIO, CODES, LONG = 'unusable audio', 'code outside the codebook', 'too long'
+_BLOCK_TOKENS, _BLOCK_DOCUMENTS = 2**21, 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What of the config decides how a record becomes a document."""
+  vocab: VocabConfig
+  stamp: tuple[int, int]  # of the tokenizer's file, as the config names it
+  vocabulary: Vocabulary
+  text_chunk: int
+  audio_chunk: int
+  fill: interleave.Fill
+  seq_len: int
+  truncate: str
+  strict: bool
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """See ``render``.
+
+  Attributes:
+    input, settings: what, and how.
+    first: records of the file before the input.
+    codes: (path, where its codes are) of the audio files that the input names.
+    work: folder of the codes.
+    heldout: what held-out speech says: training records must not say it unnoticed.
+  """
+  input: Input
+  settings: Settings
+  first: int
+  codes: tuple[tuple[str, Place], ...]
+  work: str
+  heldout: tuple[str, ...]
+
+
+def fill(codec: Codec, multiple: int) -> interleave.Fill:
+  """What ends an answer's last span under data.span_fill.
+
+  Raises:
+    UserError: the codec has no silence to fill with.
+  """
+  if multiple > 1 and not codec.silence:
+    raise UserError(f'config key data.span_fill is {multiple}, but codec {codec.name} has no patch '
+                    'of silence to fill with; set it to 1.')
+  return interleave.Fill(tuple(int(code) for code in codec.silence), multiple)
+
+
+def bins(seq_len: int) -> list[int]:
+  """Edges of the histogram of lengths: powers of two, the last one just above seq_len."""
+  edges = [1]
+  while edges[-1] <= seq_len:
+    edges.append(2 * edges[-1])
+  return [*edges[:-1], seq_len + 1]
+
+
+def render(job: Job, folder: pathlib.Path) -> dict[str, Any]:
+  """Render an input; its blocks, bad records and, if it is held out, good records lie in folder.
+
+  Returns:
+    {'blocks': [[documents, tokens], ...], 'documents', 'rejects': {reason: how many},
+    'truncated', 'leaks': ['file:line', ...], 'lengths': [per bin], 'tasks': {task: {'records',
+    'text', 'audio', 'supervised'}}, 'units': records}
+
+  Raises:
+    UserError: strict, and a record cannot be used.
+  """
+  return _Renderer(job, folder).run()
+
+
+@functools.lru_cache(1)
+def _tokenizer(config: VocabConfig) -> tokenizers.Tokenizer:
+  return tokenizers.create(config)  # seconds, for a large one
+
+
+class _Renderer:
+  """One job under way."""
+
+  def __init__(self, job: Job, folder: pathlib.Path):
+    self.job, self.settings, self.folder = job, job.settings, folder
+    self.source = job.input.source
+    self.tokenizer = _tokenizer(self.settings.vocab)
+    self.vocab = self.settings.vocabulary
+    self.places, self.heldout = dict(job.codes), frozenset(job.heldout)
+    self.arrays: dict[str, np.ndarray] = {}
+    self.blocks: list[list[int]] = []
+    self.waiting: list[tuple[interleave.Example, int]] = []  # (document, its number)
+    self.tokens = self.documents = self.truncated = 0
+    self.rejects: dict[str, int] = {}
+    self.tasks: dict[str, dict[str, int]] = {}
+    self.bins = bins(self.settings.seq_len)
+    self.lengths = np.zeros(len(self.bins) - 1, int)
+    self.leaks: list[str] = []
+
+  def run(self) -> dict[str, Any]:
+    made = self._joined() if self.source.join_count else self._each()
+    count = 0
+    for place, (where, item) in enumerate(made, self.job.first):
+      count += 1
+      tick()
+      if isinstance(item, Reject):
+        self._reject(item)
+        continue
+      if (isinstance(item, Recording) and not self.job.input.heldout
+          and not self.heldout.isdisjoint(sources.said(item))):
+        self.leaks.append(where)
+      self._add(item, place)
+    self._flush()
+    return {'blocks': self.blocks, 'documents': self.documents, 'rejects': self.rejects,
+            'truncated': self.truncated, 'leaks': self.leaks, 'tasks': self.tasks,
+            'lengths': self.lengths.tolist(), 'units': count}
+
+  # -- records ------------------------------------------------------------------------
+
+  def _each(self) -> Iterator[tuple[str, Recording | Record | Reject]]:
+    """Everything in the input, with codes."""
+    for where, item in self.job.input.items():
+      if not isinstance(item, Reject):
+        try:
+          item = item.map_audio(self._with_codes)
+        except UserError as error:
+          item = Reject(where, AUDIO, str(error))
+      yield where, item
+
+  def _with_codes(self, part: Part) -> Part:
+    if part.codes is not None:
+      return part
+    path = self.job.input.file_of(part)
+    place = self.places.get(path, Place('', error=f'recording {path} was not encoded.'))
+    if place.error:
+      raise UserError(place.error)
+    if place.folder not in self.arrays:
+      if len(self.arrays) > 64:
+        self.arrays.clear()
+      file = pathlib.Path(self.job.work) / place.folder / encode.FILE
+      self.arrays[place.folder] = np.memmap(file, np.int32, 'r')
+    codes = np.array(self.arrays[place.folder][place.start:place.stop])
+    return dataclasses.replace(part, codes=codes)
+
+  def _joined(self) -> Iterator[tuple[str, Recording | Reject]]:
+    """The recordings, and longer ones made of them; all are in memory."""
+    found = list(self._each())
+    recordings = [item for _, item in found if isinstance(item, Recording)
+                  and item.audio.codes.max() < self.vocab.codebook_size]
+    rng = np.random.default_rng([self.settings.seed, self.job.input.number])
+    yield from found
+    made = tasks.join(recordings, self.source.join_most, self.source.join_count, rng,
+                      self.heldout,
+                      lambda one: len(self._rendered(self._record(one, 0, 0)).token)
+                      <= self.settings.seq_len)
+    yield from ((one.where, one) for one in made)
+
+  def _record(self, item: Recording | Record, place: int, copy: int) -> Record:
+    return self.job.input.record(item, place, copy, self.settings.seed, self.settings.text_chunk,
+                                 self.settings.audio_chunk)
+
+  def _rendered(self, record: Record) -> interleave.Example:
+    settings = self.settings
+    return interleave.render(record, self.vocab, self.tokenizer, settings.text_chunk,
+                             settings.audio_chunk, settings.fill)
+
+  # -- documents ----------------------------------------------------------------------
+
+  def _add(self, item: Recording | Record, place: int) -> None:
+    """A record as often as the source says; ``place`` is its place in the file."""
+    redrawn = self.source.task == 'pt'
+    document = None
+    for copy in range(self.job.input.copies(place)):
+      if document is None or redrawn:
+        record = self._record(item, place, copy)
+        document = self._document(record)
+        if document is None:
+          return
+      self._keep(record, document)
+
+  def _document(self, record: Record) -> interleave.Example | None:
+    """The rendered record, short enough for a row; None if it was rejected."""
+    most = self.settings.seq_len
+    try:
+      whole = self._rendered(record)
+    except UserError as error:
+      self._reject(Reject(record.where, CODES, str(error)))
+      return None
+    how = 'no' if self.job.input.heldout else self.settings.truncate
+    short = whole if len(whole.token) <= most else None
+    if short is None and how != 'no':
+      short = interleave.truncate(whole, most, how, self.vocab)
+      self.truncated += short is not None
+    if short is None:
+      cut = '' if how == 'no' else (
+          f', and data.truncate={how!r} finds no place to cut it that leaves an answer')
+      self._reject(Reject(record.where, LONG, (
+          f'{record.where} (record {record.id}): the record has {len(whole.token)} tokens but a '
+          f'row holds {most}{cut}; shorten it or raise data.seq_len.')))
+    return short
+
+  def _keep(self, record: Record, document: interleave.Example) -> None:
+    length = len(document.token)
+    audio = int(np.count_nonzero(self.vocab.is_audio(document.token)))
+    entry = self.tasks.setdefault(record.task or 'other',
+                                  {'records': 0, 'text': 0, 'audio': 0, 'supervised': 0})
+    entry['records'] += 1
+    entry['audio'] += audio
+    entry['text'] += length - audio
+    entry['supervised'] += int(document.supervised.sum())
+    self.lengths[bisect.bisect(self.bins, length) - 1] += 1
+    if self.job.input.heldout:
+      # The manifest's paths start at its own folder; from here on they start anywhere.
+      whole = record.map_audio(lambda part: part if part.source is None else dataclasses.replace(
+          part, source=str(self.job.input.folder / part.source)))
+      self._line(RECORDS, records.to_json(whole))
+    self.waiting.append((document, self.documents))
+    self.documents += 1
+    self.tokens += length
+    if self.tokens >= _BLOCK_TOKENS or len(self.waiting) >= _BLOCK_DOCUMENTS:
+      self._flush()
+
+  def _reject(self, reject: Reject) -> None:
+    if self.settings.strict:
+      raise UserError(reject.sentence)
+    self.rejects[reject.reason] = self.rejects.get(reject.reason, 0) + 1
+    self._line(REJECTS, reject._asdict())
+
+  def _line(self, name: str, value: dict[str, Any]) -> None:
+    with (self.folder / name).open('ab') as file:
+      file.write((json.dumps(value, ensure_ascii=False) + '\n').encode('utf-8', 'surrogatepass'))
+
+  def _flush(self) -> None:
+    """Lay down what waits as a block."""
+    if not self.waiting:
+      return
+    rng = np.random.default_rng([self.settings.seed, self.job.input.number, self.job.first,
+                                 len(self.blocks)])
+    order = rng.permutation(len(self.waiting))
+    documents = [self.waiting[i] for i in order]
+    ids = np.concatenate([np.where(one.supervised > 0, ~one.token, one.token)
+                          for one, _ in documents])
+    start = self.folder / str(len(self.blocks))
+    for ending, values in (('ids', ids), ('lengths', [len(one.token) for one, _ in documents]),
+                           ('numbers', [number for _, number in documents])):
+      # Not tofile: a full disk has no error number there.
+      start.with_suffix(f'.{ending}').write_bytes(np.asarray(values, np.int32).tobytes())
+    self.blocks.append([len(documents), len(ids)])
+    self.waiting, self.tokens = [], 0

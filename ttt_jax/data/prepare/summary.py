@@ -1,0 +1,41 @@
+"""What `ttt-jax prepare` says at the end: the manifest's counts in 80 columns."""
+
+from typing import Any
+
+_BAR = 40  # columns
+
+
+def table(manifest: dict[str, Any]) -> str:
+  """Records and tokens by split and task, documents by length, what was cut or left out."""
+  wide = max(map(len, ('split', *manifest['splits']))) + 2
+  lines = [f'{"split":<{wide}}{"task":<11}{"records":>11}{"text":>13}{"audio":>13}{"rows":>10}'
+           f'{"padding":>9}']
+  for name, split in manifest['splits'].items():
+    for task, entry in sorted(split['tasks'].items()):
+      lines.append(f'{name:<{wide}}{task:<11}{entry["records"]:>11,}{entry["text"]:>13,}'
+                   f'{entry["audio"]:>13,}')
+    tokens = split['tokens']
+    lines.append(f'{name:<{wide}}{"all":<11}{split["documents"]:>11,}{tokens["text"]:>13,}'
+                 f'{tokens["audio"]:>13,}{split["rows"]:>10,}{split["padding"]:>9.1%}')
+  lines += ['', *_histogram(manifest)]
+  cut = sum(split['truncated'] for split in manifest['splits'].values())
+  if cut:
+    lines.append(f'{cut:,} documents were cut to fit a row (data.truncate)')
+  lines += [f'left out: {reason}: {count:,}' for reason, count in manifest['rejects'].items()]
+  lines.append(f'vocabulary {manifest["fingerprint"]} ({manifest["vocabulary"]["text"]} + '
+               f'{manifest["vocabulary"]["codec"]}), rows of {manifest["seq_len"]:,} tokens')
+  return '\n'.join(lines)
+
+
+def _histogram(manifest: dict[str, Any]) -> list[str]:
+  """Documents by length, all splits together, from the first length there is to the last."""
+  splits = list(manifest['splits'].values())
+  edges = splits[0]['lengths']['edges']
+  counts = [sum(column) for column in zip(*(split['lengths']['documents'] for split in splits))]
+  some = [i for i, count in enumerate(counts) if count]
+  most = max(counts)
+  lines = [f'{"tokens":<15}{"documents":>11}']
+  for i in range(some[0], some[-1] + 1):
+    size = f'{edges[i]:,} to {edges[i + 1] - 1:,}'
+    lines.append(f'{size:<15}{counts[i]:>11,}  {"#" * round(_BAR * counts[i] / most)}'.rstrip())
+  return lines

@@ -1,0 +1,248 @@
+"""The generation algorithm as one step over rows of arrays (TTT.md section 6).
+
+A row is a request in one of three phases:
+
+  TEXT   its window is what is final but not cached yet: the last text token, or a closed
+         span after its begin token. The step caches it and chooses the next text token.
+  SPAN   its window is a begin token and the open span. The step chooses at every mask of
+         the last block and commits some; nothing is cached.
+  IDLE   nothing to do.
+
+So no forward pass is made only to cache something. Committed tokens never change; a block
+is done when it has no masks left, or earlier, when an end token is committed and no mask
+stands left of it: what follows would be cut off.
+
+S = slots, B = rows, W = positions of the window, T = tokens of a slot.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ttt_jax.generate import sampling, unmasking
+from ttt_jax.generate.sampling import Choice, Place, Rules
+from ttt_jax.generate.sampling_params import SamplingParams
+from ttt_jax.tokens.vocab import Vocabulary
+
+IDLE, TEXT, SPAN = 0, 1, 2
+# What a step brought about; bits.
+OPENED, BLOCK, CLOSED, DONE = 1, 2, 4, 8
+
+
+class State(NamedTuple):
+  """int32 arrays [S], but for ``token`` [S, T].
+
+  Attributes:
+    token: prompt and answer, masks where a block is open.
+    length: tokens there.
+    known: of them, how many are cached; the window is the rest.
+    lead: tokens at the window's start that see only themselves: the begin token; or the
+      whole window, where it is a prompt's last, two-way audio.
+    phase, event: see above.
+    prompt: its length.
+    begin: index of the open or last span's begin token.
+    block_at: index of the block's first token.
+    step: steps made in the block.
+    spans, blocks: opened so far; in the open or last span.
+    ended: 1 if the last span ended by itself.
+    gap: text tokens since the last span.
+    calls: forward passes that the request took part in.
+    finished: 1 if the model said im_end.
+  """
+  token: jax.Array
+  length: jax.Array
+  known: jax.Array
+  lead: jax.Array
+  phase: jax.Array
+  event: jax.Array
+  prompt: jax.Array
+  begin: jax.Array
+  block_at: jax.Array
+  step: jax.Array
+  spans: jax.Array
+  blocks: jax.Array
+  ended: jax.Array
+  gap: jax.Array
+  calls: jax.Array
+  finished: jax.Array
+
+
+def empty(slots: int, tokens: int) -> State:
+  """Idle slots of up to ``tokens`` tokens."""
+  zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
+  return State(zeros(slots, tokens), *(zeros(slots) for _ in State._fields[1:]))
+
+
+def window(state: State, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(token, position, k_end) of the rows' windows, int32 [B, W].
+
+  k_end says which tokens of the window a token reads: those of its bidirectional group and
+  all before; 0 beyond the window's end.
+  """
+  index = jnp.arange(width)
+  position = state.known[:, None] + index
+  token = jnp.take_along_axis(state.token, position, axis=1, mode='clip')
+  column = lambda x: x[:, None]
+  size = column(state.length - state.known)
+  k_end = jnp.where(index < column(state.lead), column(state.lead), size)
+  return token, position, jnp.where(index < size, k_end, 0)
+
+
+def wanted(state: State, vocab: Vocabulary, token: jax.Array, position: jax.Array) -> jax.Array:
+  """bool [B, W]: where the step needs a choice."""
+  column = lambda x: x[:, None]
+  masks = (token == vocab.mask) & (position >= column(state.block_at)) & (
+      position < column(state.length))
+  last = position == column(state.length - 1)
+  return jnp.where(column(state.phase == SPAN), masks, last & column(state.phase == TEXT))
+
+
+def places(state: State, sampling_params: SamplingParams, position: jax.Array) -> Place:
+  """What may stand at each position of the windows, and the names of the draws; [B, W]."""
+  column = lambda x: jnp.broadcast_to(x[:, None], position.shape)
+  in_span = column(state.phase == SPAN)
+  # As text is drawn, its place in the answer is its name; in a span, the place in the block.
+  text = position + 1 - column(state.prompt)
+  pick = lambda span, other: jnp.where(in_span, column(span), other)
+  return Place(
+      in_span=in_span,
+      may_end=position - column(state.begin) >= column(sampling_params.min_span),
+      may_begin=column(state.gap >= sampling_params.text_gap),
+      span=pick(1 + state.begin - state.prompt + 1, 0),
+      block=pick(state.block_at - state.begin, text), step=pick(state.step, 0),
+      position=jnp.where(in_span, position - column(state.block_at), 0))
+
+
+def advance(state: State, sampling_params: SamplingParams, rules: Rules, width: int, choice: Choice,
+            want: jax.Array) -> State:
+  """Take the choices of one step.
+
+  Args:
+    state, sampling_params: rows [B].
+    rules: gives vocabulary and mode.
+    width: W.
+    choice, want: [B, W].
+  """
+  in_span = state.phase == SPAN
+  spoken, opens = _text(state, rules, width, choice)
+  filled, closes, resolved = _span(state, sampling_params, rules, width, choice, want)
+  after = _where(in_span, filled, spoken)
+  opens &= ~in_span & (after.length < sampling_params.max_tokens)
+  after = _where(opens, _open(after), after)
+  closes &= in_span
+  after = _grow(after, sampling_params, rules, opens | in_span & resolved & ~closes, closes)
+  after = after._replace(calls=after.calls + 1)
+  return _where(state.phase != IDLE, after, state)
+
+
+def begin_answer(state: State, sampling_params: SamplingParams, rules: Rules) -> State:
+  """Rows of mode 'nar': the whole answer is one span after the prompt's last token."""
+  every = jnp.ones(state.phase.shape, bool)
+  return _grow(_open(state), sampling_params, rules, every, ~every)
+
+
+def _where(row: jax.Array, a: State, b: State) -> State:
+  pick = lambda x, y: jnp.where(row.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+  return jax.tree.map(pick, a, b)
+
+
+def _text(state: State, rules: Rules, width: int, choice: Choice) -> tuple[State, jax.Array]:
+  """The window is final, and one more text token follows it; (state, whether it opens a span)."""
+  vocab = rules.vocab
+  last = jnp.clip(state.length - 1 - state.known, 0, width - 1)
+  chosen = jnp.take_along_axis(choice.token, last[:, None], axis=1)[:, 0]
+  finished = chosen == vocab.im_end
+  said = state._replace(
+      token=_put(state, chosen), length=state.length + 1, known=state.length,
+      lead=jnp.ones_like(state.lead), gap=state.gap + 1, event=jnp.zeros_like(state.event),
+      finished=finished.astype(jnp.int32), phase=jnp.where(finished, IDLE, TEXT))
+  opens = vocab.is_begin(chosen) if rules.mode == 'hybrid' else jnp.zeros_like(finished)
+  return said, opens
+
+
+def _put(state: State, chosen: jax.Array) -> jax.Array:
+  """The tokens with one more at the end."""
+  here = jnp.arange(state.token.shape[1]) == state.length[:, None]
+  return jnp.where(here, chosen[:, None], state.token)
+
+
+def _span(state: State, sampling_params: SamplingParams, rules: Rules, width: int, choice: Choice,
+          want: jax.Array) -> tuple[State, jax.Array, jax.Array]:
+  """Commit some masks of the block; (state, whether the span has its end, whether the block
+  has no masks left)."""
+  vocab = rules.vocab
+  index = jnp.arange(state.token.shape[1])
+  take = unmasking.accept(sampling_params, choice.score, choice.confidence, choice.entropy, want,
+                          state.length - state.block_at, state.step)
+  # The windows' tokens go back to their places in the rows.
+  offset = jnp.clip(index - state.known[:, None], 0, width - 1)
+  fresh = jnp.take_along_axis(jnp.where(take, choice.token, -1), offset, axis=1)
+  inside = (index >= state.block_at[:, None]) & (index < state.length[:, None])
+  token = jnp.where(inside & (fresh >= 0), fresh, state.token)
+  is_end = (token == vocab.im_end) if rules.mode == 'nar' else vocab.is_end(token)
+  first = lambda flags: jnp.min(jnp.where(inside & flags, index, index.size), axis=1)
+  mask, end = first(token == vocab.mask), first(is_end)
+  closes = end < mask
+  state = state._replace(token=token, step=state.step + 1, event=jnp.zeros_like(state.event),
+                         length=jnp.where(closes, end + 1, state.length))
+  return state, closes, mask == index.size
+
+
+def _open(state: State) -> State:
+  """The last token opens a span."""
+  begin = state.length - 1
+  return state._replace(phase=jnp.full_like(state.phase, SPAN), begin=begin, known=begin,
+                        lead=jnp.ones_like(begin), spans=state.spans + 1,
+                        blocks=jnp.zeros_like(state.blocks), event=state.event | OPENED)
+
+
+def _grow(state: State, sampling_params: SamplingParams, rules: Rules, more: jax.Array,
+          closes: jax.Array) -> State:
+  """Another block where ``more`` says so, the span's end where ``closes`` does, and the request's
+  where there is no room left.
+
+  One place of a span's room is kept for an end token: where no mask would fit beside it, it
+  is put there, and the span is closed by force.
+  """
+  vocab = rules.vocab
+  nar = rules.mode == 'nar'
+  room = sampling_params.max_tokens - state.length
+  limit = room if nar else sampling_params.max_span - (state.length - state.begin - 1)
+  masks = jnp.minimum(sampling_params.block, jnp.minimum(limit, room) - 1)
+  forced = more & (masks < 1)
+  begin = jnp.take_along_axis(state.token, jnp.maximum(state.begin, 0)[:, None], axis=1)[:, 0]
+  end = jnp.where(begin == vocab.begin_of_audio, vocab.end_of_chunk, vocab.end_of_last)
+  fill = jnp.where(forced, jnp.full_like(end, vocab.im_end) if nar else end, vocab.mask)
+  added = jnp.where(forced, 1, jnp.where(more, masks, 0))
+  index = jnp.arange(state.token.shape[1])
+  fresh = (index >= state.length[:, None]) & (index < (state.length + added)[:, None])
+  block = more & ~forced
+  closed = closes | forced
+  length = state.length + added
+  # A span's end leaves its window to be cached by the next text step, if there is one.
+  full = (length >= sampling_params.max_tokens) & ((state.phase == TEXT) | closed)
+  done = full | (closed if nar else False) | (state.phase == IDLE)
+  return state._replace(
+      token=jnp.where(fresh, fill[:, None], state.token), length=length,
+      block_at=jnp.where(block, state.length, state.block_at),
+      step=jnp.where(block, 0, state.step), blocks=state.blocks + block,
+      ended=jnp.where(closed, closes.astype(jnp.int32), state.ended),
+      gap=jnp.where(closed, 0, state.gap),
+      finished=jnp.where(closes, 1, state.finished) if nar else state.finished,
+      phase=jnp.where(done, IDLE, jnp.where(closed, TEXT, state.phase)),
+      event=state.event | jnp.where(block, BLOCK, 0) | jnp.where(closed, CLOSED, 0)
+      | jnp.where(done, DONE, 0))
+
+
+def score(rules: Rules, head: sampling.Head, sampling_params: SamplingParams, state: State,
+          hidden: jax.Array, null: jax.Array | None, position: jax.Array,
+          want: jax.Array) -> Choice:
+  """Choices [B, W] from hidden states [B, W, E]; zeros where none is wanted."""
+  rows, width = want.shape
+  flat = lambda x: x.reshape(rows * width, *x.shape[2:])
+  row = jnp.repeat(jnp.arange(rows), width)
+  place = jax.tree.map(flat, places(state, sampling_params, position))
+  found = sampling.choose(rules, head, jax.tree.map(lambda x: x[row], sampling_params),
+                          flat(hidden), None if null is None else flat(null), flat(want), place)
+  return jax.tree.map(lambda x: x.reshape(rows, width), found)

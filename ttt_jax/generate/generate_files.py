@@ -1,0 +1,192 @@
+"""`ttt-jax generate`: texts, recordings or records in; text, WAV and JSON out."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ttt_jax.audio import io
+from ttt_jax.config import Config
+from ttt_jax.data import interleave, store
+from ttt_jax.data.prepare import prepare
+from ttt_jax.data.records import readers, records, sources, tasks
+from ttt_jax.data.records.records import Part, Record, Turn
+from ttt_jax.errors import UserError
+from ttt_jax.generate import live_output
+from ttt_jax.generate.engine import Engine
+from ttt_jax.generate.outputs import Answer
+from ttt_jax.storage import files
+from ttt_jax.system.progress import Progress
+from ttt_jax.train import trained_model
+from ttt_jax.train.trained_model import TrainedModel
+
+
+def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str, Any],
+                   out: str | os.PathLike, stream: bool = False) -> list[dict[str, Any]]:
+  """Answer every input and write OUT/<name>.wav and OUT/answers.json.
+
+  Outcomes: an answer that reaches ``generate.max_tokens`` is kept as it is, 'stopped' says
+  'length', and a span that was open then is closed by force ('ended': false in its entry).
+  A prompt that is empty, too long or holds an id outside the vocabulary is an error before
+  anything is generated. Text is never interpreted: markup in it stays text.
+
+  Args:
+    config: the generate section has the sampling parameters.
+    workdir: of a trained model.
+    inputs: 'text' and 'audio' (lists, answered as 'task'), 'records' (files of records).
+    out: folder, made if it does not exist.
+    stream: show text and write audio as they come, one answer after another.
+
+  Returns:
+    What answers.json lists: {'name', 'task', 'prompt', 'text', 'audio' (file name or None),
+    'stopped' ('end' or 'length'), 'spans', 'calls', 'seconds', 'first_audio_seconds' (or
+    None), 'ids'} per answer.
+
+  Raises:
+    UserError: unreadable input, a prompt that leaves no room, no trained model.
+  """
+  run = trained_model.load(config, workdir)
+  asked = _requests(run, inputs)
+  settings = config.generate
+  if stream:
+    settings = dataclasses.replace(settings, slots=1)
+  engine = Engine(run.model, run.params, run.vocab, settings, mode=config.objective.mode,
+                  prompt_audio=config.objective.prompt_audio)
+  for record in asked:
+    prompt = interleave.render_prompt(record, run.vocab, run.tokenizer, config.data.text_chunk,
+                                      config.data.audio_chunk)
+    engine.submit(prompt, where=f'the prompt of {record.id}')
+  out = pathlib.Path(out)
+  out.mkdir(parents=True, exist_ok=True)
+  answers = (_streamed if stream else _gathered)(run, engine, asked, out)
+  files.write_text(out / 'answers.json',
+                    json.dumps(answers, indent=1, ensure_ascii=False) + '\n')
+  return answers
+
+
+def _gathered(run: TrainedModel, engine: Engine, asked: list[Record],
+              out: pathlib.Path) -> list[dict[str, Any]]:
+  """Many at a time; each is written when it is whole."""
+  found = {}
+  with Progress(len(asked), 'generate', unit='answers') as progress:
+    for event in engine.events():
+      if event.kind == 'done':
+        record, answer = asked[event.request], event.answer
+        audio = _write_audio(run, record, answer, out)
+        found[event.request] = _entry(run, record, answer, audio)
+        progress.say(_line(found[event.request]))
+        progress.update(1)
+  return [found[number] for number in range(len(asked))]
+
+
+def _streamed(run: TrainedModel, engine: Engine, asked: list[Record],
+              out: pathlib.Path) -> list[dict[str, Any]]:
+  """One after another, as they come."""
+  found, live = [], None
+  for event in engine.events(eager=True):
+    record = asked[event.request]
+    if live is None:
+      live = live_output.LiveOutput(run.codec, run.tokenizer, out / f'{record.id}.wav')
+      print(f'{record.id}: {_question(record)} -> ', end='', flush=True)
+    if event.kind == 'text':
+      print(live.text(event.ids), end='', flush=True)
+    elif event.kind == 'audio':
+      live.audio(run.vocab.decode_codes(event.ids))
+    elif event.kind == 'done':
+      audio = live.close()
+      first = event.answer.first_audio
+      print('' if audio is None else f'  ({audio}, first audio after {first:.2f} s)')
+      found.append(_entry(run, record, event.answer, audio and audio.name))
+      live = None
+  return found
+
+
+def _requests(run: TrainedModel, inputs: dict[str, Any]) -> list[Record]:
+  """Inputs -> records whose last assistant turn is to be generated."""
+  task = inputs['task']
+  found = []
+  for i, text in enumerate(inputs['text'], 1):
+    found.append((f'text{i}', Part('text', text)))
+  for path in inputs['audio']:
+    codes = run.codec.encode(*io.read(path))
+    found.append((pathlib.Path(path).stem, Part('audio', codes=codes, source=path)))
+  asked = [Record(name, task, 'IT', (Turn('user', (part,)), Turn('assistant', ())), name)
+           for name, part in found]
+  if asked:
+    prompt = system_prompt(run, task)
+    asked = [tasks.with_prompt(record, prompt) for record in asked]
+  for path in inputs['records']:
+    for where, value in readers.read(path):
+      record = run.encoded(_question_of(records.parse(value, where)), path)
+      if record.turns[0].role != 'system':
+        record = tasks.with_prompt(record, system_prompt(run, record.task))
+      asked.append(record)
+  return _unique(asked)
+
+
+def system_prompt(run: TrainedModel, task: str) -> str:
+  """The wording that the model was trained with for a task: that of the held-out records,
+  else the task's own. '' where those records have no system turn."""
+  for split in store.read_manifest(run.data_dir)['splits']:
+    if sources.is_heldout(split):
+      for record in prepare.load_records(run.data_dir, split):
+        if record.task == task:
+          head = record.turns[0]
+          return head.parts[0].text if head.role == 'system' else ''
+  return tasks.wording(task, run.config.data.text_chunk, run.config.data.audio_chunk)
+
+
+def _question_of(record: Record) -> Record:
+  """A record up to its last assistant turn, which is empty."""
+  last = max((i for i, turn in enumerate(record.turns) if turn.role == 'assistant'), default=-1)
+  if last < 0:
+    raise UserError(f'{record.where}: record {record.id} has no assistant turn to answer.')
+  return Record(record.id, record.task, record.type,
+                record.turns[:last] + (Turn('assistant', ()),), record.where)
+
+
+def _unique(asked: list[Record]) -> list[Record]:
+  """Names become file names, so two of a name are told apart by a number."""
+  seen: dict[str, int] = {}
+  out = []
+  for record in asked:
+    name = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in record.id)
+    seen[name] = seen.get(name, 0) + 1
+    if seen[name] > 1:
+      name = f'{name}-{seen[name]}'
+    out.append(dataclasses.replace(record, id=name))
+  return out
+
+
+def _write_audio(run: TrainedModel, record: Record, answer: Answer,
+                 out: pathlib.Path) -> str | None:
+  _, spans = interleave.unrender(answer.ids, run.vocab, run.tokenizer)
+  if not spans:
+    return None
+  name = f'{record.id}.wav'
+  io.write_wav(out / name, run.codec.sound(np.concatenate(spans)), run.codec.sample_rate)
+  return name
+
+
+def _question(record: Record) -> str:
+  asked = [turn for turn in record.turns if turn.role == 'user'][-1:]
+  return ' '.join(part.text or f'[{part.source}]' for turn in asked for part in turn.parts)
+
+
+def _entry(run: TrainedModel, record: Record, answer: Answer, audio: str | None) -> dict[str, Any]:
+  text, _ = interleave.unrender(answer.ids, run.vocab, run.tokenizer)
+  return {'name': record.id, 'task': record.task, 'prompt': _question(record),
+          'text': text.strip(), 'audio': audio, 'stopped': 'end' if answer.finished else 'length',
+          'calls': answer.calls, 'seconds': round(answer.seconds, 4),
+          'first_audio_seconds': answer.first_audio and round(answer.first_audio, 4),
+          'spans': [dataclasses.asdict(span) for span in answer.spans],
+          'ids': answer.ids.tolist()}
+
+
+def _line(entry: dict[str, Any]) -> str:
+  return f'{entry["name"]}: {entry["prompt"]} -> {entry["text"]}' + (
+      f'  ({entry["audio"]})' if entry['audio'] else '') + (
+          '' if entry['stopped'] == 'end' else '  (cut at generate.max_tokens)')

@@ -1,0 +1,106 @@
+"""The model card of an export: what was trained, on what, how far, and how to use it."""
+
+import json
+import pathlib
+from typing import Any
+
+from ttt_jax.config import to_dict
+from ttt_jax.data import store
+from ttt_jax.hf.import_hf import IMPORT, ORIGIN
+from ttt_jax.train.loop import git_revision, version
+from ttt_jax.train.trained_model import TrainedModel
+
+_LOSSES = ('loss', 'ar', 'diffusion', 'text_nll', 'masked_nll')
+
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained('{name}', trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained('{name}')
+```
+
+`model(input_ids)` gives logits under the hybrid mask, `model.generate_speech(...)` text and audio
+codes; `modeling_ttt.py` needs nothing but torch and transformers. The weights have the names and
+shapes of Qwen2."""
+
+_USE_ADAPTER = """\
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base, '{name}')
+```
+
+The base is what `ttt-jax export-hf --part base` writes."""
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A file of a run that may not be there; {} then."""
+  return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+
+
+def imported(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+  """What the import of a run reported, if ``step`` is still what was imported; else {}."""
+  return read_json(workdir / ORIGIN / IMPORT) if step == 0 else {}
+
+
+def facts(run: TrainedModel, workdir: pathlib.Path, part: str) -> dict[str, Any]:
+  """What training.json has beside the tensors' own numbers."""
+  config = run.config
+  splits = store.read_manifest(run.data_dir)['splits']
+  return {
+      'name': config.name, 'part': part, 'step': run.step, 'steps': config.train.steps,
+      'base': pathlib.Path(imported(workdir, 0).get('directory', '')).name,  # no path of yours
+      'vocabulary': run.vocab.to_dict(), 'vocab_size': run.vocab.size,
+      'fingerprint': run.vocab.fingerprint, 'data': splits,
+      'losses': _losses(workdir / 'metrics.jsonl', run.step), 'config': to_dict(config),
+      'version': version(), 'revision': git_revision()}
+
+
+def _losses(path: pathlib.Path, step: int) -> dict[str, float]:
+  """The last logged figures up to a step."""
+  found: dict[str, float] = {}
+  if path.is_file():
+    for line in path.read_text(encoding='utf-8').splitlines():
+      values = json.loads(line)
+      if values.get('step', step + 1) <= step and 'loss' in values:
+        found = {name: values[name] for name in _LOSSES if name in values}
+  return found
+
+
+def text(known: dict[str, Any]) -> str:
+  """README.md, from ``facts`` and the numbers of the tensors."""
+  config = known['config']
+  adapter = known['part'] == 'adapter'
+  rows = [
+      ('base', known['base'] or 'random parameters'),
+      ('training', f'{known["step"]:,} of {known["steps"]:,} steps, '
+                   f'{config["train"]["batch_size"]} rows of '
+                   f'{config["data"]["seq_len"]} tokens'),
+      ('objective', f'{config["objective"]["mode"]}, mask floor '
+                    f'{config["objective"]["mask_floor"]}'),
+      ('optimizer', f'{config["optimizer"]["name"]}, learning rate '
+                    f'{config["optimizer"]["learning_rate"]}'),
+      ('data', ', '.join(f'{name}: {_counts(split)}' for name, split in known['data'].items())),
+      *((f'last {name}', f'{value:.4f}') for name, value in known['losses'].items()),
+      ('vocabulary', f'{known["vocab_size"]:,} ids ({known["vocabulary"]["text"]} and '
+                     f'{known["vocabulary"]["codec"]}), fingerprint {known["fingerprint"]}'),
+      ('parameters', f'{known["parameters"]:,} in {known["tensors"]} tensors, {known["dtype"]}'),
+      ('made by', f'ttt_jax {known["version"]} {known["revision"]}'.strip()),
+  ]
+  if config['model']['lora']['rank']:
+    lora = config['model']['lora']
+    rows.insert(1, ('adapters', f'{known["part"]}; rank {lora["rank"]}, alpha {lora["alpha"]}, on '
+                                + ', '.join(lora['targets'])))
+  table = '\n'.join(f'| {name} | {value} |' for name, value in rows)
+  kind = 'A LoRA adapter for a' if adapter else 'A'
+  use = (_USE_ADAPTER if adapter else _USE).format(name=known['name'])
+  head = '---\nlibrary_name: ' + ('peft' if adapter else 'transformers') + '\n---\n'
+  return (f'{head}# {known["name"]}\n\n{kind} Text-to-Talk model: one Transformer that writes text '
+          'token by token and speaks in blocks of audio by diffusion (arXiv 2509.20072).\n\n'
+          f'| | |\n|---|---|\n{table}\n\n{use}\n')
+
+
+def _counts(split: dict[str, Any]) -> str:
+  return ', '.join(f'{value:,} {name}' for name, value in split.items()
+                   if isinstance(value, int) and not isinstance(value, bool))

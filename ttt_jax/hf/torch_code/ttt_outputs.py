@@ -1,0 +1,177 @@
+"""What generation reports: requests in progress, events, answers.
+
+Part of ttt_jax (Apache-2.0); this file needs torch and nothing else.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import time
+
+import torch
+
+from .ttt_choice import Ids
+
+_FAR = 2**30
+
+
+@dataclasses.dataclass
+class Span:
+  """One generated audio span.
+
+  Attributes:
+    start: index of its first token in Answer.ids.
+    length: tokens, end token included.
+    ended: True if the model ended it, False if a limit did.
+    blocks: blocks of masks used.
+  """
+  start: int
+  length: int
+  ended: bool
+  blocks: int
+
+
+@dataclasses.dataclass
+class Answer:
+  """What was generated for one prompt.
+
+  Attributes:
+    ids: generated ids.
+    spans: audio spans, in order.
+    codes: the codec's codes of each span, for its vocoder.
+    finished: True if the model said im_end, False at max_tokens.
+    calls: forward passes that it took part in, without those that read the prompt.
+    seconds, first_audio: from its admission to the end, and to the first audio token that
+      could no longer change (None without audio).
+    text: of its text tokens; None without a tokenizer.
+  """
+  ids: list[int]
+  spans: list[Span]
+  codes: list[list[int]]
+  finished: bool
+  calls: int
+  seconds: float = 0.0
+  first_audio: float | None = None
+  text: str | None = None
+
+
+@dataclasses.dataclass
+class Event:
+  """News of a request.
+
+  Attributes:
+    request: index of its prompt.
+    kind: 'text' or 'audio', tokens that can no longer change; 'span', one was closed;
+      'done'.
+    ids: the new tokens of 'text' and 'audio'.
+    codes: of 'audio': the codec's codes among them.
+    text: of 'text', with a tokenizer: what they add; a cut character waits for its rest.
+    span, answer: of 'span' and 'done'.
+  """
+  request: int
+  kind: str
+  ids: list[int] = dataclasses.field(default_factory=list)
+  codes: list[int] = dataclasses.field(default_factory=list)
+  text: str = ''
+  span: Span | None = None
+  answer: Answer | None = None
+
+
+@dataclasses.dataclass
+class Row:
+  """A request in a slot.
+
+  Attributes:
+    token: prompt and answer, masks where a block is open.
+    prompt: tokens of the prompt.
+    known: tokens in the cache; the window is the rest.
+    lead: tokens at the window's start that see only themselves.
+    open: a span is open, from ``begin`` (its begin token) on.
+    block_at, block, step: index and size of the open block, steps made in it.
+    gap: text tokens since the last span.
+    seen: tokens that were reported.
+  """
+  number: int
+  slot: int
+  token: list[int]
+  prompt: int
+  generator: torch.Generator
+  known: int = 0
+  lead: int = 1
+  open: bool = False
+  begin: int = -1
+  block_at: int = 0
+  block: int = 0
+  blocks: int = 0
+  step: int = 0
+  gap: int = _FAR
+  calls: int = 0
+  finished: bool = False
+  done: bool = False
+  spans: list[Span] = dataclasses.field(default_factory=list)
+  seen: int = 0
+  since: float = dataclasses.field(default_factory=time.monotonic)
+  first_audio: float | None = None
+  said: list[int] = dataclasses.field(default_factory=list)
+  shown: str = ''
+
+  @property
+  def size(self) -> int:
+    """Tokens of the window."""
+    return len(self.token) - self.known
+
+
+class Reporter:
+  """Compares a request with what was said of it, and reports what is new and final."""
+
+  def __init__(self, ids: Ids, decode: Callable[[list[int]], str] | None):
+    """``decode``: text ids to text, for events and answers that carry text."""
+    self.ids, self.decode = ids, decode
+
+  def events_of(self, row: Row) -> Iterator[Event]:
+    """Of one request, after a step."""
+    final = len(row.token)
+    if row.open and self.ids.mask in row.token[row.seen:]:
+      final = row.token.index(self.ids.mask, row.seen)
+    fresh, row.seen = row.token[row.seen:final], final
+    yield from self._tokens(row, fresh)
+    if fresh and row.spans and not row.open and row.known == row.begin:
+      yield Event(row.number, 'span', span=row.spans[-1])
+    if row.done:
+      ids = row.token[row.prompt:]
+      codes = [self._codes(ids[s.start:s.start + s.length]) for s in row.spans]
+      text = None
+      if self.decode:
+        text = self.decode([x for x in ids if self._is_text(x)])
+      yield Event(row.number, 'done', answer=Answer(
+          ids, row.spans, codes, row.finished, row.calls, time.monotonic() - row.since,
+          row.first_audio, text))
+
+  def _tokens(self, row: Row, ids: list[int]) -> Iterator[Event]:
+    """Runs of text and of audio."""
+    at = 0
+    while at < len(ids):
+      audio, stop = ids[at] >= self.ids.threshold, at
+      while stop < len(ids) and (ids[stop] >= self.ids.threshold) == audio:
+        stop += 1
+      run, at = ids[at:stop], stop
+      if audio:
+        if row.first_audio is None:
+          row.first_audio = time.monotonic() - row.since
+        yield Event(row.number, 'audio', run, self._codes(run))
+      else:
+        yield Event(row.number, 'text', run, text=self._say(row, run))
+
+  def _say(self, row: Row, ids: list[int]) -> str:
+    if not self.decode:
+      return ''
+    row.said += [x for x in ids if self._is_text(x)]
+    ready = self.decode(row.said).rstrip('\N{REPLACEMENT CHARACTER}')
+    new, row.shown = ready[len(row.shown):], max(row.shown, ready, key=len)
+    return new
+
+  def _is_text(self, token: int) -> bool:
+    """Ordinary text, not one of the 41 special and control tokens before the threshold."""
+    return token < self.ids.threshold - 41
+
+  def _codes(self, ids: list[int]) -> list[int]:
+    return [x - self.ids.code_start for x in ids if self.ids.code_start <= x < self.ids.mask]

@@ -1,0 +1,158 @@
+"""Keys and values of what will never change, and attention of a window to them.
+
+Everything before an open audio span never sees it, so its keys and values are final
+(TTT.md section 6). The open span itself is bidirectional: it is a *window*, computed again
+at every step beside the cache and written only once it is closed.
+
+  cache    k v of tokens 0 .. known-1, one slot per request
+  window   W tokens that follow: one text token, or a begin token and its span so far
+
+L = layers, S = slots, B = rows of a call, W = window, T = tokens of a slot, H/K = query/key
+heads, D = head dim.
+"""
+
+import math
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ttt_jax.config import ModelConfig
+from ttt_jax.model import sharding
+
+CHUNK = 256       # keys of the prefix that are read at once
+_LOWEST = -1e30   # instead of -inf: a row without any key stays finite
+
+
+class Cache(NamedTuple):
+  """Both [L, S, K, T, D] in the compute dtype; T is a multiple of CHUNK."""
+  k: jax.Array
+  v: jax.Array
+
+
+def tokens_of(tokens: int) -> int:
+  """The length of a slot that holds ``tokens``: whole chunks."""
+  return -(-tokens // CHUNK) * CHUNK
+
+
+def size_in_bytes(config: ModelConfig, slots: int, tokens: int) -> int:
+  """Of an ``empty`` cache, over all devices."""
+  heads = 2 * config.num_layers * config.num_key_value_heads * config.head_dim
+  return heads * slots * tokens_of(tokens) * jnp.dtype(config.dtype).itemsize
+
+
+def free_bytes() -> float:
+  """Memory that the devices in use have left, as far as they tell; infinite if they do not."""
+  mesh = jax.sharding.get_abstract_mesh()
+  devices = jax.local_devices()[:1 if mesh.empty else mesh.size]
+  if devices[0].platform == 'cpu':
+    try:
+      lines = pathlib.Path('/proc/meminfo').read_text(encoding='ascii').splitlines()
+    except OSError:
+      return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines
+                 if line.startswith('MemAvailable:')), math.inf)
+  known = [device.memory_stats() for device in devices]
+  if not all(known):
+    return math.inf
+  return float(sum(stats['bytes_limit'] - stats['bytes_in_use'] for stats in known))
+
+
+def empty(config: ModelConfig, slots: int, tokens: int) -> Cache:
+  """A cache for ``slots`` requests of up to ``tokens`` tokens each."""
+  shape = (config.num_layers, slots, config.num_key_value_heads, tokens_of(tokens), config.head_dim)
+  zeros = lambda: constrain(jnp.zeros(shape, config.dtype))
+  return Cache(zeros(), zeros())
+
+
+def constrain(x: jax.Array) -> jax.Array:
+  """Slots lie over the mesh as rows of a batch do, key heads over 'tensor'."""
+  return sharding.constrain(x, (None, 'rows', 'kv_heads', None, None))
+
+
+def attend(cache: Cache, layer: jax.Array, slots: jax.Array | None, known: jax.Array,
+           k_end: jax.Array):
+  """The attention of one layer's window to its slot's prefix and to itself.
+
+  Args:
+    cache: of all slots.
+    layer: int32 scalar.
+    slots: int32 [B], the slot of each row; None if rows are slots 0 .. S-1.
+    known: int32 [B], keys of the slot that may be read.
+    k_end: int32 [B, W]: query i reads the window's keys 0 .. k_end[i]-1.
+
+  Returns:
+    attend(q [B,W,H,D], k [B,W,K,D], v [B,W,K,D]) -> [B,W,H,D]; time and memory grow with
+    the longest ``known``, not with the cache's length.
+  """
+  turns = (jnp.max(known) + CHUNK - 1) // CHUNK
+
+  def run(q, k, v):
+    rows, width, heads, dim = q.shape
+    groups = heads // k.shape[2]
+    # Queries of all the heads that share a key head stand one below another: [B, K, G W, D].
+    fold = lambda x: x.reshape(rows, width, -1, groups, dim).transpose(0, 2, 3, 1, 4).reshape(
+        rows, -1, groups * width, dim)
+    queries = fold(q * jnp.asarray(dim ** -0.5, q.dtype))
+    own = jnp.arange(width) < jnp.tile(k_end, (1, groups))[..., None]      # [B, G W, W]
+    start = _add((jnp.full((*queries.shape[:3], 1), _LOWEST, jnp.float32),
+                  jnp.zeros((*queries.shape[:3], 1), jnp.float32),
+                  jnp.zeros(queries.shape, jnp.float32)),
+                 queries, k.swapaxes(1, 2), v.swapaxes(1, 2), own[:, None])
+
+    def turn(number, carry):
+      at = number * CHUNK
+      seen = at + jnp.arange(CHUNK) < known[:, None]
+      return _add(carry, queries, _read(cache.k, layer, slots, at, rows),
+                  _read(cache.v, layer, slots, at, rows), seen[:, None, None])
+
+    _, total, out = lax.fori_loop(0, turns, turn, start)
+    out = (out / jnp.maximum(total, 1e-30)).astype(q.dtype)
+    return out.reshape(rows, -1, groups, width, dim).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+  return run
+
+
+def _add(carry, queries, k, v, seen):
+  """One more set of keys for a running softmax: (max, sum, weighted values) in float32."""
+  top, total, out = carry
+  score = jnp.einsum('bkqd,bkcd->bkqc', queries, k, preferred_element_type=jnp.float32)
+  score = jnp.where(seen, score, _LOWEST)
+  new_top = jnp.maximum(top, score.max(-1, keepdims=True))
+  weight = jnp.where(seen, jnp.exp(score - new_top), 0.0)
+  old = jnp.exp(top - new_top)
+  more = jnp.einsum('bkqc,bkcd->bkqd', weight.astype(v.dtype), v,
+                    preferred_element_type=jnp.float32)
+  return new_top, total * old + weight.sum(-1, keepdims=True), out * old + more
+
+
+def _read(x: jax.Array, layer, slots, at, rows: int) -> jax.Array:
+  """[B, K, CHUNK, D]: keys or values at .. at+CHUNK-1 of every row's slot."""
+  size = (1, x.shape[1] if slots is None else 1, x.shape[2], CHUNK, x.shape[4])
+  if slots is None:
+    return lax.dynamic_slice(x, (layer, 0, 0, at, 0), size)[0]
+  # Slices row by row: a gather would go through the elements one at a time on a CPU.
+  return jnp.concatenate([lax.dynamic_slice(x, (layer, slots[row], 0, at, 0), size)[0]
+                          for row in range(rows)])
+
+
+def write(cache: Cache, slots: jax.Array | None, at: jax.Array, count: jax.Array,
+          k: jax.Array, v: jax.Array) -> Cache:
+  """Commit the first ``count`` tokens of every row's window.
+
+  Args:
+    cache: of all slots; donate it.
+    slots: as in ``attend``; a slot beyond the last is ignored.
+    at: int32 [B], where the window starts in its slot.
+    count: int32 [B]; 0 leaves a slot as it is.
+    k, v: [L, B, K, W, D], from Model.extend.
+  """
+  rows, width = k.shape[1], k.shape[3]
+  slots = jnp.arange(rows) if slots is None else slots
+  index = jnp.arange(width)
+  place = jnp.where(index < count[:, None], at[:, None] + index, cache.k.shape[3])
+  def put(x, new):
+    new = new.transpose(1, 3, 0, 2, 4).astype(x.dtype)  # [B, W, L, K, D]
+    return constrain(x.at[:, slots[:, None], :, place].set(new, mode='drop'))
+  return Cache(put(cache.k, k), put(cache.v, v))

@@ -1,0 +1,228 @@
+"""The mesh and ONE table from logical axes to mesh axes.
+
+  axis     holds                               what travels over it
+  slice    copies of the model, one per TPU    gradients, once per step, over the
+           slice                               data-centre network
+  data     copies inside a slice               gradients, once per step
+  fsdp     parts of every weight               a layer's weights before, its gradient after
+  seq      parts of every row                  keys and values of a layer
+  tensor   heads, ffn columns, vocabulary      activations, twice per layer
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ttt_jax.config import MeshConfig
+from ttt_jax.errors import UserError
+from ttt_jax.tokens.batch import Batch
+
+# From the slowest network to the fastest: 'slice' spans TPU slices, 'tensor' neighbours.
+AXES = ('slice', 'data', 'fsdp', 'seq', 'tensor')
+
+# A logical axis that is not here is an error, never a silent replication.
+TABLE: dict[str, Any] = {
+    'rows': ('slice', 'data', 'fsdp'),  # rows of a batch
+    'row_groups': ('slice', 'data'),    # rows, where fsdp cuts the width instead
+    'length': 'seq',  # tokens of a row
+    'layers': None,   # scanned over
+    'vocab': 'tensor',
+    'embed': 'fsdp',
+    'heads': 'tensor',
+    'kv_heads': 'tensor',
+    'mlp': 'tensor',
+    'norm': None,     # a vector per layer: too small to be worth a gather
+    'rank': None,     # of an adapter: a few columns
+    'width': None,    # activations: every device of a row sees the whole residual stream
+}
+
+
+def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
+  """The mesh of a config over the given (default: all) devices."""
+  devices = jax.devices() if devices is None else devices
+  sizes = _sizes(config, len(devices))
+  types = (AxisType.Auto,) * len(AXES)
+  place = _across_slices if sizes[0] > 1 else mesh_utils.create_device_mesh
+  try:
+    placed = place(sizes, devices)
+  except NotImplementedError:  # an axis is no product of the torus' own: it takes part of one
+    placed = place(sizes, devices, allow_split_physical_axes=True)
+  return Mesh(placed, AXES, axis_types=types)
+
+
+def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+  """The shape of a mesh without its devices: enough to check shardings anywhere."""
+  return AbstractMesh(tuple(_sizes(config, devices)), AXES,
+                      axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _sizes(config: MeshConfig, devices: int) -> list[int]:
+  key = {axis: 'slices' if axis == 'slice' else axis for axis in AXES}
+  sizes = [getattr(config, key[axis]) for axis in AXES]
+  known = math.prod(size for size in sizes if size != -1)
+  if -1 in sizes:
+    sizes[sizes.index(-1)] = max(devices // known, 1)
+  if math.prod(sizes) != devices:
+    named = ', '.join(f'mesh.{key[axis]}={getattr(config, key[axis])}' for axis in AXES)
+    raise UserError(f'config {named} does not fit {devices} devices; the product of the axes must '
+                    'be the number of devices.')
+  return sizes
+
+
+def _across_slices(sizes: list[int], devices: Any, **torus: bool) -> np.ndarray:
+  """Devices of one slice stay together, in the order that suits its own network."""
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if slices == 1:  # slices by name only: virtual devices, or one slice cut up for a trial
+    return np.asarray(devices).reshape(sizes)
+  if slices != sizes[0]:
+    raise UserError(f'config key mesh.slices is {sizes[0]}, but the {len(devices)} devices belong '
+                    f'to {slices} slices.')
+  inside = (1, *sizes[1:])
+  between = (sizes[0],) + (1,) * (len(AXES) - 1)
+  return mesh_utils.create_hybrid_device_mesh(inside, between, devices, **torus)
+
+
+def spec(axes: tuple[str, ...]) -> PartitionSpec:
+  for axis in axes:
+    assert axis in TABLE, f'logical axis {axis!r} is missing from sharding.TABLE'
+  return PartitionSpec(*(TABLE[axis] for axis in axes))
+
+
+def shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
+  """A NamedSharding for every array.
+
+  Args:
+    mesh: from ``make_mesh``.
+    axes: tree of tuples of logical names (Model.axes()).
+    shapes: the same tree of arrays or ShapeDtypeStructs.
+
+  Raises:
+    UserError: a dimension that the mesh axis does not divide.
+  """
+  def one(path, shape, names):
+    assert len(names) == len(shape.shape), (path, names, shape.shape)
+    sharding = NamedSharding(mesh, spec(names))
+    for size, name, axis in zip(shape.shape, names, sharding.spec):
+      parts = _size(mesh, axis)
+      if size % parts:
+        raise UserError(
+            f'parameter {jax.tree_util.keystr(path)} has {size} along its {name!r} axis, which '
+            f'mesh axis {axis!r} of {parts} devices does not divide; change the mesh or the model.')
+    return sharding
+
+  leaf = lambda x: isinstance(x, tuple) and all(isinstance(name, str) for name in x)
+  flat_axes = jax.tree.leaves(axes, is_leaf=leaf)
+  paths, tree = jax.tree_util.tree_flatten_with_path(shapes)
+  return jax.tree.unflatten(
+      tree, [one(path, shape, names) for (path, shape), names in zip(paths, flat_axes)])
+
+
+def _size(mesh: Mesh, axis: Any) -> int:
+  names = () if axis is None else (axis,) if isinstance(axis, str) else axis
+  return math.prod(mesh.shape[name] for name in names)
+
+
+def in_use() -> bool:
+  """Whether a mesh of more than one device is in force (jax.set_mesh)."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+  """Pin a value inside jit to the mesh in force; without a mesh, nothing happens.
+
+  Args:
+    x: an activation or a weight.
+    axes: a logical name or None per dimension. A mesh axis that does not divide its
+      dimension is left out: a batch of three requests is then simply not cut.
+  """
+  if not in_use():
+    return x
+  mesh = jax.sharding.get_abstract_mesh()
+  places = [None if axis is None else TABLE[axis] for axis in axes]
+  places = [place if size % _size(mesh, place) == 0 else None
+            for size, place in zip(x.shape, places, strict=True)]
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*places))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """A weight, whole along fsdp, inside jit. Its gradient is asked for in parts: the transpose
+  of a plain constraint would ask for the whole sum on every device, an all-reduce."""
+  whole = tuple(None if TABLE[axis] == TABLE['embed'] else axis for axis in axes)
+  return constrain(constrain(weight, axes), whole)
+
+
+gather.defvjp(lambda weight, axes: (gather(weight, axes), None),
+              lambda axes, _, gradient: (constrain(gradient, axes),))
+
+
+def check_heads(mesh: Mesh, num_attention_heads: int, kv_heads: int) -> None:
+  """UserError unless every device of the tensor axis gets whole heads."""
+  parts = _size(mesh, TABLE['heads'])
+  if num_attention_heads % parts or kv_heads % parts:
+    raise UserError(
+        f'config key mesh.tensor={parts} must divide model.num_attention_heads='
+        f'{num_attention_heads} and model.num_key_value_heads={kv_heads}; '
+        'use a smaller tensor axis and a larger fsdp.')
+
+
+def report(mesh: Mesh, axes: Any, shapes: Any) -> list[str]:
+  """What every device holds a whole copy of, and why, in lines for people.
+
+  Args:
+    mesh: from ``make_mesh``.
+    axes, shapes: as for ``shardings``.
+  """
+  held: dict[str, list] = {}
+  total = whole = 0
+  leaf = lambda x: isinstance(x, tuple) and all(isinstance(name, str) for name in x)
+  paths = jax.tree_util.tree_flatten_with_path(shapes)[0]
+  for (path, shape), names in zip(paths, jax.tree.leaves(axes, is_leaf=leaf)):
+    size = math.prod(shape.shape)
+    total += size
+    if all(_size(mesh, place) == 1 for place in spec(names)):
+      whole += size
+      cut = [name for name in names if TABLE[name] is not None]
+      why = (f'its axes {" x ".join(names)} lie on mesh axes of one device' if cut else
+             f'{" x ".join(names)}: small, not cut by the sharding table')
+      held.setdefault(why, []).append(jax.tree_util.keystr(path, simple=True, separator='.'))
+  lines = [f'{whole:,} of {total:,} parameters ({100 * whole / max(total, 1):.2f} %) are whole on '
+           'every device:']
+  return lines + [f'  {why}: {", ".join(names)}' for why, names in held.items()]
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Of every [B, T] vector of a Batch."""
+  return NamedSharding(mesh, spec(('rows', 'length')))
+
+
+def abstract_batch(mesh: Mesh, rows: int, length: int) -> Batch:
+  """ShapeDtypeStructs of a batch: what a step is compiled for beforehand."""
+  one = jax.ShapeDtypeStruct((rows, length), np.int32, sharding=batch_sharding(mesh))
+  return Batch(*[one] * len(Batch._fields))
+
+
+def check_batch(mesh: Mesh, rows: int, microbatches: int, length: int) -> None:
+  """UserError unless every microbatch divides over the mesh."""
+  parts = _size(mesh, TABLE['rows'])
+  if (rows // microbatches) % parts:
+    raise UserError(
+        f'config keys train.batch_size={rows} and train.grad_accum_steps={microbatches}: '
+        f'{rows // microbatches} rows per microbatch do not divide over the {parts} devices of '
+        'the mesh axes slice x data x fsdp.')
+  if length % _size(mesh, TABLE['length']):
+    raise UserError(f'config key data.seq_len={length} does not divide over '
+                    f'mesh.seq={mesh.shape["seq"]}.')
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+  """This process's rows (numpy) -> global arrays on the mesh."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

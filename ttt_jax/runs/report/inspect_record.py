@@ -1,0 +1,148 @@
+"""`ttt-jax inspect --record FILE:LINE`: a record as `prepare` would render it."""
+
+import contextlib
+import dataclasses
+import pathlib
+from typing import Iterator
+
+import numpy as np
+
+from ttt_jax.audio import codec as codecs, io
+from ttt_jax.config import Config, Source
+from ttt_jax.data import interleave
+from ttt_jax.data.prepare import render
+from ttt_jax.data.records import readers, sources
+from ttt_jax.data.records.records import Part, Record
+from ttt_jax.errors import UserError
+from ttt_jax.runs.report.inspect_set import Reader, Set, describe
+from ttt_jax.tokens.batch import make_row
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Found:
+  """The object at a place of a file; ``before`` = records of the file before it."""
+  path: pathlib.Path
+  line: int
+  before: int
+  value: dict | UserError
+
+
+def show(config: Config, workdir: pathlib.Path, place: str, task: str | None,
+         out: pathlib.Path | None, ids: bool = False) -> Iterator[str]:
+  """A record as text, once for each entry of data.sources that names its file.
+
+  Args:
+    config: of the run.
+    workdir: its folder; a set that is prepared there gives vocabulary and codec.
+    place: 'FILE:LINE', or 'FILE' for its first record; the file is looked for here and in
+      workdir, like those of data.sources. Lines count as in the messages of prepare: lines of
+      text and tables, records of .json and .parquet.
+    task: of a file that data.sources does not name; None = records as they are.
+    out, ids: as inspect_data.describe.
+
+  Raises:
+    UserError: no such file or line, a record or recording that cannot be used, no codec yet.
+  """
+  found = _find(place, workdir)
+  entries = _entries(config, workdir, found.path, task)
+  reader = _reader(config, workdir, found.path)
+  for number, source in entries:
+    source_name = f'data.sources[{number}]' if number >= 0 else 'no source'
+    name = f'{found.path.name}-{found.line}' + (f'-source{number}' if len(entries) > 1 else '')
+    record, times = _record(reader, found, source, max(number, 0))
+    document, notes = _document(reader, record, source, times)
+    title = f'{found.path}:{found.line} as {source_name}, task {record.task or "other"}'
+    row = make_row(reader.vocab, [(1, *document)], len(document.token))
+    text = describe(reader, row, title, name, out, ids)
+    yield '\n'.join([text, *(f'note: {note}' for note in notes), ''])
+
+
+def _find(place: str, workdir: pathlib.Path) -> _Found:
+  name, _, line = place.rpartition(':')
+  if not name or not line.isdecimal():
+    name, line = place, ''
+  paths = readers.find(name, [pathlib.Path(), workdir])
+  if not paths:
+    raise UserError(f'--record is {place!r}: there is no file {name!r}, neither here '
+                    f'({pathlib.Path.cwd()}) nor in {workdir}.')
+  path, last = paths[0], 0
+  piece = readers.Piece(str(path))
+  lines = readers.is_lines(path)
+  for before, (where, value) in enumerate(readers.lines(piece) if lines else readers.items(piece)):
+    last = int(where.rpartition(':')[2])
+    if line and last != int(line):
+      continue
+    return _Found(path, last, before, readers.parse_line(where, value) if isinstance(value, bytes)
+                  else value)
+  raise UserError(f'--record is {place!r}: {path} has no record there; its last one is at {last}.')
+
+
+def _entries(config: Config, workdir: pathlib.Path, path: pathlib.Path, task: str | None
+             ) -> list[tuple[int, Source]]:
+  """(number, source) of each entry of data.sources that reads a file; (-1, a plain one) if none."""
+  out = []
+  for number, source in enumerate(config.data.sources):
+    with contextlib.suppress(UserError):  # a folder without a manifest: prepare will say so
+      if any(
+          path.samefile(other) for other in readers.find(source.path, [pathlib.Path(), workdir])):
+        out.append((number, source))
+  if task and out:
+    raise UserError(f'--task is {task!r}, but data.sources[{out[0][0]}] says what {path} is for; '
+                    'leave it out.')
+  if task:
+    sources.check_task(task, '--task')
+  return out or [(-1, Source(path=str(path), task=task or ''))]
+
+
+def _reader(config: Config, workdir: pathlib.Path, path: pathlib.Path) -> Reader:
+  """The prepared set's vocabulary and codec; else the codec beside the file, or the config's."""
+  if (workdir / config.data.path / 'manifest.json').is_file():
+    return Set(config, workdir)
+  beside = path.parent / 'codec'
+  if (beside / codecs.FILE).is_file():
+    return Reader(config, codecs.load(beside))
+  if config.codec.name == 'mel':
+    raise UserError(f'codec mel is fitted by `ttt-jax prepare`, and there is no prepared data in '
+                    f'{workdir / config.data.path}; prepare first, or choose another codec.name.')
+  return Reader(config, codecs.create(config.codec))
+
+
+def _record(reader: Reader, found: _Found, source: Source, number: int) -> tuple[Record, int]:
+  """What prepare makes of the object: parsed, with codes, with its prompt; and how often."""
+  where = f'{found.path}:{found.line}'
+  one = sources.Input(source, number, readers.Piece(str(found.path)), (0, 0))
+  item = one.parse(where, found.value)
+  if isinstance(item, sources.Reject):
+    raise UserError(item.sentence)
+  def with_codes(part: Part) -> Part:
+    if part.codes is not None:
+      return part
+    try:
+      return dataclasses.replace(part, codes=np.asarray(
+          reader.codec.encode(*io.read(one.file_of(part))), np.int32))
+    except UserError as error:
+      raise UserError(f'{where}: {error}') from error
+  item = item.map_audio(with_codes)
+  data = reader.config.data
+  record = one.record(item, found.before, 0, reader.config.seed, data.text_chunk,
+                      data.audio_chunk)
+  return record, one.copies(found.before)
+
+
+def _document(reader: Reader, record: Record, source: Source, times: int
+              ) -> tuple[interleave.Example, list[str]]:
+  """The record as it goes into rows, and what prepare does beyond that."""
+  data, notes = reader.config.data, []
+  whole = interleave.render(record, reader.vocab, reader.tokenizer, data.text_chunk,
+                            data.audio_chunk, render.fill(reader.codec, data.span_fill))
+  how = 'no' if sources.is_heldout(source.split) else data.truncate
+  length, most = len(whole.token), data.seq_len
+  document = whole
+  if length > most:
+    cut = interleave.truncate(whole, most, how, reader.vocab) if how != 'no' else None
+    document = whole if cut is None else cut
+    notes.append(f'the whole record has {length:,} tokens, a row {most:,}; ' + (
+        'prepare rejects it.' if cut is None else f'cut by data.truncate={how!r}.'))
+  if times != 1:
+    notes.append(f'repeat={source.repeat:g} takes this record {times} times.')
+  return document, notes

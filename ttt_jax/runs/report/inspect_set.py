@@ -1,0 +1,284 @@
+"""`ttt-jax inspect`: a document as the model sees it, and a prepared set at a glance.
+
+n = tokens of a document.
+"""
+
+import base64
+import html
+import os
+import pathlib
+import tempfile
+from typing import Any, Iterator
+
+import numpy as np
+
+from ttt_jax.audio import codec as codecs, io
+from ttt_jax.config import Config
+from ttt_jax.data import store
+from ttt_jax.errors import UserError
+from ttt_jax.runs.report import mask_plot, plots
+from ttt_jax.storage import files
+from ttt_jax.tokens import tokenizer as tokenizers
+from ttt_jax.tokens.batch import Batch
+from ttt_jax.tokens.vocab import Vocabulary
+
+FOLDER = 'inspect'
+PAGE = 'set.html'
+_TEXT, _AUDIO, _CONTROL, _LEARNED = 'blue', 'dark_orange3', 'bright_black', 'bold'
+
+
+class Reader:
+  """What makes a document readable: vocabulary, tokenizer, codec."""
+
+  def __init__(self, config: Config, codec: codecs.Codec, vocab: Vocabulary | None = None):
+    """A vocabulary of None is that of the config's text and the codec."""
+    self.config, self.codec = config, codec
+    self.mute = ''  # why the last codes could not be heard
+    self.tokenizer = tokenizers.create(config.vocab)
+    self.vocab = vocab or Vocabulary(self.tokenizer.name, self.tokenizer.ranks, codec.name,
+                                     codec.codebook_size)
+
+  def runs(self, document: Batch) -> Iterator[tuple[slice, bool]]:
+    """(where, whether it is audio) of every maximal run of one class."""
+    audio = np.asarray(self.vocab.is_audio(document.token))
+    cuts = [0, *(np.flatnonzero(np.diff(document.span)) + 1).tolist(), len(audio)]
+    for start, stop in zip(cuts[:-1], cuts[1:]):
+      yield slice(start, stop), bool(audio[start])
+
+  def sound(self, tokens: np.ndarray) -> np.ndarray | None:
+    """The codes among some tokens as a waveform; None if it gives none, and why in ``mute``."""
+    try:
+      return self.codec.sound(self.vocab.decode_codes(tokens))
+    except UserError as error:
+      self.mute = str(error)
+      return None
+
+
+class Set(Reader):
+  """A prepared set."""
+
+  def __init__(self, config: Config, workdir: str | os.PathLike):
+    self.folder = pathlib.Path(workdir) / config.data.path
+    self.manifest = store.read_manifest(self.folder)
+    super().__init__(config, codecs.load(self.folder / 'codec'),
+                     Vocabulary(**self.manifest['vocabulary']))
+
+  def documents(self, split: str) -> Iterator[tuple[int, Batch]]:
+    """(number, its five vectors [n]) of every document of a split, in the rows' order."""
+    known = sorted(self.manifest['splits'])
+    if split not in known:
+      raise UserError(f'--split is {split!r}; {self.folder} has {", ".join(known)}.')
+    rows = store.Rows(self.folder, split)
+    for i in range(len(rows)):
+      row = rows[i]
+      for number in np.unique(row.document[row.document > 0]):
+        yield int(number), Batch(*(values[row.document == number] for values in row))
+
+  def document(self, split: str, number: int | None) -> tuple[int, Batch]:
+    """One document; without a number the first that speaks, or else the first.
+
+    Raises:
+      UserError: no such split or document.
+    """
+    first = None
+    for found, document in self.documents(split):
+      first = first or (found, document)
+      if found == number or number is None and ((document.span > 0)
+                                                & (document.supervised > 0)).any():
+        return found, document
+    if number is None and first:
+      return first
+    raise UserError(f'--document is {number}; split {split!r} of {self.folder} has no document of '
+                    'that number.')
+
+
+def show(held: Set, split: str, number: int | None, out: pathlib.Path | None,
+         ids: bool = False) -> str:
+  """One document of a set; see ``describe``.
+
+  Args:
+    held: the set.
+    split, number: see ``Set.document``.
+    out, ids: as there.
+  """
+  number, document = held.document(split, number)
+  return describe(held, document, f'document {number} of split {split}', str(number), out, ids)
+
+
+def describe(held: Reader, document: Batch, title: str, name: str, out: pathlib.Path | None,
+             ids: bool = False) -> str:
+  """A document as coloured text, and in ``out`` its mask (PNG) and its sounds (WAV).
+
+  Args:
+    held: what reads it.
+    document: its vectors [n].
+    title: what the text calls it.
+    name: what the names of the files start with.
+    out: folder; None writes nothing.
+    ids: list every token: position, id, what it reads, whether it has a loss.
+
+  Returns:
+    Text with rich's markup; print it with ``say``.
+  """
+  from rich.markup import escape
+  gap = ' ' if len(title) < 35 else '\n'  # 80 columns
+  lines = [f'{escape(title)}:{gap}{len(document.token)} tokens, '
+           f'{np.count_nonzero(held.vocab.is_audio(document.token))} of them audio, '
+           f'{np.count_nonzero(document.supervised)} with a loss', '', _story(held, document)]
+  if ids:
+    lines += ['', _listing(held, document)]
+  if held.mute:
+    lines += ['', f'no sound: {escape(held.mute)}']
+  if out is not None:
+    lines += ['', *(f'wrote {escape(str(path))}' for path in _write(held, document, name, out))]
+  return '\n'.join(lines)
+
+
+def say(text: str) -> None:
+  """Print markup: colours on a terminal, plain words elsewhere."""
+  import rich.console
+  rich.console.Console(highlight=False, soft_wrap=True).print(text)
+
+
+def _story(held: Reader, document: Batch) -> str:
+  """What is said, run by run; tokens with a loss are bold."""
+  from rich.markup import escape
+  out = []
+  for where, audio in held.runs(document):
+    tokens, learned = document.token[where], document.supervised[where]
+    if audio:
+      codes = held.vocab.decode_codes(tokens)
+      few = ' '.join(map(str, codes[:6].tolist())) + (' ...' if len(codes) > 6 else '')
+      end = held.vocab.name(int(tokens[-1])) if held.vocab.is_end(tokens[-1]) else ''
+      style = f'{_LEARNED} {_AUDIO}' if learned.any() else _AUDIO
+      sound = held.sound(tokens)
+      lasts = '' if sound is None else f', {len(sound) / held.codec.sample_rate:.2f} s'
+      words = f'[{len(codes)} codes{lasts}: {few}]'
+      out.append(f'[{style}]{escape(words)}[/]' + _control(end))
+      continue
+    for part in np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(learned)) + 1):
+      style = f'{_LEARNED} {_TEXT}' if learned[part[0]] else _TEXT
+      out += [f'[{style}]{escape(piece)}[/]' if plain else _control(piece)
+              for piece, plain in _pieces(held, tokens[part])]
+  return ''.join(out)
+
+
+def _control(name: str) -> str:
+  from rich.markup import escape
+  return f'[{_CONTROL}]{escape(name)}[/]' if name else ''
+
+
+def _pieces(held: Reader, tokens: np.ndarray) -> Iterator[tuple[str, bool]]:
+  """(words, True) of ordinary text, (name, False) of a control token."""
+  plain: list[int] = []
+  for token in tokens.tolist():
+    name = held.vocab.name(token)
+    if name is None:
+      plain.append(token)
+      continue
+    if plain:
+      yield held.tokenizer.decode(plain), True
+      plain = []
+    yield name, False
+  if plain:
+    yield held.tokenizer.decode(plain), True
+
+
+def _listing(held: Reader, document: Batch) -> str:
+  from rich.markup import escape
+  start, end = mask_plot.ranges(document, held.config)
+  labels = mask_plot.token_labels(document.token, held.vocab, held.tokenizer)
+  lines = [f'{"position":>8}{"id":>8}  {"token":<28}{"reads":>14}  loss']
+  for i, token in enumerate(document.token.tolist()):
+    reads = f'{start[i]}..{end[i] - 1}'
+    learned = ('diffusion' if held.vocab.is_audio(token) else 'next token'
+               ) if document.supervised[i] else ''
+    color = _AUDIO if held.vocab.is_audio(token) else _TEXT
+    label = escape(f'{labels[i][:27]:<28}')
+    lines.append(f'{i:>8}{token:>8}  [{color}]{label}[/]{reads:>14}  {learned}')
+  return '\n'.join(lines)
+
+
+def _write(held: Reader, document: Batch, stem: str, out: pathlib.Path) -> list[pathlib.Path]:
+  """The mask, and, if the codec can, one WAV for what is heard and one for what is said."""
+  made = [out / f'{stem}-mask.png']
+  out.mkdir(parents=True, exist_ok=True)
+  mask_plot.draw_document(made[0], document, held.vocab, held.tokenizer, held.config)
+  for name, learned in (('heard', False), ('said', True)):
+    sound = held.sound(document.token[(document.supervised > 0) == learned])
+    if sound is not None and len(sound):
+      made.append(out / f'{stem}-{name}.wav')
+      io.write_wav(made[-1], sound, held.codec.sample_rate)
+  return made
+
+
+# -- the whole set ----------------------------------------------------------------------------
+
+
+def measure(held: Set, split: str) -> dict[str, Any]:
+  """Lengths of a split: {'length', 'audio', 'supervised': int [documents], 'span': int [spans]}."""
+  lengths, audio, supervised, spans = [], [], [], []
+  for _, document in held.documents(split):
+    lengths.append(len(document.token))
+    audio.append(np.count_nonzero(document.span > 0))
+    supervised.append(np.count_nonzero(document.supervised))
+    spans += np.unique(document.span[document.span > 0], return_counts=True)[1].tolist()
+  return {'length': np.array(lengths, int), 'audio': np.array(audio, int),
+          'supervised': np.array(supervised, int), 'span': np.array(spans, int)}
+
+
+def page(held: Set, out: pathlib.Path) -> pathlib.Path:
+  """Write an HTML page of a prepared set: counts by task, histograms of lengths; its path."""
+  parts = []
+  for name, split in held.manifest['splits'].items():
+    found = measure(held, name)
+    rows = ''.join(
+        f'<tr><td>{html.escape(task)}</td><td>{entry["records"]:,}</td><td>{entry["text"]:,}</td>'
+        f'<td>{entry["audio"]:,}</td></tr>' for task, entry in sorted(split['tasks'].items()))
+    parts.append(
+        f'<h2>{html.escape(name)}</h2><p>{split["documents"]:,} documents in {split["rows"]:,} '
+        f'rows of {held.manifest["seq_len"]:,} tokens; padding {split["padding"]:.1%}; '
+        f'{split["truncated"]:,} documents were cut to fit a row.</p>'
+        '<table><tr><th>task</th><th>records</th><th>text tokens</th><th>audio tokens</th></tr>'
+        f'{rows}</table><img alt="histograms of {html.escape(name)}" src="data:image/png;base64,'
+        f'{_histograms(found)}">')
+  left_out = ', '.join(f'{count:,} ({reason})' for reason, count in
+                       held.manifest['rejects'].items()) or 'none'
+  body = f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(str(held.folder))}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 54rem; margin: 2rem auto;
+  padding: 0 1rem }}
+table {{ border-collapse: collapse; margin: 1rem 0 }}
+th, td {{ padding: .2rem 1rem .2rem 0; text-align: right }}
+th:first-child, td:first-child {{ text-align: left }}
+img {{ max-width: 100% }}</style>
+<h1>{html.escape(str(held.folder))}</h1><p>Vocabulary {held.manifest["fingerprint"]}:
+{html.escape(held.vocab.text)} text, codec {html.escape(held.vocab.codec)}.
+Records left out: {html.escape(left_out)}.</p>
+{"".join(parts)}</html>
+"""
+  out.mkdir(parents=True, exist_ok=True)
+  files.write_text(out / PAGE, body)
+  return out / PAGE
+
+
+def _histograms(found: dict[str, np.ndarray]) -> str:
+  """Lengths of documents, share of audio, lengths of spans; a PNG in base64."""
+  panels = [('tokens of a document', found['length'], plots.TEXT),
+            ('audio tokens of a document', found['audio'], plots.AUDIO),
+            ('tokens of a span', found['span'], plots.AUDIO)]
+  panels = [panel for panel in panels if panel[1].any()]
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'h.png'
+    with plots.picture(path, 3.0 * len(panels), 2.6) as figure:
+      for axes, (title, values, color) in zip(figure.subplots(1, len(panels), squeeze=False)[0],
+                                              panels):
+        width = -(-(int(np.ptp(values)) + 1) // 40)  # tokens per bar
+        axes.hist(values, bins=np.arange(values.min(), values.max() + width + 1, width) - 0.5,
+                  color=color)
+        axes.set_title(title)
+        axes.set_ylabel('count')
+        for axis in (axes.xaxis, axes.yaxis):
+          axis.get_major_locator().set_params(integer=True)
+    return base64.b64encode(path.read_bytes()).decode('ascii')

@@ -1,0 +1,113 @@
+"""The report's section about speed: what a run did per second, and where its time went."""
+
+from collections.abc import Sequence
+import html
+
+import numpy as np
+
+from ttt_jax.system.progress import duration
+
+# (name in metrics.jsonl, label, kind of number, what it means)
+RATES = (
+    ('useful_tokens_per_second', 'Useful tokens per second', 'count',
+     'positions that belong to records'),
+    ('tokens_per_second', 'Tokens per second, with padding', 'count', 'all positions of the rows'),
+    ('documents_per_second', 'Records per second', 'count', ''),
+    ('steps_per_second', 'Steps per second', 'count', ''),
+    ('padding_fraction', 'Padding', 'share', 'of the positions: room that packing left over'),
+    ('blocks_skipped', 'Attention skipped', 'share',
+     'of its blocks: those where nobody reads (a dense form makes them all the same)'),
+    ('model_flops_per_second', 'Work of the model', 'flops',
+     'operations that these records need, forward and backward'),
+    ('mfu', 'Use of the hardware (MFU)', 'share',
+     'of the operations that the devices can do at most, in bfloat16'),
+)
+
+# What telemetry.Clock tells apart, in the order of the table.
+PARTS = {
+    'step': ('Training', 'the devices were at work on steps'),
+    'compile': ('Compiling', 'turning the train step into a program'),
+    'data': ('Waiting for data', 'the devices had nothing to do before the next batch came'),
+    'checkpoint': ('Checkpoints', 'copying the state off the devices'),
+    'eval': ('Evaluation', 'measuring on held-out records during the run'),
+    'start': ('Start', 'opening data and checkpoints, making the first state'),
+    'other': ('Other', 'the host’s own work while the devices had nothing to do'),
+}
+
+
+def section(lines: Sequence[dict]) -> str:
+  """HTML of the section.
+
+  Args:
+    lines: what metrics.read gives.
+  """
+  split = next((line for line in reversed(lines) if 'time/total' in line), None)
+  if split is None:
+    return ('<p class="missing">The speed of this run was not measured; <code>ttt-jax train'
+            '</code> does so.</p>')
+  return ('<p>Rates are medians over the log lines, per second of training: compilation and '
+          'checkpoints are left out, waits for data are not.</p>'
+          f'{_rates(lines)}<h3>Where the time went</h3>{_split(split)}{_recompiles(split)}')
+
+
+def _rates(lines: Sequence[dict]) -> str:
+  rows = ''
+  for name, label, kind, note in RATES:
+    values = np.array([line[name] for line in lines if name in line])
+    values = values[np.isfinite(values)]
+    if len(values):
+      rows += _row(label, _FORMS[kind](float(np.median(values))), note)
+  return _table(('Measure', 'Typical', 'What it means'), rows)
+
+
+def _split(line: dict) -> str:
+  total = line['time/total']
+  rows = ''
+  for part, (label, note) in PARTS.items():
+    share = line[f'time/{part}']
+    if share > 0:
+      rows += _row(label, _share(share), f'{duration(share * total)}: {note}', bar=share)
+  return (f'<p class="note">Of {duration(total)} in all, earlier runs that this one went on from '
+          f'included.</p>{_table(("Part", "Share", "Time, and what it went to"), rows)}')
+
+
+def _recompiles(line: dict) -> str:
+  times = int(line['recompiles'])
+  if not times:
+    return ''
+  return (f'<p class="missing">The train step was compiled again {times} time'
+          f'{"s" if times > 1 else ""} after the first; the log names the steps. Each time the '
+          'devices stood still.</p>')
+
+
+def _table(heads: tuple[str, str, str], rows: str) -> str:
+  first, number, note = heads
+  return ('<table class="scores stack"><thead><tr>'
+          f'<th scope="col">{first}</th><th scope="col" class="number">{number}</th>'
+          f'<th scope="col">{note}</th></tr></thead><tbody>{rows}</tbody></table>')
+
+
+def _row(label: str, value: str, note: str, bar: float | None = None) -> str:
+  drawn = '' if bar is None else (
+      f'<div class="bar" aria-hidden="true"><span style="width:{100 * bar:.1f}%"></span></div>')
+  return (f'<tr><th scope="row">{html.escape(label)}{drawn}</th>'
+          f'<td class="number">{value}</td><td class="note">{html.escape(note)}</td></tr>')
+
+
+def _count(value: float) -> str:
+  return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
+
+
+def _share(value: float) -> str:
+  return f'{100 * value:.1f} %'
+
+
+def _flops(value: float) -> str:
+  """'12.3 TFLOP/s'."""
+  for size, prefix in ((1e15, 'P'), (1e12, 'T'), (1e9, 'G')):
+    if value >= size:
+      return f'{value / size:.3g} {prefix}FLOP/s'
+  return f'{value / 1e6:.3g} MFLOP/s'
+
+
+_FORMS = {'count': _count, 'share': _share, 'flops': _flops}

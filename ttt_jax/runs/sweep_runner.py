@@ -1,0 +1,156 @@
+"""The members of a sweep on this machine, some at a time, each under a supervisor's rules."""
+
+from collections.abc import Callable, Mapping, Sequence
+import os
+import pathlib
+import signal
+import time
+
+from ttt_jax.runs import sweep, sweep_table
+from ttt_jax.runs.supervisor import DONE, INTERRUPTED, PREEMPTED, Rules, Supervisor, how
+
+Commands = Callable[[sweep.Member], list[list[str]]]
+
+
+class Runner:
+  """Runs members; call ``poll`` a few times per second.
+
+  A member is a chain of commands (train, then perhaps evaluate), each started again after
+  preemptions and crashes. One that fails is written down as failed, and the next one starts.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, members: Sequence[sweep.Member],
+               commands: Commands, jobs: int = 1, rules: Rules = Rules(), *,
+               environments: Sequence[Mapping[str, str]] = (), record: bool = True,
+               say: Callable[[str], None] = lambda sentence: None):
+    """Nothing starts before the first ``poll``.
+
+    Args:
+      workdir: of the sweep, which ``sweep.settle`` has prepared.
+      members: those to run; who is done already is left out.
+      commands: member -> its commands, one after the other.
+      jobs: members at a time.
+      rules: of every member's supervisor.
+      environments: variables to add, one mapping per member that runs at a time (its GPUs).
+      record: False on the processes that help with a member and do not write about it.
+      say: takes a sentence about what happens.
+    """
+    self.workdir, self.jobs = pathlib.Path(workdir), jobs
+    self.code: int | None = None
+    self._waiting = [member for member in members
+                     if sweep.read_state(member.folder(workdir)).get('state') != sweep.DONE]
+    self.done, self.failed = len(members) - len(self._waiting), 0
+    self._commands, self._rules, self._say, self._record = commands, rules, say, record
+    self._environments = environments
+    self._running: dict[int, _Run] = {}  # by slot
+    self._asked: int | None = None
+
+  @property
+  def running(self) -> int:
+    return len(self._running)
+
+  def ask(self, number: int) -> None:
+    """Pass signal ``number`` on and start nothing more."""
+    self._asked = number
+    for run in self._running.values():
+      run.supervisor.ask(number)
+
+  def end(self) -> None:
+    """Kill what still runs."""
+    for run in self._running.values():
+      run.supervisor.end()
+
+  def poll(self) -> int | None:
+    """Look after the members; the exit code when all are over: 0, 1 if one failed, 77 or 130
+    if this was asked to stop."""
+    if self.code is not None:
+      return self.code
+    for slot, run in list(self._running.items()):
+      code = run.poll()
+      if code is not None:
+        del self._running[slot]
+        self._over(run, code)
+    while self._waiting and self._asked is None and len(self._running) < self.jobs:
+      self._begin(self._waiting.pop(0))
+    if not self._running and (not self._waiting or self._asked is not None):
+      self.code = self._result()
+    return self.code
+
+  def _begin(self, member: sweep.Member) -> None:
+    slot = next(slot for slot in range(self.jobs) if slot not in self._running)
+    extra = self._environments[slot] if self._environments else {}
+    self._running[slot] = _Run(member, member.folder(self.workdir), self._commands(member),
+                               self._rules, extra, lambda text: self._say(f'{member.name}: {text}'))
+    self._note(member, state=sweep.RUNNING, error='', started=time.time())
+
+  def _over(self, run: '_Run', code: int) -> None:
+    if code == DONE:
+      self.done += 1
+      self._note(run.member, state=sweep.DONE, error='', ended=time.time())
+    elif self._asked is not None and code in (PREEMPTED, INTERRUPTED):
+      self._note(run.member, state=sweep.STOPPED, ended=time.time())
+    else:
+      self.failed += 1
+      error = run.supervisor.error or how(code)
+      self._note(run.member, state=sweep.FAILED, error=error, ended=time.time())
+      log = run.supervisor.log(0)
+      self._say(f'{run.member.name} failed: {error} (its log is {log})')
+    if self._record:
+      sweep_table.write_table(self.workdir)
+
+  def _note(self, member: sweep.Member, **values) -> None:
+    if self._record:
+      sweep.write_state(member.folder(self.workdir), **values)
+
+  def _result(self) -> int:
+    if self._asked is not None:
+      return INTERRUPTED if self._asked == signal.SIGINT else PREEMPTED
+    return 1 if self.failed else 0
+
+
+class _Run:
+  """One member: its commands one after the other."""
+
+  def __init__(self, member, folder, commands, rules, extra, say):
+    self.member = member
+    self._folder, self._rest, self._rules = folder, list(commands), rules
+    self._extra, self._say = extra, say
+    self.supervisor = self._next()
+
+  def _next(self) -> Supervisor:
+    command = self._rest.pop(0)
+    return Supervisor(lambda attempt: [command], self._folder, self._rules,
+                      environments=[self._extra], say=self._say,
+                      names=[f'process-{os.environ.get("SLURM_PROCID", "0")}'])
+
+  def poll(self) -> int | None:
+    code = self.supervisor.poll()
+    if code != DONE or not self._rest:
+      return code
+    self.supervisor = self._next()
+    return None
+
+
+def gpu_shares(gpus: Sequence[str], jobs: int) -> list[dict[str, str]]:
+  """Variables that give each of ``jobs`` members its own GPUs; empty where there are none.
+
+  Args:
+    gpus: their numbers or ids.
+    jobs: members at a time, at most as many as GPUs.
+  """
+  each = len(gpus) // jobs
+  assert each or not gpus, (gpus, jobs)
+  return [{'CUDA_VISIBLE_DEVICES': ','.join(gpus[slot * each:(slot + 1) * each])}
+          for slot in range(jobs)] if gpus else []
+
+
+def steps_done(workdir: str | os.PathLike, members: Sequence[sweep.Member]) -> int:
+  """Training steps that all members together have behind them, for a progress bar."""
+  total = 0
+  for member in members:
+    folder = member.folder(workdir)
+    if sweep.read_state(folder).get('state') == sweep.DONE:
+      total += member.config.train.steps
+    else:
+      total += int(sweep.read_json(folder / 'status.json').get('step') or 0)
+  return total

@@ -1,0 +1,152 @@
+"""Training: opens what a run needs, decides where it starts, and hands over to the loop."""
+
+import contextlib
+import os
+import pathlib
+
+import jax
+
+from ttt_jax import config as config_lib
+from ttt_jax.config import Config, to_dict
+from ttt_jax.data import loader, store
+from ttt_jax.errors import UserError
+from ttt_jax.model import sharding
+from ttt_jax.model.transformer import Model
+from ttt_jax.tokens.vocab import Vocabulary
+from ttt_jax.train import (
+    checkpoint, fault_injection, metrics, optimizer as optimizers, preemption, restore,
+    state as train_state, status_file, telemetry, watchdog)
+from ttt_jax.train.loop import RunProgress, Loop, TrainContext
+from ttt_jax.train.validation import Validator
+
+# Settings that must not change if a run is to go on with the same batches.
+_SAME_DATA = (('train', 'batch_size'), ('data', 'stages'), ('data', 'shuffle'), ('data', 'sst'))
+
+
+def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | None = None,
+          faults: fault_injection.Faults | None = None) -> train_state.TrainState:
+  """Train until ``train.steps`` updates are done, resuming what is in ``workdir``.
+
+  Where the run starts, in this order:
+    1. the newest sealed checkpoint in workdir/checkpoints whose files all have the sizes and
+       checksums of its seal, with its data position, counters and clock. Unfinished ones (the
+       run was killed while saving) are removed; damaged ones are reported, renamed to
+       STEP.damaged, and the next older one is tried;
+    2. if there were sealed checkpoints and all are damaged: a UserError, never step 0;
+    3. else the parameters of the newest good checkpoint in ``train.init_from``, step 0;
+    4. else random parameters from ``seed``, step 0.
+
+  A checkpoint with weights alone, as an import leaves it at step 0, is case 1 with a new
+  optimizer state; adapters that are asked for and not in a checkpoint begin as no change.
+
+  Args:
+    config: everything about the run.
+    workdir: holds the prepared data; gets config.json, metrics.jsonl, status.json,
+      tensorboard/ and checkpoints/.
+    stop: asks the run to save and leave; ``stop.agreed`` says afterwards whether it did so.
+    faults: for drills only.
+
+  Returns:
+    The last state, on the mesh; it is saved.
+
+  Raises:
+    UserError: no data, another vocabulary or row length than the data's, a batch that the
+      mesh does not divide, a checkpoint that does not fit, only damaged checkpoints, a full
+      disk, a loss that stays not finite, no W&B where it is asked for.
+  """
+  flight = telemetry.InFlight()
+  clock = telemetry.Clock(flight.busy)
+  metrics.check(config.train.wandb)
+  workdir = pathlib.Path(workdir)
+  data_dir = workdir / config.data.path
+  vocab = store.vocabulary(data_dir)
+  check_data(config, data_dir, vocab)
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check_batch(mesh, config.train.batch_size, config.train.grad_accum_steps,
+                       config.data.seq_len)
+  sharding.check_heads(mesh, config.model.num_attention_heads, config.model.num_key_value_heads)
+  model = Model(config.model, vocab.size)
+  optimizer = optimizers.make(config.optimizer, config.train.steps)
+  target = train_state.abstract(model, optimizer, mesh)
+  batches = loader.Loader(data_dir, config.data, config.train.batch_size, config.seed, vocab,
+                          jax.process_index(), jax.process_count())
+  status = status_file.Status(workdir, config.train.steps, jax.process_index(), jax.process_count())
+  settings = config.train
+  with contextlib.ExitStack() as open_things:
+    enter = open_things.enter_context
+    enter(status)
+    dog = enter(watchdog.Watchdog(settings.stuck_minutes, workdir, jax.process_index(),
+                                  lambda text: _stuck(text, settings.stuck_exit, status, stop)))
+    checkpoints = enter(checkpoint.Checkpoints(
+        workdir / 'checkpoints', settings.keep, settings.keep_every, settings.keep_best,
+        status.event))
+    enter(jax.set_mesh(mesh))
+    validator = Validator(config, model, vocab, mesh, data_dir) if settings.eval_every else None
+    state, progress = _start(config, model, optimizer, mesh, vocab, target, checkpoints, batches,
+                           clock, status)
+    dog.beat()
+    writer = enter(_writer(config, workdir, progress.step))
+    context = TrainContext(config, vocab, mesh, model, optimizer, target, batches, checkpoints,
+                           writer, status, dog, stop or preemption.Stop(), faults, validator, clock,
+                           flight)
+    return Loop(context, state, progress).run()
+
+
+def check_data(config: Config, data_dir: pathlib.Path, vocab: Vocabulary) -> None:
+  """UserError unless the prepared set is the one that the config describes."""
+  manifest = store.read_manifest(data_dir)
+  if manifest['seq_len'] != config.data.seq_len:
+    raise UserError(f'config key data.seq_len is {config.data.seq_len}, but the rows in '
+                    f'{data_dir} have {manifest["seq_len"]} tokens; prepare them again or '
+                    'change the key.')
+  if vocab.text != config.vocab.text:
+    raise UserError(f'config key vocab.text is {config.vocab.text!r}, but {data_dir} was prepared '
+                    f'with {vocab.text!r}; prepare it again or change the key.')
+
+
+def _start(config, model, optimizer, mesh, vocab, target, checkpoints, batches, clock,
+           status) -> tuple[train_state.TrainState, RunProgress]:
+  """The state to begin with and where it stands; see ``train``."""
+  newest = checkpoints.recover()
+  if newest is not None:
+    meta = checkpoints.meta(newest)
+    if meta['fingerprint'] != vocab.fingerprint:
+      raise UserError(f'checkpoint {checkpoints.directory / str(newest)} was trained with '
+                      f'vocabulary {meta["fingerprint"]}, the data has {vocab.fingerprint}; use '
+                      'another workdir or the data it was trained on.')
+    _say_what_changed(to_dict(config), meta['config'], newest, status)
+    state = restore.restore(checkpoints, newest, model, optimizer, target, config.seed)
+    batches.restore(meta['data'])
+    clock.resume(meta['seconds'])
+    return state, RunProgress(**meta['progress'])
+  if config.train.init_from:
+    with checkpoint.open_existing(config.train.init_from) as source:
+      params = restore.load(source, source.newest_good(), model, target.params, config.seed)
+    return train_state.begin(params, optimizer, target), RunProgress()
+  return train_state.init_sharded(model, optimizer, mesh, config.seed), RunProgress()
+
+
+def _say_what_changed(config: dict, earlier: dict, step: int, status: status_file.Status) -> None:
+  """A run whose data settings changed goes on, but not with the batches it would have had."""
+  for group, key in _SAME_DATA:
+    now, before = config[group][key], earlier.get(group, {}).get(key)
+    if now != before:
+      status.event(f'config key {group}.{key} was {before!r} when checkpoint {step} was written '
+                   f'and is {now!r} now; batches are counted, so rows may repeat or be left out.')
+
+
+def _stuck(text: str, leave: bool, status: status_file.Status,
+           stop: preemption.Stop | None) -> None:
+  """In the watchdog's thread."""
+  status.event(text)
+  if leave and stop is not None:
+    stop.leave()
+
+
+def _writer(config: Config, workdir: pathlib.Path, done: int) -> metrics.Writer | metrics.Nowhere:
+  """Process 0 alone writes config.json, the metrics and the boards."""
+  if jax.process_index():
+    return metrics.Nowhere()
+  config_lib.save(config, workdir)
+  return metrics.Writer(workdir, done, tensorboard=config.train.tensorboard,
+                        wandb=config.train.wandb, name=config.name, settings=to_dict(config))

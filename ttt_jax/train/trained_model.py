@@ -1,0 +1,71 @@
+"""A trained model with all that belongs to it: what evaluation and generation start from."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from ttt_jax.audio import codec as codecs, io
+from ttt_jax.config import Config
+from ttt_jax.data import store
+from ttt_jax.data.records.records import Part, Record
+from ttt_jax.errors import UserError
+from ttt_jax.model import sharding
+from ttt_jax.model.transformer import Model, Params
+from ttt_jax.tokens import tokenizer as tokenizers
+from ttt_jax.tokens.vocab import Vocabulary
+from ttt_jax.train import checkpoint, optimizer as optimizers, restore, state as train_state
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+  """Attributes: config as given; step of the checkpoint; the rest as named."""
+  config: Config
+  step: int
+  model: Model
+  params: Params
+  vocab: Vocabulary
+  tokenizer: Any
+  codec: codecs.Codec
+  data_dir: pathlib.Path
+
+  def encoded(self, record: Record, file: str | os.PathLike) -> Record:
+    """``record`` with the recordings that it names, relative to its ``file``, as codes."""
+    def fill(part: Part) -> Part:
+      if part.codes is not None:
+        return part
+      codes = self.codec.encode(*io.read(pathlib.Path(file).parent / part.source))
+      return Part('audio', part.text, codes, part.source)
+    return record.map_audio(fill)
+
+
+def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float32') -> TrainedModel:
+  """The newest checkpoint of a workdir with its data's vocabulary, tokenizer and codec.
+
+  Args:
+    config, workdir: of the run.
+    dtype: of the parameters; None = as they are stored.
+
+  Raises:
+    UserError: no data or checkpoint, or they and the config do not belong together.
+  """
+  workdir = pathlib.Path(workdir)
+  data_dir = workdir / config.data.path
+  vocab = store.vocabulary(data_dir)
+  tokenizer = tokenizers.create(config.vocab)
+  model = Model(config.model, vocab.size)
+  mesh = sharding.make_mesh(config.mesh)
+  target = train_state.abstract(model, optimizers.make(config.optimizer, config.train.steps), mesh)
+  with checkpoint.open_existing(workdir / 'checkpoints') as checkpoints:
+    step = checkpoints.newest_good()
+    trained_with = checkpoints.meta(step)['fingerprint']
+    if trained_with != vocab.fingerprint:
+      raise UserError(f'checkpoint {checkpoints.directory / str(step)} was trained with '
+                      f'vocabulary {trained_with}, but {data_dir} has {vocab.fingerprint}; prepare '
+                      'the data it was trained on, or train again.')
+    wanted = restore.retyped(target.params, dtype or restore.dtype(checkpoints, step))
+    params = restore.load(checkpoints, step, model, wanted, config.seed)
+  return TrainedModel(config, step, model, jax.block_until_ready(params), vocab, tokenizer,
+                 codecs.load(data_dir / 'codec'), data_dir)
