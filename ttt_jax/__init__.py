@@ -1,25 +1,29 @@
-"""Text-to-Talk in JAX: one Transformer that writes token by token and speaks by diffusion.
+"""Text-to-Talk in JAX: one Transformer for text (autoregressive) and speech (masked diffusion).
 
-The walk, in order; each station is one public function, and imports point this way only:
+The package by folder, in import order: each imports only from itself and from those above it
+(tests/test_layering.py).
 
-  config.load            a config file and overrides -> frozen dataclasses
-  vocab.Vocabulary       the id space and its one rule: id >= audio_threshold is audio
-  batch.Batch            five integers per token that decide everything after
-  text, audio            tokenizers; codecs, recordings, recognisers
-  data.prepare.prepare   records and recordings -> packed rows
-  data.loader.Loader     rows -> deterministic batches, resumable from one integer
-  model.staircase        the integers -> which keys a query reads
-  model.transformer      ids, staircase -> hidden states
-  objective.hybrid       corrupt, score: two objectives, one noisy forward pass
-  train_step, train      one update; the loop around it
-  generate.engine        prompts -> text by sampling, speech by unmasking
-  evaluate, report       numbers; a page to look at and listen to
-  hf                     Qwen2.5's weights in, PyTorch's out
-  api                    all of it from Python: ttt_jax.load(path)
-  cli                    flags, process settings, exit codes
+  errors.py           UserError: wrong input or configuration, reported as one sentence
+  storage/, system/   files, locks, safetensors; hardware, progress lines; no model knowledge
+  config/             every setting once: config file and overrides -> frozen dataclasses
+  tokens/             the id space (id >= audio_threshold is audio), tokenizers, the Batch
+  audio/              waveforms <-> codes: codecs, audio files, speech recognition
+  data/               records and recordings -> packed rows -> deterministic batches
+  model/              the decoder: attention mask, kernels, KV cache, sharding
+  objective/          the loss: both objectives from one noisy forward pass
+  train/              one training run: step, loop, optimizer, checkpoints, validation
+  generate/           prompts -> text by sampling and speech by unmasking; likelihoods
+  evaluate/           scores of a trained model on held-out records
+  hf/, plan/          Hugging Face and PEFT formats in and out; memory and speed estimates
+  api.py              the Python API
+  runs/               runs from outside: supervisor, sweeps, status, reports
+  cli/                the command line
 
-From Python: ``ttt_jax.load`` gives a ``TextToTalk`` with prompt, logits, loss and generate; see
-ttt_jax/api.py, which is imported when one of its names is used.
+To follow one batch: data.prepare.prepare.prepare -> data.loader.Loader -> model.staircase ->
+model.transformer.Model -> objective.hybrid -> train.step -> train.loop.
+
+``ttt_jax.load(path)`` returns a TextToTalk with prompt, logits, loss and generate. Its names are
+imported from ttt_jax/api.py on first use, so that ``import ttt_jax`` does not import JAX.
 """
 
 import importlib

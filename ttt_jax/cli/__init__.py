@@ -1,0 +1,1 @@
+"""The command line: flags, process-wide settings, exit codes; a module per group of commands."""

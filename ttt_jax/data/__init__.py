@@ -1,0 +1,1 @@
+"""Records to packed batches, on the host: rendering, packing, the prepared set, the loader."""

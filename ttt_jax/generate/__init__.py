@@ -1,0 +1,1 @@
+"""Generation: prompts to text and speech, and the likelihood of given answers."""

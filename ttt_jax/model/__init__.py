@@ -1,0 +1,1 @@
+"""The decoder: Transformer, attention mask and kernels, KV cache, sharding, FLOP counts."""

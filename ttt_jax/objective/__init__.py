@@ -1,0 +1,1 @@
+"""The method's loss: autoregressive on text, absorbing diffusion on audio."""

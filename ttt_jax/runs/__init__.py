@@ -1,0 +1,1 @@
+"""Training runs from outside their process: supervisor, sweeps, status, reports."""

@@ -1,0 +1,1 @@
+"""Files and formats without knowledge of models: atomic writes, locks, safetensors."""

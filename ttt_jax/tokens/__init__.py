@@ -1,0 +1,1 @@
+"""Token ids: the id space, tokenizers and the Batch of packed rows."""

@@ -1,0 +1,1 @@
+"""HTML reports and terminal views of runs, prepared sets and single records."""
