@@ -65,7 +65,7 @@ station 'Report' ttt-jax report --workdir "$out"
 printf '\nDone in %s.\n\n' "$(clock $((SECONDS - start)))"
 python -c "
 import json
-from ttt_jax.runs.report.page import table_text
+from ttt_jax.evaluate.summary import table_text
 print(table_text(json.load(open('$out/evaluation.json'))))"
 printf '\nOpen %s in a browser to listen and to see the curves; answers are in %s.\n' \
   "$PWD/$out/report.html" "$out/answers"

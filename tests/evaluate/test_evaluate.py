@@ -11,7 +11,7 @@ from ttt_jax.data import store
 from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.data.records import records as record_files
 from ttt_jax.data.records.records import Part, Record, Turn
-from ttt_jax.evaluate import evaluate
+from ttt_jax.evaluate import evaluate, losses, metrics, summary
 from ttt_jax.generate.outputs import Answer, Span
 from ttt_jax.tokens.batch import stack
 from ttt_jax.train import train, trained_model
@@ -24,13 +24,13 @@ def item(task, reference, text, codes=(), heard=None, ended=True, reference_code
   record = Record(f'{task}-{reference}', task, 'IT',
                   (Turn('user', (Part('text', '?'),)), Turn('assistant', parts)))
   spans = [Span(0, len(codes) + 1, ended, 1)] if len(codes) else []
-  return evaluate.Item(record, Answer(np.zeros(3, np.int32), spans, ended, 4), text,
-                       np.array(codes, np.int32), heard or {})
+  return metrics.Item(record, Answer(np.zeros(3, np.int32), spans, ended, 4), text,
+                      np.array(codes, np.int32), heard or {})
 
 
 def test_rates_are_pooled_over_words():
   items = [item('asr', '1 2 3', '1 2 3'), item('asr', '4 5', '4 5 5'), item('asr', '7', '')]
-  found = evaluate.words(items)
+  found = metrics.words(items)
   assert found['asr_wer'] == pytest.approx(2 / 6)
   assert found['asr_exact'] == pytest.approx(1 / 3)
 
@@ -39,7 +39,7 @@ def test_an_answer_without_sound_loses_all_its_words():
   items = [item('tts', '1 2', '', (1,), {'reference': 'one two', 'roundtrip': '1 2',
                                          'generated': 'one two.'}),
            item('tts', '3 4', '', (), {'reference': 'three for', 'roundtrip': '3 4'})]
-  found = evaluate.words(items)
+  found = metrics.words(items)
   assert found['tts_wer_reference'] == pytest.approx(1 / 4)
   assert found['tts_wer_roundtrip'] == 0
   assert found['tts_wer_generated'] == pytest.approx(2 / 4)
@@ -48,7 +48,7 @@ def test_an_answer_without_sound_loses_all_its_words():
 def test_spoken_answers_are_judged_beside_their_ceiling():
   items = [item('audio_qa', '1 2', '12', (1,), {'roundtrip': 'one two', 'generated': '12.'}),
            item('audio_qa', '7', '8', (1,), {'roundtrip': 'heaven', 'generated': 'seven'})]
-  found = evaluate.words(items)
+  found = metrics.words(items)
   assert found['audio_qa_text_accuracy'] == 0.5
   assert found['audio_qa_spoken_accuracy'] == 1.0
   assert found['audio_qa_spoken_ceiling'] == 0.5
@@ -56,10 +56,15 @@ def test_spoken_answers_are_judged_beside_their_ceiling():
 
 def test_lengths_leave_out_silence_at_the_end():
   items = [item('tts', 'a', 'a', (5, 0, 6, 0, 0, 0)), item('tts', 'b', 'b', (5,), ended=False)]
-  found = evaluate.lengths(items, (0,), True)
+  found = metrics.lengths(items, (0,), True)
   assert found['length_ratio'] == pytest.approx((3 + 1) / (2 + 2))
   assert found['spans_ended'] == 0.5
-  assert 'spans_ended' not in evaluate.lengths(items, (0,), False)
+  assert 'spans_ended' not in metrics.lengths(items, (0,), False)
+
+
+def test_table_for_the_terminal():
+  lines = summary.table_text({'table': [['WER', 0.031, 'words'], ['a longer label', None, '']]})
+  assert lines.splitlines() == ['WER             0.031  words', 'a longer label      –']
 
 
 def test_pick_spreads_over_the_tasks():
@@ -94,7 +99,7 @@ def test_losses_are_per_token_of_the_held_out_rows(workdir):
       if follows and batch.supervised[r, i + 1] and not run.vocab.is_audio(batch.token[r, i + 1]):
         nats -= log_p[r, i, batch.token[r, i + 1]]
         count += 1
-  found = evaluate.losses(run)
+  found = losses.losses(run)
   assert found['text_nll'] == pytest.approx(nats / count, rel=1e-4)
   # Two steps of training: close to not knowing anything about the codes.
   assert 3 < found['audio_bound'] < 12 and found['audio_bound_error'] < 2

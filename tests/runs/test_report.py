@@ -250,11 +250,6 @@ def test_mistakes_are_named(tmp_path):
   assert not (tmp_path / 'report.html').exists()
 
 
-def test_table_for_the_terminal():
-  lines = report_lib.table_text({'table': [['WER', 0.031, 'words'], ['a longer label', None, '']]})
-  assert lines.splitlines() == ['WER             0.031  words', 'a longer label      –']
-
-
 def test_smoothing_has_no_start_up_bias():
   values = np.full(50, 3.0)
   np.testing.assert_allclose(plots.smooth(values, 10), values)

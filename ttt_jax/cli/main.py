@@ -212,7 +212,7 @@ def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
 
 def _evaluate(args: argparse.Namespace, config: config_lib.Config) -> None:
   from ttt_jax.evaluate.evaluate import evaluate
-  from ttt_jax.runs.report.page import table_text
+  from ttt_jax.evaluate.summary import table_text
   print(table_text(evaluate(config, args.workdir)))
 
 

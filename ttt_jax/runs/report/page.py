@@ -11,7 +11,6 @@ import base64
 from collections.abc import Iterable, Sequence
 import html
 import json
-import math
 import mimetypes
 import os
 import pathlib
@@ -22,6 +21,7 @@ import numpy as np
 
 from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
+from ttt_jax.evaluate.summary import value_text
 from ttt_jax.runs import sweep
 from ttt_jax.runs.report import mask_plot, plots, speed, sweep_page
 from ttt_jax.storage import files
@@ -94,14 +94,6 @@ def _write(workdir: pathlib.Path, page: str) -> pathlib.Path:
   return path
 
 
-def table_text(evaluation: dict[str, Any]) -> str:
-  """The evaluation table for a terminal: one aligned line per row."""
-  rows = [[str(label), _value(value), str(note)] for label, value, note in evaluation['table']]
-  widths = [max(map(len, column), default=0) for column in zip(*rows)]
-  return '\n'.join(f'{label:<{widths[0]}}  {value:>{widths[1]}}  {note}'.rstrip()
-                   for label, value, note in rows)
-
-
 # -- inputs -------------------------------------------------------------------------
 
 
@@ -150,7 +142,7 @@ def _scores(evaluation: dict[str, Any]) -> str:
     return _missing('There is no evaluation yet; <code>ttt-jax evaluate</code> makes one.')
   rows = ''.join(
       f'<tr><th scope="row"{_indent(label)}>{_text(label.strip())}</th>'
-      f'<td class="number">{_text(_value(value))}</td><td class="note">{_text(note)}</td></tr>'
+      f'<td class="number">{_text(value_text(value))}</td><td class="note">{_text(note)}</td></tr>'
       for label, value, note in evaluation['table'])
   return ('<table class="scores stack"><thead><tr><th scope="col">Measure</th>'
           '<th scope="col" class="number">Result</th><th scope="col">What it means</th></tr>'
@@ -315,12 +307,6 @@ def _text(value: Any) -> str:
 
 def _missing(sentence: str) -> str:
   return f'<p class="missing">{sentence}</p>'
-
-
-def _value(value: Any) -> str:
-  if value is None or (isinstance(value, float) and not math.isfinite(value)):
-    return '–'
-  return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
 def _data_uri(path: pathlib.Path) -> str:

@@ -1,0 +1,53 @@
+"""The table of an evaluation: rows of label, value and note, and its text for a terminal."""
+
+import math
+from typing import Any
+
+from ttt_jax.config import Config
+
+_PERCENT = (
+    ('asr_wer', 'ASR word error rate', 'transcripts of held-out recordings'),
+    ('asr_exact', 'ASR exact transcripts', ''),
+    ('audio_qa_text_accuracy', 'spoken questions: text of the answer', 'exact match'),
+    ('audio_qa_spoken_accuracy', 'spoken questions: speech of the answer', 'as the judge hears it'),
+    ('audio_qa_spoken_ceiling', 'the same, codec round trip', 'its ceiling'),
+    ('text_chat_text_accuracy', 'written questions', 'exact match'),
+    ('tts_wer_reference', 'judge: original voice', 'first ceiling of read-aloud text'),
+    ('tts_wer_roundtrip', 'judge: codec round trip', 'second ceiling'),
+    ('tts_wer_generated', 'judge: generated speech', 'word error rate of read-aloud text'),
+    ('spans_ended', 'spans that end by themselves', ''),
+    ('answers_finished', 'answers that finish', 'before the length limit'),
+)
+
+
+def rows(summary: dict[str, float], config: Config) -> list[list[str]]:
+  """Rows [label, value, note] of the metrics in ``summary``, for evaluation.json."""
+  out = []
+  if 'text_nll' in summary:
+    out.append(['text loss', f'{summary["text_nll"]:.3f}', 'nats per text token, clean audio'])
+  if 'audio_bound' in summary:
+    error = summary.get('audio_bound_error')
+    value = f'{summary["audio_bound"]:.2f}' + (f' ± {error:.2f}' if error is not None else '')
+    out.append(['audio bound', value, 'nats per audio token'])
+  for name, label, note in _PERCENT:
+    if name in summary:
+      out.append([label, f'{100 * summary[name]:.1f} %',
+                   note.replace('the judge', config.evaluate.judge)])
+  if 'length_ratio' in summary:
+    out.append(['length of speech', f'{summary["length_ratio"]:.2f}', 'times the reference'])
+  return out
+
+
+def table_text(evaluation: dict[str, Any]) -> str:
+  """The table of evaluation.json for a terminal: one aligned line per row."""
+  lines = [[str(label), value_text(value), str(note)] for label, value, note in evaluation['table']]
+  widths = [max(map(len, column), default=0) for column in zip(*lines)]
+  return '\n'.join(f'{label:<{widths[0]}}  {value:>{widths[1]}}  {note}'.rstrip()
+                   for label, value, note in lines)
+
+
+def value_text(value: Any) -> str:
+  """A value of the table; a dash where there is none."""
+  if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    return '–'
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
