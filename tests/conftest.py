@@ -1,6 +1,8 @@
 """Settings of the test process, made before anything imports JAX."""
 
+import collections
 import os
+import pathlib
 import signal
 
 # A shell starts its background jobs with SIGINT ignored, and so would be all that tests start.
@@ -16,10 +18,64 @@ if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', '')
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # as in cli.py: its threads mostly wait
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
+# Compiling is what these tests spend their time on: compiled programs are kept from run to run
+# and shared with the processes that tests start. A size limit turns on the cache's lock, which
+# two workers writing the same entry need.
+CACHE = pathlib.Path(os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
+                                           os.path.expanduser('~/.cache/ttt_jax_tests')))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(2 * 2**30))
 
 import hypothesis  # noqa: E402
+import pytest  # noqa: E402
 
 # The same examples in every run: a failure in CI is a failure at the desk. No deadline,
 # since the first example of a jitted function pays for its compilation.
 hypothesis.settings.register_profile('ttt', derandomize=True, deadline=None)
 hypothesis.settings.load_profile('ttt')
+
+
+def pytest_sessionstart(session):
+  """Remove cache entries that a killed process left half written: their time stamp is missing."""
+  if not hasattr(session.config, 'workerinput'):
+    for entry in CACHE.glob('*-cache'):
+      if not entry.with_name(entry.name.removesuffix('cache') + 'atime').exists():
+        entry.unlink(missing_ok=True)
+
+
+# -- CPU seconds per file, printed at the end when TTT_JAX_TEST_CPU is set ---------------
+
+
+def _cpu_seconds() -> float:
+  """User and system time of this process with all its threads, and of its ended children."""
+  return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+  item.cpu_start = _cpu_seconds()
+  return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+  try:
+    return (yield)
+  finally:
+    item.user_properties.append(('cpu', _cpu_seconds() - item.cpu_start))
+
+
+def pytest_terminal_summary(terminalreporter):
+  if not os.environ.get('TTT_JAX_TEST_CPU'):
+    return
+  files, tests = collections.Counter(), collections.Counter()
+  for report in (one for reports in terminalreporter.stats.values() for one in reports):
+    for name, seconds in getattr(report, 'user_properties', ()):
+      if name == 'cpu':
+        files[report.nodeid.partition('::')[0]] += seconds
+        tests[report.nodeid] += seconds
+  terminalreporter.section('CPU seconds')
+  for found, most in ((files, None), (tests, 60)):
+    for name, seconds in found.most_common(most):
+      terminalreporter.write_line(f'{seconds:8.1f}  {name}')
+  terminalreporter.write_line(f'{files.total():8.1f}  all tests, without collection')

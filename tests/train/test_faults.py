@@ -10,7 +10,6 @@ import sys
 import time
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 import pytest
 
@@ -36,21 +35,6 @@ def data_dir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('prepared')
   prepare(small_run.config(), folder)
   return folder / 'data'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-  """Runs of one config share their compiled programs, as they do on people's machines."""
-  settings = {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-              'jax_persistent_cache_min_compile_time_secs': 0.0}
-  before = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)
@@ -285,8 +269,7 @@ def start(config, workdir, fault=''):
   """A real `ttt-jax train`."""
   workdir.mkdir()
   (workdir / 'config.json').write_text(json.dumps(train.to_dict(config)))
-  environment = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': QUICK, 'TTT_JAX_FAULT': fault,
-                              'TTT_JAX_CACHE': str(workdir / 'cache')}
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': QUICK, 'TTT_JAX_FAULT': fault}
   return subprocess.Popen([sys.executable, '-m', 'ttt_jax.cli', 'train', '--workdir', str(workdir)],
                           env=environment, stderr=subprocess.PIPE, text=True)
 
