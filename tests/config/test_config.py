@@ -60,90 +60,36 @@ def test_a_mix_comes_from_files_and_flags_and_survives_json(tmp_path):
 
 
 @pytest.mark.parametrize('overrides, expected', [
-    ({
-        'model.layer': '4'
-    }, 'did you mean model.num_layers'),
-    ({
-        'modle.layers': '4'
-    }, 'did you mean model'),
-    ({
-        'num_layers': '4'
-    }, 'did you mean model.num_layers'),
-    ({
-        'data.sources': "[{'pth': 'a'}]"
-    }, 'did you mean data.sources[0].path'),
-    ({
-        'model.num_layers': 'four'
-    }, "config key model.num_layers is 'four' (str); it must be int"),
-    ({
-        'model.num_layers': '2.5'
-    }, 'config key model.num_layers is 2.5 (float); it must be int'),
-    ({
-        'model.num_layers': 'true'
-    }, 'it must be int'),
-    ({
-        'data.shuffle': '1'
-    }, 'it must be bool'),
-    ({
-        'data.stages': 'train'
-    }, 'config key data.stages'),
-    ({
-        'data.stages': "[{'mix': {}}]"
-    }, 'a mix is empty'),
-    ({
-        'data.stages': "[{'mix': ['asr']}]"
-    }, "data.stages[0].mix is ['asr']; it must be names"),
-    ({
-        'data.stages': "[{'mix': {'asr': 'two'}}]"
-    }, "data.stages[0].mix.asr is 'two' (str)"),
-    ({
-        'data.stages': "[{'mix': {'asr': True}}]"
-    }, 'data.stages[0].mix.asr is True'),
-    ({
-        'data.stages': "[{'mix': {'asr': 1, 'tts': 0}}]"
-    }, "split 'tts' in a mix is 0.0; it must be"),
-    ({
-        'data.stages': "[{'mix': {'asr': -1}}]"
-    }, 'must be a positive number'),
-    ({
-        'data.stages': "[{'mix': {'asr': 1e999}}]"
-    }, 'must be a positive number'),
-    ({
-        'data.stages': "[{'mix': {'asr': 1, 'tts': 1e-9}}]"
-    }, 'less than 1/65,536 of the whole'),
-    ({
-        'data.stages': "[{'split': 'a', 'mix': {'asr': 1}}]"
-    }, "both split 'a' and mix"),
-    ({
-        'model': '3'
-    }, 'config key model is a group'),
-    ({
-        'model.num_layers.x': '3'
-    }, 'goes too deep'),
+    ({'model.layer': '4'}, 'did you mean model.num_layers'),
+    ({'modle.layers': '4'}, 'did you mean model'),
+    ({'num_layers': '4'}, 'did you mean model.num_layers'),
+    ({'data.sources': "[{'pth': 'a'}]"}, 'did you mean data.sources[0].path'),
+    ({'model.num_layers': 'four'}, "config key model.num_layers is 'four' (str); it must be int"),
+    ({'model.num_layers': '2.5'}, 'config key model.num_layers is 2.5 (float); it must be int'),
+    ({'model.num_layers': 'true'}, 'it must be int'),
+    ({'data.shuffle': '1'}, 'it must be bool'),
+    ({'data.stages': 'train'}, 'config key data.stages'),
+    ({'data.stages': "[{'mix': {}}]"}, 'a mix is empty'),
+    ({'data.stages': "[{'mix': ['asr']}]"}, "data.stages[0].mix is ['asr']; it must be names"),
+    ({'data.stages': "[{'mix': {'asr': 'two'}}]"}, "data.stages[0].mix.asr is 'two' (str)"),
+    ({'data.stages': "[{'mix': {'asr': True}}]"}, 'data.stages[0].mix.asr is True'),
+    ({'data.stages': "[{'mix': {'asr': 1, 'tts': 0}}]"}, "split 'tts' in a mix is 0.0; it must be"),
+    ({'data.stages': "[{'mix': {'asr': -1}}]"}, 'must be a positive number'),
+    ({'data.stages': "[{'mix': {'asr': 1e999}}]"}, 'must be a positive number'),
+    ({'data.stages': "[{'mix': {'asr': 1, 'tts': 1e-9}}]"}, 'less than 1/65,536 of the whole'),
+    ({'data.stages': "[{'split': 'a', 'mix': {'asr': 1}}]"}, "both split 'a' and mix"),
+    ({'model': '3'}, 'config key model is a group'),
+    ({'model.num_layers.x': '3'}, 'goes too deep'),
     ({
         'model.num_attention_heads': '5'
     }, 'model.num_attention_heads=5 and model.num_key_value_heads=2'),
-    ({
-        'model.head_dim': '7'
-    }, 'model.head_dim is 7'),
-    ({
-        'train.grad_accum_steps': '3'
-    }, 'the rows must divide evenly'),
-    ({
-        'objective.ppm': '1.5'
-    }, 'objective.ppm is 1.5'),
-    ({
-        'objective.mode': 'both'
-    }, "objective.mode is 'both'"),
-    ({
-        'mesh.data': '-1'
-    }, 'at most one is -1'),
-    ({
-        'vocab.text': 'qwen2.5'
-    }, 'vocab.tokenizer'),
-    ({
-        'generate.top_p': '0'
-    }, 'generate.top_p is 0'),
+    ({'model.head_dim': '7'}, 'model.head_dim is 7'),
+    ({'train.grad_accum_steps': '3'}, 'the rows must divide evenly'),
+    ({'objective.ppm': '1.5'}, 'objective.ppm is 1.5'),
+    ({'objective.mode': 'both'}, "objective.mode is 'both'"),
+    ({'mesh.data': '-1'}, 'at most one is -1'),
+    ({'vocab.text': 'qwen2.5'}, 'vocab.tokenizer'),
+    ({'generate.top_p': '0'}, 'generate.top_p is 0'),
 ])
 def test_a_mistake_is_named(tmp_path, overrides, expected):
   with pytest.raises(UserError) as error:
@@ -179,3 +125,13 @@ def test_round_trip_keeps_every_value():
                           'stages': [{'split': 'a', 'steps': 3}, {'split': 'b'}]},
       'optimizer': {'learning_rate': 1e-3}})
   assert config_lib.from_dict(Config, json.loads(json.dumps(config_lib.to_dict(config)))) == config
+
+
+def test_hardware_needs_a_file_with_presets(tmp_path):
+  path = write(tmp_path, "return {'name': 'x', 'presets': {'h100-1': {'train': {'steps': 7}}}}")
+  taken = config_lib.load(path, {'hardware': 'h100-1'})
+  assert taken.train.steps == 7
+  config_lib.save(taken, tmp_path)
+  assert config_lib.load(tmp_path / 'config.json', {'hardware': 'h100-1'}) == taken
+  with pytest.raises(UserError, match="hardware is 'h100-8', but .*config.json has no presets"):
+    config_lib.load(tmp_path / 'config.json', {'hardware': 'h100-8'})

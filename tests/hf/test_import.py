@@ -179,19 +179,13 @@ def command(tmp_path, config, *words):
         'head_dim': 16
     }, 'config key model.hidden_size is 64 where hidden_size is 32, config '
      'key model.head_dim is 16 where head_dim is 8; use'),
-    ({
-        'rope_theta': 1e4
-    }, 'model.rope_theta is 10000.0 where rope_theta is 1000000.0'),
-    ({
-        'rms_norm_eps': 1e-5
-    }, 'model.rms_norm_eps is 1e-05 where rms_norm_eps is 1e-06'),
+    ({'rope_theta': 1e4}, 'model.rope_theta is 10000.0 where rope_theta is 1000000.0'),
+    ({'rms_norm_eps': 1e-5}, 'model.rms_norm_eps is 1e-05 where rms_norm_eps is 1e-06'),
     ({
         'tie_word_embeddings': False
     }, 'model.tie_word_embeddings is False where tie_word_embeddings is True; use the config of '
      'that model, or --config.model.tie_word_embeddings=True'),
-    ({
-        'num_layers': 3
-    }, 'model.num_layers is 3 where num_hidden_layers is 2'),
+    ({'num_layers': 3}, 'model.num_layers is 3 where num_hidden_layers is 2'),
 ])
 def test_a_config_of_another_size_is_named(tmp_path, prepared, capsys, change, expected):
   config, vocab = prepared

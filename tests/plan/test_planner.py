@@ -153,28 +153,16 @@ def test_nonsense_is_refused_in_one_sentence(tmp_path, capsys, words, expected):
 
 
 @pytest.mark.parametrize('override, workdir, expected', [
-    ({
-        'mesh.fsdp': '3'
-    }, None, 'does not fit 8 devices'),
+    ({'mesh.fsdp': '3'}, None, 'does not fit 8 devices'),
     ({
         'mesh.tensor': '8',
         'mesh.fsdp': '1'
     }, None, 'mesh.tensor=8 must divide model.num_attention_heads=1'),
-    ({
-        'mesh.seq': '8',
-        'mesh.fsdp': '1',
-        'data.seq_len': '100'
-    }, None, 'does not divide over'),
-    ({
-        'model.hidden_size': '132'
-    }, None, "'fsdp' of 8 devices does not divide"),
-    ({
-        'codec.name': 'mine:Codec'
-    }, None, 'with --workdir'),
+    ({'mesh.seq': '8', 'mesh.fsdp': '1', 'data.seq_len': '100'}, None, 'does not divide over'),
+    ({'model.hidden_size': '132'}, None, "'fsdp' of 8 devices does not divide"),
+    ({'codec.name': 'mine:Codec'}, None, 'with --workdir'),
     ({}, 'nowhere', 'no prepared data in nowhere'),
-    ({
-        'model.attention': 'pallas'
-    }, None, 'runs on TPUs only'),
+    ({'model.attention': 'pallas'}, None, 'runs on TPUs only'),
 ])
 def test_what_does_not_go_together_is_refused(tmp_path, override, workdir, expected):
   """As the child process does it, which hands the sentence over."""
@@ -234,9 +222,9 @@ def test_without_libtpu_a_tpu_gets_the_formulas(tmp_path):
   """In a process without libtpu, whether this machine has it or not."""
   code = (
       'import json, sys\n'
-      'from ttt_jax.plan import compile, planner\n'
+      'from ttt_jax.plan import aot_compile, planner\n'
       'from ttt_jax.config import load\nfrom ttt_jax.system.hardware import parse_topology\n'
-      'compile.available = lambda: False\n'
+      'aot_compile.available = lambda: False\n'
       'made = planner.plan(load(sys.argv[1]), parse_topology("v5e:2x4"))\n'
       'print(json.dumps(made))')
   result = subprocess.run([sys.executable, '-c', code, config_file(tmp_path)], check=True,

@@ -119,12 +119,16 @@ def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Co
     UserError: no such file, no get_config, unknown key, ill-typed value.
   """
   values, known = _read(path)
-  hardware = (overrides or {}).get('hardware', values.get('hardware', ''))
+  stored = values.get('hardware', '')
+  hardware = (overrides or {}).get('hardware', stored)
   if hardware and known:
     if hardware not in known:
       raise UserError(f'config key hardware is {hardware!r}, but {path} has presets for '
                       + ', '.join(known) + '.')
     _merge(values, known[hardware])
+  elif (overrides or {}).get('hardware') and hardware != stored:
+    raise UserError(f'config key hardware is {hardware!r}, but {path} has no presets; name the '
+                    'Python file that has them with --config.')
   for key, text in (overrides or {}).items():
     _override(values, key, text)
   return from_dict(Config, values)
