@@ -1,8 +1,12 @@
-"""MkDocs hooks: formulas become MathML, and links to files of the repository are checked.
+"""MkDocs hooks: what makes the pages read the same on a code host and in the built site.
 
 Formulas are written as on GitHub, $...$ and fenced ```math blocks. pymdownx.arithmatex marks them,
 and latex2mathml turns them into MathML, which browsers draw themselves: no script, no font, no
 network.
+
+A | inside code in a table is written as \\| for code hosts; Python-Markdown wants it plain.
+
+The theme's plugin for local files loads a script from a CDN; docs/javascripts/worker.js replaces it.
 
 A link that leaves docs/, such as ../ttt_jax/train/step.py, works on a code host. In the built site
 it leads to ``repo_url`` if mkdocs.yml has one, and is plain text otherwise. A link to a file that
@@ -22,6 +26,10 @@ _BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOT
 _OUTSIDE = re.compile(r'\[([^\]\n]+)\]\(\.\./([^)\s#]+)(#[^)\s]*)?\)')
 
 
+_CODE = re.compile(r'`[^`]*`')
+_CDN = re.compile(r'<script src="https://unpkg\.com/iframe-worker/shim[^"]*"></script>')
+
+
 def on_page_markdown(markdown, page, config, files):
   root = pathlib.Path(config.config_file_path).parent
 
@@ -33,7 +41,9 @@ def on_page_markdown(markdown, page, config, files):
       return f'[{text}]({config.repo_url.rstrip("/")}/blob/main/{path}{anchor or ""})'
     return text
 
-  return _OUTSIDE.sub(link, markdown)
+  lines = [_CODE.sub(lambda match: match.group().replace('\\|', '|'), line)
+           if line.startswith('|') else line for line in _OUTSIDE.sub(link, markdown).split('\n')]
+  return '\n'.join(lines)
 
 
 def on_page_content(content, page, config, files):
@@ -41,3 +51,17 @@ def on_page_content(content, page, config, files):
   block = lambda match: '<div class="formula">' + converter.convert(
       html.unescape(match.group(1)).strip(), display='block') + '</div>'
   return _INLINE.sub(inline, _BLOCK.sub(block, content))
+
+
+def on_post_page(output, page, config):
+  return _local(output, '../' * page.url.count('/'))
+
+
+def on_post_template(output_content, template_name, config):
+  return _local(output_content, '') if template_name.endswith('.html') else output_content
+
+
+def _local(page, base):
+  page = _CDN.sub(f'<script src="{base}javascripts/worker.js"></script>', page)
+  assert 'src="http' not in page, 'a page loads something from the network'
+  return page
