@@ -1,10 +1,10 @@
 """MkDocs hooks: what makes the pages read the same on a code host and in the built site.
 
 Formulas are written as on GitHub, $...$ and fenced ```math blocks. pymdownx.arithmatex marks them,
-and latex2mathml turns them into MathML, which browsers draw themselves: no script, no font, no
+and ziamath draws them as SVG inside the page, in the colour of the text: no script, no font, no
 network.
 
-A | inside code in a table is written as \\| for code hosts; Python-Markdown wants it plain.
+| inside code in a table is written as \\| for code hosts; Python-Markdown wants it plain.
 
 The theme's plugin for local files loads a script from a CDN; docs/javascripts/worker.js replaces it.
 
@@ -18,7 +18,7 @@ import logging
 import pathlib
 import re
 
-from latex2mathml import converter
+import ziamath
 
 _LOG = logging.getLogger('mkdocs.hooks')
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
@@ -26,6 +26,7 @@ _BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOT
 _OUTSIDE = re.compile(r'\[([^\]\n]+)\]\(\.\./([^)\s#]+)(#[^)\s]*)?\)')
 
 
+_SIZE, _SCALE = 20, 1.08  # pixels that a formula is drawn with; of its em in the text's
 _CODE = re.compile(r'`[^`]*`')
 _CDN = re.compile(r'<script src="https://unpkg\.com/iframe-worker/shim[^"]*"></script>')
 
@@ -47,10 +48,24 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(content, page, config, files):
-  inline = lambda match: converter.convert(html.unescape(match.group(1)))
-  block = lambda match: '<div class="formula">' + converter.convert(
-      html.unescape(match.group(1)).strip(), display='block') + '</div>'
+  inline = lambda match: formula(html.unescape(match.group(1)), inline=True)
+  block = lambda match: '<div class="formula">' + formula(
+      html.unescape(match.group(1)).strip(), inline=False) + '</div>'
   return _INLINE.sub(inline, _BLOCK.sub(block, content))
+
+
+def formula(latex: str, inline: bool) -> str:
+  """An <svg> whose size is in em and whose baseline is that of the text around it."""
+  svg = ziamath.Latex(latex, size=_SIZE, color='currentColor', inline=inline).svg()
+  head = re.match(r'<svg xmlns="[^"]*" width="([\d.]+)" height="([\d.]+)" '
+                  r'viewBox="(\S+) (\S+) (\S+) (\S+)">', svg)
+  width, height, _, top, _, _ = map(float, head.groups())
+  # ziamath makes some stretched brackets endless; \\Big instead of \\left and \\right helps.
+  assert height < 8 * _SIZE, f'this formula is drawn {height:.0f} pixels high: {latex}'
+  em = lambda x: f'{x / _SIZE * _SCALE:.3f}em'
+  return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{" ".join(head.groups()[2:])}" '
+          f'style="width:{em(width)};height:{em(height)};vertical-align:{em(-height - top)}" '
+          f'role="img" aria-label="{html.escape(latex)}">{svg[head.end():]}')
 
 
 def on_post_page(output, page, config):

@@ -318,7 +318,7 @@ def draw_bound() -> Picture:
   span[-1] = VOCAB.end_of_chunk
   made = likelihood.sweep(span.astype(np.int32), VOCAB.mask, 64, np.random.default_rng(3))
   left, top = 120, 52
-  picture = Picture(560, top + length * 26 + 44, 'Mask patterns of the likelihood bound')
+  picture = Picture(640, top + length * 26 + 44, 'Mask patterns of the likelihood bound')
   picture.text(16, 24, 'One row per number of masked tokens k, all computed in one batch.',
                'small muted')
   picture.text(left, 44, 'span', 'small head')
