@@ -10,7 +10,8 @@ The theme's plugin for local files loads a script from a CDN; docs/javascripts/w
 
 A link that leaves docs/, such as ../ttt_jax/train/step.py, works on a code host. In the built site
 it leads to ``repo_url`` if mkdocs.yml has one, and is plain text otherwise. A link to a file that
-does not exist is a warning, so that a strict build fails.
+does not exist is a warning, so that a strict build fails. CHANGELOG.md and CONTRIBUTING.md become
+pages of the site.
 """
 
 import html
@@ -18,6 +19,7 @@ import logging
 import pathlib
 import re
 
+from mkdocs.structure.files import File
 import ziamath
 
 _LOG = logging.getLogger('mkdocs.hooks')
@@ -31,11 +33,26 @@ _CODE = re.compile(r'`[^`]*`')
 _CDN = re.compile(r'<script src="https://unpkg\.com/iframe-worker/shim[^"]*"></script>')
 
 
+_PAGES = {'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md'}
+
+
+def on_files(files, config):
+  root = pathlib.Path(config.config_file_path).parent
+  for source, target in _PAGES.items():
+    text = (root / source).read_text(encoding='utf-8').replace('](docs/', '](')
+    for other, page in _PAGES.items():
+      text = text.replace(f']({other})', f']({page})')
+    files.append(File.generated(config, target, content=text))
+  return files
+
+
 def on_page_markdown(markdown, page, config, files):
   root = pathlib.Path(config.config_file_path).parent
 
   def link(match):
     text, path, anchor = match.groups()
+    if path in _PAGES:
+      return f'[{text}]({_PAGES[path]}{anchor or ""})'
     if not (root / path).exists():
       _LOG.warning('%s links to %s, which does not exist.', page.file.src_uri, path)
     if config.repo_url:
