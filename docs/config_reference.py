@@ -10,8 +10,8 @@ field, and comments exist in the source alone:
 
 A comment that ends in [...] names the unit. A field without a comment beside it takes the comment
 lines directly above it. Other comment lines above a field, in the second case separated by an
-empty line, become a sentence above a new table. The values that a setting accepts are read from the checks in
-__post_init__.
+empty line, become a sentence above a new table. The values that a setting accepts are read from
+the checks in __post_init__.
 """
 
 import argparse

@@ -6,7 +6,8 @@ network.
 
 | inside code in a table is written as \\| for code hosts; Python-Markdown wants it plain.
 
-The theme's plugin for local files loads a script from a CDN; docs/javascripts/worker.js replaces it.
+The theme's plugin for local files loads a script from a CDN; docs/javascripts/worker.js replaces
+it.
 
 A link that leaves docs/, such as ../ttt_jax/train/step.py, works on a code host. In the built site
 it leads to ``repo_url`` if mkdocs.yml has one, and is plain text otherwise. A link to a file that

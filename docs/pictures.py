@@ -257,10 +257,11 @@ def draw_objective() -> Picture:
   masked, maskable = int(found.masked.sum()), int(found.maskable.sum())
   targets = int((found.next_weight > 0).sum())
   picture.text(16, top + 5 * 46 + 12,
-               f'p = {rate:.2f}; {masked} of {maskable} maskable tokens are masked.', 'small muted')
+               f'p = {rate:.2f}; {masked} of {maskable} maskable tokens are masked.',
+               'small muted')
   picture.text(16, top + 5 * 46 + 30,
-               f'Weights: 1/{targets} for each text target (upper line), 1/(p * {maskable}) for each '
-               'masked token (lower line).', 'small muted')
+               f'Weights: 1/{targets} for each text target (upper line), 1/(p * {maskable}) for '
+               'each masked token (lower line).', 'small muted')
   return picture
 
 
@@ -334,8 +335,8 @@ def draw_bound() -> Picture:
     picture.text(left + length * CELL + 26, y + 15,
                  f'mean of -log p over {k} masked token' + ('s' if k > 1 else ''), 'small')
   picture.text(16, top + length * 26 + 26,
-               f'The bound is the sum of the {length} rows. Its expectation is the average negative '
-               'log-likelihood over all orders.', 'small muted')
+               f'The bound is the sum of the {length} rows. Its expectation is the average '
+               'negative log-likelihood over all orders.', 'small muted')
   return picture
 
 
