@@ -96,5 +96,6 @@ def on_post_template(output_content, template_name, config):
 
 def _local(page, base):
   page = _CDN.sub(f'<script src="{base}javascripts/worker.js"></script>', page)
-  assert 'src="http' not in page, 'a page loads something from the network'
+  found = re.search(r'(src|<link[^>]* href)="(https?:)?//[^"]*', page)
+  assert not found, f'a page loads something from the network: {found.group()}'
   return page
