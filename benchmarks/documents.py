@@ -106,9 +106,9 @@ def record(task: str, codes: int, filler: int, vocab: Vocabulary, seed: int) -> 
 
 def document(number: int, task: str, length: int, vocab: Vocabulary) -> Document:
   """A document of exactly ``length`` tokens: as much speech as fits, then some filler."""
-  words = Words(vocab.text_ranks)
+  renderer = interleave.Renderer(vocab, Words(vocab.text_ranks))
   def render(codes: int, filler: int = 0) -> interleave.Example:
-    return interleave.render(record(task, codes, filler, vocab, number), vocab, words)
+    return renderer.render(record(task, codes, filler, vocab, number))
   low, high = 2, length  # render(low) fits, render(high) does not
   while high - low > 1:
     middle = (low + high) // 2

@@ -49,8 +49,8 @@ def _pool(split: str, vocab, rng: np.random.Generator) -> list:
     sizes = documents.lengths('speech', POOL, ROW_LENGTH, rng)
     return [documents.document(i, 'audio_qa', int(n), vocab).example for i, n in enumerate(sizes)]
   words = documents.Words(vocab.text_ranks)
-  return [interleave.render(documents.record(split, round(CODES * seconds), 0, vocab, i), vocab,
-                            words)
+  renderer = interleave.Renderer(vocab, words)
+  return [renderer.render(documents.record(split, round(CODES * seconds), 0, vocab, i))
           for i, seconds in enumerate(rng.uniform(*SECONDS, POOL))]
 
 

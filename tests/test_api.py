@@ -137,7 +137,7 @@ def test_records_and_prompts(ttt):
       {'role': 'system', 'content': 'Read.'}, {'role': 'user', 'content': 'one <|audio_3|>'},
       {'role': 'assistant', 'content': [{'type': 'text', 'text': 'one'},
                                         {'type': 'audio', 'codes': [1, 2, 3]}]}]}
-  example = interleave.render(records.parse(record, 'x:1'), V, ttt.tokenizer)
+  example = interleave.Renderer(V, ttt.tokenizer).render(records.parse(record, 'x:1'))
   assert ttt.loss([record], 4) == ttt.loss([(example.token, example.supervised)], 4)
   prompt = ttt.prompt(record['messages'][:2])
   assert example.token[:prompt.size].tolist() == prompt.tolist()
@@ -154,7 +154,7 @@ def test_generate_is_the_engine(ttt):
   assert [r.answer.ids.tolist() for r in got] == [a.ids.tolist() for a in want]
   alone = ttt.generate(prompts[1].tolist())
   assert alone.answer.ids.tolist() == want[1].ids.tolist()
-  text, codes = interleave.unrender(want[1].ids, V, ttt.tokenizer)
+  text, codes = interleave.Renderer(V, ttt.tokenizer).unrender(want[1].ids)
   assert alone.text == text and [c.tolist() for c in alone.codes] == [c.tolist() for c in codes]
   assert any(reply.codes for reply in got)
   assert len(ttt.generate(prompts[0], max_tokens=prompts[0].size + 2).answer.ids) == 2

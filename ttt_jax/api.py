@@ -21,7 +21,7 @@ import numpy as np
 
 from ttt_jax import config as config_lib
 from ttt_jax.config import GenerateConfig, ModelConfig, ObjectiveConfig
-from ttt_jax.data import interleave
+from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.records import records
 from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.errors import UserError
@@ -91,6 +91,10 @@ class TextToTalk:
   text_chunk: int = 13
   audio_chunk: int = 26
 
+  @property
+  def _renderer(self) -> Renderer:
+    return Renderer(self.vocab, self.tokenizer, self.text_chunk, self.audio_chunk)
+
   def prompt(self, messages: str | list[dict[str, Any]]) -> np.ndarray:
     """Ids int32 [n] up to and including the assistant's header.
 
@@ -109,8 +113,7 @@ class TextToTalk:
       # What the last answer says is not looked at, but a turn may not be empty.
       record = records.parse({'messages': [*messages, {'role': 'assistant', 'content': '?'}]},
                              'prompt')
-    return interleave.render_prompt(record, self.vocab, self.tokenizer, self.text_chunk,
-                                    self.audio_chunk)
+    return self._renderer.render_prompt(record)
 
   def logits(self, ids: Sequence[int], answer: Sequence[int] | None = None) -> np.ndarray:
     """float32 [n, vocabulary] of one document under the hybrid mask.
@@ -172,7 +175,7 @@ class TextToTalk:
     asked = [np.asarray(prompt, np.int32) for prompt in ([prompts] if single else prompts)]
     answers = engine.generate(self.model, self.params, self.vocab, asked, chosen,
                               self.objective.mode, self.objective.prompt_audio)
-    replies = [Reply(*interleave.unrender(answer.ids, self.vocab, self.tokenizer), answer)
+    replies = [Reply(*self._renderer.unrender(answer.ids), answer)
                for answer in answers]
     return replies[0] if single else replies
 
@@ -180,8 +183,7 @@ class TextToTalk:
     """(ids, supervised) of a record or a pair."""
     if isinstance(document, dict):
       record = records.parse(document, f'document {number}')
-      found = interleave.render(record, self.vocab, self.tokenizer, self.text_chunk,
-                                self.audio_chunk)
+      found = self._renderer.render(record)
       return found.token, found.supervised
     ids, supervised = (np.asarray(x) for x in document)
     if ids.shape != supervised.shape:

@@ -49,7 +49,7 @@ def test_the_readmes_codec_goes_from_recordings_to_rows_and_back(module):
   found = {}
   for i in range(len(rows)):
     for token in np.split(rows[i].token, np.flatnonzero(np.diff(rows[i].document)) + 1):
-      text, spans = interleave.unrender(token, vocab, create(VocabConfig()))
+      text, spans = interleave.Renderer(vocab, create(VocabConfig())).unrender(token)
       if spans:
         found[text.split()[-1]] = codec.sound(np.concatenate(spans))
   assert set(found) == {'a', 'b'}

@@ -14,6 +14,7 @@ from ttt_jax.tokens.vocab import Vocabulary
 
 TEXT = create(VocabConfig())
 VOCAB = Vocabulary('bytes', 256, 'test', 50)
+RENDERER = interleave.Renderer(VOCAB, TEXT)
 START, END = VOCAB.special('<|im_start|>'), VOCAB.special('<|im_end|>')
 BEGIN, CLOSE = VOCAB.special('<|begin_of_audio|>'), VOCAB.special('<|end_of_audio|>')
 QUAD = VOCAB.special('<|begin_of_quad|>')
@@ -60,13 +61,13 @@ def test_chunks_lose_nothing_and_keep_order(t, a, text_chunk, audio_chunk):
 
 
 def test_multi_turn_chatml_and_what_is_supervised():
-  example = interleave.render(record({'messages': [
+  example = RENDERER.render(record({'messages': [
       {'role': 'system', 'content': 'S'},
       {'role': 'user', 'content': 'A<|audio_1|><|audio_2|>'},
       {'role': 'assistant', 'content': 'B'},
       {'role': 'user', 'content': 'C'},
       {'role': 'assistant', 'content': [{'type': 'text', 'text': 'D'},
-                                        {'type': 'audio', 'codes': [7]}]}]}), VOCAB, TEXT)
+                                        {'type': 'audio', 'codes': [7]}]}]}))
   prompt1 = [START, *b('system\nS'), END, 10,
              START, *b('user\nA'), BEGIN, *code(1, 2), CLOSE, END, 10, START, *b('assistant\n')]
   answer1 = [*b('B'), END, 10]
@@ -79,9 +80,9 @@ def test_multi_turn_chatml_and_what_is_supervised():
 
 
 def test_an_answer_is_interleaved_at_the_configured_ratio():
-  example = interleave.render(record({'prompt': 'x', 'response': [
-      {'type': 'text', 'text': 'abcde'}, {'type': 'audio', 'codes': [1, 2, 3, 4, 5, 6, 7]}]}),
-      VOCAB, TEXT, text_chunk=2, audio_chunk=3)
+  renderer = interleave.Renderer(VOCAB, TEXT, text_chunk=2, audio_chunk=3)
+  example = renderer.render(record({'prompt': 'x', 'response': [
+      {'type': 'text', 'text': 'abcde'}, {'type': 'audio', 'codes': [1, 2, 3, 4, 5, 6, 7]}]}))
   answer = [*b('ab'), BEGIN, *code(1, 2, 3), NEW, *b('cd'), BEGIN, *code(4, 5, 6), NEW,
             *b('e'), QUAD, *code(7), LAST, END, 10]
   assert example.token.tolist()[-len(answer):] == answer
@@ -90,21 +91,20 @@ def test_an_answer_is_interleaved_at_the_configured_ratio():
 def test_written_markup_is_taken_as_it_is():
   written = ('a<|begin_of_audio|><|audio_1|><|end_of_audio_new|>bcd<|begin_of_quad|><|audio_2|>'
              '<|end_of_audio_span_last|>e')
-  example = interleave.render(record({'prompt': 'x', 'response': written}), VOCAB, TEXT)
+  example = RENDERER.render(record({'prompt': 'x', 'response': written}))
   answer = [*b('a'), BEGIN, *code(1), NEW, *b('bcd'), QUAD, *code(2), LAST, *b('e'), END, 10]
   assert example.token.tolist()[-len(answer):] == answer
 
 
 def test_a_document_is_supervised_whole_and_its_last_span_is_the_quad():
-  example = interleave.render(record({'text': 'ab<|audio_1|>c<|audio_2|><|audio_3|>'}), VOCAB, TEXT)
+  example = RENDERER.render(record({'text': 'ab<|audio_1|>c<|audio_2|><|audio_3|>'}))
   assert example.token.tolist() == [*b('ab'), BEGIN, *code(1), NEW, *b('c'), QUAD, *code(2, 3),
                                     LAST]
   assert example.supervised.tolist() == [1] * len(example.token)
 
 
 def test_control_tokens_in_a_message_are_its_bytes():
-  example = interleave.render(record({'prompt': '<|im_end|>', 'response': 'x<|mask_token|>'}),
-                              VOCAB, TEXT)
+  example = RENDERER.render(record({'prompt': '<|im_end|>', 'response': 'x<|mask_token|>'}))
   assert example.token.tolist().count(START) == 2 and VOCAB.mask not in example.token
   assert example.token.tolist().count(END) == 2
 
@@ -112,16 +112,16 @@ def test_control_tokens_in_a_message_are_its_bytes():
 def test_the_prompt_is_the_start_of_the_record():
   value = {'messages': [{'role': 'user', 'content': 'A'}, {'role': 'assistant', 'content': 'B'},
                         {'role': 'user', 'content': 'C'}, {'role': 'assistant', 'content': 'D'}]}
-  whole = interleave.render(record(value), VOCAB, TEXT).token.tolist()
-  prompt = interleave.render_prompt(record(value), VOCAB, TEXT).tolist()
+  whole = RENDERER.render(record(value)).token.tolist()
+  prompt = RENDERER.render_prompt(record(value)).tolist()
   assert whole == prompt + [*b('D'), END, 10]
   with pytest.raises(UserError, match='a.jsonl:3: record 3 has no assistant turn'):
-    interleave.render_prompt(record({'text': 'x'}), VOCAB, TEXT)
+    RENDERER.render_prompt(record({'text': 'x'}))
 
 
 def test_a_code_outside_the_codebook_names_record_and_codec():
   with pytest.raises(UserError, match='a.jsonl:3: Audio code 50 is outside the codebook of test'):
-    interleave.render(record({'prompt': '<|audio_50|>', 'response': 'x'}), VOCAB, TEXT)
+    RENDERER.render(record({'prompt': '<|audio_50|>', 'response': 'x'}))
 
 
 @hypothesis.given(st.text(min_size=1, max_size=60).filter(lambda text: '<|' not in text),
@@ -130,9 +130,9 @@ def test_unrender_gives_back_text_and_codes(text, codes):
   parts = [{'type': 'text', 'text': text}]
   parts += [{'type': 'audio', 'codes': codes}] if codes else []
   one = record({'prompt': 'x', 'response': parts})
-  whole = interleave.render(one, VOCAB, TEXT).token
-  answer = whole[len(interleave.render_prompt(one, VOCAB, TEXT)):-1]  # without the newline
-  found, spans = interleave.unrender(answer, VOCAB, TEXT)
+  whole = RENDERER.render(one).token
+  answer = whole[len(RENDERER.render_prompt(one)):-1]  # without the newline
+  found, spans = RENDERER.unrender(answer)
   assert found == text
   assert [int(c) for span in spans for c in span] == codes
 
@@ -144,7 +144,7 @@ def test_the_last_span_is_filled_with_silence_to_whole_blocks(codes, silence):
       {'role': 'assistant', 'content': [{'type': 'text', 'text': 'hi'},
                                         {'type': 'audio', 'codes': [7] * codes}]}]})
   fill = interleave.Fill((40, 41), 6)
-  token, supervised = interleave.render(spoken, VOCAB, TEXT, fill=fill)
+  token, supervised = interleave.Renderer(VOCAB, TEXT, fill=fill).render(spoken)
   answer = [*b('hi'), QUAD, *code(*[7] * codes), *code(*[40, 41, 40, 41, 40][:silence]), LAST, END,
             *b('\n')]
   assert token[-len(answer):].tolist() == answer
@@ -157,14 +157,25 @@ def test_only_the_last_span_is_filled_and_only_where_spans_are_made_here():
       {'role': 'user', 'content': 'x'},
       {'role': 'assistant', 'content': [{'type': 'text', 'text': 'abcd'},
                                         {'type': 'audio', 'codes': [7] * 8}]}]})
-  token, _ = interleave.render(long, VOCAB, TEXT, 2, 5, interleave.Fill((40,), 6))
+  token, _ = interleave.Renderer(VOCAB, TEXT, 2, 5, interleave.Fill((40,), 6)).render(long)
   body = [*b('ab'), BEGIN, *code(*[7] * 5), NEW, *b('cd'), QUAD, *code(7, 7, 7, 40, 40), LAST]
   assert token[-len(body) - 2:-2].tolist() == body
   written = record({'messages': [
       {'role': 'user', 'content': 'x'},
       {'role': 'assistant', 'content': 'a<|begin_of_quad|><|audio_7|><|end_of_audio_span_last|>'}]})
-  token, _ = interleave.render(written, VOCAB, TEXT, fill=interleave.Fill((40,), 6))
+  token, _ = interleave.Renderer(VOCAB, TEXT, fill=interleave.Fill((40,), 6)).render(written)
   assert token[-6:-2].tolist() == [*b('a'), QUAD, *code(7), LAST]
+
+
+def test_earlier_answers_of_a_prompt_are_filled_as_in_training():
+  turns = [turn for i in range(2) for turn in (
+      {'role': 'user', 'content': f'{i}'},
+      {'role': 'assistant', 'content': [{'type': 'text', 'text': 'hi'},
+                                        {'type': 'audio', 'codes': [7] * 4}]})]
+  renderer = interleave.Renderer(VOCAB, TEXT, fill=interleave.Fill((40, 41), 6))
+  prompt = renderer.render_prompt(record({'messages': turns})).tolist()
+  assert renderer.render(record({'messages': turns})).token.tolist()[:len(prompt)] == prompt
+  assert prompt.count(*code(40)) == 1
 
 
 TWO_TURNS = {'messages': [
@@ -176,7 +187,7 @@ TWO_TURNS = {'messages': [
 @pytest.mark.parametrize('how', ['turn', 'span', 'anywhere'])
 def test_a_document_is_cut_at_a_boundary_whatever_the_room(how):
   """Against the definition, read off the token sequence one position at a time."""
-  whole = interleave.render(record(TWO_TURNS), VOCAB, TEXT, text_chunk=2, audio_chunk=3)
+  whole = interleave.Renderer(VOCAB, TEXT, text_chunk=2, audio_chunk=3).render(record(TWO_TURNS))
   token, learned = whole
   first = next(i for i in range(len(token)) if learned[i] and not learned[i + 1]) + 1
   spans = [i + 1 for i, one in enumerate(token.tolist()) if one in (NEW, LAST)]
@@ -195,7 +206,7 @@ def test_a_document_is_cut_at_a_boundary_whatever_the_room(how):
 
 
 def test_a_pretraining_document_is_cut_between_words_but_never_inside_a_span():
-  whole = interleave.render(record({'text': 'ab<|audio_1|><|audio_2|>cd<|audio_3|>'}), VOCAB, TEXT)
+  whole = RENDERER.render(record({'text': 'ab<|audio_1|><|audio_2|>cd<|audio_3|>'}))
   token = whole.token.tolist()
   assert token == [*b('ab'), BEGIN, *code(1, 2), NEW, *b('cd'), QUAD, *code(3), LAST]
   found = [interleave.truncate(whole, room, 'span', VOCAB) for room in range(1, 12)]

@@ -71,7 +71,7 @@ def random_prompts(ttt, count):
 def test_logits_of_the_trained_weights(exported, ttt):
   module = torch_models.load(exported[1])
   for record in held_out(exported[0])[:6]:
-    ids = interleave.render(record, ttt.vocab, ttt.tokenizer).token
+    ids = interleave.Renderer(ttt.vocab, ttt.tokenizer).render(record).token
     with torch.no_grad():
       theirs = module(torch.tensor(ids[None].astype(np.int64))).logits[0].numpy()
     np.testing.assert_allclose(theirs, ttt.logits(ids), atol=1e-4)
@@ -81,7 +81,7 @@ def test_the_same_tokens_without_this_package(exported, ttt, tmp_path):
   """In a process that cannot import ttt_jax, with the run's own settings."""
   workdir, out = exported
   asked = held_out(workdir)
-  prompts = [interleave.render_prompt(r, ttt.vocab, ttt.tokenizer).tolist() for r in asked]
+  prompts = [interleave.Renderer(ttt.vocab, ttt.tokenizer).render_prompt(r).tolist() for r in asked]
   prompts += random_prompts(ttt, PROMPTS - len(prompts))
   (tmp_path / 'prompts.json').write_text(json.dumps(prompts))
   done = subprocess.run(
@@ -107,4 +107,4 @@ def test_prompts_by_the_chat_template(exported, ttt):
     assert turns.pop()['role'] == 'assistant'
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert ids == ttt.prompt(turns).tolist()
-    assert ids == interleave.render_prompt(record, ttt.vocab, ttt.tokenizer).tolist()
+    assert ids == interleave.Renderer(ttt.vocab, ttt.tokenizer).render_prompt(record).tolist()

@@ -147,10 +147,10 @@ def test_turns_have_the_ids_of_our_records(written):
   for turns in conversations(random.Random(0), 60):
     record = records.parse({'messages': turns}, 'here:1')
     ids = theirs.apply_chat_template(turns, tokenize=True, return_dict=False)
-    assert ids == interleave.render(record, vocab, mine).token.tolist(), turns
+    assert ids == interleave.Renderer(vocab, mine).render(record).token.tolist(), turns
     prompt = theirs.apply_chat_template(turns[:-1], tokenize=True, add_generation_prompt=True,
                                         return_dict=False)
-    assert prompt == interleave.render_prompt(record, vocab, mine).tolist()
+    assert prompt == interleave.Renderer(vocab, mine).render_prompt(record).tolist()
 
 
 def test_transformers_reads_the_directory(written):

@@ -1,4 +1,4 @@
-"""A Record as the token sequence that the model sees, and back.
+"""Records to token sequences and back: ``Renderer``.
 
   <|im_start|>user\n Read this. <|im_end|>\n
   <|im_start|>assistant\n 13 text <|begin_of_audio|> 26 codes <|end_of_audio_new|> ...
@@ -9,10 +9,13 @@ Supervised are the assistant's content, its im_end and newline in every assistan
 and all of a pretraining document.
 """
 
+import dataclasses
 from typing import NamedTuple, Sequence
 
 import numpy as np
 
+from ttt_jax.audio.codec import Codec
+from ttt_jax.config import DataConfig
 from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.errors import UserError
 from ttt_jax.tokens.tokenizer import Tokenizer
@@ -26,10 +29,10 @@ class Example(NamedTuple):
 
 
 class Fill(NamedTuple):
-  """Silence after the speech of an answer's last span.
+  """Silence appended to the last span of an answer, to a multiple of a number of tokens.
 
-  TrainedModel so, a model that decodes blocks of ``multiple`` tokens need not guess a length:
-  a span ends at the end of a block, with silence where there is nothing more to say.
+  A model trained this way, which decodes blocks of ``multiple`` tokens, need not predict where
+  inside a block the speech ends: a span always ends at the end of a block.
 
   Attributes:
     silence: codes of one patch of silence (Codec.silence).
@@ -37,6 +40,18 @@ class Fill(NamedTuple):
   """
   silence: tuple[int, ...] = ()
   multiple: int = 1
+
+  @classmethod
+  def from_config(cls, data: DataConfig, codec: Codec) -> 'Fill':
+    """What ``data.span_fill`` asks for.
+
+    Raises:
+      UserError: it asks for silence and the codec has no patch of silence.
+    """
+    if data.span_fill > 1 and not codec.silence:
+      raise UserError(f'config key data.span_fill is {data.span_fill}, but codec {codec.name} has '
+                      'no patch of silence to fill with; set it to 1.')
+    return cls(tuple(int(code) for code in codec.silence), data.span_fill)
 
   def after(self, codes: Sequence[int]) -> list[int]:
     """The codes to append to ``codes``."""
@@ -46,11 +61,10 @@ class Fill(NamedTuple):
 
 def chunks(t_ids: Sequence[int], codes: Sequence[int], text_chunk: int = 13,
            audio_chunk: int = 26) -> list[tuple[Sequence[int], Sequence[int]]]:
-  """Deal t text ids and a codes into n = min(ceil(t/13), ceil(a/26)) pairs.
+  """Split t text ids and a codes into n = min(ceil(t/13), ceil(a/26)) pairs (paper, section 3).
 
   Every pair but the last holds ``text_chunk`` ids and ``audio_chunk`` codes; the last
-  holds all that remains of both. Speech without text is one pair, so is text without
-  speech; nothing at all is no pair.
+  holds the rest of both. Text alone or speech alone is one pair; neither is no pair.
   """
   t, a = len(t_ids), len(codes)
   if not t and not a:
@@ -62,42 +76,140 @@ def chunks(t_ids: Sequence[int], codes: Sequence[int], text_chunk: int = 13,
   return pairs + [(t_ids[cut * text_chunk:], codes[cut * audio_chunk:])]
 
 
-def render(record: Record, vocab: Vocabulary, tokenizer: Tokenizer, text_chunk: int = 13,
-           audio_chunk: int = 26, fill: Fill = Fill()) -> Example:
-  """The whole record as one document.
+@dataclasses.dataclass(frozen=True)
+class Renderer:
+  """Renders records for one vocabulary, tokenizer and chunk layout.
 
-  ``fill`` acts on answers that are interleaved here, not on spans that stand where they
-  were written.
-
-  Raises:
-    UserError: a code outside the codebook (with the record's file:line).
+  Attributes:
+    vocab: the id space.
+    tokenizer: the text tokenizer of that id space.
+    text_chunk: text tokens per chunk of an interleaved answer.
+    audio_chunk: codes per chunk.
+    fill: silence after the last span of an interleaved answer.
   """
-  ids, targets = [], []
-  for turn in record.turns:
-    head, body = _turn(turn, record, vocab, tokenizer, text_chunk, audio_chunk, fill)
-    ids += head + body
-    learn = turn.role in ('assistant', 'document')
-    targets += [int(record.type == 'PT')] * len(head) + [int(learn or record.type == 'PT')
-                                                         ] * len(body)
-  return Example(np.array(ids, np.int32), np.array(targets, np.int8))
+  vocab: Vocabulary
+  tokenizer: Tokenizer
+  text_chunk: int = 13
+  audio_chunk: int = 26
+  fill: Fill = Fill()
 
+  @classmethod
+  def from_config(cls, data: DataConfig, vocab: Vocabulary, tokenizer: Tokenizer,
+                  codec: Codec) -> 'Renderer':
+    """The renderer that `ttt-jax prepare` uses under a data config; errors as in Fill."""
+    return cls(vocab, tokenizer, data.text_chunk, data.audio_chunk, Fill.from_config(data, codec))
 
-def render_prompt(record: Record, vocab: Vocabulary, tokenizer: Tokenizer, text_chunk: int = 13,
-                  audio_chunk: int = 26) -> np.ndarray:
-  """Everything up to and including the last assistant header: ids int32 [n].
+  def render(self, record: Record) -> Example:
+    """All turns of a record as one document.
 
-  Raises:
-    UserError: a pretraining document, which has no assistant turn.
-  """
-  last = max((i for i, turn in enumerate(record.turns) if turn.role == 'assistant'), default=-1)
-  if last < 0:
-    raise UserError(f'{record.where}: record {record.id} has no assistant turn, so it gives no '
-                    'prompt to answer.')
-  ids = []
-  for turn in record.turns[:last]:
-    head, body = _turn(turn, record, vocab, tokenizer, text_chunk, audio_chunk)
-    ids += head + body
-  return np.array(ids + header('assistant', vocab, tokenizer), np.int32)
+    ``fill`` applies to answers that are interleaved here, not to spans whose place the record
+    itself determines.
+
+    Raises:
+      UserError: a code outside the codebook (with the record's file:line).
+    """
+    ids, targets = [], []
+    for turn in record.turns:
+      head, body = self._turn(turn, record)
+      ids += head + body
+      learn = turn.role in ('assistant', 'document')
+      targets += [int(record.type == 'PT')] * len(head) + [int(learn or record.type == 'PT')
+                                                           ] * len(body)
+    return Example(np.array(ids, np.int32), np.array(targets, np.int8))
+
+  def render_prompt(self, record: Record) -> np.ndarray:
+    """Everything up to and including the last assistant header: ids int32 [n].
+
+    Raises:
+      UserError: a record without an assistant turn (a pretraining document), or a code outside
+        the codebook.
+    """
+    last = max((i for i, turn in enumerate(record.turns) if turn.role == 'assistant'), default=-1)
+    if last < 0:
+      raise UserError(f'{record.where}: record {record.id} has no assistant turn, so it gives no '
+                      'prompt to answer.')
+    ids = []
+    for turn in record.turns[:last]:
+      head, body = self._turn(turn, record)
+      ids += head + body
+    return np.array(ids + self._header('assistant'), np.int32)
+
+  def unrender(self, ids: Sequence[int] | np.ndarray) -> tuple[str, list[np.ndarray]]:
+    """Generated ids -> (their text, the codes int32 [n] of each audio span, in order).
+
+    Control tokens are dropped from the text. The text between spans is joined before decoding,
+    since a chunk may end inside a multi-byte character. Spans without codes are left out.
+    """
+    ids = np.asarray(ids, np.int64)
+    text = self.tokenizer.decode(ids[ids < self.tokenizer.ranks].tolist())
+    audio = np.concatenate([[False], self.vocab.is_audio(ids), [False]])
+    edges = np.flatnonzero(audio[1:] != audio[:-1])
+    spans = [self.vocab.decode_codes(ids[a:b]) for a, b in zip(edges[::2], edges[1::2])]
+    return text, [span for span in spans if span.size]
+
+  def _header(self, role: str) -> list[int]:
+    """im_start role newline; encoded apart from the content, so that every prompt ends the same."""
+    return [self.vocab.im_start, *self.tokenizer.encode(role + '\n')]
+
+  def _turn(self, turn: Turn, record: Record) -> tuple[list[int], list[int]]:
+    """(header, content with its ending) of one turn."""
+    try:
+      if turn.role in ('assistant', 'document'):
+        body = self._answer(turn)
+      else:
+        body = self._prompt(turn.parts)
+    except UserError as error:
+      raise UserError(f'{record.where}: {error}') from error
+    if turn.role == 'document':
+      return [], body
+    return self._header(turn.role), [*body, self.vocab.im_end, *self.tokenizer.encode('\n')]
+
+  def _prompt(self, parts: Sequence[Part]) -> list[int]:
+    vocab, ids = self.vocab, []
+    for part in parts:
+      if part.kind == 'text':
+        ids += self.tokenizer.encode(part.text)
+      else:
+        ids += [vocab.begin_of_audio, *vocab.encode_codes(part.codes).tolist(),
+                vocab.end_of_audio]
+    return ids
+
+  def _answer(self, turn: Turn) -> list[int]:
+    kinds = [part.kind for part in turn.parts]
+    marked = any(part.begin for part in turn.parts)
+    # Text then speech is interleaved here; an answer whose parts alternate already, or whose
+    # spans carry markup, keeps its own order.
+    if turn.role == 'document' or marked or kinds != sorted(kinds, reverse=True):
+      return self._in_place(turn.parts)
+    text = ''.join(part.text for part in turn.parts if part.kind == 'text')
+    codes = [part.codes for part in turn.parts if part.codes is not None]
+    codes = self.vocab.encode_codes(np.concatenate(codes)).tolist() if codes else []
+    pairs = chunks(self.tokenizer.encode(text), codes, self.text_chunk, self.audio_chunk)
+    ids = []
+    for i, (words, speech) in enumerate(pairs):
+      ids += words
+      last = i == len(pairs) - 1
+      if speech:
+        silence = self.vocab.encode_codes(self.fill.after(speech)).tolist() if last else []
+        ids += self._span([*speech, *silence], last)
+    return ids
+
+  def _in_place(self, parts: Sequence[Part]) -> list[int]:
+    """Spans where the record has them; of spans without markup the last is the quad one."""
+    last = max((i for i, part in enumerate(parts) if part.kind == 'audio'), default=-1)
+    ids = []
+    for i, part in enumerate(parts):
+      if part.kind == 'text':
+        ids += self.tokenizer.encode(part.text)
+      else:
+        quad = part.begin == '<|begin_of_quad|>' if part.begin else i == last
+        ids += self._span(self.vocab.encode_codes(part.codes).tolist(), quad)
+    return ids
+
+  def _span(self, code_ids: list[int], quad: bool) -> list[int]:
+    vocab = self.vocab
+    return ([vocab.begin_of_quad, *code_ids, vocab.end_of_last] if quad else
+            [vocab.begin_of_audio, *code_ids, vocab.end_of_chunk])
 
 
 def truncate(example: Example, most: int, how: str, vocab: Vocabulary) -> Example | None:
@@ -129,86 +241,3 @@ def truncate(example: Example, most: int, how: str, vocab: Vocabulary) -> Exampl
         ends |= ~vocab.is_audio(last) & ~vocab.is_begin(last)
   cut = int(np.flatnonzero(ends)[-1]) + 1 if ends.any() else 0
   return Example(token[:cut], supervised[:cut]) if learned[:cut].any() else None
-
-
-def header(role: str, vocab: Vocabulary, tokenizer: Tokenizer) -> list[int]:
-  """im_start role newline; encoded apart from the content, so that a prompt always ends so."""
-  return [vocab.im_start, *tokenizer.encode(role + '\n')]
-
-
-def _turn(turn: Turn, record: Record, vocab: Vocabulary, tokenizer: Tokenizer, text_chunk: int,
-          audio_chunk: int, fill: Fill = Fill()) -> tuple[list[int], list[int]]:
-  """(header, content with its ending) of one turn."""
-  try:
-    if turn.role in ('assistant', 'document'):
-      body = _answer(turn, vocab, tokenizer, text_chunk, audio_chunk, fill)
-    else:
-      body = _prompt(turn.parts, vocab, tokenizer)
-  except UserError as error:
-    raise UserError(f'{record.where}: {error}') from error
-  if turn.role == 'document':
-    return [], body
-  return header(turn.role, vocab, tokenizer), [*body, vocab.im_end, *tokenizer.encode('\n')]
-
-
-def _prompt(parts: Sequence[Part], vocab: Vocabulary, tokenizer: Tokenizer) -> list[int]:
-  ids = []
-  for part in parts:
-    if part.kind == 'text':
-      ids += tokenizer.encode(part.text)
-    else:
-      ids += [vocab.begin_of_audio, *vocab.encode_codes(part.codes).tolist(), vocab.end_of_audio]
-  return ids
-
-
-def _answer(turn: Turn, vocab: Vocabulary, tokenizer: Tokenizer, text_chunk: int,
-            audio_chunk: int, fill: Fill) -> list[int]:
-  kinds = [part.kind for part in turn.parts]
-  marked = any(part.begin for part in turn.parts)
-  if turn.role == 'document' or marked or kinds != sorted(kinds, reverse=True):
-    return _in_place(turn.parts, vocab, tokenizer)
-  text = ''.join(part.text for part in turn.parts if part.kind == 'text')
-  codes = [part.codes for part in turn.parts if part.kind == 'audio']
-  codes = vocab.encode_codes(np.concatenate(codes)).tolist() if codes else []
-  pairs = chunks(tokenizer.encode(text), codes, text_chunk, audio_chunk)
-  ids = []
-  for i, (words, speech) in enumerate(pairs):
-    ids += words
-    last = i == len(pairs) - 1
-    if speech:
-      silence = vocab.encode_codes(fill.after(speech)).tolist() if last else []
-      ids += _span([*speech, *silence], last, vocab)
-  return ids
-
-
-def _in_place(parts: Sequence[Part], vocab: Vocabulary, tokenizer: Tokenizer) -> list[int]:
-  """Spans where they were written; of spans without markup the last is the quad one."""
-  last = max((i for i, part in enumerate(parts) if part.kind == 'audio'), default=-1)
-  ids = []
-  for i, part in enumerate(parts):
-    if part.kind == 'text':
-      ids += tokenizer.encode(part.text)
-    else:
-      quad = part.begin == '<|begin_of_quad|>' if part.begin else i == last
-      ids += _span(vocab.encode_codes(part.codes).tolist(), quad, vocab)
-  return ids
-
-
-def _span(code_ids: list[int], quad: bool, vocab: Vocabulary) -> list[int]:
-  return ([vocab.begin_of_quad, *code_ids, vocab.end_of_last] if quad else
-          [vocab.begin_of_audio, *code_ids, vocab.end_of_chunk])
-
-
-def unrender(ids: Sequence[int], vocab: Vocabulary, tokenizer: Tokenizer
-             ) -> tuple[str, list[np.ndarray]]:
-  """Generated ids -> (their text, the codes int32 [n] of each audio span, in order).
-
-  Control tokens leave the text; the pieces of text between spans are joined before
-  decoding, since a chunk may cut a character in two. Spans without codes are left out.
-  """
-  ids = np.asarray(ids, np.int64)
-  text = tokenizer.decode(ids[ids < tokenizer.ranks].tolist())
-  audio = np.concatenate([[False], vocab.is_audio(ids), [False]])
-  edges = np.flatnonzero(audio[1:] != audio[:-1])
-  spans = [vocab.decode_codes(ids[a:b]) for a, b in zip(edges[::2], edges[1::2])]
-  return text, [span for span in spans if span.size]

@@ -13,7 +13,6 @@ import numpy as np
 
 from ttt_jax.audio import asr_judges, io
 from ttt_jax.config import Config
-from ttt_jax.data import interleave
 from ttt_jax.data.prepare import prepare
 from ttt_jax.data.records import records as record_files
 from ttt_jax.data.records.records import Part, Record
@@ -60,8 +59,7 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
 def answer(run: TrainedModel, records: list[Record]) -> list[Item]:
   """Generate an answer to every record."""
   config = run.config
-  prompts = [interleave.render_prompt(record, run.vocab, run.tokenizer, config.data.text_chunk,
-                                      config.data.audio_chunk) for record in records]
+  prompts = [run.renderer.render_prompt(record) for record in records]
   engine = Engine(run.model, run.params, run.vocab, dataclasses.replace(
       config.generate, slots=min(config.evaluate.batch, max(len(prompts), 1))),
                   mode=config.objective.mode, prompt_audio=config.objective.prompt_audio)
@@ -71,7 +69,7 @@ def answer(run: TrainedModel, records: list[Record]) -> list[Item]:
   with Progress(len(prompts), 'generate', unit='answers') as progress:
     for event in engine.events():
       if event.kind == 'done':
-        text, codes = interleave.unrender(event.answer.ids, run.vocab, run.tokenizer)
+        text, codes = run.renderer.unrender(event.answer.ids)
         codes = np.concatenate(codes) if codes else np.zeros(0, np.int32)
         items.append((event.request,
                       Item(records[event.request], event.answer, text.strip(), codes)))

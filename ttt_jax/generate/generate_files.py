@@ -10,7 +10,7 @@ import numpy as np
 
 from ttt_jax.audio import io
 from ttt_jax.config import Config
-from ttt_jax.data import interleave, store
+from ttt_jax.data import store
 from ttt_jax.data.prepare import prepare
 from ttt_jax.data.records import readers, records, sources, tasks
 from ttt_jax.data.records.records import Part, Record, Turn
@@ -56,9 +56,7 @@ def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str,
   engine = Engine(run.model, run.params, run.vocab, settings, mode=config.objective.mode,
                   prompt_audio=config.objective.prompt_audio)
   for record in asked:
-    prompt = interleave.render_prompt(record, run.vocab, run.tokenizer, config.data.text_chunk,
-                                      config.data.audio_chunk)
-    engine.submit(prompt, where=f'the prompt of {record.id}')
+    engine.submit(run.renderer.render_prompt(record), where=f'the prompt of {record.id}')
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
   answers = (_streamed if stream else _gathered)(run, engine, asked, out)
@@ -163,7 +161,7 @@ def _unique(asked: list[Record]) -> list[Record]:
 
 def _write_audio(run: TrainedModel, record: Record, answer: Answer,
                  out: pathlib.Path) -> str | None:
-  _, spans = interleave.unrender(answer.ids, run.vocab, run.tokenizer)
+  _, spans = run.renderer.unrender(answer.ids)
   if not spans:
     return None
   name = f'{record.id}.wav'
@@ -177,7 +175,7 @@ def _question(record: Record) -> str:
 
 
 def _entry(run: TrainedModel, record: Record, answer: Answer, audio: str | None) -> dict[str, Any]:
-  text, _ = interleave.unrender(answer.ids, run.vocab, run.tokenizer)
+  text, _ = run.renderer.unrender(answer.ids)
   return {'name': record.id, 'task': record.task, 'prompt': _question(record),
           'text': text.strip(), 'audio': audio, 'stopped': 'end' if answer.finished else 'length',
           'calls': answer.calls, 'seconds': round(answer.seconds, 4),

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ttt_jax.config import Config
-from ttt_jax.data import interleave
 from ttt_jax.data.prepare import prepare
 from ttt_jax.data.records import readers, records
 from ttt_jax.data.records.records import Record
@@ -44,11 +43,8 @@ def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
   """
   run = trained_model.load(config, workdir)
   found = _records(run, files)
-  settings, data = config.score, config.data
-  examples = [interleave.render(record, run.vocab, run.tokenizer, data.text_chunk,
-                                data.audio_chunk,
-                                interleave.Fill(run.codec.silence, data.span_fill))
-              for record in found]
+  settings = config.score
+  examples = [run.renderer.render(record) for record in found]
   scorer = likelihood.Scorer(
       run.model, run.params, run.vocab, mode=config.objective.mode,
       prompt_audio=config.objective.prompt_audio,

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ttt_jax.config import Config
-from ttt_jax.data import interleave, packing
+from ttt_jax.data import packing
+from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.loader import Loader
 from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.model import staircase
@@ -117,9 +118,9 @@ def made_up(config: Config, vocab: Vocabulary) -> Batch:
   length = config.data.seq_len
   rng = np.random.default_rng(0)
   documents = []
+  renderer = Renderer(vocab, _Words(), config.data.text_chunk, config.data.audio_chunk)
   for number, goal in enumerate(_lengths(rng, length)):
-    example = interleave.render(_record(number, int(goal), vocab, rng), vocab, _Words(),
-                                config.data.text_chunk, config.data.audio_chunk)
+    example = renderer.render(_record(number, int(goal), vocab, rng))
     documents.append((number + 1, example.token[:length], example.supervised[:length]))
   packed = packing.pack([len(token) for _, token, _ in documents], length)
   order = rng.permutation(len(packed.rows))[:_ROWS]

@@ -1,20 +1,22 @@
 """A trained model with all that belongs to it: what evaluation and generation start from."""
 
 import dataclasses
+import functools
 import os
 import pathlib
-from typing import Any
 
 import jax
 
 from ttt_jax.audio import codec as codecs, io
 from ttt_jax.config import Config
 from ttt_jax.data import store
+from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.records.records import Part, Record
 from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.tokens import tokenizer as tokenizers
+from ttt_jax.tokens.tokenizer import Tokenizer
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import checkpoint, optimizer as optimizers, restore, state as train_state
 
@@ -27,9 +29,14 @@ class TrainedModel:
   model: Model
   params: Params
   vocab: Vocabulary
-  tokenizer: Any
+  tokenizer: Tokenizer
   codec: codecs.Codec
   data_dir: pathlib.Path
+
+  @functools.cached_property
+  def renderer(self) -> Renderer:
+    """Records to token sequences, as the data was rendered."""
+    return Renderer.from_config(self.config.data, self.vocab, self.tokenizer, self.codec)
 
   def encoded(self, record: Record, file: str | os.PathLike) -> Record:
     """``record`` with the recordings that it names, relative to its ``file``, as codes."""

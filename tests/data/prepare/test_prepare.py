@@ -10,7 +10,8 @@ import pytest
 
 from ttt_jax.audio import codec as codecs, io
 from ttt_jax.config import CodecConfig, Config, DataConfig, Source, VocabConfig
-from ttt_jax.data import export, interleave, store
+from ttt_jax.data import export, store
+from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.loader import Loader
 from ttt_jax.data.prepare import encode, prepare
 from ttt_jax.errors import UserError
@@ -101,11 +102,11 @@ def test_a_document_is_its_record_rendered(prepared):
   vocab, codec = store.vocabulary(workdir / 'data'), codecs.load(workdir / 'data' / 'codec')
   text = create(VocabConfig())
   token, supervised = documents(workdir / 'data', 'train')[6]  # tts of the first recording
-  answer, spans = interleave.unrender(token[supervised == 1], vocab, text)
+  answer, spans = Renderer(vocab, text).unrender(token[supervised == 1])
   assert answer == '0 0\n'
   codes = codec.encode(*io.read(workdir / 'wav' / '0.wav'))
   np.testing.assert_array_equal(np.concatenate(spans), codes)
-  assert interleave.unrender(token, vocab, text)[0].startswith('user\n0 0\nassistant\n0 0')
+  assert Renderer(vocab, text).unrender(token)[0].startswith('user\n0 0\nassistant\n0 0')
 
 
 def test_heldout_records_come_back_with_prompt_codes_and_recording(prepared):
@@ -118,7 +119,7 @@ def test_heldout_records_come_back_with_prompt_codes_and_recording(prepared):
     assert part.text == '5 5' and part.source == 'heldout_wav/5.wav'
     assert (workdir / 'data' / part.source).read_bytes() == original.read_bytes()
   vocab = store.vocabulary(workdir / 'data')
-  rendered = interleave.render(record, vocab, create(VocabConfig()))
+  rendered = Renderer(vocab, create(VocabConfig())).render(record)
   np.testing.assert_array_equal(rendered.token, documents(workdir / 'data', 'heldout')[14][0])
   with pytest.raises(UserError, match="no records of split 'train'; it keeps those of heldout"):
     prepare.load_records(workdir / 'data', 'train')
@@ -193,7 +194,7 @@ def test_joined_recordings_fit_a_row_and_avoid_the_heldout(corpus, tmp_path):
                         Source('held.jsonl', task='tts', split='heldout'))
   prepare.prepare(config, folder)
   text, vocab = create(VocabConfig()), store.vocabulary(folder / 'data')
-  said = [interleave.unrender(token[s == 1], vocab, text)[0].strip()
+  said = [Renderer(vocab, text).unrender(token[s == 1])[0].strip()
           for token, s in documents(folder / 'data', 'train').values()]
   assert sorted(said) == sorted(['longest', *(f'{n} {n}' for n in range(5))] +
                                 [f'{n} {n} {n} {n}' for n in range(5)])

@@ -19,6 +19,7 @@ from ttt_jax.tokens.vocab import CONTROLS, QWEN_SPECIALS, Vocabulary
 
 TEXT = create(VocabConfig())
 V = Vocabulary('bytes', 256, 'test', 50)
+RENDERER = interleave.Renderer(V, TEXT)
 MARKS = (*records.BEGINS, *records.ENDS, '<|audio_0|>', '<|audio_49|>', '<|audio_50|>',
          '<|audio_-1|>', '<|audio_99999999999|>', '<|audio|>', '<|mask_token|>', '<|im_start|>',
          '<|im_end|>', '<|endoftext|>', '<|', '|>', '', '\ud800', '音', '\x00', '\n')
@@ -78,17 +79,17 @@ def test_a_record_is_refused_in_a_sentence_or_rendered_right(value):
     assert all(turn.parts for turn in record.turns)
     record = record.map_audio(lambda part: part if part.codes is not None else records.Part(
         'audio', part.text, np.array([1, 2], np.int32), part.source))
-    example = interleave.render(record, V, TEXT)
+    example = RENDERER.render(record)
   except UserError as error:
     assert str(error).startswith('a.jsonl:7: ') and str(error).endswith('.'), error
     return
   check(record, example)
-  text, _ = interleave.unrender(example.token, V, TEXT)
+  text, _ = RENDERER.unrender(example.token)
   for turn in record.turns:
     for part in turn.parts:
       if part.kind == 'text':
         assert TEXT.decode(TEXT.encode(part.text)) in text
-  again = interleave.render(records.parse(records.to_json(record), 'b:1'), V, TEXT)
+  again = RENDERER.render(records.parse(records.to_json(record), 'b:1'))
   np.testing.assert_array_equal(again.token, example.token)
 
 
@@ -109,7 +110,7 @@ def test_a_recording_is_refused_in_a_sentence_or_taken(task, value, pieces):
     known = recording.map_audio(lambda part: part if part.codes is not None else records.Part(
         'audio', part.text, np.array([1, 2], np.int32), part.source))
     record = tasks.to_record(known, task, np.random.default_rng(0))
-    example = interleave.render(record, V, TEXT)
+    example = RENDERER.render(record)
   except UserError as error:
     assert str(error).startswith('a.jsonl:7: ') and str(error).endswith('.'), error
     return

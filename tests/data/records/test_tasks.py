@@ -14,6 +14,7 @@ from ttt_jax.tokens.vocab import Vocabulary
 
 TEXT = create(VocabConfig())
 VOCAB = Vocabulary('bytes', 256, 'test', 50)
+RENDERER = interleave.Renderer(VOCAB, TEXT)
 
 
 def recording(text, codes=(1, 2), name=None):
@@ -197,7 +198,7 @@ def test_a_spoken_document_reads_back_from_its_json_as_the_same_tokens():
   value = pieces('A.', ('B.', [1, 2]), ('C.', [3]), 'D.', ('E.', [4]))
   record = made('pt', value, rng=np.random.default_rng(0), speech=1.0)
   again = records.parse(records.to_json(record), 'b:1')
-  tokens = [interleave.render(one, VOCAB, TEXT).token for one in (record, again)]
+  tokens = [RENDERER.render(one).token for one in (record, again)]
   np.testing.assert_array_equal(*tokens)
   assert np.count_nonzero(tokens[0] == VOCAB.begin_of_quad) == 1
 
@@ -229,8 +230,8 @@ def test_no_task_loses_a_word_or_a_code(task, text, answer, third, heard, said, 
   if speech:
     value['answer_codes'] = said
   record = made(task, value, rng=np.random.default_rng(seed))
-  example = interleave.render(record, VOCAB, TEXT)
-  written, spans = interleave.unrender(example.token, VOCAB, TEXT)
+  example = RENDERER.render(record)
+  written, spans = RENDERER.unrender(example.token)
   found = np.concatenate([np.zeros(0, np.int32), *spans]).tolist()
   if task == 'pt':
     aloud = np.random.default_rng(seed).random(4) < 0.5

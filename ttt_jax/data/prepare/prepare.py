@@ -27,7 +27,7 @@ import numpy as np
 
 from ttt_jax.audio.codec import Codec
 from ttt_jax.config import Config
-from ttt_jax.data import store
+from ttt_jax.data import interleave, store
 from ttt_jax.data.prepare import encode, pack, render, scan
 from ttt_jax.data.prepare.jobs import Result, Work
 from ttt_jax.data.prepare.scan import Scanned
@@ -115,7 +115,7 @@ def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokeni
     text = dataclasses.replace(text, tokenizer=str(work / 'tokenizer.json'))
     files.write_text(text.tokenizer, json.dumps(tokenizer.definition()))
   return render.Settings(text, sources.stamp(config.vocab.tokenizer), vocab, data.text_chunk,
-                         data.audio_chunk, render.fill(codec, data.span_fill), data.seq_len,
+                         data.audio_chunk, interleave.Fill.from_config(data, codec), data.seq_len,
                          data.truncate, data.strict, config.seed)
 
 

@@ -14,7 +14,6 @@ from typing import Any, Iterator
 
 import numpy as np
 
-from ttt_jax.audio.codec import Codec
 from ttt_jax.config import VocabConfig
 from ttt_jax.data import interleave
 from ttt_jax.data.prepare import encode
@@ -68,18 +67,6 @@ class Job:
   heldout: tuple[str, ...]
 
 
-def fill(codec: Codec, multiple: int) -> interleave.Fill:
-  """What ends an answer's last span under data.span_fill.
-
-  Raises:
-    UserError: the codec has no silence to fill with.
-  """
-  if multiple > 1 and not codec.silence:
-    raise UserError(f'config key data.span_fill is {multiple}, but codec {codec.name} has no patch '
-                    'of silence to fill with; set it to 1.')
-  return interleave.Fill(tuple(int(code) for code in codec.silence), multiple)
-
-
 def bins(seq_len: int) -> list[int]:
   """Edges of the histogram of lengths: powers of two, the last one just above seq_len."""
   edges = [1]
@@ -99,7 +86,7 @@ def render(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: strict, and a record cannot be used.
   """
-  return _Renderer(job, folder).run()
+  return _Documents(job, folder).run()
 
 
 @functools.lru_cache(1)
@@ -107,7 +94,7 @@ def _tokenizer(config: VocabConfig) -> tokenizers.Tokenizer:
   return tokenizers.create(config)  # seconds, for a large one
 
 
-class _Renderer:
+class _Documents:
   """One job under way."""
 
   def __init__(self, job: Job, folder: pathlib.Path):
@@ -115,6 +102,8 @@ class _Renderer:
     self.source = job.input.source
     self.tokenizer = _tokenizer(self.settings.vocab)
     self.vocab = self.settings.vocabulary
+    self.renderer = interleave.Renderer(self.vocab, self.tokenizer, self.settings.text_chunk,
+                                        self.settings.audio_chunk, self.settings.fill)
     self.places, self.heldout = dict(job.codes), frozenset(job.heldout)
     self.arrays: dict[str, np.ndarray] = {}
     self.blocks: list[list[int]] = []
@@ -180,18 +169,13 @@ class _Renderer:
     yield from found
     made = tasks.join(recordings, self.source.join_most, self.source.join_count, rng,
                       self.heldout,
-                      lambda one: len(self._rendered(self._record(one, 0, 0)).token)
+                      lambda one: len(self.renderer.render(self._record(one, 0, 0)).token)
                       <= self.settings.seq_len)
     yield from ((one.where, one) for one in made)
 
   def _record(self, item: Recording | Record, place: int, copy: int) -> Record:
     return self.job.input.record(item, place, copy, self.settings.seed, self.settings.text_chunk,
                                  self.settings.audio_chunk)
-
-  def _rendered(self, record: Record) -> interleave.Example:
-    settings = self.settings
-    return interleave.render(record, self.vocab, self.tokenizer, settings.text_chunk,
-                             settings.audio_chunk, settings.fill)
 
   # -- documents ----------------------------------------------------------------------
 
@@ -211,7 +195,7 @@ class _Renderer:
     """The rendered record, short enough for a row; None if it was rejected."""
     most = self.settings.seq_len
     try:
-      whole = self._rendered(record)
+      whole = self.renderer.render(record)
     except UserError as error:
       self._reject(Reject(record.where, CODES, str(error)))
       return None

@@ -10,7 +10,6 @@ import numpy as np
 from ttt_jax.audio import codec as codecs, io
 from ttt_jax.config import Config, Source
 from ttt_jax.data import interleave
-from ttt_jax.data.prepare import render
 from ttt_jax.data.records import readers, sources
 from ttt_jax.data.records.records import Part, Record
 from ttt_jax.errors import UserError
@@ -133,8 +132,8 @@ def _document(reader: Reader, record: Record, source: Source, times: int
               ) -> tuple[interleave.Example, list[str]]:
   """The record as it goes into rows, and what prepare does beyond that."""
   data, notes = reader.config.data, []
-  whole = interleave.render(record, reader.vocab, reader.tokenizer, data.text_chunk,
-                            data.audio_chunk, render.fill(reader.codec, data.span_fill))
+  renderer = interleave.Renderer.from_config(data, reader.vocab, reader.tokenizer, reader.codec)
+  whole = renderer.render(record)
   how = 'no' if sources.is_heldout(source.split) else data.truncate
   length, most = len(whole.token), data.seq_len
   document = whole
