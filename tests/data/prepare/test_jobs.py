@@ -126,8 +126,8 @@ def test_a_result_that_is_there_already_is_as_good(tmp_path):
 def test_no_process_outlives_a_parent_that_is_killed(tmp_path):
   code = f"""if __name__ == '__main__':
   import pathlib
-  from tests.data.test_workers import Job, square
-  from ttt_jax.data import workers
+  from tests.data.prepare.test_jobs import Job, square
+  from ttt_jax.data.prepare import jobs as workers
   with workers.Work(pathlib.Path({str(tmp_path / 'w')!r}), 2) as work:
     jobs = [Job(1), Job(2), Job(3, 'wait'), Job(4, 'wait')]
     list(work.run(square, jobs, lambda done: None, True))

@@ -121,9 +121,10 @@ def test_a_killed_run_continues_and_gives_the_same_bytes(corpus, tmp_path, monke
   script = tmp_path / 'run.py'
   script.write_text(f"""if __name__ == '__main__':
   import pathlib, time
-  from tests.data.test_rounds import config
-  from ttt_jax.data import files, prepare, render, shards
-  files.CUT, shards.TOKENS = 16_000, 4_000
+  from tests.data.prepare.test_phases import config
+  from ttt_jax.data.prepare import pack, prepare
+  from ttt_jax.data.records import readers
+  readers.CUT, pack.TOKENS = 16_000, 4_000
   def slowly(*unused):
     time.sleep(0.002)  # so that there is time for a kill
   prepare.prepare(config(pathlib.Path({str(corpus)!r})), {str(tmp_path / 'killed')!r}, slowly)
