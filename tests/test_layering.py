@@ -80,6 +80,12 @@ def test_imports_point_down(path):
       assert LAYER[parts[1]] <= LAYER[own], f'{name(path)}:{line}: {own} imports {parts[1]}'
 
 
+@pytest.mark.parametrize('path', FILES, ids=name)
+def test_only_tools_for_data_import_prepare(path):
+  if unit_of(path) not in ('data', 'runs', 'cli'):
+    assert not [found for found, _ in imports(path) if found.startswith('ttt_jax.data.prepare')]
+
+
 def test_no_cycles():
   modules = {module_of(path): path for path in FILES}
   graph = {module: set() for module in modules}

@@ -11,8 +11,7 @@ import ttt_jax
 from tests import small_run
 from ttt_jax.cli import main
 from ttt_jax.config import load, save
-from ttt_jax.data import interleave
-from ttt_jax.data.prepare import prepare as preparing
+from ttt_jax.data import heldout, interleave
 from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.data.records import records
 
@@ -54,7 +53,7 @@ def ttt(exported):
 
 def held_out(workdir):
   config = load(workdir / 'config.json')
-  return records.pick(preparing.load_records(workdir / config.data.path, 'heldout'), PROMPTS // 2)
+  return records.pick(heldout.load_records(workdir / config.data.path, 'heldout'), PROMPTS // 2)
 
 
 def random_prompts(ttt, count):

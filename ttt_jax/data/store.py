@@ -159,7 +159,8 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
 
   Returns:
     {'version', 'vocabulary', 'fingerprint', 'codec', 'seq_len', 'max_document',
-    'rejects': {reason: records}, 'splits': {name: {'files': [{'name', 'rows', 'bytes',
+    'rejects': {reason: records}, 'heldout_overlap', 'system_prompts': {task: text} (from version
+    3 on), 'splits': {name: {'files': [{'name', 'rows', 'bytes',
     'sha256'}], 'rows', 'documents', 'truncated', 'tokens': {'text', 'audio',
     'padding', 'supervised'}, 'padding', 'lengths': {'edges', 'documents'}, 'tasks': {task:
     {'records', 'text', 'audio', 'supervised'}}}}}

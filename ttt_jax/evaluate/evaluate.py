@@ -13,7 +13,7 @@ import numpy as np
 
 from ttt_jax.audio import asr_judges, io
 from ttt_jax.config import Config
-from ttt_jax.data.prepare import prepare
+from ttt_jax.data import heldout
 from ttt_jax.data.records import records as record_files
 from ttt_jax.data.records.records import Part, Record
 from ttt_jax.evaluate import metrics, summary
@@ -39,7 +39,7 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
   """
   workdir = pathlib.Path(workdir)
   run = trained_model.load(config, workdir)
-  records = prepare.load_records(run.data_dir, config.evaluate.split)
+  records = heldout.load_records(run.data_dir, config.evaluate.split)
   judge = asr_judges.create(config.evaluate.judge, config.evaluate.judge_model)
   scores = losses(run)
   items = answer(run, record_files.pick(records, config.evaluate.items))

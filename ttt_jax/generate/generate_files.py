@@ -1,6 +1,7 @@
 """`ttt-jax generate`: texts, recordings or records in; text, WAV and JSON out."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -10,9 +11,8 @@ import numpy as np
 
 from ttt_jax.audio import io
 from ttt_jax.config import Config
-from ttt_jax.data import store
-from ttt_jax.data.prepare import prepare
-from ttt_jax.data.records import readers, records, sources, tasks
+from ttt_jax.data import heldout
+from ttt_jax.data.records import readers, records, tasks
 from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.errors import UserError
 from ttt_jax.generate import live_output
@@ -105,6 +105,9 @@ def _streamed(run: TrainedModel, engine: Engine, asked: list[Record],
 def _requests(run: TrainedModel, inputs: dict[str, Any]) -> list[Record]:
   """Inputs -> records whose last assistant turn is to be generated."""
   task = inputs['task']
+  data = run.config.data
+  system_prompt = functools.cache(lambda name: heldout.system_prompt(
+      run.data_dir, name, data.text_chunk, data.audio_chunk))
   found = []
   for i, text in enumerate(inputs['text'], 1):
     found.append((f'text{i}', Part('text', text)))
@@ -114,27 +117,15 @@ def _requests(run: TrainedModel, inputs: dict[str, Any]) -> list[Record]:
   asked = [Record(name, task, 'IT', (Turn('user', (part,)), Turn('assistant', ())), name)
            for name, part in found]
   if asked:
-    prompt = system_prompt(run, task)
+    prompt = system_prompt(task)
     asked = [tasks.with_prompt(record, prompt) for record in asked]
   for path in inputs['records']:
     for where, value in readers.read(path):
       record = run.encoded(_question_of(records.parse(value, where)), path)
       if record.turns[0].role != 'system':
-        record = tasks.with_prompt(record, system_prompt(run, record.task))
+        record = tasks.with_prompt(record, system_prompt(record.task))
       asked.append(record)
   return _unique(asked)
-
-
-def system_prompt(run: TrainedModel, task: str) -> str:
-  """The wording that the model was trained with for a task: that of the held-out records,
-  else the task's own. '' where those records have no system turn."""
-  for split in store.read_manifest(run.data_dir)['splits']:
-    if sources.is_heldout(split):
-      for record in prepare.load_records(run.data_dir, split):
-        if record.task == task:
-          head = record.turns[0]
-          return head.parts[0].text if head.role == 'system' else ''
-  return tasks.wording(task, run.config.data.text_chunk, run.config.data.audio_chunk)
 
 
 def _question_of(record: Record) -> Record:

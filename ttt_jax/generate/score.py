@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ttt_jax.config import Config
-from ttt_jax.data.prepare import prepare
+from ttt_jax.data import heldout
 from ttt_jax.data.records import readers, records
 from ttt_jax.data.records.records import Record
 from ttt_jax.errors import UserError
@@ -106,7 +106,8 @@ def _finite(value: float) -> float | None:
 def _records(run: TrainedModel, files: list[str]) -> list[Record]:
   settings = run.config.score
   if not files:
-    return records.pick(prepare.load_records(run.data_dir, settings.split), settings.items)
+    held = heldout.load_records(run.data_dir, settings.split, 'score.split')
+    return records.pick(held, settings.items)
   out = []
   for path in files:
     for where, value in readers.read(path):

@@ -172,7 +172,8 @@ def test_folders_that_are_none_and_files_that_are_damaged(tmp_path):
 
 def test_prepare_encodes_recordings_with_the_weights_of_the_config(folder, codec, tmp_path):
   from ttt_jax.config import Config, DataConfig, Source
-  from ttt_jax.data.prepare.prepare import load_records, prepare
+  from ttt_jax.data.heldout import load_records
+  from ttt_jax.data.prepare.prepare import prepare
   lines = []
   for i in range(3):
     io.write_wav(tmp_path / f'{i}.wav', babble(1.5, 22_050, seed=i), 22_050)

@@ -10,10 +10,11 @@ import pytest
 
 from ttt_jax.audio import codec as codecs, io
 from ttt_jax.config import CodecConfig, Config, DataConfig, Source, VocabConfig
-from ttt_jax.data import export, store
+from ttt_jax.data import export, heldout, store
 from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.loader import Loader
 from ttt_jax.data.prepare import encode, prepare
+from ttt_jax.data.records import records, tasks
 from ttt_jax.errors import UserError
 from ttt_jax.tokens.batch import split_documents
 from ttt_jax.tokens.tokenizer import create
@@ -111,7 +112,7 @@ def test_a_document_is_its_record_rendered(prepared):
 
 def test_heldout_records_come_back_with_prompt_codes_and_recording(prepared):
   workdir, _ = prepared
-  (record,) = prepare.load_records(workdir / 'data', 'heldout')
+  (record,) = heldout.load_records(workdir / 'data', 'heldout')
   assert [turn.role for turn in record.turns] == ['system', 'user', 'assistant']
   assert record.task == 'asr' and record.turns[2].parts[0].text == '5 5'
   original = workdir / 'wav' / '5.wav'
@@ -121,8 +122,25 @@ def test_heldout_records_come_back_with_prompt_codes_and_recording(prepared):
   vocab = store.vocabulary(workdir / 'data')
   rendered = Renderer(vocab, create(VocabConfig())).render(record)
   np.testing.assert_array_equal(rendered.token, documents(workdir / 'data', 'heldout')[14][0])
-  with pytest.raises(UserError, match="no records of split 'train'; it keeps those of heldout"):
-    prepare.load_records(workdir / 'data', 'train')
+  with pytest.raises(UserError, match="no records of split 'train'; it stores those of heldout"):
+    heldout.load_records(workdir / 'data', 'train')
+
+
+def test_system_prompts_are_stored_per_task_and_version_2_looks_at_heldout_records(
+    prepared, tmp_path):
+  data_dir, manifest = prepared[0] / 'data', prepared[1]
+  assert manifest['system_prompts'] == {
+      'asr': tasks.wording('asr'), 'audio_qa': tasks.wording('audio_qa'),
+      'tts': ''}  # whose source has prompt=''
+  assert heldout.system_prompt(data_dir, 'tts') == ''
+  assert heldout.system_prompt(data_dir, 'asc', 3, 5) == tasks.wording('asc', 3, 5)  # not there
+  old = {key: value for key, value in manifest.items() if key != 'system_prompts'}
+  store.write_manifest(tmp_path, {**old, 'version': 2})
+  (record,) = heldout.load_records(data_dir)
+  asked = tasks.with_prompt(record, 'Listen.')
+  lines(tmp_path / 'heldout.records.jsonl', [records.to_json(asked)])
+  assert heldout.system_prompt(tmp_path, 'asr') == 'Listen.'
+  assert heldout.system_prompt(tmp_path, 'tts') == tasks.wording('tts')
 
 
 def test_the_loader_reads_what_prepare_wrote(prepared):
@@ -173,7 +191,7 @@ def test_codes_alone_with_their_codec_give_the_same_rows(prepared, tmp_path):
   assert 'wav' not in ''.join(p.read_text() for p in tmp_path.glob('*.jsonl'))
   again = prepare.prepare(CONFIG, tmp_path)
   assert again == manifest
-  (record,) = prepare.load_records(tmp_path / 'data')
+  (record,) = heldout.load_records(tmp_path / 'data')
   assert all(part.source is None and len(part.codes) for part in record.audio())
 
 

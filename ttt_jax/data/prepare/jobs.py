@@ -24,7 +24,7 @@ from typing import Any, Callable, Iterator, Sequence
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 
-FORMAT = 1   # goes into every hash: change it when a job's result changes its meaning
+FORMAT = 2   # goes into every hash: change it when a job's result changes its meaning
 _INFO = 'info.json'
 _AHEAD = 4   # jobs per process that wait; their order decides, so a slow one holds up the rest
 _KEPT = 'what is done is kept'

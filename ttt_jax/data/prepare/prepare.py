@@ -32,7 +32,7 @@ from ttt_jax.data.prepare import encode, pack, render, scan
 from ttt_jax.data.prepare.jobs import Result, Work
 from ttt_jax.data.prepare.scan import Scanned
 from ttt_jax.data.records import readers, records, sources
-from ttt_jax.data.records.records import Part, Record
+from ttt_jax.data.records.records import Part
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 from ttt_jax.tokens import tokenizer as tokenizers
@@ -96,7 +96,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
         'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
         'codec': 'codec', 'seq_len': config.data.seq_len, 'rejects': rejects,
         'max_document': sum(one.info['documents'] for one in rendered),
-        'heldout_overlap': len(leaks),
+        'heldout_overlap': len(leaks), 'system_prompts': _system_prompts(scans, rendered),
         'splits': {split: _entry(split, scans, rendered, results, config.data.seq_len)
                    for split, results in packed.items()}}
     _assemble(target, manifest, codec, packed, scans, rendered)
@@ -222,6 +222,16 @@ def _entry(split: str, scans, rendered, packed, seq_len: int) -> dict[str, Any]:
               [info['lengths'] for info in mine], axis=0).tolist()}}
 
 
+def _system_prompts(scans: Sequence[Scanned], rendered: Sequence[Result]) -> dict[str, str]:
+  """Task -> the system prompt of its first training record, or else of its first held-out one."""
+  out: dict[str, str] = {}
+  for heldout in (False, True):
+    for one, result in zip(scans, rendered):
+      if one.input.heldout == heldout:
+        out = {**result.info['system_prompts'], **out}
+  return out
+
+
 def _name(split: str, job: pack.Job) -> str:
   return f'{split}-{job.number:05d}-of-{job.total:05d}.arrayrecord'
 
@@ -302,22 +312,3 @@ def _swap(temporary: pathlib.Path, target: pathlib.Path) -> None:
     raise
   if old:
     shutil.rmtree(old)
-
-
-def load_records(data_dir: str | pathlib.Path, split: str = 'heldout') -> list[Record]:
-  """The held-out records of a prepared set, in order.
-
-  Audio parts have their codes; ``source`` is relative to data_dir, or None where the set
-  was made from codes alone.
-
-  Raises:
-    UserError: no such set or split, or the split is one for training.
-  """
-  data_dir = pathlib.Path(data_dir)
-  manifest = store.read_manifest(data_dir)
-  held = [name for name in manifest['splits'] if sources.is_heldout(name)]
-  if split not in held:
-    raise UserError(f'config key evaluate.split: {data_dir} keeps no records of split {split!r}; '
-                    f'it keeps those of {", ".join(held) or "none"} (splits named heldout...).')
-  return [records.parse(value, where)
-          for where, value in readers.read(data_dir / f'{split}.records.jsonl')]

@@ -81,7 +81,7 @@ def render(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   Returns:
     {'blocks': [[documents, tokens], ...], 'documents', 'rejects': {reason: how many},
     'truncated', 'leaks': ['file:line', ...], 'lengths': [per bin], 'tasks': {task: {'records',
-    'text', 'audio', 'supervised'}}, 'units': records}
+    'text', 'audio', 'supervised'}}, 'system_prompts': {task: text}, 'units': records}
 
   Raises:
     UserError: strict, and a record cannot be used.
@@ -111,6 +111,7 @@ class _Documents:
     self.tokens = self.documents = self.truncated = 0
     self.rejects: dict[str, int] = {}
     self.tasks: dict[str, dict[str, int]] = {}
+    self.prompts: dict[str, str] = {}  # task -> system prompt of its first record
     self.bins = bins(self.settings.seq_len)
     self.lengths = np.zeros(len(self.bins) - 1, int)
     self.leaks: list[str] = []
@@ -131,7 +132,7 @@ class _Documents:
     self._flush()
     return {'blocks': self.blocks, 'documents': self.documents, 'rejects': self.rejects,
             'truncated': self.truncated, 'leaks': self.leaks, 'tasks': self.tasks,
-            'lengths': self.lengths.tolist(), 'units': count}
+            'system_prompts': self.prompts, 'lengths': self.lengths.tolist(), 'units': count}
 
   # -- records ------------------------------------------------------------------------
 
@@ -222,6 +223,8 @@ class _Documents:
     entry['text'] += length - audio
     entry['supervised'] += int(document.supervised.sum())
     self.lengths[bisect.bisect(self.bins, length) - 1] += 1
+    if record.type == 'IT':
+      self.prompts.setdefault(record.task, tasks.prompt_of(record))
     if self.job.input.heldout:
       # The manifest's paths start at its own folder; from here on they start anywhere.
       whole = record.map_audio(lambda part: part if part.source is None else dataclasses.replace(

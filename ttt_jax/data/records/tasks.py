@@ -22,7 +22,7 @@ from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.errors import UserError
 
 __all__ = ['INSTRUCTIONS', 'PROMPTS', 'RECORDED', 'Recording', 'is_record', 'join', 'normal',
-           'parse_recording', 'to_record', 'with_prompt', 'wording']
+           'parse_recording', 'prompt_of', 'to_record', 'with_prompt', 'wording']
 
 _WORDINGS = {
     'asr': 'Write down what the recording says.',
@@ -196,6 +196,12 @@ def with_prompt(record: Record, prompt: str | None, text_chunk: int = 13,
     prompt = wording(record.task, text_chunk, audio_chunk)
   head = (Turn('system', (Part('text', prompt),)),) if prompt else ()
   return dataclasses.replace(record, turns=head + record.turns[has:])
+
+
+def prompt_of(record: Record) -> str:
+  """The text of the record's system turn, '' if it has none."""
+  head = record.turns[0]
+  return ''.join(part.text for part in head.parts) if head.role == 'system' else ''
 
 
 def normal(text: str) -> str:
