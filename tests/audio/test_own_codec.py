@@ -111,6 +111,16 @@ def test_a_class_without_a_method_is_named():
     codecs.create(CodecConfig(f'{__name__}:NoDecode'))
 
 
+class Unsized(Plain):
+  codebook_size = property(lambda self: 4)
+
+
+def test_the_size_of_a_codebook_is_known_before_the_codec_is_created():
+  assert codecs.planned_codebook_size(CodecConfig(f'{__name__}:Plain')) == 4
+  with pytest.raises(UserError, match='Unsized.*codebook_size is not known before the codec'):
+    codecs.planned_codebook_size(CodecConfig(f'{__name__}:Unsized'))
+
+
 @pytest.mark.parametrize('attribute, value, said', [
     ('name', '', "has name=''; it must be a non-empty string"), ('name', None, 'name=None'),
     ('codebook_size', 0, 'codebook_size=0; it must be a whole number from 1'),

@@ -30,7 +30,8 @@ def test_the_published_vocabulary_needs_no_files():
 
 @pytest.mark.parametrize('codec, size', [
     (CodecConfig(name='mel', codebooks=2, codes=512), 1024),
-    (CodecConfig(name='codec2', mode='1200'), 2 * 1024 + 3 * 512)])
+    (CodecConfig(name='codec2', mode='1200'), 2 * 1024 + 3 * 512),
+    (CodecConfig(name='glm4_voice', weights='a folder of another machine'), 16_384)])
 def test_codec_sizes(codec, size):
   assert planned_vocabulary(Config(codec=codec)).codebook_size == size
 

@@ -64,6 +64,19 @@ class Codec(abc.ABC):
     """A new codec; one that is fitted reads (waveform, rate) pairs from `recordings`."""
     return cls()
 
+  @classmethod
+  def planned_codebook_size(cls, config: CodecConfig) -> int:
+    """The codebook_size that ``create(config, ...)`` gives, without creating or fitting anything.
+
+    Raises:
+      UserError: settings that cannot work, or a size that only the created codec knows.
+    """
+    size = getattr(cls, 'codebook_size', None)
+    if not isinstance(size, (int, np.integer)):
+      raise UserError(f'config key codec.name is {config.name!r}, a class whose codebook_size is '
+                      'not known before the codec is created.')
+    return int(size)
+
   @abc.abstractmethod
   def encode(self, waveform: np.ndarray, rate: int) -> np.ndarray:
     """float32 [N] at `rate` Hz -> codes int32 [n], n >= 1.
@@ -205,6 +218,15 @@ def create(config: CodecConfig, recordings: Iterable[tuple[np.ndarray, int]] = (
     UserError: unknown name, settings that cannot work, or too little to fit on.
   """
   return _complete(_class_of(config.name, 'config key codec.name').create(config, recordings))
+
+
+def planned_codebook_size(config: CodecConfig) -> int:
+  """The number of codes that ``create(config, ...)`` gives, without creating anything.
+
+  Raises:
+    UserError: unknown name, settings that cannot work, or a class that does not know it yet.
+  """
+  return _class_of(config.name, 'config key codec.name').planned_codebook_size(config)
 
 
 def load(directory: str | os.PathLike) -> Codec:

@@ -31,6 +31,12 @@ _SAMPLES = {'700C': 320, '1200': 320, '1300': 320, '3200': 160}
 _PEAK = 0.7  # level that speech is brought to: Codec 2's energies are absolute
 
 
+def _widths(mode: str) -> tuple[int, ...]:
+  if mode not in WIDTHS:
+    raise UserError(f'config key codec.mode is {mode!r}; use one of {", ".join(WIDTHS)}.')
+  return WIDTHS[mode]
+
+
 class Codec2(Codec):
   """One mode of Codec 2; see the module."""
 
@@ -44,17 +50,19 @@ class Codec2(Codec):
     Raises:
       UserError: another mode, or pycodec2 is not installed.
     """
-    if mode not in WIDTHS:
-      raise UserError(f'config key codec.mode is {mode!r}; use one of {", ".join(WIDTHS)}.')
+    self.widths = _widths(mode)
     self.mode = mode
     self._coder()
     self.name = f'codec2-{mode}'
-    self.widths = WIDTHS[mode]
     self.group = len(self.widths)
     sizes = [1 << width for width in self.widths]
     self.offsets = np.cumsum([0] + sizes[:-1])  # first code of each of a frame's slots
     self.codebook_size = sum(sizes)
     self.tokens_per_second = len(sizes) * RATE / _SAMPLES[mode]
+
+  @classmethod
+  def planned_codebook_size(cls, config: CodecConfig) -> int:
+    return sum(1 << width for width in _widths(config.mode))
 
   @classmethod
   def create(cls, config: CodecConfig,

@@ -133,6 +133,10 @@ class MelCodec(Codec):
     self.silence = tuple(range(0, self.codebook_size, self.codes))
 
   @classmethod
+  def planned_codebook_size(cls, config: CodecConfig) -> int:
+    return config.codebooks * config.codes
+
+  @classmethod
   def create(cls, config: CodecConfig,
              recordings: Iterable[tuple[np.ndarray, int]]) -> 'MelCodec':
     """Fit codebooks of config.codebooks x config.codes to at most an hour of recordings."""

@@ -19,7 +19,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 from ttt_jax.tokens import bpe_ranks, tokenizer as tokenizers
 from ttt_jax.tokens.tokenizer import BpeTokenizer, ByteTokenizer, Tokenizer
-from ttt_jax.tokens.vocab import BYTE_TEXT_RANKS, QWEN_TEXT_RANKS, Vocabulary
+from ttt_jax.tokens.vocab import BYTE_TEXT_RANKS, TEXT_RANKS, Vocabulary
 
 # Of Qwen2.5's 22 specials, those from tool_call on are ordinary added tokens: decoding
 # with skip_special_tokens keeps them.
@@ -143,7 +143,7 @@ def _find(directory: pathlib.Path) -> pathlib.Path:
 
 def _name(count: int) -> str:
   """The identity that goes into a vocabulary."""
-  return {QWEN_TEXT_RANKS: 'qwen2.5', BYTE_TEXT_RANKS: 'bytes'}.get(count, f'bpe-{count}')
+  return next((name for name, ranks in TEXT_RANKS.items() if ranks == count), f'bpe-{count}')
 
 
 def _bytes() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ttt_jax.errors import UserError
 
 QWEN_TEXT_RANKS = 151_643
 BYTE_TEXT_RANKS = 256
+TEXT_RANKS = {'bytes': BYTE_TEXT_RANKS, 'qwen2.5': QWEN_TEXT_RANKS}  # by config key vocab.text
 GLM4_CODEBOOK_SIZE = 16_384
 
 # Names as in the tokenizer_config.json that Qwen2.5 ships.

@@ -25,7 +25,7 @@ from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec, check_codes
 from ttt_jax.audio.glm4 import decoder, features
 from ttt_jax.audio.glm4.batches import Batches
-from ttt_jax.audio.glm4.checkpoint import Checkpoint
+from ttt_jax.audio.glm4.checkpoint import Checkpoint, shape_of
 from ttt_jax.audio.glm4.encoder import Encoder, Shape
 from ttt_jax.config import CodecConfig
 from ttt_jax.errors import UserError
@@ -61,6 +61,11 @@ class Glm4Voice(Codec):
     self._lock = threading.Lock()
     self._batches: Batches | None = None
     self._bridge: decoder.Bridge | None = None
+
+  @classmethod
+  def planned_codebook_size(cls, config: CodecConfig) -> int:
+    """That of the folder's config.json; of the published tokenizer where there is none."""
+    return shape_of(pathlib.Path(config.weights, 'config.json')).codes
 
   @classmethod
   def create(cls, config: CodecConfig,

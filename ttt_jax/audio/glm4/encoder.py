@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ttt_jax.audio.glm4 import layers
+from ttt_jax.tokens.vocab import GLM4_CODEBOOK_SIZE
 
 Params = dict[str, Any]
 
@@ -27,7 +28,7 @@ class Shape:
   positions: int = 1500   # frames of a segment at most (50 Hz)
   block: int = 200        # frames that see each other in both directions: 4 s
   pool: int = 4           # frames of a token
-  codes: int = 16_384
+  codes: int = GLM4_CODEBOOK_SIZE
 
   @property
   def longest(self) -> int:
