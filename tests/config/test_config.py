@@ -76,10 +76,10 @@ def test_a_mix_comes_from_files_and_flags_and_survives_json(tmp_path):
     ({'data.stages': "[{'mix': {'asr': 1, 'tts': 0}}]"}, "split 'tts' in a mix is 0.0; it must be"),
     ({'data.stages': "[{'mix': {'asr': -1}}]"}, 'must be a positive number'),
     ({'data.stages': "[{'mix': {'asr': 1e999}}]"}, 'must be a positive number'),
-    ({'data.stages': "[{'mix': {'asr': 1, 'tts': 1e-9}}]"}, 'less than 1/65,536 of the whole'),
+    ({'data.stages': "[{'mix': {'asr': 1, 'tts': 1e-9}}]"}, 'less than 1/65,536 of the sum'),
     ({'data.stages': "[{'split': 'a', 'mix': {'asr': 1}}]"}, "both split 'a' and mix"),
     ({'model': '3'}, 'config key model is a group'),
-    ({'model.num_layers.x': '3'}, 'goes too deep'),
+    ({'model.num_layers.x': '3'}, 'has too many parts'),
     ({
         'model.num_attention_heads': '5'
     }, 'model.num_attention_heads=5 and model.num_key_value_heads=2'),

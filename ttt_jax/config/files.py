@@ -18,10 +18,8 @@ from ttt_jax.config.settings import Config
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 
-
-
-# Keys of version 0.1 -> their names since. A user's own files get an error that says the new
-# name; what version 0.1 itself wrote (config.json, notes of checkpoints) is still read.
+# Keys of version 0.1 -> their present names. In a user's own file an old key is an error that
+# names the new one; files that version 0.1 wrote (config.json, notes of checkpoints) are read.
 RENAMED = {
     'model.layers': 'model.num_layers',
     'model.width': 'model.hidden_size',
@@ -39,7 +37,11 @@ RENAMED = {
 
 
 def from_dict(cls: type, values: Any, where: str = '') -> Any:
-  """Build dataclass ``cls`` from nested mappings; names the key of anything wrong."""
+  """Build dataclass ``cls`` from nested mappings.
+
+  Raises:
+    UserError: an unknown key, or a value of the wrong type; the sentence names the key.
+  """
   if isinstance(values, cls):
     return values
   if not hasattr(values, 'items'):
@@ -135,12 +137,12 @@ def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Co
 
 
 def presets(path: str | os.PathLike) -> list[str]:
-  """The hardware names that a config file has settings for."""
+  """The names of the hardware presets of a config file."""
   return list(_read(path)[1])
 
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-  """What the file says, and its presets apart."""
+  """(settings, presets) of a config file."""
   file = pathlib.Path(path)
   if not file.is_file():
     raise UserError(f'config file {path} does not exist.')
@@ -162,12 +164,12 @@ def _from_python(file: pathlib.Path) -> dict[str, Any]:
 
 
 def call(file: pathlib.Path, name: str, kind: str) -> Any:
-  """What the function ``name`` of a user's Python file returns.
+  """Calls the function ``name`` of a user's Python file and returns its result.
 
   Args:
-    file: one that exists.
+    file: an existing file.
     name: of a function without arguments.
-    kind: what error messages call the file.
+    kind: name of the kind of file in error messages.
 
   Raises:
     UserError: a syntax error, or no such function.
@@ -227,7 +229,7 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
       raise UserError(f'config key {key} is a group; name one setting of it, such as '
                       f'{key}.{dataclasses.fields(hint)[0].name}.')
     else:
-      raise UserError(f'config key {key} goes too deep; {path} is one setting.')
+      raise UserError(f'config key {key} has too many parts; {path} is a setting, not a group.')
 
 
 def _literal(text: str, path: str) -> Any:

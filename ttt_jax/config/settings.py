@@ -1,4 +1,7 @@
-"""Every setting once: name, meaning, unit, default and check."""
+"""Every setting: name, type, default, meaning [unit], and the check of its value.
+
+docs/config.md is generated from this file: the comment beside a field is its meaning.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -37,8 +40,8 @@ def _positive(settings: Any, group: str, *keys: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class VocabConfig:
-  text: str = 'bytes'          # 'bytes', or 'qwen2.5' with `tokenizer`
-  tokenizer: str = ''          # path of tokenizer.json or qwen.tiktoken for 'qwen2.5'
+  text: str = 'bytes'          # text tokenizer: 'bytes', or 'qwen2.5', read from `tokenizer`
+  tokenizer: str = ''          # path of the tokenizer.json or qwen.tiktoken of 'qwen2.5'
 
   def __post_init__(self):
     _require(self.text in ('bytes', 'qwen2.5'),
@@ -50,14 +53,14 @@ class VocabConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CodecConfig:
-  name: str = 'mel'            # 'mel' (fitted by prepare), 'codec2', 'glm4_voice', 'module:Class'
-  codebooks: int = 1           # mel: residual codebooks, tokens per patch
-  codes: int = 2048            # mel: codes per codebook
-  frames: int = 2              # mel: frames of 11.6 ms per patch (2 -> 43.07 patches/s)
-  mode: str = '1200'           # codec2: '700C', '1200', '1300' or '3200' bits/s
-  weights: str = ''            # glm4_voice: folder of the tokenizer; '' = audio comes as codes
-  decoder: str = ''            # glm4_voice: PyTorch 'module:Class', see audio/glm4/decoder.py
-  decoder_weights: str = ''    # glm4_voice: folder of that decoder
+  name: str = 'mel'            # 'mel' (fitted by prepare), 'codec2', 'glm4_voice' or 'module:Class'
+  codebooks: int = 1           # codec 'mel': residual codebooks, one token of each per patch
+  codes: int = 2048            # codec 'mel': codes per codebook
+  frames: int = 2              # codec 'mel': frames of 11.6 ms per patch; 2 = 43 patches/s
+  mode: str = '1200'           # codec 'codec2': bit rate, '700C', '1200', '1300' or '3200' [bits/s]
+  weights: str = ''            # codec 'glm4_voice': folder of the tokenizer; '' = codes in sources
+  decoder: str = ''            # codec 'glm4_voice': PyTorch decoder 'module:Class'; '' = no sound
+  decoder_weights: str = ''    # codec 'glm4_voice': folder of the decoder's weights
 
   def __post_init__(self):
     _positive(self, 'codec', 'codebooks', 'codes', 'frames')
@@ -65,16 +68,16 @@ class CodecConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One input of `ttt-jax prepare`; see ttt_jax/data/prepare/prepare.py."""
-  path: str = ''               # file, folder or pattern: records, or recordings if `task` is set
-  task: str = ''               # made of recordings: one of data/records/tasks.py; '' = records
-  prompt: str | None = None    # system prompt; None = the task's own wording, '' = no system turn
-  split: str = 'train'         # name of the row set it goes to; 'heldout' is never trained on
-  repeat: float = 1.0          # sample ratio: how often each record is taken (0.5: every second)
-  join_most: int = 1           # recordings: also join up to this many into longer ones
-  join_count: int = 0          # recordings: how many joined ones to make
-  type: str = 'IT'             # 'IT' instruction, 'PT' pretraining document
-  speech: float = 0.5          # task 'pt': share of a document's spoken pieces that stay speech
+  """One input of `ttt-jax prepare`."""
+  path: str = ''               # file, folder or glob pattern, in the current folder or the workdir
+  task: str = ''               # task made of recordings (data/records/tasks.py); '' = records
+  prompt: str | None = None    # system prompt; None = default wording of the task, '' = none
+  split: str = 'train'         # split of its rows; splits named 'heldout...' are never trained on
+  repeat: float = 1.0          # copies of each record, on average; 0.5 takes every second record
+  join_most: int = 1           # recordings: `join_count` longer ones are made of 2 to this many
+  join_count: int = 0          # recordings: number of joined recordings to add; 0 = none
+  type: str = 'IT'             # default type of records: 'IT' (instruction), 'PT' (pretraining)
+  speech: float = 0.5          # task 'pt': probability that a recorded piece is spoken, in [0, 1]
 
   def __post_init__(self):
     _require(self.type in ('IT', 'PT'), f"data source type is {self.type!r}; use 'IT' or 'PT'.")
@@ -85,10 +88,10 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One leg of the curriculum: rows of `split`, or of a `mix`, for `steps` steps."""
-  split: str = 'train'
-  steps: int = 0               # 0 = to the end
-  # Or rows of several splits by weight, such as {'asr': 2, 'tts': 1}; `split` says nothing then.
+  """One stage of the curriculum: rows of `split`, or of a `mix`, for `steps` steps."""
+  split: str = 'train'         # split that the stage reads, unless it has a `mix`
+  steps: int = 0               # length of the stage; 0 = to the end (last stage only) [steps]
+  # Weights of several splits that the stage mixes, such as {'asr': 2, 'tts': 1}; `split` is unused.
   mix: Mapping[str, float] | None = dataclasses.field(default=None, hash=False)
 
   def __post_init__(self):
@@ -106,29 +109,29 @@ class Stage:
     for name, weight in self.mix.items():
       _require(weight / total >= LEAST_SHARE, 'config key data.stages: the weight of split '
                f'{name!r} in a mix is {weight!r}, less than 1/{round(1 / LEAST_SHARE):,} of the '
-               'whole; give it more or leave it out.')
+               'sum; give it more or leave it out.')
 
   def splits(self) -> dict[str, float]:
-    """Split -> weight of all that this stage reads, the weightiest first."""
+    """Split -> weight of every split that this stage reads, the largest weight first."""
     return dict(sorted((self.mix or {self.split: 1.0}).items(), key=lambda item: -item[1]))
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  path: str = 'data'           # prepared set; relative to the workdir
-  sources: tuple[Source, ...] = ()
-  stages: tuple[Stage, ...] = (Stage(),)
-  seq_len: int = 2048          # T: tokens per packed row
-  text_chunk: int = 13         # interleaving: text tokens per chunk ...
-  audio_chunk: int = 26        # ... then this many codes
-  span_fill: int = 1           # fill an answer's last span with silence to whole multiples of this
-  truncate: str = 'span'       # cut what outgrows a row: at a 'turn', 'span', 'anywhere', or 'no'
-  strict: bool = True          # stop at the first bad record; False: leave it out and say so ...
-  max_rejects: float = 0.01    # ... unless more than this share of the records is bad
-  workers: int = 0             # processes of `prepare`; 0 = one for each core
-  sst: float = 0.5             # probability that a document's last quad span is cut short
-  shuffle: bool = True
-  threads: int = 4             # reader threads of the loader
+  path: str = 'data'           # folder of the prepared set, relative to the workdir
+  sources: tuple[Source, ...] = ()  # inputs of `ttt-jax prepare`
+  stages: tuple[Stage, ...] = (Stage(),)  # curriculum; every stage but the last needs steps
+  seq_len: int = 2048          # T, the length of a packed row [tokens]
+  text_chunk: int = 13         # text per chunk of an interleaved answer [tokens]
+  audio_chunk: int = 26        # speech per chunk of an interleaved answer [codes]
+  span_fill: int = 1           # silence pads an answer's last span to multiples of this [tokens]
+  truncate: str = 'span'       # where documents are cut to a row: 'turn', 'span', 'anywhere', 'no'
+  strict: bool = True          # stop at the first bad record; False = leave bad records out
+  max_rejects: float = 0.01    # largest share of records that may be left out, in [0, 1]
+  workers: int = 0             # processes of `ttt-jax prepare`; 0 = one per CPU core
+  sst: float = 0.5             # SST: probability of cutting a document's last quad span, in [0, 1]
+  shuffle: bool = True         # shuffle the rows anew in every epoch
+  threads: int = 4             # reader threads of the loader; 0 = read in the training thread
 
   def __post_init__(self):
     _positive(self, 'data', 'seq_len', 'text_chunk', 'audio_chunk', 'span_fill')
@@ -145,11 +148,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Low-rank adapters on a frozen model (model/lora.py)."""
-  rank: int = 0                # columns of A; 0 = no adapters, everything is trained
-  alpha: float = 16.0          # an adapter counts alpha / rank times
-  dropout: float = 0.0         # of its inputs, while training
-  targets: tuple[str, ...] = PROJECTIONS  # which matrices have one
+  """Low-rank adapters (LoRA, arXiv 2106.09685) on a frozen model."""
+  rank: int = 0                # rank of the adapters; 0 = no adapters, all parameters are trained
+  alpha: float = 16.0          # adapters are scaled by alpha / rank
+  dropout: float = 0.0         # dropout probability of the adapters' inputs in training, in [0, 1)
+  targets: tuple[str, ...] = PROJECTIONS  # matrices that have an adapter, by default all
 
   @property
   def scale(self) -> float:
@@ -168,23 +171,23 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Qwen2.5's decoder; the defaults are a laptop's."""
-  num_layers: int = 4
+  """Qwen2.5's decoder; the defaults are a small model for a laptop."""
+  num_layers: int = 4          # Transformer layers
   hidden_size: int = 256       # width of the residual stream
-  num_attention_heads: int = 4
-  num_key_value_heads: int = 2
-  head_dim: int = 64
+  num_attention_heads: int = 4  # query heads
+  num_key_value_heads: int = 2  # key and value heads; divides num_attention_heads
+  head_dim: int = 64           # width of an attention head; even
   intermediate_size: int = 768  # inner width of SwiGLU
-  rope_theta: float = 1e6
-  rms_norm_eps: float = 1e-6
-  tie_word_embeddings: bool = True  # output head = embedding table
+  rope_theta: float = 1e6      # base of the RoPE frequencies
+  rms_norm_eps: float = 1e-6   # epsilon of RMSNorm
+  tie_word_embeddings: bool = True  # the embedding table is also the output head
   vocab_multiple: int = 128    # embedding rows are padded to a multiple of this
-  dtype: str = 'float32'       # compute dtype: 'float32' or 'bfloat16'; weights stay float32
-  scan_unroll: int = 1         # layers per scan step
-  attention: str = 'auto'      # 'dense', 'blockwise', 'pallas' (TPU), 'tokamax' (GPU), or by device
-  attention_block: int = 512   # queries and keys per block of the blockwise and Pallas forms
-  remat: str = 'none'          # what a backward pass recomputes: see model/remat.py
-  lora: LoraConfig = LoraConfig()
+  dtype: str = 'float32'       # compute dtype, 'float32' or 'bfloat16'; parameters are float32
+  scan_unroll: int = 1         # layers per iteration of the scan over layers
+  attention: str = 'auto'      # 'auto' (by device), 'dense', 'blockwise', 'pallas' (TPU), 'tokamax'
+  attention_block: int = 512   # queries and keys per block, 'blockwise' and 'pallas' [tokens]
+  remat: str = 'none'          # what the backward pass recomputes, from most to least memory
+  lora: LoraConfig = LoraConfig()  # low-rank adapters
 
   def __post_init__(self):
     _positive(self, 'model', 'num_layers', 'hidden_size', 'num_attention_heads',
@@ -193,7 +196,7 @@ class ModelConfig:
     _require(self.num_attention_heads % self.num_key_value_heads == 0,
              f'config keys model.num_attention_heads={self.num_attention_heads} and '
              f'model.num_key_value_heads={self.num_key_value_heads}: '
-             'every key head must serve the same number of query heads.')
+             'the number of query heads must be a multiple of the number of key heads.')
     _require(self.head_dim % 2 == 0,
              f'config key model.head_dim is {self.head_dim}; RoPE needs an even number.')
     _require(self.dtype in ('float32', 'bfloat16'),
@@ -205,15 +208,15 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-  mode: str = 'hybrid'         # 'hybrid' (TtT), or the baselines 'ar' and 'nar'
-  mask_floor: float = 1e-3     # eps: p = (1 - eps) t + eps
-  banom: float = 0.3           # probability of clean audio and the AR term alone
-  banom_unit: str = 'document' # 'document', or 'batch' (the published code: once per microbatch)
-  ppm: float = 0.3             # probability of keeping the spans before a drawn one clean
-  prompt_audio: str = 'bidirectional'  # inside a user's span; 'causal' as in the paper's text
-  ar_weight: float = 1.0
-  diffusion_weight: float = 1.0
-  loss_chunk: int = 512        # positions whose logits exist at once, per device
+  mode: str = 'hybrid'         # 'hybrid' (TtT), or a baseline: 'ar' (next token), 'nar' (diffusion)
+  mask_floor: float = 1e-3     # eps of the mask probability p = (1 - eps) t + eps, in (0, 1)
+  banom: float = 0.3           # BANOM: probability of clean audio and the AR term alone, in [0, 1]
+  banom_unit: str = 'document'  # what BANOM is drawn for: 'document', or 'batch' (per microbatch)
+  ppm: float = 0.3             # PPM: probability of clean spans before a drawn one, in [0, 1]
+  prompt_audio: str = 'bidirectional'  # attention in a user's audio: 'bidirectional' or 'causal'
+  ar_weight: float = 1.0       # weight of the AR term
+  diffusion_weight: float = 1.0  # weight of the diffusion term
+  loss_chunk: int = 512        # positions whose logits are in memory at once, per device [tokens]
 
   def __post_init__(self):
     _require(self.mode in ('hybrid', 'ar', 'nar'),
@@ -233,15 +236,15 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  name: str = 'adamw'          # or 'adafactor' (least memory), 'muon' (matrices; AdamW the rest)
-  learning_rate: float = 2e-5
-  final_fraction: float = 0.0  # the cosine ends at this fraction of learning_rate
-  warmup_ratio: float = 0.01
-  weight_decay: float = 0.01   # not on norms and biases
-  beta1: float = 0.9           # momentum; of Muon's matrices, too
-  beta2: float = 0.95
-  eps: float = 1e-8
-  max_grad_norm: float = 1.0       # global gradient norm; 0 = off
+  name: str = 'adamw'          # 'adamw', 'adafactor' (least memory), 'muon' (matrices; else AdamW)
+  learning_rate: float = 2e-5  # peak of the learning rate
+  final_fraction: float = 0.0  # learning rate at the end of the cosine decay, over its peak
+  warmup_ratio: float = 0.01   # linear warm-up, as a share of all steps, in [0, 1]
+  weight_decay: float = 0.01   # decoupled weight decay; norms and biases have none
+  beta1: float = 0.9           # decay of the first moment; momentum of Muon
+  beta2: float = 0.95          # decay of the second moment
+  eps: float = 1e-8            # epsilon of Adam
+  max_grad_norm: float = 1.0   # gradients are clipped to this global norm; 0 = no clipping
 
   def __post_init__(self):
     _choice('optimizer.name', self.name, OPTIMIZERS)
@@ -253,12 +256,12 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices per axis; -1 on one axis takes what the others leave."""
-  slices: int = 1              # TPU slices joined by the data-centre network; copies of the model
-  data: int = 1
-  fsdp: int = -1
-  seq: int = 1
-  tensor: int = 1
+  """Devices per axis; one axis may be -1: all remaining devices."""
+  slices: int = 1              # TPU slices on the data-centre network; a copy of the model in each
+  data: int = 1                # data parallelism: copies of the model
+  fsdp: int = -1               # devices over which rows, parameters, optimizer state are sharded
+  seq: int = 1                 # sequence parallelism: devices that share a row's tokens
+  tensor: int = 1              # tensor parallelism: devices that share heads and inner width
 
   def __post_init__(self):
     sizes = dataclasses.astuple(self)
@@ -268,26 +271,26 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  steps: int = 1000
-  batch_size: int = 8          # rows per step over the whole mesh
-  grad_accum_steps: int = 1    # the rows of a step in this many microbatches
-  log_every: int = 20          # steps
-  checkpoint_every: int = 200  # steps; the last step is always saved
-  checkpoint_minutes: float = 0.0  # save also when this long has passed since the last; 0 = off
-  keep: int = 2                # newest checkpoints; the rules below keep more
-  keep_every: int = 0          # keep those of every so many steps for ever; 0 = none
-  keep_best: str = ''          # a SCORES name: save and keep the step where it is lowest
-  preemption: bool = True      # SIGTERM, SIGUSR1, Ctrl-C: save, then leave; False = leave at once
-  init_from: str = ''          # start from the parameters of this checkpoint directory
-  max_minutes: float = 0.0     # stop early, with a checkpoint, after this wall time; 0 = never
-  nonfinite_limit: int = 5     # skipped updates in a row, after which the run goes back
-  rollback_limit: int = 3      # times that a run goes back before it gives up
-  eval_every: int = 0          # steps between evaluations on held-out rows; 0 = none
-  eval_batches: int = 4        # batches of batch_size in an evaluation
-  eval_split: str = 'heldout'  # of the prepared set
-  stuck_minutes: float = 15.0  # without a finished step (or save ...): dump all stacks; 0 = off
-  stuck_exit: bool = False     # ... and leave with exit code 1, for a supervisor to start again
-  tensorboard: bool = True
+  steps: int = 1000            # length of the training [steps]
+  batch_size: int = 8          # rows per step over all devices [rows]
+  grad_accum_steps: int = 1    # microbatches per step; divides batch_size
+  log_every: int = 20          # interval between log lines [steps]
+  checkpoint_every: int = 200  # interval between checkpoints; the last step is always saved [steps]
+  checkpoint_minutes: float = 0.0  # save also after this long without a checkpoint; 0 = off [min]
+  keep: int = 2                # newest checkpoints that are kept
+  keep_every: int = 0          # keep the checkpoints of multiples of this as well; 0 = none [steps]
+  keep_best: str = ''          # keep also the checkpoint where this score is lowest; '' = none
+  preemption: bool = True      # SIGTERM, SIGUSR1, Ctrl-C: save, then exit; False = exit at once
+  init_from: str = ''          # checkpoint directory of the initial parameters; '' = random
+  max_minutes: float = 0.0     # stop with a checkpoint after this wall time; 0 = no limit [min]
+  nonfinite_limit: int = 5     # skipped (non-finite) updates in a row that cause a rollback
+  rollback_limit: int = 3      # rollbacks to an earlier checkpoint before the run fails
+  eval_every: int = 0          # interval between evaluations on held-out rows; 0 = none [steps]
+  eval_batches: int = 4        # size of an evaluation, in batches of batch_size rows [batches]
+  eval_split: str = 'heldout'  # split to evaluate on
+  stuck_minutes: float = 15.0  # without progress for this long, dump all stacks; 0 = off [min]
+  stuck_exit: bool = False     # ... and exit with code 1, for a supervisor to restart the run
+  tensorboard: bool = True     # write TensorBoard event files
   wandb: str = ''              # Weights & Biases project; '' = off
 
   def __post_init__(self):
@@ -300,7 +303,7 @@ class TrainConfig:
     if self.keep_best:
       _choice('train.keep_best', self.keep_best, SCORES)
       _require(self.eval_every > 0, f'config key train.keep_best is {self.keep_best!r}, which '
-               'needs train.eval_every, the steps between evaluations.')
+               'needs train.eval_every, the interval between evaluations.')
     _require(self.batch_size % self.grad_accum_steps == 0,
              f'config keys train.batch_size={self.batch_size} and '
              f'train.grad_accum_steps={self.grad_accum_steps}: the rows must divide evenly.')
@@ -308,29 +311,29 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
-  # Of a request; a policy is data, so changing one compiles nothing.
-  block: int = 32              # masks appended at a time in an open span
+  # Sampling parameters of a request. They are inputs of the compiled steps: no recompilation.
+  block: int = 32              # masks appended at a time in an open span [tokens]
   steps: int = 10              # forward passes per block
-  min_span: int = 1            # audio tokens in one span, its end included
-  max_span: int = 640          # then its end is forced
-  text_gap: int = 0            # text tokens between one span and the next, at least
-  max_tokens: int = 1024       # prompt and answer together
-  temperature: float = 0.0     # text; 0 = greedy
-  top_k: int = 0               # text; 0 = off
-  top_p: float = 1.0
-  audio_temperature: float = 0.0
-  guidance: float = 0.0        # w of uncond + (1 + w)(cond - uncond)
-  rule: str = 'confidence'     # which masks a step commits: generate/positions.py
-  threshold: float = 0.9       # rule 'threshold': surer choices are committed at once
-  entropy_budget: float = 0.35  # rule 'entropy': nats committed beyond the schedule
-  schedule: str = 'linear'     # or 'shifted': how many per step
-  shift: float = 0.5           # 'shifted': below 1 starts slowly
-  seed: int = 0
-  # Of the engine.
-  guidance_context: str = 'published'  # or 'begin': the span alone, far cheaper
-  softmax: str = 'full'        # confidence over all ids, as published; 'audio' is cheaper
-  slots: int = 8               # requests answered side by side
-  memory: float = 0.0          # GiB that their keys and values may take; 0 = what is free
+  min_span: int = 1            # shortest span, its end token included [tokens]
+  max_span: int = 640          # longest span; then its end token is forced [tokens]
+  text_gap: int = 0            # least text between the end of a span and the next one [tokens]
+  max_tokens: int = 1024       # prompt and answer together [tokens]
+  temperature: float = 0.0     # text: softmax temperature; 0 = greedy
+  top_k: int = 0               # text: sample from the k most likely tokens; 0 = off
+  top_p: float = 1.0           # text: sample from the smallest set of this probability, in (0, 1]
+  audio_temperature: float = 0.0  # audio: temperature of the Gumbel noise; 0 = none
+  guidance: float = 0.0        # guidance w in uncond + (1 + w)(cond - uncond); 0 = off
+  rule: str = 'confidence'     # which masked positions a step commits: see generate/unmasking.py
+  threshold: float = 0.9       # rule 'threshold': least confidence that is committed at once
+  entropy_budget: float = 0.35  # rule 'entropy': entropy committed beyond the schedule [nats]
+  schedule: str = 'linear'     # commits per step: 'linear' (equal), or 'shifted' by `shift`
+  shift: float = 0.5           # schedule 'shifted': below 1 commits fewer in early steps
+  seed: int = 0                # seed of all draws
+  # Settings of the engine; changing them compiles again.
+  guidance_context: str = 'published'  # unconditional input: 'published', or 'begin' (span alone)
+  softmax: str = 'full'        # ids of the confidence: 'full' (all, as published) or 'audio'
+  slots: int = 8               # requests that are decoded together
+  memory: float = 0.0          # memory for their keys and values; 0 = all that is free [GiB]
 
   def __post_init__(self):
     _require(self.memory >= 0,
@@ -347,21 +350,21 @@ class GenerateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-  split: str = 'heldout'
+  split: str = 'heldout'       # held-out split to answer
   items: int = 40              # records per task; 0 = all
-  batch: int = 16              # requests generated together
-  judge: str = 'whisper'       # 'whisper', 'pocketsphinx' or 'none'
-  judge_model: str = ''        # CTranslate2 folder; '' = the one in the installed wheel
+  batch: int = 16              # requests that are generated together
+  judge: str = 'whisper'       # speech recogniser: 'whisper', 'pocketsphinx' or 'none'
+  judge_model: str = ''        # CTranslate2 folder of Whisper; '' = the installed wheel's
   bound_samples: int = 4       # noise draws per document for the audio bound
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConfig:
-  split: str = 'heldout'
+  split: str = 'heldout'       # held-out split to score
   items: int = 40              # records per task; 0 = all
-  repeats: int = 2             # sweeps per span; their spread gives the standard error
-  levels: int = 64             # numbers of masks per sweep; all of them in shorter spans
-  tokens: int = 4096           # of all rows that are computed at once
+  repeats: int = 2             # passes over each span; their spread gives the standard error
+  levels: int = 64             # numbers of masks per pass; shorter spans take every number
+  tokens: int = 4096           # tokens that are computed at once [tokens]
 
   def __post_init__(self):
     _positive(self, 'score', 'repeats', 'levels', 'tokens')
@@ -369,17 +372,17 @@ class ScoreConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  name: str = 'ttt'
-  seed: int = 0
-  hardware: str = ''           # which of the file's presets was taken; '' = none
-  vocab: VocabConfig = VocabConfig()
-  codec: CodecConfig = CodecConfig()
-  data: DataConfig = DataConfig()
-  model: ModelConfig = ModelConfig()
-  objective: ObjectiveConfig = ObjectiveConfig()
-  optimizer: OptimizerConfig = OptimizerConfig()
-  mesh: MeshConfig = MeshConfig()
-  train: TrainConfig = TrainConfig()
-  generate: GenerateConfig = GenerateConfig()
-  evaluate: EvaluateConfig = EvaluateConfig()
-  score: ScoreConfig = ScoreConfig()
+  name: str = 'ttt'            # name of the run, for reports
+  seed: int = 0                # seed of everything that is drawn
+  hardware: str = ''           # preset of the config file that was applied; '' = none
+  vocab: VocabConfig = VocabConfig()  # text tokenizer
+  codec: CodecConfig = CodecConfig()  # speech codec
+  data: DataConfig = DataConfig()  # sources, prepared set and loader
+  model: ModelConfig = ModelConfig()  # the decoder
+  objective: ObjectiveConfig = ObjectiveConfig()  # the training objective
+  optimizer: OptimizerConfig = OptimizerConfig()  # optimizer and learning rate
+  mesh: MeshConfig = MeshConfig()  # devices per mesh axis
+  train: TrainConfig = TrainConfig()  # the training loop
+  generate: GenerateConfig = GenerateConfig()  # sampling and the generation engine
+  evaluate: EvaluateConfig = EvaluateConfig()  # `ttt-jax evaluate`
+  score: ScoreConfig = ScoreConfig()  # `ttt-jax score`
