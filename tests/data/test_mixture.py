@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ttt_jax.data.mixture import PERIOD, Mixture, whole
+from ttt_jax.data.mixture import PERIOD, Mixture, integer_weights
 
 ODD = [0.37, 1.9, 3.33, 0.001, 7.7]
 
@@ -18,7 +18,7 @@ def test_after_n_rows_each_has_given_its_share(weights):
     given = np.cumsum(mine)
     assert abs(given - (rows + 1) * weight / sum(weights)).max() < 1
     np.testing.assert_array_equal(index[mine], np.arange(given[-1]))  # none left out or twice
-    assert [mixture.given(n)[c] for n in (0, 1, 17, 29_999)] == [0, given[0], given[16],
+    assert [mixture.counts(n)[c] for n in (0, 1, 17, 29_999)] == [0, given[0], given[16],
                                                                  given[29_998]]
 
 
@@ -26,14 +26,14 @@ def test_a_row_far_away_costs_nothing():
   mixture = Mixture(ODD)
   far = 10**14
   component, index = mixture.place(np.array([far]))
-  assert mixture.given(far)[component[0]] == index[0]
-  assert abs(mixture.given(far)[3] - far * 0.001 / sum(ODD)) < 1
+  assert mixture.counts(far)[component[0]] == index[0]
+  assert abs(mixture.counts(far)[3] - far * 0.001 / sum(ODD)) < 1
 
 
 def test_weights_are_taken_as_decimals_and_rounded_only_if_they_must_be():
-  assert whole([2, 1]) == [2, 1] and whole([40, 20, 60]) == [2, 1, 3]
-  assert whole([0.1, 0.2]) == [1, 2] and whole([1, 0.001]) == [1000, 1]
+  assert integer_weights([2, 1]) == [2, 1] and integer_weights([40, 20, 60]) == [2, 1, 3]
+  assert integer_weights([0.1, 0.2]) == [1, 2] and integer_weights([1, 0.001]) == [1000, 1]
   long = [1 / 3, 2 / 7, 0.123456, 5.4321]
-  found = np.array(whole(long))
+  found = np.array(integer_weights(long))
   assert abs(found.sum() - PERIOD) <= 2
   np.testing.assert_allclose(found / found.sum(), np.array(long) / sum(long), atol=1.5 / PERIOD)

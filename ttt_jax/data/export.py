@@ -1,4 +1,4 @@
-"""Sources with audio files -> the same sources with codes, small enough to keep and share."""
+"""Copies of sources with codes in place of audio files: small enough to store and share."""
 
 import json
 import pathlib
@@ -12,15 +12,14 @@ from ttt_jax.storage import files
 
 
 def inline_codes(source: str | pathlib.Path, target: str | pathlib.Path, codec: Codec) -> int:
-  """Copy a .jsonl of recordings or records, with codes in place of audio files.
+  """Copies a .jsonl of recordings or records, with codes in place of audio files.
 
-  Beside ``target`` the codec is saved in codec/, where `prepare` looks for it, so that the
-  copy needs no audio file.
+  The codec is saved in codec/ beside ``target``, where `ttt-jax prepare` reads it.
 
   Args:
     source: the .jsonl to read; audio paths are relative to it.
     target: the .jsonl to write, by rename.
-    codec: encodes the files; its name must be that of a codec/ already beside target.
+    codec: encodes the files; if codec/ exists beside target, its codec must have the same name.
 
   Returns:
     The number of lines written.

@@ -212,32 +212,32 @@ class Renderer:
             [vocab.begin_of_audio, *code_ids, vocab.end_of_chunk])
 
 
-def truncate(example: Example, most: int, how: str, vocab: Vocabulary) -> Example | None:
-  """The longest start of a document that has at most ``most`` tokens and ends at a boundary.
+def truncate(example: Example, max_tokens: int, how: str, vocab: Vocabulary) -> Example | None:
+  """The longest prefix of a document that has at most ``max_tokens`` and ends at a boundary.
 
   Args:
     example: the document.
-    most: tokens.
-    how: 'turn', after an answer of the assistant; 'span', there or behind an audio span of an
+    max_tokens: T of the rows.
+    how: 'turn', after an answer of the assistant; 'span', there or after an audio span of an
       answer, and in a pretraining document between any two tokens outside its spans;
-      'anywhere', after exactly ``most`` tokens.
+      'anywhere', after exactly ``max_tokens`` tokens.
 
   Returns:
-    The document itself if it is short enough; None if it has no such start, or if nothing
-    that is learned stands before the cut.
+    The document itself if it is short enough; None if there is no such prefix, or if nothing in
+    it is supervised.
   """
   token, supervised = example
-  if len(token) <= most:
+  if len(token) <= max_tokens:
     return example
-  last, follows = token[:most], supervised[1:most + 1]
-  learned = supervised[:most] > 0
+  last, follows = token[:max_tokens], supervised[1:max_tokens + 1]
+  learned = supervised[:max_tokens] > 0
   if how == 'anywhere':
-    ends = np.arange(most) == most - 1
+    ends = np.arange(max_tokens) == max_tokens - 1
   else:
     ends = learned & (follows == 0)
     if how == 'span':
       ends |= learned & vocab.is_end(last)
-      if supervised.all():  # a pretraining document; a begin token alone would be a false start
+      if supervised.all():  # a pretraining document; it must not end in a lone begin token
         ends |= ~vocab.is_audio(last) & ~vocab.is_begin(last)
   cut = int(np.flatnonzero(ends)[-1]) + 1 if ends.any() else 0
   return Example(token[:cut], supervised[:cut]) if learned[:cut].any() else None

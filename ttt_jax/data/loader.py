@@ -5,9 +5,9 @@ stage follows from i, the mixture says which split gives each of its rows, Grain
 that split's epoch, SST is drawn from (seed, epoch, document). Each of P processes takes its
 slice of that same global batch, so a run may continue on another number of processes.
 
-Each split of a mix has epochs of its own. One that an earlier stage has read goes on where
-that stage left it, so that rows not yet seen come before rows come again; a stage of one
-``split`` draws it anew.
+Each split of a mix has its own epochs. A split that an earlier stage has read continues where
+that stage stopped, so that unseen rows come before repeated ones; a stage with one ``split``
+starts a new order.
 """
 
 import pathlib
@@ -23,20 +23,20 @@ from ttt_jax.errors import UserError
 from ttt_jax.tokens.batch import Batch, stack
 from ttt_jax.tokens.vocab import Vocabulary
 
-_AHEAD = 8        # batches read before they are asked for
-_FOREVER = 2**48  # a stage without an end
+_AHEAD = 8        # batches prefetched
+_FOREVER = 2**48  # batches; stands for no end
 
 
 class _Part(NamedTuple):
   """One split of a stage."""
-  seed: int     # of its order and its SST
-  start: int    # the first of its row numbers that this stage reads
+  seed: int     # of its order and of SST
+  start: int    # first row number that this stage reads
   rows: int     # rows of an epoch
   dataset: Any  # grain.MapDataset: row number -> row, without end
 
 
 class _Stage(NamedTuple):
-  first: int    # its first global batch
+  first: int    # index of its first global batch
   mixture: Mixture
   parts: list[_Part]  # in the order of the mixture's components
 
@@ -44,20 +44,20 @@ class _Stage(NamedTuple):
 class Loader:
   """Iterator of numpy Batches [B_local, T]; see the module's docstring.
 
-  The curriculum: stage k gives its ``steps`` batches, then the next stage follows, perhaps
-  of the same splits with other weights; the last one never ends by itself.
+  Curriculum: stage k provides its ``steps`` batches, then the next stage follows, which may mix
+  the same splits with other weights. The last stage has no end.
   """
 
   def __init__(self, data_dir: str | pathlib.Path, config: DataConfig, batch_size: int, seed: int,
                vocab: Vocabulary, process_index: int = 0, process_count: int = 1):
-    """Open a prepared set.
+    """Opens a prepared set.
 
     Args:
       data_dir: directory of the set (that of manifest.json).
       config: stages, sst, shuffle, threads.
       batch_size: B, rows of the global batch.
       seed: of the shuffle and of SST.
-      vocab: must be the set's own.
+      vocab: must equal the set's vocabulary.
       process_index, process_count: this process takes rows [index * B / count, ...) of each
         global batch.
 
@@ -79,14 +79,14 @@ class Loader:
 
   def _open(self, data_dir) -> list[_Stage]:
     rows: dict[str, store.Rows] = {}
-    left: dict[str, tuple[int, int]] = {}  # split -> seed, rows that the stages so far have read
+    left: dict[str, tuple[int, int]] = {}  # split -> (seed, rows read by the stages so far)
     stages: list[_Stage] = []
     first = 0
     for number, stage in enumerate(self.config.stages):
-      splits = dict(sorted(stage.splits().items()))  # whatever order the config names them in
+      splits = dict(sorted(stage.splits().items()))  # independent of their order in the config
       mixture = Mixture(list(splits.values()))
       parts = []
-      for split, given in zip(splits, mixture.given(stage.steps * self._rows).tolist()):
+      for split, given in zip(splits, mixture.counts(stage.steps * self._rows).tolist()):
         if sources.is_heldout(split):
           raise UserError(f'config key data.stages: split {split!r} is held out, so it is never '
                           'trained on; name another.')
@@ -102,7 +102,7 @@ class Loader:
     return stages
 
   def _endless(self, rows: store.Rows, seed: int):
-    """Random access to rows shuffled anew every epoch."""
+    """Random access to endless epochs of rows, each in another order."""
     import grain.python as grain  # imports jax; a plain import of this module must stay cheap
     dataset = grain.MapDataset.source(rows)
     if self.config.shuffle:
@@ -146,11 +146,11 @@ class Loader:
                 .to_iter_dataset(options))
 
   def state(self) -> dict[str, Any]:
-    """{'next': index of the global batch that follows the last one handed out}."""
+    """{'next': index of the global batch after the last one that was returned}."""
     return {'next': self._next}
 
   def restore(self, state: dict[str, Any]) -> None:
-    """Continue at ``state``, whatever the number of processes that wrote it."""
+    """Continues at ``state``; the number of processes that wrote it does not matter."""
     self._next = int(state['next'])
     self._iterator = None
 
@@ -160,9 +160,9 @@ def _begin(stage: Stage, split: str, number: int, place: int, left: dict[str, tu
   """(seed, first row number) of a split in stage ``number``: see the module's docstring.
 
   Args:
-    place: of the split in its stage, from 0; two splits of a stage have different orders.
-    left: split -> (seed, rows read) after the stages before.
-    seed: the run's.
+    place: index of the split in its stage, so that splits of a stage have different orders.
+    left: split -> (seed, rows read) after the earlier stages.
+    seed: the run's seed.
   """
   if stage.mix and split in left:
     return left[split]

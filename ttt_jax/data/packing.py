@@ -1,4 +1,4 @@
-"""Documents into rows: best fit, longest first."""
+"""Packs documents into rows: best-fit decreasing."""
 
 from typing import NamedTuple, Sequence
 
@@ -8,23 +8,23 @@ from ttt_jax.errors import UserError
 
 
 class Packing(NamedTuple):
-  """rows[r] = indices of the documents in row r; padding = share of the rows' tokens unused."""
+  """rows[r]: indices of the documents in row r; padding: unused share of all tokens of the rows."""
   rows: list[list[int]]
   padding: float
 
 
 def pack(lengths: Sequence[int], seq_len: int, names: Sequence[str] | None = None) -> Packing:
-  """Best-fit decreasing: each document goes to the fullest row that still has room.
+  """Longest document first, each into the row with the least free space that still fits it.
 
   Args:
     lengths: tokens of each document, [n].
     seq_len: T.
-    names: what to call document i in an error, e.g. 'train.jsonl:7'.
+    names: name of document i in errors, e.g. 'train.jsonl:7'.
 
   Returns:
-    A Packing in which every index occurs once; the same for the same lengths. Documents of
-    one length are taken in a fixed mixed order, so that neighbours in the input (often one
-    task) do not end up in one row.
+    A Packing in which every index occurs once; deterministic. Documents of equal length are
+    taken in a fixed random order, so that neighbours in the input (often of one task) do not
+    end up in the same row.
 
   Raises:
     UserError: a document is longer than a row.
@@ -38,22 +38,22 @@ def pack(lengths: Sequence[int], seq_len: int, names: Sequence[str] | None = Non
   mixed = np.random.default_rng(0).permutation(len(lengths))
   order = mixed[np.argsort(-lengths[mixed], kind='stable')]
   rows: list[list[int]] = []
-  open_rows: list[list[int]] = [[] for _ in range(seq_len + 1)]  # by room left
-  rooms = 0  # bit c set: some row has c tokens of room
+  open_rows: list[list[int]] = [[] for _ in range(seq_len + 1)]  # row numbers by free tokens
+  free = 0  # bit c is set: some row has c free tokens. A Python int finds the best fit at once
   for i in order.tolist():
     n = int(lengths[i])
-    fit = rooms >> n
+    fit = free >> n
     if fit:
-      room = n + (fit & -fit).bit_length() - 1
-      r = open_rows[room].pop()
-      if not open_rows[room]:
-        rooms &= ~(1 << room)
+      space = n + (fit & -fit).bit_length() - 1  # lowest set bit
+      r = open_rows[space].pop()
+      if not open_rows[space]:
+        free &= ~(1 << space)
     else:
-      room, r = seq_len, len(rows)
+      space, r = seq_len, len(rows)
       rows.append([])
     rows[r].append(i)
-    if room > n:
-      open_rows[room - n].append(r)
-      rooms |= 1 << (room - n)
+    if space > n:
+      open_rows[space - n].append(r)
+      free |= 1 << (space - n)
   total = len(rows) * seq_len
   return Packing(rows, 1 - float(lengths.sum()) / total if total else 0.0)

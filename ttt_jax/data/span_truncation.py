@@ -1,8 +1,8 @@
-"""SST: now and then a document's last span is cut short, on clean rows.
+"""SST (stochastic span truncation): a document's last span is cut short with a probability.
 
-Without it every training span reaches its end token, and the model never learns what a
-span that is still open looks like (TTT.md section 4). It works on packed rows, so it is
-redrawn every epoch though rows are packed once.
+Without it every training span has its end token, and the model never sees the unfinished span
+that it has to continue in generation (arXiv 2509.20072). It works on clean packed rows, so it is
+redrawn every epoch although rows are packed once.
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary
 
-_LONGER_THAN = 10            # shorter spans are left alone
-_LEAST, _LOW, _HIGH = 5, 0.3, 0.9
+_LONGER_THAN = 10  # tokens; shorter spans are never cut
+_LEAST, _LOW, _HIGH = 5, 0.3, 0.9  # a cut span has max(5, 30 %) to 90 % of its tokens (paper)
 
 
 def cut_last_spans(row: Batch, vocab: Vocabulary, probability: float,
@@ -19,16 +19,16 @@ def cut_last_spans(row: Batch, vocab: Vocabulary, probability: float,
   """A row in which each document's last quad span is cut with the given probability.
 
   Args:
-    row: int32 [T] vectors, as batch.make_row lays them.
+    row: int32 [T] vectors, as batch.make_row builds them.
     vocab: the id space.
     probability: of a cut, per document.
     rng: draws two numbers per document, in the order of the row.
 
   Returns:
-    A new row. A cut span keeps between max(30 %, 5) and 90 % of its codes, uniformly; its
-    end token, im_end and newline are gone; later documents have moved left; the freed end
-    of the row is padding. Only supervised quad spans of more than 10 codes that end their
-    document (but for im_end and newline) are ever cut.
+    A new row. A cut span has a uniformly random length between max(30 %, 5) and 90 % of its
+    codes; its end token, im_end and newline are removed; later documents move left; the freed
+    end of the row is padding. Only supervised quad spans of more than 10 codes that end their
+    document (apart from im_end and newline) can be cut.
   """
   batch = Batch(*(vector[None] for vector in row))
   out = cut(batch, vocab, probability, rng.random((2, len(documents(batch)))))
@@ -71,7 +71,7 @@ def cut(batch: Batch, vocab: Vocabulary, probability: float, draws: np.ndarray) 
 
 
 def documents(batch: Batch) -> np.ndarray:
-  """Document ids of a batch [B, T], row by row, as often as they stand there: int [n]."""
+  """Document ids of a batch [B, T] in row order, one per document and row: int [n]."""
   return batch.document.reshape(-1)[_bounds(batch)[0]]
 
 
@@ -92,8 +92,10 @@ def _bounds(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
 
 def _code_ends(token: np.ndarray, starts: np.ndarray, ends: np.ndarray,
                vocab: Vocabulary) -> np.ndarray:
-  """Per document the position just after the last span's last code, 0 where a document
-  does not end in a quad span: [...codes, end_of_last] or [..., end_of_last, im_end, newline]."""
+  """Per document the position after the last code of the quad span that ends it, or 0.
+
+  Such a document ends in [...codes, end_of_last] or [..., end_of_last, im_end, newline].
+  """
   bare = token[ends - 1] == vocab.end_of_last
   chat = (ends - starts > 3) & (token[np.maximum(ends - 2, starts)] == vocab.im_end) & (
       token[np.maximum(ends - 3, starts)] == vocab.end_of_last)
@@ -110,7 +112,7 @@ def document_draws(seed: int | np.ndarray, epoch: int | np.ndarray,
     document: int [n] document ids.
 
   Returns:
-    float64 [2, n]; a document's numbers do not depend on the row it lies in.
+    float64 [2, n]; a document's numbers do not depend on its row.
   """
   state = _mix(np.atleast_1d(np.asarray(seed, np.int64)).astype(np.uint64))
   for key in (epoch, document):
@@ -120,7 +122,7 @@ def document_draws(seed: int | np.ndarray, epoch: int | np.ndarray,
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-  """SplitMix64's step: adds the golden-ratio constant and scrambles, on uint64 arrays."""
+  """One step of SplitMix64 (Steele et al. 2014) on uint64 arrays."""
   x = x + np.uint64(0x9E3779B97F4A7C15)
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -36,7 +36,7 @@ def unpack_row(data: bytes, where: str = 'row') -> Batch:
   """Bytes -> a row of int32 [T] vectors.
 
   Raises:
-    UserError: not a row, or not all of it.
+    UserError: not a row, or an incomplete one; ``where`` names it in the sentence.
   """
   if len(data) < _HEAD.size or data[:4] != _MAGIC:
     raise UserError(f'{where} is not a packed row of ttt-jax; run `ttt-jax prepare` again.')
@@ -51,10 +51,10 @@ def unpack_row(data: bytes, where: str = 'row') -> Batch:
 
 
 def write_rows(path: pathlib.Path, rows: Iterable[Batch]) -> int:
-  """Write rows to an ArrayRecord file (temporary name, then rename); returns their number.
+  """Writes rows to an ArrayRecord file (temporary name, then rename); returns their number.
 
   Raises:
-    OSError: the disk is full, for example; ``path`` is as it was then.
+    OSError: the disk is full, for example; ``path`` is unchanged then.
   """
   from array_record.python import array_record_module
   temporary = path.with_name(path.name + '.part')
@@ -66,7 +66,7 @@ def write_rows(path: pathlib.Path, rows: Iterable[Batch]) -> int:
       count += 1
     writer.close()
     os.replace(temporary, path)
-  except RuntimeError as error:  # the package's own, with the system's words inside
+  except RuntimeError as error:  # array_record puts the system's message in a RuntimeError
     code = next((code for code in atomic.FULL if os.strerror(code) in str(error)), None)
     if code is None:
       raise
@@ -80,7 +80,7 @@ class Rows:
   """Random access to the rows of one split: ``len(rows)``, ``rows[i] -> Batch`` of [T]."""
 
   def __init__(self, data_dir: str | pathlib.Path, split: str):
-    """Open a split of a prepared set.
+    """Opens a split of a prepared set.
 
     Raises:
       UserError: no such split, its file is missing, unreadable or has another row count.
@@ -128,12 +128,12 @@ def _check_file(path: pathlib.Path, entry: dict[str, Any]) -> None:
 
 
 def file_entry(path: pathlib.Path, rows: int) -> dict[str, Any]:
-  """What the manifest says of a file of rows, but for its name."""
+  """The manifest's entry of a file of rows, without its name."""
   return {'rows': rows, 'bytes': path.stat().st_size, 'sha256': sha256(path)}
 
 
 def split_entry(*files: tuple[pathlib.Path, int]) -> dict[str, Any]:
-  """{'rows', 'files'} of a split whose files, all of the set's folder, have so many rows."""
+  """{'rows', 'files'} of a split from (path, number of rows) of each file."""
   return {'rows': sum(rows for _, rows in files),
           'files': [{'name': path.name, **file_entry(path, rows)} for path, rows in files]}
 
@@ -145,7 +145,7 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def write_manifest(data_dir: pathlib.Path, manifest: dict[str, Any]) -> None:
-  """manifest.json, by rename; it comes last, so that a set with a manifest is whole."""
+  """Writes manifest.json by rename. It is written last: a set with a manifest is complete."""
   atomic.write_text(data_dir / 'manifest.json',
                     json.dumps(manifest, indent=2, sort_keys=True) + '\n')
 
@@ -155,7 +155,7 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
 
   Args:
     path: the set's directory, or its manifest.json.
-    expected: if given, the vocabulary that the set must have.
+    expected: the vocabulary that the set must have; None = any.
 
   Returns:
     {'version', 'vocabulary', 'fingerprint', 'codec', 'seq_len', 'max_document',
@@ -166,7 +166,7 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
     {'records', 'text', 'audio', 'supervised'}}}}}
 
   Raises:
-    UserError: no set there, an unreadable or foreign manifest, or another vocabulary.
+    UserError: no set, an unreadable manifest or one of another version, or another vocabulary.
   """
   path = pathlib.Path(path)
   file = path / 'manifest.json' if path.suffix != '.json' else path

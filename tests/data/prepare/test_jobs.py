@@ -92,12 +92,12 @@ def test_nothing_done_leaves_no_folder(tmp_path):
 
 
 def test_a_process_that_is_killed_is_one_sentence(tmp_path):
-  with pytest.raises(UserError, match='killed, perhaps for want of memory; set data.workers below'):
+  with pytest.raises(UserError, match='died, perhaps of too little memory; set data.workers below'):
     squares(tmp_path / 'w', [Job(1), Job(2), Job(3, 'kill'), Job(4)])
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):
-  with pytest.raises(UserError, match='w could not be written: the disk is full; what is done'):
+  with pytest.raises(UserError, match='w could not be written: the disk is full; finished work'):
     squares(tmp_path / 'w', [Job(1), Job(2, 'full')], apart=False)
   assert len(made_at(tmp_path / 'w')) == 1 and not list((tmp_path / 'w').glob('*.part-*'))
 
@@ -105,7 +105,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 def test_one_run_at_a_time(tmp_path):
   with workers.Work(tmp_path / 'w', 1) as work:
     list(work.run(square, [Job(1)], lambda done: None, False))
-    with pytest.raises(UserError, match='another `ttt-jax prepare` is at work'):
+    with pytest.raises(UserError, match='another `ttt-jax prepare` is running'):
       squares(tmp_path / 'w', [Job(2)])
   assert squares(tmp_path / 'w', [Job(2)])[0] == [4]  # the first one is over
 

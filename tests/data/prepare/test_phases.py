@@ -256,7 +256,7 @@ def test_lenient_lists_what_it_leaves_out(spoilt, tmp_path):
   assert [one['where'] for one in listed] == [f'{folder / "x.jsonl"}:{n}' for n in bad]
   assert all(one['sentence'].startswith(one['where']) for one in listed)
   assert dict(collections.Counter(one['reason'] for one in listed)) == manifest['rejects']
-  assert 'left out: unusable audio: 3' in summary.table(manifest)
+  assert 'rejected: unusable audio: 3' in summary.table(manifest)
   good = dataclasses.replace(setup, data=dataclasses.replace(
       setup.data, path='good', sources=(Source('good.jsonl'),)))
   prepare.prepare(good, folder)
@@ -304,7 +304,7 @@ def test_too_many_rejects_are_an_error_and_listed(spoilt):
 def test_strict_stops_at_the_first_bad_record(spoilt):
   folder, bad = spoilt
   lines = (folder / 'x.jsonl').read_text().splitlines()
-  for number, said in zip(bad, ('broken JSON', 'a list where', 'messages must be', "'response' is",
+  for number, said in zip(bad, ('broken JSON', 'a list, but', 'messages must be', "'response' is",
                                 'silent', 'cannot be read', 'does not exist', 'outside the code',
                                 'has .* tokens but a row holds 512')):
     with pytest.raises(UserError, match=f'x.jsonl:{number}.*{said}'):
@@ -318,7 +318,7 @@ def test_a_file_that_is_cut_off_stops_even_the_lenient(corpus, tmp_path):
   (tmp_path / 'codec').symlink_to(corpus / 'codec')
   data = (corpus / 'c.jsonl.gz').read_bytes()
   (tmp_path / 'c.jsonl.gz').write_bytes(data[:len(data) // 2])
-  with pytest.raises(UserError, match='c.jsonl.gz is damaged or cut off'):
+  with pytest.raises(UserError, match='c.jsonl.gz is damaged or truncated'):
     prepare.prepare(config(tmp_path, sources=(Source('c.jsonl.gz'),), strict=False, max_rejects=1.),
                     tmp_path)
 
@@ -364,7 +364,7 @@ def test_long_documents_are_cut_and_counted(corpus, tmp_path):
       {'prompt': 'x', 'response': 'words ' * 60 + spoken}) + '\n')
   manifest = prepare.prepare(config(corpus, sources=(Source('x.jsonl'),)), tmp_path)
   assert manifest['splits']['train']['truncated'] == 1
-  assert '1 documents were cut to fit' in summary.table(manifest)
+  assert '1 documents were truncated to fit' in summary.table(manifest)
   ((token, supervised),) = documents(tmp_path / 'data').values()
   vocab = store.vocabulary(tmp_path / 'data')
   assert len(token) // 4 <= 512

@@ -81,7 +81,7 @@ def cut(path, keep):
 
 
 @pytest.mark.parametrize('name, change, message', [
-    ('a.jsonl', b'{"a": 1}\n[1]\n', r'a.jsonl:2: a list where a JSON object'),
+    ('a.jsonl', b'{"a": 1}\n[1]\n', r'a.jsonl:2: a list, but a record is a JSON object'),
     ('a.jsonl', b'{"a": 1}\n{"a": \n', r'a.jsonl:2: broken JSON'),
     ('a.jsonl', b'{"a": 1}\n{"a": "\xff"}\n', r'a.jsonl:2: byte 7 of the line is not UTF-8'),
     ('a.jsonl', b'\n \n', r'a.jsonl is empty'),
@@ -92,17 +92,17 @@ def cut(path, keep):
     ('a.json', b'[{"a": 1}, ', r'ends inside its list, after record 1'),
     ('a.json', b'[{"a": 1} {"a": 2}]', r'a.json:1: a comma or \] must follow'),
     ('a.json', b'[{"a": 1}, {"a" 2}]', r'a.json:2: broken JSON'),
-    ('a.json', b'[{"a": 1}, 7]', r'a.json:2: a int where'),
+    ('a.json', b'[{"a": 1}, 7]', r'a.json:2: a int, but a record is'),
     ('a.json', b'[{"a": "\xff\xff"}]', r'a.json: not UTF-8'),
     ('a.csv', b'audio,text\nx.wav\n', r'a.csv:2: 1 values under a header of 2 columns'),
     ('a.csv', b'audio,text\nx.wav,a,b\n', r'a.csv:2: 3 values under a header of 2'),
     ('a.tsv', b'audio\ttext\n\xff\xfe\tx\n', r'not UTF-8'),
     ('a.parquet', b'PAR1 and nothing else', r'cannot be read as Parquet'),
-    ('a.jsonl.gz', b'not gzip', r'a.jsonl.gz is damaged or cut off'),
-    ('a.jsonl.zst', b'not zstd', r'a.jsonl.zst is damaged or cut off'),
+    ('a.jsonl.gz', b'not gzip', r'a.jsonl.gz is damaged or truncated'),
+    ('a.jsonl.zst', b'not zstd', r'a.jsonl.zst is damaged or truncated'),
     ('b.jsonl', None, r'b.jsonl does not exist'),
-    ('a.txt', b'x', r"the ending '.txt' is unknown"),
-    ('a.parquet.gz', b'x', r"the ending '.parquet.gz' is unknown"),
+    ('a.txt', b'x', r"the suffix '.txt' is unknown"),
+    ('a.parquet.gz', b'x', r"the suffix '.parquet.gz' is unknown"),
 ])
 def test_what_is_wrong_is_said(tmp_path, name, change, message):
   if change is not None:
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_said(tmp_path, name, change, message):
 def test_a_file_that_is_cut_off_is_not_an_end(tmp_path, name, share):
   path = write(tmp_path / name, ROWS)
   cut(path, int(path.stat().st_size * share))
-  with pytest.raises(UserError, match='cut off|cannot be read|broken JSON'):
+  with pytest.raises(UserError, match='truncated|cannot be read|broken JSON'):
     list(readers.read(path))
 
 
@@ -193,6 +193,6 @@ def test_bad_lines_are_items_and_the_rest_goes_on(tmp_path, monkeypatch, size):
   assert [where for where, _ in found] == [f'{path}:{n}' for n in (1, 2, 3, 5, 6, 7, 8)]
   assert [value for _, value in found if isinstance(value, dict)] == [{'a': 1}, {'a': 2}]
   said = [str(value) for _, value in found if isinstance(value, UserError)]
-  for sentence, part in zip(said, ('broken JSON', 'longer than', 'a list where', 'not UTF-8',
+  for sentence, part in zip(said, ('broken JSON', 'longer than', 'a list, but', 'not UTF-8',
                                    'longer than'), strict=True):
     assert part in sentence

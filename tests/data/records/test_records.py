@@ -82,14 +82,14 @@ def answer(content):
 
 @pytest.mark.parametrize('value, sentence', [
     ({'foo': 1}, "needs \"messages\".*has 'foo'"),
-    ({}, 'has nothing'),
+    ({}, 'has no keys'),
     ({'prompt': 'x'}, "'response' is missing"),
     ({'messages': []}, 'non-empty list'),
     ({'messages': 'hi'}, 'non-empty list'),
     ({'messages': ['hi']}, r"messages\[0\] must be an object with 'role'"),
     ({'messages': [{'role': 'robot', 'content': 'x'}]}, "'robot'; use one of assistant"),
     ({'messages': [{'role': ['user'], 'content': 'x'}]}, 'use one of'),
-    ({'messages': [{'role': 'user', 'content': 'x'}]}, 'ends with an answer'),
+    ({'messages': [{'role': 'user', 'content': 'x'}]}, 'must end with an answer'),
     ({'messages': [{'role': 'user', 'content': 'x'}, {'role': 'system', 'content': 'x'}]},
      'only the first'),
     ({'messages': [{'role': 'assistant', 'content': ''}]}, r'messages\[0\].content is empty'),
@@ -100,17 +100,17 @@ def answer(content):
     (answer([{'type': 'audio', 'codes': [1, -1]}]), 'integers from 0'),
     (answer([{'type': 'audio', 'codes': [True]}]), 'integers from 0'),
     (answer([{'type': 'audio', 'codes': []}]), 'non-empty'),
-    (answer('<|audio_99999999999|>'), 'no code of any codec'),
-    (answer('<|audio_2147483648|>'), 'no code of any codec'),
-    (answer('<|audio_1|><|audio_' + '9' * 5000 + '|>'), 'audio_9{20}.> is no code of any codec'),
+    (answer('<|audio_99999999999|>'), 'not a code of any codec'),
+    (answer('<|audio_2147483648|>'), 'not a code of any codec'),
+    (answer('<|audio_1|><|audio_' + '9' * 5000 + '|>'), 'audio_9{20}.> is not a code of any codec'),
     (answer('a<|end_of_audio_new|>'), 'without a begin'),
-    (answer('<|begin_of_audio|><|audio_1|>'), 'never ends'),
+    (answer('<|begin_of_audio|><|audio_1|>'), 'does not end'),
     (answer('<|begin_of_audio|><|begin_of_quad|>'), 'inside a span'),
-    (answer('<|begin_of_audio|>hello<|end_of_audio_new|>'), "'hello' stands inside a span"),
+    (answer('<|begin_of_audio|>hello<|end_of_audio_new|>'), "'hello' is inside a span"),
     (answer('<|begin_of_audio|><|end_of_audio_new|>'), 'without codes'),
-    (answer('<|begin_of_audio|><|audio_1|><|end_of_audio|>'), 'ends with <.end_of_audio_new'),
-    (answer('<|begin_of_quad|><|audio_1|><|end_of_audio_new|>'), 'ends with <.end_of_audio_span'),
-    ({'prompt': '<|begin_of_quad|><|audio_1|>', 'response': 'x'}, 'belongs to answers'),
+    (answer('<|begin_of_audio|><|audio_1|><|end_of_audio|>'), 'must end with <.end_of_audio_new'),
+    (answer('<|begin_of_quad|><|audio_1|><|end_of_audio_new|>'), 'must end with <.end_of_audio_s'),
+    ({'prompt': '<|begin_of_quad|><|audio_1|>', 'response': 'x'}, 'is for answers only'),
     ({'text': 'x', 'type': 'XX'}, "type is 'XX'"),
     ({'text': 'x', 'task': 3}, 'task is 3'),
 ])
@@ -149,7 +149,7 @@ def test_codes_are_read_as_if_one_by_one(text):
   try:
     parts = records.parse_markup(text, 'x', True)
   except UserError as error:
-    assert re.search(r'\d{11}', text) and 'no code' in str(error)
+    assert re.search(r'\d{11}', text) and 'not a code' in str(error)
     return
   assert [p.text if p.kind == 'text' else p.codes.tolist() for p in parts] == read_slowly(text)
   assert all(p.codes.dtype == np.int32 for p in parts if p.kind == 'audio')

@@ -96,7 +96,7 @@ def test_joining_avoids_held_out_texts_and_what_does_not_fit():
 def test_too_many_joined_ones_are_refused_not_waited_for():
   with pytest.raises(UserError, match='join_count=10 .*4 were found'):
     tasks.join([recording('1'), recording('2'), recording('333')], 2, 10, np.random.default_rng(0))
-  with pytest.raises(UserError, match='join_most of at least 2'):
+  with pytest.raises(UserError, match='needs join_most of at least 2'):
     tasks.join([recording('1')], 1, 1, np.random.default_rng(0))
 
 
@@ -105,7 +105,7 @@ def test_too_many_joined_ones_are_refused_not_waited_for():
     ({'text': 'x'}, 'needs "audio"'), ({'text': 'x', 'audio': 3}, 'needs "audio"'),
     ({'text': 'x', 'codes': 'abc'}, 'list of integers'),
     ({'text': '<|audio_3|>', 'codes': [1]}, 'audio markup'),
-    ({'messages': []}, 'records with "messages" belong')])
+    ({'messages': []}, 'records with "messages" need a source')])
 def test_a_bad_recording_is_one_sentence(value, sentence):
   with pytest.raises(UserError, match=sentence) as caught:
     tasks.parse_recording(value, 'r.jsonl:9')

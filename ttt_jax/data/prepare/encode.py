@@ -1,4 +1,4 @@
-"""Codes for every audio file of the sources: the codec chosen or fitted, files encoded once."""
+"""Phase 2 of prepare: chooses or fits the codec and encodes every audio file once."""
 
 import dataclasses
 import functools
@@ -16,16 +16,16 @@ from ttt_jax.data.records import sources
 from ttt_jax.errors import UserError
 
 FILE = 'codes.int32'
-_MANY = 100  # recordings: fewer are encoded here, without other processes
+_MANY = 100  # recordings; fewer are encoded in this process
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where the codes of an audio file are, or why there are none.
+  """Where the codes of an audio file are stored, or why there are none.
 
   Attributes:
-    folder: name of the result's folder in the folder of work.
-    start, stop: in its codes.
+    folder: name of the job's result folder in the work folder.
+    start, stop: range in the codes stored there.
     error: a sentence, '' if there are codes.
   """
   folder: str
@@ -36,7 +36,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """See ``encode_group``. files: ('file:line' that names it, path, its stamp) each."""
+  """See ``encode_group``; files: ('file:line' that names it, path, stamp) of each file."""
   codec: str      # folder of the saved codec ...
   identity: str   # ... and the text of its codec.json
   files: tuple[tuple[str, str, tuple[int, int]], ...]
@@ -46,27 +46,27 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
            progress) -> Codec:
   """The codec of a prepared set.
 
-  Where sources hold codes already, it is the one saved in the directory codec/ beside
-  them. Otherwise the config's: created, and fitted on the training splits' recordings.
+  Where sources hold codes, it is the one saved in the directory codec/ beside them. Otherwise
+  it is created from the config and, where needed, fitted on the training splits' recordings.
 
   Raises:
     UserError: codes whose codec is unknown, two codecs in one set, too little to fit on; if
       strict, a recording that cannot be read.
   """
-  there: dict[pathlib.Path, Codec] = {}
+  beside: dict[pathlib.Path, Codec] = {}
   for one in scans:
     directory = one.input.folder / 'codec'
-    if directory in there:
+    if directory in beside:
       continue
     if (directory / codecs.FILE).is_file() and (one.coded or not one.audio):
-      there[directory] = codecs.load(directory)
+      beside[directory] = codecs.load(directory)
     elif one.coded and config.name == 'mel':
       raise UserError(f'{one.coded}: the audio is given as codes, but there is no codec in '
-                      f'{directory}; put the codec that made them there.')
-  saved = {codec.name: codec for codec in there.values()}
+                      f'{directory}; save the codec that made them there.')
+  saved = {codec.name: codec for codec in beside.values()}
   if len(saved) > 1:
     raise UserError(f'config key data.sources: the sources hold codes of different codecs '
-                    f'({", ".join(sorted(saved))}); a prepared set has one.')
+                    f'({", ".join(sorted(saved))}); a prepared set has one codec.')
   if saved:
     return next(iter(saved.values()))
   named = _named(one for one in scans if not one.input.heldout)
@@ -93,7 +93,7 @@ def _named(scans) -> dict[str, str]:
 
 
 def _read(path: str, where: str) -> tuple[np.ndarray, int]:
-  """A recording that can be heard."""
+  """A recording that can be encoded."""
   try:
     waveform, rate = io.read(path)
   except UserError as error:
@@ -107,15 +107,15 @@ def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: W
   """Encode every audio file once.
 
   Args:
-    codec: that of the set.
+    codec: the set's codec.
     folder: where it is saved, for other processes.
-    scans: what names the files.
-    work: keeps the codes.
+    scans: name the audio files.
+    work: stores the codes.
     strict: a recording without codes is an error.
     progress: (what, done, total).
 
   Returns:
-    Path of every audio file -> where its codes are.
+    Path of every audio file -> where its codes are stored.
 
   Raises:
     UserError: if strict: an unreadable, empty or silent recording, with its file and record.
@@ -137,7 +137,7 @@ def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: W
         raise UserError(error)
       out[path] = Place(result.folder.name, at, at + count, error)
       at += count
-  _load.cache_clear()  # its weights may be large
+  _load.cache_clear()  # the codec may have large weights
   return out
 
 
@@ -147,7 +147,11 @@ def _load(folder: str, identity: str) -> Codec:
 
 
 def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:
-  """Codes of some files int32, one after another in FILE; {'found': [[how many, error], ...]}."""
+  """Writes the codes of some files, concatenated as int32, to FILE.
+
+  Returns:
+    {'found': [[number of codes, error or ''], ...] per file, 'units': files}.
+  """
   codec = _load(job.codec, job.identity)
   errors: dict[int, str] = {}
   read: list[int] = []

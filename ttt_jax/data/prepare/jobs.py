@@ -1,8 +1,8 @@
-"""Jobs in several processes: results in order, each kept on disk until all are there.
+"""Jobs in several processes, with results that are stored on disk and returned in order.
 
-A job is a frozen dataclass, and what it gives depends on nothing but its fields. Its result
-is a folder named by their hash, with info.json in it, written under another name and renamed.
-So a run that was killed goes on where it was, and nothing stale is ever taken for a result.
+A job is a frozen dataclass; its result depends on its fields only. The result is a folder that is
+named by the hash of the fields and holds info.json. It is written under a temporary name and
+renamed. So an interrupted run resumes, and no result of other fields is ever taken for its own.
 """
 
 import collections
@@ -24,18 +24,18 @@ from typing import Any, Callable, Iterator, Sequence
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 
-FORMAT = 2   # goes into every hash: change it when a job's result changes its meaning
+FORMAT = 2   # part of every hash; increase it when the meaning of a result changes
 _INFO = 'info.json'
-_AHEAD = 4   # jobs per process that wait; their order decides, so a slow one holds up the rest
-_KEPT = 'what is done is kept'
-_LOOK = 0.2  # seconds between looks at the count
+_AHEAD = 4   # submitted jobs per process; results are in order, so a slow one delays the rest
+_STORED = 'finished work is stored'
+_POLL = 0.2  # seconds between progress updates
 
 Function = Callable[[Any, pathlib.Path], dict[str, Any]]  # (job, its folder) -> JSON-ready info
-_count: Any = None  # where ``tick`` counts: shared with the parent, or its callback
+_count: Any = None  # what ``tick`` updates: a counter shared with the parent, or a callback
 
 
 def tick(n: int = 1) -> None:
-  """Called by a job: ``n`` more of its units are done."""
+  """Called by a job to report ``n`` more finished units."""
   if callable(_count):
     _count(n)
   elif _count is not None:
@@ -45,25 +45,23 @@ def tick(n: int = 1) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a job left: its folder, and what its function returned."""
+  """The result of a job: its folder, and what its function returned."""
   folder: pathlib.Path
   info: dict[str, Any]
 
 
 class Work:
-  """A folder of results, and the processes that make them; a context manager.
+  """A folder of results and a pool of processes that compute them; a context manager.
 
-  A full disk inside of it, wherever it is met, leaves it as a UserError.
-
-  The processes are new interpreters: a script that gets here needs the usual
-  ``if __name__ == '__main__':`` around its own code.
+  A full disk raises a UserError on exit. Processes are started by 'spawn', so a script that
+  uses this needs ``if __name__ == '__main__':`` around its own code.
   """
 
   def __init__(self, folder: pathlib.Path, processes: int):
     """
     Args:
-      folder: made when the first result is kept; one run at a time uses it.
-      processes: at most; 0 = one for each core.
+      folder: created by the first ``run``; locked, since one run at a time may use it.
+      processes: maximum; 0 = one per core.
     """
     self.folder = folder
     self._processes = processes or _cores()
@@ -75,7 +73,7 @@ class Work:
 
   def __exit__(self, kind, error, trace) -> None:
     if self._pool:
-      if kind and not issubclass(kind, UserError):  # interrupted: nobody waits for the rest
+      if kind and not issubclass(kind, UserError):  # interrupted: do not wait for the rest
         for process in set(multiprocessing.active_children()) - self._others:
           process.terminate()
       self._pool.shutdown(cancel_futures=True)
@@ -84,25 +82,25 @@ class Work:
         self.remove()
       self._lock.close()
     if isinstance(error, OSError) and error.errno in files.FULL:
-      raise files.cannot_write(self.folder, error, _KEPT) from error
+      raise files.cannot_write(self.folder, error, _STORED) from error
 
   def remove(self) -> None:
-    """Nothing in the folder is needed any more."""
+    """Deletes the folder."""
     shutil.rmtree(self.folder, ignore_errors=True)
 
   def run(self, function: Function, jobs: Sequence[Any], progress: Callable[[int], None],
           apart: bool) -> Iterator[Result]:
-    """The results of jobs, in their order; an error is raised when its turn comes.
+    """Yields the results of jobs in their order; a job's error is raised in place of its result.
 
     Args:
-      function: importable by name; it writes into the folder it is given.
+      function: importable by name; called with (job, folder), writes into the folder.
       jobs: frozen dataclasses.
-      progress: called now and then with the units done so far, those of kept results too
+      progress: called with the number of finished units, those of stored results included
         (their info's 'units').
-      apart: use processes, if there is more than one job; False = here, one after another.
+      apart: use other processes if more than one job is to do; False = run in this process.
 
     Raises:
-      UserError: that of a job, another run in the folder, a process that was killed.
+      UserError: a job's error, another run in the folder, or a process that died.
     """
     if not jobs:
       return
@@ -119,46 +117,46 @@ class Work:
       done += n
       progress(done)
     for job, folder in zip(jobs, folders):
-      kept = _kept(folder)
-      if kept:
-        count(kept.info.get('units', 0))
+      result = _stored(folder)
+      if result:
+        count(result.info.get('units', 0))
       else:
         _count = count
         try:
-          kept = _do(function, job, folder)
+          result = _do(function, job, folder)
         finally:
           _count = None
-      yield kept
+      yield result
 
   def _open(self) -> None:
-    """Make the folder, and see that nobody else works there; a dead process holds no lock."""
+    """Creates and locks the folder; the lock of a dead process is released by the system."""
     if self._lock:
       return
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
       self._lock = (self.folder / 'lock').open('w')
     except OSError as error:
-      raise files.cannot_write(self.folder, error, _KEPT) from error
+      raise files.cannot_write(self.folder, error, _STORED) from error
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      raise UserError(f'another `ttt-jax prepare` is at work in {self.folder}; wait for it, or set '
+      raise UserError(f'another `ttt-jax prepare` is running in {self.folder}; wait for it, or set '
                       'data.path to another folder.') from error
     except OSError:
-      pass  # a file system without locks
+      pass  # the file system has no locks
     for stale in self.folder.glob('*.part-*'):
       shutil.rmtree(stale, ignore_errors=True)
 
   def _run_apart(self, function, jobs, folders, waiting, progress) -> Iterator[Result]:
     if self._pool is None:
-      self._others = set(multiprocessing.active_children())  # of whoever called us
+      self._others = set(multiprocessing.active_children())  # the caller's own
       context = multiprocessing.get_context('spawn')
       self._shared = context.Value('q', 0)
       self._pool = concurrent.futures.ProcessPoolExecutor(
           self._processes, context, initializer=_settle, initargs=(self._shared,))
     with self._shared.get_lock():
       self._shared.value = 0
-    known = 0  # units of results that were there before
+    known = 0  # units of results that were stored before
     flying: collections.deque = collections.deque()
     order = iter(range(len(jobs)))
     def start():
@@ -172,19 +170,20 @@ class Work:
       while flying:
         i, future = flying.popleft()
         if future is None:
-          result = _kept(folders[i])
+          result = _stored(folders[i])
+          assert result is not None, folders[i]
           known += result.info.get('units', 0)
         else:
-          while not concurrent.futures.wait([future], _LOOK).done:
+          while not concurrent.futures.wait([future], _POLL).done:
             progress(known + self._shared.value)
           result = future.result()
         progress(known + self._shared.value)
         yield result
         start()
     except BrokenProcessPool as error:
-      raise UserError('a process of `ttt-jax prepare` was killed, perhaps for want of memory; set '
-                      f'data.workers below {self._processes} and start it again: what is done is '
-                      'kept.') from error
+      raise UserError('a process of `ttt-jax prepare` died, perhaps of too little memory; set '
+                      f'data.workers below {self._processes} and run it again: finished work is '
+                      'stored.') from error
     finally:
       for _, future in flying:
         if future:
@@ -192,7 +191,7 @@ class Work:
 
 
 def _cores() -> int:
-  """Those that this process may use, where the system tells them from all there are."""
+  """CPU cores that this process may use; all cores where the system cannot tell."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
@@ -201,7 +200,7 @@ def _key(function: Function, job: Any) -> str:
   return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:24]
 
 
-def _kept(folder: pathlib.Path) -> Result | None:
+def _stored(folder: pathlib.Path) -> Result | None:
   try:
     return Result(folder, json.loads((folder / _INFO).read_text(encoding='utf-8')))
   except (FileNotFoundError, NotADirectoryError):
@@ -209,7 +208,7 @@ def _kept(folder: pathlib.Path) -> Result | None:
 
 
 def _do(function: Function, job: Any, folder: pathlib.Path) -> Result:
-  """Run a job and keep its result."""
+  """Runs a job and stores its result."""
   partial = folder.with_name(f'{folder.name}.part-{os.getpid()}')
   shutil.rmtree(partial, ignore_errors=True)
   try:
@@ -221,7 +220,7 @@ def _do(function: Function, job: Any, folder: pathlib.Path) -> Result:
     try:
       os.rename(partial, folder)
     except OSError:
-      if not (folder / _INFO).is_file():  # else a process that outlived its parent was faster
+      if not (folder / _INFO).is_file():  # else another process stored the same result
         raise
   finally:
     shutil.rmtree(partial, ignore_errors=True)
@@ -229,14 +228,14 @@ def _do(function: Function, job: Any, folder: pathlib.Path) -> Result:
 
 
 def _flush(folder: pathlib.Path) -> None:
-  """To the disk itself, so that after a power cut a folder with its final name is whole."""
+  """Forces files to disk, so that after a power failure a renamed folder is complete."""
   for path in folder.iterdir():
     with path.open('rb') as file:
       os.fsync(file.fileno())
 
 
 def _settle(shared) -> None:
-  """In a new process: Ctrl-C is the parent's affair, and without a parent there is no work."""
+  """Set-up of a worker process: ignores Ctrl-C (the parent handles it), dies with its parent."""
   global _count
   _count = shared
   signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""Documents of many inputs to shards of packed rows.
+"""Phase 4 of prepare: documents of many inputs to shards of packed rows.
 
-Shard k of K takes the k-th part of every block. Blocks are in random order, so each shard is
-a sample of its whole split, is packed alone, and no more than one is in memory.
+Shard k of K takes the k-th part of every block. The order inside blocks is random, so each shard
+is a random sample of its split. A shard is packed on its own, so memory holds one at a time.
 """
 
 import dataclasses
@@ -15,19 +15,19 @@ from ttt_jax.data.prepare.jobs import tick
 from ttt_jax.tokens.batch import make_row
 from ttt_jax.tokens.vocab import Vocabulary
 
-TOKENS = 2**24  # of a shard, about
-_SAMPLED = 256  # blocks of a shard, at most
+TOKENS = 2**24  # per shard, about
+_SAMPLED = 256  # blocks per shard, at most
 FILE = 'rows.arrayrecord'
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """A block that render.py laid down.
+  """A block that render.py wrote.
 
   Attributes:
-    folder, index: where: INDEX.ids and so on in the folder, below the folder of work.
-    documents, tokens: how many.
-    before: documents of the set before those of its input; the first has number 1.
+    folder, index: its files are INDEX.ids, .lengths and .numbers in this folder of the work folder.
+    documents, tokens: counts.
+    before: number of documents of the set before its input; document numbers start at 1.
   """
   folder: str
   index: int
@@ -41,9 +41,9 @@ class Job:
   """See ``pack``.
 
   Attributes:
-    work: the folder of work.
+    work: the work folder.
     blocks: shared by ``shards`` shards, of which this is number ``shard``.
-    number, total: its place among all shards of the split.
+    number, total: index among all shards of the split, and their number.
   """
   work: str
   blocks: tuple[Block, ...]
@@ -59,8 +59,8 @@ def jobs(work: pathlib.Path, blocks: Sequence[Block], seq_len: int, vocab: Vocab
          seed: int) -> list[Job]:
   """The shards of one split.
 
-  Of a great many blocks, each shard samples a few hundred, drawn from the whole split: the
-  number of reads would grow with the square of the set otherwise.
+  A shard reads at most a few hundred blocks, drawn at random from the split: if every shard
+  read every block, the number of reads would grow with the square of the set.
   """
   order = np.random.default_rng(seed).permutation(len(blocks))
   groups = [tuple(blocks[i] for i in order[start:start + _SAMPLED])
@@ -74,17 +74,17 @@ def jobs(work: pathlib.Path, blocks: Sequence[Block], seq_len: int, vocab: Vocab
 
 
 def bounds(block: int, documents: int, shard: int, shards: int) -> tuple[int, int]:
-  """First document of a block in a shard, and the one after its last.
+  """[start, stop) of the documents of a block that go to a shard.
 
-  Every block starts at another shard with what does not divide, or the last shards would
-  get all the documents of blocks with few.
+  The offset differs by block: without it, remainders of the division would always go to the
+  same shards.
   """
   offset = block * 7919 % shards
   return tuple((documents * k + offset) // shards for k in (shard, shard + 1))
 
 
 def pack(job: Job, folder: pathlib.Path) -> dict[str, Any]:
-  """Write one shard; {'rows', 'tokens', 'bytes', 'sha256', 'units': documents}."""
+  """Writes one shard; returns {'rows', 'tokens', 'bytes', 'sha256', 'units': documents}."""
   ids, lengths, numbers = [], [], []
   for at, block in enumerate(job.blocks):
     first, last = bounds(at, block.documents, job.shard, job.shards)

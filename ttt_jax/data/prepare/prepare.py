@@ -7,10 +7,10 @@
   DATA/heldout_wav/                          their recordings
   DATA/manifest.json                         counts, hashes, the vocabulary; see read_manifest
 
-Four rounds of jobs make it, each in as many processes as there are cores: scan.py looks
-through the sources, speech.py encodes recordings, render.py makes documents, shards.py packs
-them. What they leave lies in .DATA-work until the set is whole, so a run that was killed goes
-on where it was; the set is then put together beside DATA and renamed: it is whole or not there.
+It runs four phases of jobs, each in one process per core: scan.py counts the records of the
+sources, encode.py encodes recordings, render.py renders documents, pack.py packs them into rows.
+Results are stored in .DATA-work until the set is complete, so that an interrupted run resumes.
+The set is assembled in a temporary folder beside DATA and renamed, so DATA is never incomplete.
 The same sources and config give the same bytes, whatever the number of processes.
 """
 
@@ -39,42 +39,42 @@ from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.vocab import Vocabulary
 
 _log = logging.getLogger(__name__)
-_LARGE = 2**22  # bytes of sources: less is read here, without other processes
-Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
+_LARGE = 2**22  # bytes of sources; smaller ones are read in this process
+Progress = Callable[[str, int, int], None]  # (phase, units done, all units or 0)
 
 
 def prepare(config: Config, workdir: str | pathlib.Path,
             progress: Progress = lambda what, done, total: None) -> dict[str, Any]:
-  """Make the prepared set that ``config.data`` describes in workdir/data.path.
+  """Writes the prepared set that ``config.data`` describes to workdir/data.path.
 
   Args:
-    config: sections vocab, codec and data, and the seed, matter.
-    workdir: data.path is relative to it; sources are looked for here and in the current
-      directory.
-    progress: called with (what, done, total), often.
+    config: reads sections vocab, codec and data, and the seed.
+    workdir: data.path is relative to it; relative source paths are searched in the current
+      directory and here.
+    progress: called often with (phase, units done, all units or 0 if unknown).
 
   Returns:
-    The manifest, as store.read_manifest gives it. A set that was there before is replaced.
-    Records that were left out are listed beside the set, in DATA.rejects.jsonl.
+    The manifest, as store.read_manifest returns it. An existing set is replaced. Rejected
+    records are listed beside the set, in DATA.rejects.jsonl.
 
   Raises:
-    UserError: anything wrong with the sources; no set is written then, one that was there
-      stays, and what was done is kept for the next try.
+    UserError: an error in the sources. No set is written then, an existing one is unchanged,
+      and finished jobs are stored for the next run.
   """
   workdir = pathlib.Path(workdir)
   target = workdir / config.data.path
   _check_target(target)
   tokenizer = tokenizers.create(config.vocab)
   found = sources.inputs(config.data.sources, workdir)
-  for one, other in sources.twice(found):
-    _log.warning('%s is read twice for the same split and task%s; set repeat if you mean it.', one,
-                 '' if one == other else f', also as {other}')
+  for one, other in sources.duplicates(found):
+    _log.warning('%s is read twice for the same split and task%s; set repeat if that is intended.',
+                 one, '' if one == other else f', also as {other}')
   strict = config.data.strict
   with Work(target.with_name(f'.{target.name}-work'), config.data.workers) as work:
     apart = sum(size for size, _ in {one.piece.path: one.stamp for one in found}.values()) > _LARGE
-    looks = [scan.Job(one, strict) for one in found]
-    scans = [scan.result(job, result) for job, result in zip(looks, work.run(
-        scan.scan, looks, lambda done: progress('reading sources', done, 0), apart))]
+    scan_jobs = [scan.Job(one, strict) for one in found]
+    scans = [scan.result(job, result) for job, result in zip(scan_jobs, work.run(
+        scan.scan, scan_jobs, lambda done: progress('reading sources', done, 0), apart))]
     _check_empty(scans)
     codec = encode.choose(config.codec, scans, config.seed, strict, progress)
     vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
@@ -90,7 +90,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     packed = _pack(scans, rendered, work, config, vocab, progress, apart)
     leaks = [where for one in rendered for where in one.info['leaks']]
     if leaks:
-      _log.warning('%d training recordings say what a held-out one says, the first at %s.',
+      _log.warning('%d training recordings have the text of a held-out one, the first at %s.',
                    len(leaks), leaks[0])
     manifest = {
         'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
@@ -104,14 +104,14 @@ def prepare(config: Config, workdir: str | pathlib.Path,
   return manifest
 
 
-# -- the rounds ---------------------------------------------------------------------------
+# -- the phases ---------------------------------------------------------------------------
 
 
 def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokenizers.Tokenizer,
               work: pathlib.Path) -> render.Settings:
   data, text = config.data, config.vocab
   if text.tokenizer.endswith('.tiktoken'):
-    # Merges are found from ranks once, which takes seconds, and not in every process.
+    # Recovering merges from ranks takes seconds, so it is done once and not in every process.
     text = dataclasses.replace(text, tokenizer=str(work / 'tokenizer.json'))
     files.write_text(text.tokenizer, json.dumps(tokenizer.definition()))
   return render.Settings(text, sources.stamp(config.vocab.tokenizer), vocab, data.text_chunk,
@@ -120,7 +120,7 @@ def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokeni
 
 
 def _check_empty(scans: Sequence[Scanned]) -> None:
-  """A file without records is a mistake that nothing later would show."""
+  """Rejects files without records: no later phase would notice them."""
   rows: dict[str, int] = {}
   for one in scans:
     rows[one.input.piece.path] = rows.get(one.input.piece.path, 0) + one.rows
@@ -131,7 +131,7 @@ def _check_empty(scans: Sequence[Scanned]) -> None:
 
 def _render_jobs(scans: Sequence[Scanned], settings: render.Settings,
                  places: dict[str, encode.Place], work: pathlib.Path) -> list[render.Job]:
-  heldout = tuple(sorted({text for one in scans for text in one.said}))
+  heldout = tuple(sorted({text for one in scans for text in one.heldout_texts}))
   out: list[render.Job] = []
   first = {}  # (source, file) -> records before
   for one in scans:
@@ -143,11 +143,11 @@ def _render_jobs(scans: Sequence[Scanned], settings: render.Settings,
 
 
 def _rejects(target: pathlib.Path, rendered: Sequence[Result], total: int,
-             most: float) -> dict[str, int]:
-  """List the rejects beside the set; how many there are of each reason.
+             max_rejects: float) -> dict[str, int]:
+  """Lists the rejected records beside the set; returns {reason: count}.
 
   Raises:
-    UserError: more than ``most`` of the records.
+    UserError: more than the share ``max_rejects`` of the records.
   """
   path = target.with_name(f'{target.name}.rejects.jsonl')
   counts: dict[str, int] = {}
@@ -165,18 +165,19 @@ def _rejects(target: pathlib.Path, rendered: Sequence[Result], total: int,
           shutil.copyfileobj(file, out)
   os.replace(partial, path)
   count = sum(counts.values())
-  if count > most * total:
+  if count > max_rejects * total:
     with path.open('rb') as file:
       first = json.loads(file.readline())['sentence']
     raise UserError(f'{count:,} of {total:,} records ({count / total:.1%}) cannot be used, and '
-                    f'data.max_rejects allows {most:.1%}; {path} lists them, the first is: {first}')
-  _log.warning('%d of %d records were left out; %s lists them.', count, total, path)
+                    f'data.max_rejects allows {max_rejects:.1%}; {path} lists them, the first '
+                    f'is: {first}')
+  _log.warning('%d of %d records were rejected; %s lists them.', count, total, path)
   return dict(sorted(counts.items()))
 
 
 def _pack(scans, rendered, work, config, vocab, progress, apart
           ) -> dict[str, list[tuple[pack.Job, Result]]]:
-  """Split -> its shards, in the order in which the config names the splits."""
+  """Split -> its shards, in the config's order of splits."""
   blocks: dict[str, list[pack.Block]] = {}
   before = 0
   for one, result in zip(scans, rendered):
@@ -187,8 +188,8 @@ def _pack(scans, rendered, work, config, vocab, progress, apart
   jobs = {split: pack.jobs(work.folder, found, config.data.seq_len, vocab, config.seed)
           for split, found in blocks.items() if found}
   if not jobs:
-    raise UserError('config key data.sources: no record is left to train on; look at repeat, at '
-                    'the rejects and at the files.')
+    raise UserError('config key data.sources: no record is left to train on; check repeat, the '
+                    'rejected records and the files.')
   flat = [job for found in jobs.values() for job in found]
   results = work.run(pack.pack, flat, lambda done: progress('packing', done, before), apart)
   return {split: [(job, next(results)) for job in found] for split, found in jobs.items()}
@@ -237,66 +238,69 @@ def _name(split: str, job: pack.Job) -> str:
 
 
 def _assemble(target: pathlib.Path, manifest, codec: Codec, packed, scans, rendered) -> None:
-  """Put the set together beside its place, and rename it."""
+  """Assembles the set in a temporary folder beside ``target``, and renames it."""
   target.parent.mkdir(parents=True, exist_ok=True)
   temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
   try:
     for split, results in packed.items():
       for job, result in results:
         _link(result.folder / pack.FILE, temporary / _name(split, job))
-    kept: dict[str, str] = {}
+    copies: dict[str, str] = {}
     for one, result in zip(scans, rendered):
       if one.input.heldout and result.info['documents']:
-        _keep_records(result, temporary, one.input.source.split, kept)
+        _keep_records(result, temporary, one.input.source.split, copies)
     codec.save(temporary / 'codec')
     store.write_manifest(temporary, manifest)
-    os.chmod(temporary, 0o755)  # mkdtemp's 0700 is for secrets
+    os.chmod(temporary, 0o755)  # mkdtemp makes folders that only their owner can read
     _swap(temporary, target)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-  """The same file under a second name, or a copy where the file system has no links: a run
-  that is killed before the end must find its shards again."""
+  """Links a file, or copies it where the file system has no hard links.
+
+  It is not moved: a run that is interrupted during assembly must find its shards again.
+  """
   try:
     os.link(source, target)
   except OSError:
     shutil.copyfile(source, target)
 
 
-def _keep_records(result: Result, folder: pathlib.Path, split: str, kept: dict[str, str]) -> None:
-  """Held-out records, with copies of their recordings; one that has only codes keeps those.
+def _keep_records(result: Result, folder: pathlib.Path, split: str,
+                  copies: dict[str, str]) -> None:
+  """Writes held-out records and copies of their recordings; codes need no recording.
 
-  ``kept`` remembers file -> name of its copy; two files of one name get a number.
+  ``copies`` maps a file to the name of its copy; files of the same name get a number.
   """
   wav = folder / 'heldout_wav'
-  def keep(part: Part) -> Part:
+  def copy(part: Part) -> Part:
     file = pathlib.Path(part.source) if part.source else None
     if file is None or not file.is_file():
       return dataclasses.replace(part, source=None)
-    if part.source not in kept:
+    if part.source not in copies:
       name, number = file.name, 1
-      while name in kept.values():
+      while name in copies.values():
         number += 1
         name = f'{file.stem}-{number}{file.suffix}'
       wav.mkdir(exist_ok=True)
       shutil.copyfile(file, wav / name)
-      kept[part.source] = name
-    return dataclasses.replace(part, source=f'{wav.name}/{kept[part.source]}')
+      copies[part.source] = name
+    return dataclasses.replace(part, source=f'{wav.name}/{copies[part.source]}')
   with (folder / f'{split}.records.jsonl').open('ab') as out:
     for where, value in readers.read(result.folder / render.RECORDS):
-      record = records.parse(value, where).map_audio(keep)
+      record = records.parse(value, where).map_audio(copy)
       line = json.dumps(records.to_json(record), ensure_ascii=False) + '\n'
       out.write(line.encode('utf-8', 'surrogatepass'))
 
 
 def _check_target(target: pathlib.Path) -> None:
-  """A directory that is not a prepared set must never be replaced by one."""
+  """Rejects a directory that is not a prepared set: it must not be replaced by one."""
   if target.exists() and not (target / 'manifest.json').is_file() and (
       not target.is_dir() or any(target.iterdir())):
     raise UserError(f'config key data.path: {target} exists and is not a prepared set; move it '
-                    'away or choose another path.')
+                    'or choose another path.')
 
 
 def _swap(temporary: pathlib.Path, target: pathlib.Path) -> None:

@@ -1,8 +1,9 @@
-"""Inputs to documents: records made, prompted, repeated, rendered, and laid down in blocks.
+"""Phase 3 of prepare, inputs to documents: records are prompted, repeated, rendered, stored.
 
-A block is a few million tokens of documents in a random order, so that any stretch of it is a
-fair sample: file I.ids holds their tokens int32, ``~id`` where a loss may fall, I.lengths
-their lengths and I.numbers the order in which they came.
+Documents are stored in blocks of a few million tokens in random order, so that any part of a
+block is a random sample. Block I has three files of int32: I.ids, the tokens of its documents,
+``~id`` where a token is supervised; I.lengths, tokens per document; I.numbers, each document's
+number in its input.
 """
 
 import bisect
@@ -35,9 +36,9 @@ _BLOCK_TOKENS, _BLOCK_DOCUMENTS = 2**21, 2**16
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What of the config decides how a record becomes a document."""
+  """The settings that determine how a record becomes a document."""
   vocab: VocabConfig
-  stamp: tuple[int, int]  # of the tokenizer's file, as the config names it
+  stamp: tuple[int, int]  # (bytes, mtime in ns) of the tokenizer's file, see sources.stamp
   vocabulary: Vocabulary
   text_chunk: int
   audio_chunk: int
@@ -53,11 +54,11 @@ class Job:
   """See ``render``.
 
   Attributes:
-    input, settings: what, and how.
-    first: records of the file before the input.
-    codes: (path, where its codes are) of the audio files that the input names.
-    work: folder of the codes.
-    heldout: what held-out speech says: training records must not say it unnoticed.
+    input, settings: what to render, and how.
+    first: number of records of the file before the input.
+    codes: (path, where its codes are stored) of each audio file that the input names.
+    work: folder of the stored codes.
+    heldout: texts of held-out recordings, to detect training records with the same text.
   """
   input: Input
   settings: Settings
@@ -68,7 +69,7 @@ class Job:
 
 
 def bins(seq_len: int) -> list[int]:
-  """Edges of the histogram of lengths: powers of two, the last one just above seq_len."""
+  """Edges of the length histogram: powers of two up to seq_len, then seq_len + 1."""
   edges = [1]
   while edges[-1] <= seq_len:
     edges.append(2 * edges[-1])
@@ -76,10 +77,10 @@ def bins(seq_len: int) -> list[int]:
 
 
 def render(job: Job, folder: pathlib.Path) -> dict[str, Any]:
-  """Render an input; its blocks, bad records and, if it is held out, good records lie in folder.
+  """Renders an input; writes blocks, rejects and, of a held-out input, its records to ``folder``.
 
   Returns:
-    {'blocks': [[documents, tokens], ...], 'documents', 'rejects': {reason: how many},
+    {'blocks': [[documents, tokens], ...], 'documents', 'rejects': {reason: count},
     'truncated', 'leaks': ['file:line', ...], 'lengths': [per bin], 'tasks': {task: {'records',
     'text', 'audio', 'supervised'}}, 'system_prompts': {task: text}, 'units': records}
 
@@ -91,11 +92,11 @@ def render(job: Job, folder: pathlib.Path) -> dict[str, Any]:
 
 @functools.lru_cache(1)
 def _tokenizer(config: VocabConfig) -> tokenizers.Tokenizer:
-  return tokenizers.create(config)  # seconds, for a large one
+  return tokenizers.create(config)  # takes seconds for a large vocabulary
 
 
 class _Documents:
-  """One job under way."""
+  """The state of one job: documents waiting for a block, and counts."""
 
   def __init__(self, job: Job, folder: pathlib.Path):
     self.job, self.settings, self.folder = job, job.settings, folder
@@ -126,7 +127,7 @@ class _Documents:
         self._reject(item)
         continue
       if (isinstance(item, Recording) and not self.job.input.heldout
-          and not self.heldout.isdisjoint(sources.said(item))):
+          and not self.heldout.isdisjoint(sources.spoken_texts(item))):
         self.leaks.append(where)
       self._add(item, place)
     self._flush()
@@ -137,7 +138,7 @@ class _Documents:
   # -- records ------------------------------------------------------------------------
 
   def _each(self) -> Iterator[tuple[str, Recording | Record | Reject]]:
-    """Everything in the input, with codes."""
+    """('file:line', item) of everything in the input, with codes."""
     for where, item in self.job.input.items():
       if not isinstance(item, Reject):
         try:
@@ -162,7 +163,7 @@ class _Documents:
     return dataclasses.replace(part, codes=codes)
 
   def _joined(self) -> Iterator[tuple[str, Recording | Reject]]:
-    """The recordings, and longer ones made of them; all are in memory."""
+    """As ``_each``, then longer recordings joined from these; all are held in memory."""
     found = list(self._each())
     recordings = [item for _, item in found if isinstance(item, Recording)
                   and item.audio.codes.max() < self.vocab.codebook_size]
@@ -181,7 +182,7 @@ class _Documents:
   # -- documents ----------------------------------------------------------------------
 
   def _add(self, item: Recording | Record, place: int) -> None:
-    """A record as often as the source says; ``place`` is its place in the file."""
+    """Adds the copies of a record, as many as its source sets; ``place`` counts in the file."""
     redrawn = self.source.task == 'pt'
     document = None
     for copy in range(self.job.input.copies(place)):
@@ -190,30 +191,30 @@ class _Documents:
         document = self._document(record)
         if document is None:
           return
-      self._keep(record, document)
+      self._store(record, document)
 
   def _document(self, record: Record) -> interleave.Example | None:
     """The rendered record, short enough for a row; None if it was rejected."""
-    most = self.settings.seq_len
+    seq_len = self.settings.seq_len
     try:
-      whole = self.renderer.render(record)
+      full = self.renderer.render(record)
     except UserError as error:
       self._reject(Reject(record.where, CODES, str(error)))
       return None
     how = 'no' if self.job.input.heldout else self.settings.truncate
-    short = whole if len(whole.token) <= most else None
+    short = full if len(full.token) <= seq_len else None
     if short is None and how != 'no':
-      short = interleave.truncate(whole, most, how, self.vocab)
+      short = interleave.truncate(full, seq_len, how, self.vocab)
       self.truncated += short is not None
     if short is None:
       cut = '' if how == 'no' else (
-          f', and data.truncate={how!r} finds no place to cut it that leaves an answer')
+          f', and data.truncate={how!r} finds no cut that leaves part of an answer')
       self._reject(Reject(record.where, LONG, (
-          f'{record.where} (record {record.id}): the record has {len(whole.token)} tokens but a '
-          f'row holds {most}{cut}; shorten it or raise data.seq_len.')))
+          f'{record.where} (record {record.id}): the record has {len(full.token)} tokens but a '
+          f'row holds {seq_len}{cut}; shorten it or raise data.seq_len.')))
     return short
 
-  def _keep(self, record: Record, document: interleave.Example) -> None:
+  def _store(self, record: Record, document: interleave.Example) -> None:
     length = len(document.token)
     audio = int(np.count_nonzero(self.vocab.is_audio(document.token)))
     entry = self.tasks.setdefault(record.task or 'other',
@@ -226,10 +227,10 @@ class _Documents:
     if record.type == 'IT':
       self.prompts.setdefault(record.task, tasks.prompt_of(record))
     if self.job.input.heldout:
-      # The manifest's paths start at its own folder; from here on they start anywhere.
-      whole = record.map_audio(lambda part: part if part.source is None else dataclasses.replace(
+      # Audio paths are relative to the source's folder; make them independent of it.
+      absolute = record.map_audio(lambda part: part if part.source is None else dataclasses.replace(
           part, source=str(self.job.input.folder / part.source)))
-      self._line(RECORDS, records.to_json(whole))
+      self._line(RECORDS, records.to_json(absolute))
     self.waiting.append((document, self.documents))
     self.documents += 1
     self.tokens += length
@@ -247,7 +248,7 @@ class _Documents:
       file.write((json.dumps(value, ensure_ascii=False) + '\n').encode('utf-8', 'surrogatepass'))
 
   def _flush(self) -> None:
-    """Lay down what waits as a block."""
+    """Writes the waiting documents as a block."""
     if not self.waiting:
       return
     rng = np.random.default_rng([self.settings.seed, self.job.input.number, self.job.first,
@@ -259,7 +260,7 @@ class _Documents:
     start = self.folder / str(len(self.blocks))
     for ending, values in (('ids', ids), ('lengths', [len(one.token) for one, _ in documents]),
                            ('numbers', [number for _, number in documents])):
-      # Not tofile: a full disk has no error number there.
+      # Not tofile: its error for a full disk has no errno.
       start.with_suffix(f'.{ending}').write_bytes(np.asarray(values, np.int32).tobytes())
     self.blocks.append([len(documents), len(ids)])
     self.waiting, self.tokens = [], 0

@@ -1,4 +1,4 @@
-"""First look at an input: how many records, which audio files, what held-out speech says."""
+"""Phase 1 of prepare: counts an input's records and lists its audio files and held-out texts."""
 
 import dataclasses
 import pathlib
@@ -6,7 +6,7 @@ from typing import Any, Iterator
 
 from ttt_jax.data.prepare.jobs import Result, tick
 from ttt_jax.data.records import readers
-from ttt_jax.data.records.sources import Input, Reject, audio, said
+from ttt_jax.data.records.sources import Input, Reject, audio, spoken_texts
 from ttt_jax.errors import UserError
 
 
@@ -19,20 +19,20 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Scanned:
-  """What was seen in an input.
+  """The result of ``scan``.
 
   Attributes:
     input: the input.
-    rows: how many records it has, bad ones too.
-    coded: 'file:line' of the first audio that is given as codes; None = there is none.
+    rows: number of records, bad ones included.
+    coded: 'file:line' of the first audio that is given as codes, or None.
     named: path of every audio file without codes -> the 'file:line' that names it first.
-    said: what held-out speech says, as tasks.normal gives it; empty unless held out.
+    heldout_texts: texts of held-out recordings, normalised by tasks.normal.
   """
   input: Input
   rows: int
   coded: str | None
   named: dict[str, str]
-  said: list[str]
+  heldout_texts: list[str]
 
   @property
   def audio(self) -> bool:
@@ -40,19 +40,20 @@ class Scanned:
 
 
 def result(job: Job, found: Result) -> Scanned:
-  """What ``scan`` left, read back."""
+  """A stored result of ``scan`` as a Scanned."""
   return Scanned(job.input, **{key: value for key, value in found.info.items() if key != 'units'})
 
 
 def scan(job: Job, folder: pathlib.Path) -> dict[str, Any]:
-  """Look through an input.
+  """Reads an input once.
 
   Raises:
-    UserError: the input cannot be read on, or, if the job is strict, a record is bad.
+    UserError: the input is unreadable from some place on, or the job is strict and a record is
+      bad.
   """
   rows, coded = 0, None
   named: dict[str, str] = {}
-  spoken: list[str] = []
+  texts: list[str] = []
   for where, item in _items(job):
     rows += 1
     tick()
@@ -68,13 +69,16 @@ def scan(job: Job, folder: pathlib.Path) -> dict[str, Any]:
         else:
           named.setdefault(job.input.file_of(part), where)
       if job.input.heldout:
-        spoken += said(item)
-  return {'rows': rows, 'coded': coded, 'named': named, 'said': spoken, 'units': rows}
+        texts += spoken_texts(item)
+  return {'rows': rows, 'coded': coded, 'named': named, 'heldout_texts': texts, 'units': rows}
 
 
 def _items(job: Job) -> Iterator[tuple[str, Any]]:
-  """As Input.items. If bad records may pass, a line of JSON that cannot name an audio file is
-  not read any further, it only says whether it has codes (a bool): it is read later anyway."""
+  """As Input.items, but skips JSON decoding where it is not needed.
+
+  Unless the job is strict, a line that cannot name an audio file is not decoded: a bool says
+  whether it has codes. render.py decodes it later anyway.
+  """
   source = job.input
   if (job.strict or source.source.task or source.heldout
       or not readers.is_lines(source.piece.path)):

@@ -1,4 +1,4 @@
-"""What `ttt-jax prepare` says at the end: the manifest's counts in 80 columns."""
+"""The table that `ttt-jax prepare` prints at the end: the manifest's counts in 80 columns."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ _BAR = 40  # columns
 
 
 def table(manifest: dict[str, Any]) -> str:
-  """Records and tokens by split and task, documents by length, what was cut or left out."""
+  """Records and tokens by split and task, documents by length, truncated and rejected records."""
   wide = max(map(len, ('split', *manifest['splits']))) + 2
   lines = [f'{"split":<{wide}}{"task":<11}{"records":>11}{"text":>13}{"audio":>13}{"rows":>10}'
            f'{"padding":>9}']
@@ -20,22 +20,22 @@ def table(manifest: dict[str, Any]) -> str:
   lines += ['', *_histogram(manifest)]
   cut = sum(split['truncated'] for split in manifest['splits'].values())
   if cut:
-    lines.append(f'{cut:,} documents were cut to fit a row (data.truncate)')
-  lines += [f'left out: {reason}: {count:,}' for reason, count in manifest['rejects'].items()]
+    lines.append(f'{cut:,} documents were truncated to fit a row (data.truncate)')
+  lines += [f'rejected: {reason}: {count:,}' for reason, count in manifest['rejects'].items()]
   lines.append(f'vocabulary {manifest["fingerprint"]} ({manifest["vocabulary"]["text"]} + '
                f'{manifest["vocabulary"]["codec"]}), rows of {manifest["seq_len"]:,} tokens')
   return '\n'.join(lines)
 
 
 def _histogram(manifest: dict[str, Any]) -> list[str]:
-  """Documents by length, all splits together, from the first length there is to the last."""
+  """Documents by length over all splits, from the first non-empty bin to the last."""
   splits = list(manifest['splits'].values())
   edges = splits[0]['lengths']['edges']
   counts = [sum(column) for column in zip(*(split['lengths']['documents'] for split in splits))]
   some = [i for i, count in enumerate(counts) if count]
-  most = max(counts)
+  highest = max(counts)
   lines = [f'{"tokens":<15}{"documents":>11}']
   for i in range(some[0], some[-1] + 1):
     size = f'{edges[i]:,} to {edges[i + 1] - 1:,}'
-    lines.append(f'{size:<15}{counts[i]:>11,}  {"#" * round(_BAR * counts[i] / most)}'.rstrip())
+    lines.append(f'{size:<15}{counts[i]:>11,}  {"#" * round(_BAR * counts[i] / highest)}'.rstrip())
   return lines

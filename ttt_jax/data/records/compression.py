@@ -1,4 +1,4 @@
-"""Compressed files as bytes: .gz and .zst, where a file that is cut off is an error."""
+"""Reading compressed files (.gz, .zst); a truncated file is an error."""
 
 import contextlib
 import gzip
@@ -15,7 +15,11 @@ _PIECE = 2**20
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
-  """The bytes of a file, unpacked; one that is cut off is an error, not an end."""
+  """Opens a file for reading its decompressed bytes.
+
+  Raises:
+    UserError: while reading: a damaged or truncated file.
+  """
   try:
     if path.suffix.lower() == '.gz':
       with gzip.open(path) as file:
@@ -27,18 +31,18 @@ def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
       with path.open('rb') as file:
         yield file
   except (EOFError, gzip.BadGzipFile, zlib.error, _Broken) as error:
-    raise UserError(f'data file {path} is damaged or cut off ({error}); copy it again.') from error
+    raise UserError(f'data file {path} is damaged or truncated ({error}); copy it again.'
+                    ) from error
   except OSError as error:
     raise UserError(f'data file {path} cannot be read: {error.strerror}.') from error
 
 
 class _Broken(ValueError):
-  """A .zst that cannot be unpacked to its end."""
+  """A .zst that cannot be decompressed to its end."""
 
 
 class _Zst(io.RawIOBase):
-  """Frames of Zstandard, one after another; the package's own reader takes a file that was
-  cut off for one that ends."""
+  """A stream of Zstandard frames; unlike zstandard's own reader it detects truncation."""
 
   def __init__(self, file: BinaryIO):
     import zstandard

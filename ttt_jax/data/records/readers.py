@@ -1,12 +1,12 @@
-"""Files of records, of any common kind, one object at a time: nothing is loaded whole.
+"""Readers of record files, one object at a time, without loading a file into memory.
 
   .jsonl .ndjson   one JSON object per line; also .jsonl.gz and .jsonl.zst
   .json            a list of objects, or {"data": [...]}; also .json.gz and .json.zst
-  .parquet         one row each, columns by name; nulls are left out
-  .tsv .csv        one row each under a header line
+  .parquet         one object per row, columns by name, without nulls
+  .tsv .csv        one object per row under a header line; also compressed
 
-A file may also be a folder that holds one of MANIFESTS, or a pattern with * and ?. Long
-.jsonl and .parquet files are cut into pieces, which several processes can read at once.
+A path may also be a folder that holds one of MANIFESTS, or a pattern with * and ?. Long .jsonl
+and .parquet files are split into pieces, which several processes read in parallel.
 """
 
 import contextlib
@@ -26,28 +26,28 @@ Row = tuple[str, dict[str, Any]]
 Item = tuple[str, dict[str, Any] | UserError]
 MANIFESTS = ('manifest.jsonl', 'manifest.json', 'manifest.tsv', 'metadata.jsonl', 'metadata.csv')
 KINDS = ('.jsonl', '.ndjson', '.json', '.parquet', '.tsv', '.csv')
-LONGEST = 256 * 2**20  # bytes of one record: more is a file in another format
+LONGEST = 256 * 2**20  # bytes of one record; a longer one means another format
 _PIECE = 2**20
 _SPACE = re.compile(r'\s*')
-CUT = 2**23            # bytes of a piece, about
+CUT = 2**23            # bytes per piece, about
 
 
 def kind_of(path: pathlib.Path) -> str:
-  """The ending that says how a file is read, without that of a compression; '' if unknown."""
+  """The suffix that determines the reader, without that of a compression; '' if unknown."""
   suffixes = [suffix.lower() for suffix in path.suffixes]
   if suffixes and suffixes[-1] in compression.ENDINGS:
     suffixes.pop()
   found = suffixes[-1] if suffixes else ''
-  whole = path.suffix.lower() not in compression.ENDINGS
-  return found if found in KINDS and (whole or found != '.parquet') else ''
+  plain = path.suffix.lower() not in compression.ENDINGS
+  return found if found in KINDS and (plain or found != '.parquet') else ''
 
 
 def find(pattern: str, folders: list[pathlib.Path]) -> list[pathlib.Path]:
-  """The files that a path means: itself, a folder's manifest, or all that a pattern matches.
+  """The files of a path: itself, a folder's manifest, or all that a pattern matches.
 
   Args:
-    pattern: absolute, or relative to one of the folders; the first where it exists counts.
-    folders: to look in.
+    pattern: absolute, or relative to a folder; the first folder where it exists is used.
+    folders: to search.
 
   Returns:
     Existing files, sorted; empty if there are none.
@@ -89,10 +89,10 @@ class Piece:
 
 
 def cut(path: str | pathlib.Path) -> list[Piece]:
-  """A file as pieces of about CUT bytes, in order; one piece if its kind cannot be cut.
+  """Splits a file into pieces of about CUT bytes, in order; some kinds are one piece.
 
   Raises:
-    UserError: no such file, an unknown ending, a Parquet file that cannot be read.
+    UserError: no such file, an unknown suffix, a Parquet file that cannot be read.
   """
   path = pathlib.Path(path)
   kind = _checked_kind(path)
@@ -108,8 +108,8 @@ def read(path: str | pathlib.Path) -> Iterator[Row]:
   """('file:number', object) of every record; lines count from 1, as do rows.
 
   Raises:
-    UserError: no such file, an unknown ending, no record in it, a record that cannot be read,
-      a compressed file that is cut off.
+    UserError: no such file, an unknown suffix, no record in it, a record that cannot be read,
+      a truncated compressed file.
   """
   count = 0
   for count, (where, value) in enumerate(items(Piece(str(path))), 1):
@@ -121,15 +121,15 @@ def read(path: str | pathlib.Path) -> Iterator[Row]:
 
 
 def empty(path: str | pathlib.Path) -> UserError:
-  """What to say of a file without records."""
+  """The error of a file without records."""
   return UserError(f'data file {path} is empty; it needs at least one record.')
 
 
 def items(piece: Piece) -> Iterator[Item]:
-  """As ``read``, of one piece; in place of a record that cannot be read stands its error.
+  """As ``read``, of one piece; a record that cannot be read is replaced by its error.
 
   Raises:
-    UserError: a file that cannot be read on from some place: nobody knows what is lost then.
+    UserError: a file that is unreadable from some place on, so that records may be missing.
   """
   path = pathlib.Path(piece.path)
   kind = _checked_kind(path)
@@ -146,15 +146,15 @@ def _checked_kind(path: pathlib.Path) -> str:
                     f'({", ".join(KINDS)}).')
   kind = kind_of(path)
   if not kind:
-    raise UserError(f'data file {path}: the ending {"".join(path.suffixes[-2:])!r} is unknown; use '
+    raise UserError(f'data file {path}: the suffix {"".join(path.suffixes[-2:])!r} is unknown; use '
                     f'one of {", ".join(KINDS)}, the text ones also with .gz or .zst.')
   return kind
 
 
 def _object(value: Any, where: str) -> Item:
   if not isinstance(value, dict):
-    return where, UserError(f'{where}: a {type(value).__name__} where a JSON object {{...}} '
-                            'belongs.')
+    return where, UserError(f'{where}: a {type(value).__name__}, but a record is a JSON object '
+                            '{{...}}.')
   return where, value
 
 
@@ -167,7 +167,7 @@ def is_lines(path: str | pathlib.Path) -> bool:
 
 
 def lines(piece: Piece) -> Iterator[tuple[str, bytes | UserError]]:
-  """('file:line', line) of a piece of a .jsonl, without empty lines; too long ones are errors."""
+  """('file:line', line) of a piece of a .jsonl without empty lines; an error if it is too long."""
   path = pathlib.Path(piece.path)
   with compression.opened(path) as file:
     number, at = piece.before, piece.start
@@ -188,14 +188,14 @@ def lines(piece: Piece) -> Iterator[tuple[str, bytes | UserError]]:
 
 
 def parse_line(where: str, line: bytes) -> dict[str, Any] | UserError:
-  """The object in a line of a .jsonl, or what is wrong with it."""
+  """The object in a line of a .jsonl, or its error."""
   try:
     return _object(json.loads(line.decode('utf-8')), where)[1]
   except UnicodeDecodeError as error:
     return UserError(f'{where}: byte {error.start} of the line is not UTF-8; save the file as '
                      'UTF-8.')
   except (ValueError, RecursionError) as error:
-    return UserError(f'{where}: broken JSON ({error}); every line is one JSON object.')
+    return UserError(f'{where}: broken JSON ({error}); every line must be one JSON object.')
 
 
 def _objects(piece: Piece) -> Iterator[Item]:
@@ -209,7 +209,7 @@ def _cut_lines(path: pathlib.Path) -> list[Piece]:
   with path.open('rb') as file:
     while start < size:
       at, count, last = start, 0, b''
-      # At least CUT bytes, and then on to the end of the line.
+      # At least CUT bytes, up to the end of the line.
       while at < size and (at - start < CUT or last != b'\n'):
         if at - start < CUT:
           data = file.read(min(_PIECE, CUT - (at - start)))
@@ -226,7 +226,7 @@ def _cut_lines(path: pathlib.Path) -> list[Piece]:
 
 
 def _json(path: pathlib.Path) -> Iterator[Item]:
-  """The objects of a list, decoded one by one from as much text as they need."""
+  """The objects of a list, decoded one by one."""
   with compression.opened(path) as file:
     stream = _Values(io.TextIOWrapper(file, encoding='utf-8', newline=''), path)
     stream.start()
@@ -237,7 +237,7 @@ def _json(path: pathlib.Path) -> Iterator[Item]:
 
 
 class _Values:
-  """The text of a JSON list, read piece by piece; ``_at`` is where to read on in the piece."""
+  """Incremental parser of a JSON list; ``_at`` is the position in the text read so far."""
 
   def __init__(self, file: io.TextIOBase, path: pathlib.Path):
     self._file, self._path, self._buffer, self._at = file, path, '', 0
@@ -254,14 +254,14 @@ class _Values:
     return bool(piece)
 
   def _next(self) -> str:
-    """The next character that is not space, left where it is; '' at the end."""
+    """The next non-space character, without consuming it; '' at the end."""
     while True:
       self._at = _SPACE.match(self._buffer, self._at).end()
       if self._at < len(self._buffer) or not self._more():
         return self._buffer[self._at:self._at + 1]
 
   def start(self) -> None:
-    """Go behind the bracket that opens the list."""
+    """Consumes the bracket that opens the list."""
     first = self._next()
     if first == '{':
       while ':' not in self._buffer and self._more():
@@ -276,7 +276,7 @@ class _Values:
     self._at += 1
 
   def ended(self, number: int) -> bool:
-    """Whether the list ends here; goes behind the comma that follows value ``number``."""
+    """Whether the list ends here; consumes the comma after value ``number``."""
     mark = self._next()
     if mark == ']':
       return True
@@ -286,8 +286,8 @@ class _Values:
     elif number:
       raise UserError(f'{self._path}:{number}: a comma or ] must follow the record.')
     if not mark:
-      raise UserError(f'data file {self._path} ends inside its list, after record {number}; it was '
-                      'cut off.')
+      raise UserError(f'data file {self._path} ends inside its list, after record {number}; it is '
+                      'truncated.')
     return False
 
   def value(self, where: str) -> Any:
@@ -296,7 +296,7 @@ class _Values:
         value, self._at = self._decode.raw_decode(self._buffer, self._at)
         return value
       except (ValueError, RecursionError) as error:
-        # What is missing may stand in the next piece.
+        # The value may continue in text that is not read yet.
         if isinstance(error, RecursionError) or len(self._buffer) > LONGEST or not self._more():
           raise UserError(f'{where}: broken JSON ({str(error)[:80]}).') from error
 
@@ -304,7 +304,7 @@ class _Values:
 def _table(path: pathlib.Path) -> Iterator[Item]:
   with compression.opened(path) as file:
     text = io.TextIOWrapper(file, encoding='utf-8-sig', newline='')
-    csv.field_size_limit(LONGEST)  # inline codes outgrow the package's 128 KiB
+    csv.field_size_limit(LONGEST)  # inline codes exceed csv's limit of 128 KiB
     rows = csv.DictReader(text, delimiter='\t' if kind_of(path) == '.tsv' else ',',
                           quoting=csv.QUOTE_NONE if kind_of(path) == '.tsv' else csv.QUOTE_MINIMAL)
     try:
@@ -360,7 +360,7 @@ def _cut_groups(path: pathlib.Path) -> list[Piece]:
 
 
 def _without_nulls(value: Any) -> Any:
-  """A column that a row does not use is null in all of its levels."""
+  """Removes the nulls of columns that a row does not use, at all levels."""
   if isinstance(value, dict):
     return {key: _without_nulls(item) for key, item in value.items() if item is not None}
   if isinstance(value, list):

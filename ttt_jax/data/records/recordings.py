@@ -1,18 +1,18 @@
-"""One object of a manifest -> Recording: sound, words and answer, before any task is made of it.
+"""Recordings: audio, text and answer of one object of a manifest, before it becomes a record.
 
-What an object needs depends on the task. Audio is "audio": "a.wav" or "codes": [...]; keys
-that a task does not use are ignored, so that one manifest can serve several tasks.
+The required keys depend on the task. Audio is "audio": "a.wav" or "codes": [...]. Keys that a
+task does not use are ignored, so that one manifest can be used for several tasks.
 
   task                  keys
   asr, tts              audio, text
-  audio_qa, audio_chat  audio, answer; maybe text, answer_audio
-  aac, sec, asc         audio, answer or text; maybe instruction, answer_audio
+  audio_qa, audio_chat  audio, answer; optional: text, answer_audio
+  aac, sec, asc         audio, answer or text; optional: instruction, answer_audio
   text_chat             text, answer
-  pt                    pieces: [{text; maybe audio}, ...]
+  pt                    pieces: [{text; optional: audio}, ...]
 
-"text" is what is said in the audio, except for aac, sec and asc, where it is the answer if
-there is no "answer". "answer_audio" or "answer_codes" is the speech of an answer. Other
-names that manifests use for the same things are in the tables of aliases.
+"text" is the transcript of the audio, except for aac, sec and asc, where it is the answer if
+there is no "answer". "answer_audio" or "answer_codes" is the speech of an answer. Accepted
+names of other manifest formats are in ALIASES.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from typing import Any, Callable, Iterator
 from ttt_jax.data.records.records import BEGINS, ENDS, Part, audio_part
 from ttt_jax.errors import UserError
 
-SOUNDS = ('aac', 'sec', 'asc')  # tasks about sounds that nobody needs to have said
+SOUNDS = ('aac', 'sec', 'asc')  # tasks about sounds that need not be speech
 RECORDED = ('asr', 'tts', 'audio_qa', 'audio_chat', *SOUNDS, 'text_chat', 'pt')
 
-# Manifests of NeMo, of Common Voice, of LJSpeech's descendants, of AudioCaps, ESC-50 and TAU.
+# Names in manifests of NeMo, Common Voice, LJSpeech formats, AudioCaps, ESC-50 and TAU.
 ALIASES = {'audio': ('audio_filepath', 'audio_path', 'path', 'file', 'file_name', 'filename',
                      'wav'),
            'text': ('transcript', 'transcription', 'sentence')}
@@ -35,17 +35,17 @@ _CHAT_ALIASES = {'text': ('question', 'instruction')}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recording:
-  """One object of a manifest, read for a task.
+  """One object of a manifest, parsed for a task.
 
   Attributes:
-    id: its name; the line number of its file when the data gives none.
-    audio: what the user plays, or the speech of asr and tts: a Part of kind 'audio' whose
-      text is the transcript, '' if unknown; None for text_chat and pt.
-    where: 'file:line', for messages.
-    answer: the assistant's words and, if known, their speech; () for asr and tts, whose
-      answer is the recording itself. Of pt the pieces of the document: those that have
-      speech are audio parts with their words as transcript.
-    instruction: what the user writes; '' for nothing or, before a sound, for the usual words.
+    id: its name; the line number in its file if the object has none.
+    audio: the user's audio, or the speech of asr and tts: a Part of kind 'audio' whose text is
+      the transcript, '' if unknown; None for text_chat and pt.
+    where: 'file:line', for error messages.
+    answer: the assistant's text and, if known, its speech; () for asr and tts, whose answer is
+      the recording itself. For pt the pieces of the document: those that have speech are
+      audio parts with their text as transcript.
+    instruction: the user's text; '' = none, or for aac, sec and asc the default instruction.
   """
   id: str
   audio: Part | None
@@ -55,36 +55,36 @@ class Recording:
 
   @property
   def text(self) -> str:
-    """The transcript of ``audio``; '' where there is none."""
+    """The transcript of ``audio``; '' if there is none."""
     return self.audio.text if self.audio else ''
 
   def audio_parts(self) -> Iterator[Part]:
-    """Every audio part that the recording has."""
+    """Every audio part of the recording."""
     return (part for part in (self.audio, *self.answer) if part and part.kind == 'audio')
 
   def map_audio(self, change: Callable[[Part], Part]) -> 'Recording':
-    """The same recording with ``change`` applied to every audio part."""
+    """The recording with ``change`` applied to every audio part."""
     return dataclasses.replace(
         self, audio=change(self.audio) if self.audio else None,
         answer=tuple(change(part) if part.kind == 'audio' else part for part in self.answer))
 
 
 def is_record(value: dict[str, Any]) -> bool:
-  """Whether an object of a manifest holds a whole record, for records.parse."""
+  """Whether an object of a manifest is a record, to be parsed by records.parse."""
   return any(key in value for key in ('messages', 'conversations', 'prompt', 'response'))
 
 
 def parse_recording(value: dict[str, Any], where: str, task: str = 'asr') -> Recording:
-  """One JSON object -> Recording; a key that is null is as good as absent.
+  """Parses one JSON object; a key that is null counts as absent.
 
   Args:
-    value: the object; see the module for the keys of each task.
+    value: the object; the module's docstring lists the keys of each task.
     where: 'file:line'; every error starts with it.
     task: one of RECORDED.
 
   Raises:
     UserError: no text, answer, audio or pieces where the task needs them, or audio markup
-      inside words.
+      inside text.
   """
   assert task in RECORDED, task
   value = {key: found for key, found in value.items() if found is not None}
@@ -93,12 +93,12 @@ def parse_recording(value: dict[str, Any], where: str, task: str = 'asr') -> Rec
 
 
 def _read_spoken(value: dict, where: str, task: str, name: str) -> Recording:
-  """asr, tts: speech and its words."""
+  """asr, tts: speech and its transcript."""
   value = _renamed(value, ALIASES)
   text = value.get('text')
   if not isinstance(text, str) or not text.strip():
-    raise UserError(f'{where}: a recording needs "text", what it says, as a non-empty string; '
-                    'records with "messages" belong to a source without a task of recordings.')
+    raise UserError(f'{where}: a recording needs "text", its transcript, as a non-empty string; '
+                    'records with "messages" need a source without a task.')
   text = _words(value, 'text', where)
   return Recording(name, audio_part(value, f'{where}: the recording', text), where)
 
@@ -121,7 +121,7 @@ def _read_answered(value: dict, where: str, task: str, name: str) -> Recording:
 
 
 def _read_chat(value: dict, where: str, task: str, name: str) -> Recording:
-  """text_chat: words and an answer to them."""
+  """text_chat: a text and an answer to it."""
   value = _renamed(value, _CHAT_ALIASES)
   for key in ('text', 'answer'):
     _need(value, key, where, task)
@@ -134,7 +134,7 @@ def _read_pieces(value: dict, where: str, task: str, name: str) -> Recording:
   pieces = value.get('pieces')
   if not isinstance(pieces, list) or not pieces:
     raise UserError(f'{where}: a recording for pt needs "pieces", a non-empty list of {{"text": '
-                    '..., "audio" or "codes": ...}; documents of text alone belong to a source '
+                    '..., "audio" or "codes": ...}; documents of text only need a source '
                     'without a task.')
   parts = []
   for i, piece in enumerate(pieces):
@@ -154,7 +154,7 @@ _READERS = {'asr': _read_spoken, 'tts': _read_spoken, 'text_chat': _read_chat, '
 
 
 def _renamed(value: dict, aliases: dict[str, tuple[str, ...]]) -> dict:
-  """The object with a task's own names for what has one of their aliases."""
+  """The object with aliases replaced by the names of ``aliases``; a name itself has priority."""
   for name, others in aliases.items():
     known = [other for other in others if other in value]
     if known and name not in value:
@@ -168,7 +168,7 @@ def _need(value: dict, key: str, where: str, task: str, at: str = '') -> None:
 
 
 def _words(value: dict, key: str, where: str, at: str = '') -> str:
-  """value[key] as plain text, '' if it is not there."""
+  """value[key] as plain text, '' if it is absent."""
   text = value.get(key, '')
   if not isinstance(text, str):
     raise UserError(f'{where}: {at}{key} is {text!r}; it must be a string.')

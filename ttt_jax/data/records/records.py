@@ -1,15 +1,15 @@
-"""One JSON object -> one Record, whatever published shape it comes in.
+"""Records: parsed from one JSON object in any of the common formats.
 
 Accepted:
   {"messages": [{"role": "user", "content": ...}, ...]}   ChatML
   {"conversations": [{"from": "human", "value": ...}, ...]}
   {"prompt": ..., "response": ...}
   {"text": ...}                                           a pretraining document
-and beside them "id", "task", "type" ('IT' or 'PT'). Content is a string, with speech
+and optionally "id", "task", "type" ('IT' or 'PT'). Content is a string, with speech
 inline as <|audio_12|> runs, or a list of parts {"type": "text", "text": ...} and
 {"type": "audio", "audio": "a.wav" or "codes": [...], "text": transcript}.
 
-In strings the audio markup below is read; every other control token stays plain text.
+In strings the audio markup below is parsed; every other control token stays plain text.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ class Part:
 
   Attributes:
     kind: 'text' or 'audio'.
-    text: the text; for audio its transcript, if known ('' otherwise; never a token).
+    text: the text; for audio its transcript, '' if unknown (it is never tokenized).
     codes: int32 [n] codec codes of an audio part, or None while only ``source`` is known.
     source: path of the audio file, relative to the record's file; None for inline codes.
-    begin, end: the markup that the span was written with, '' if none was written.
+    begin, end: the markup around the span in the source, '' if it had none.
   """
   kind: str
   text: str = ''
@@ -61,11 +61,11 @@ class Record:
   """One training or test example.
 
   Attributes:
-    id: its name; the line number of its file when the data gives none.
-    task: 'asr', 'tts', ...; '' if the data does not say.
+    id: its name; the line number in its file if the object has none.
+    task: 'asr', 'tts', ...; '' if unknown.
     type: 'IT' or 'PT'.
     turns: in order.
-    where: 'file:line', for messages.
+    where: 'file:line', for error messages.
   """
   id: str
   task: str
@@ -74,7 +74,7 @@ class Record:
   where: str = ''
 
   def map_audio(self, change) -> 'Record':
-    """The same record with ``change(part) -> part`` applied to every audio part."""
+    """The record with ``change(part) -> part`` applied to every audio part."""
     return dataclasses.replace(self, turns=tuple(
         Turn(turn.role, tuple(change(p) if p.kind == 'audio' else p for p in turn.parts))
         for turn in self.turns))
@@ -85,7 +85,7 @@ class Record:
 
 def parse(value: dict[str, Any], where: str, default_type: str = 'IT',
           default_task: str = '') -> Record:
-  """One JSON object -> Record.
+  """Parses one JSON object.
 
   Args:
     value: the object.
@@ -108,7 +108,7 @@ def parse(value: dict[str, Any], where: str, default_type: str = 'IT',
   elif 'prompt' in value or 'response' in value:
     for key in ('prompt', 'response'):
       if key not in value:
-        fail(f'the key {key!r} is missing; "prompt" and "response" come together.')
+        fail(f'the key {key!r} is missing; "prompt" and "response" are used together.')
     turns = [Turn('user', _content(value['prompt'], 'prompt', False, where)),
              Turn('assistant', _content(value['response'], 'response', True, where))]
   elif 'text' in value and ('audio' in value or 'codes' in value):
@@ -117,7 +117,7 @@ def parse(value: dict[str, Any], where: str, default_type: str = 'IT',
     kind = 'PT'
     turns = [Turn('document', _content(value['text'], 'text', True, where))]
   else:
-    fail(f'a record needs {_SHAPES}; this one has {", ".join(map(repr, value)) or "nothing"}.')
+    fail(f'a record needs {_SHAPES}; this one has {", ".join(map(repr, value)) or "no keys"}.')
   return Record(str(value.get('id', where.rsplit(':', 1)[-1])),
                 _string(value, 'task', default_task, where), kind, tuple(turns), where)
 
@@ -148,8 +148,8 @@ def _turns(items: Any, key: str, role_key: str, content_key: str, where: str) ->
     turns.append(Turn(role, _content(item[content_key], f'{at}.{content_key}',
                                      role == 'assistant', where)))
   if turns[-1].role != 'assistant':
-    raise UserError(f'{where}: the last of the {key} is from the {turns[-1].role}; a record ends '
-                    'with an answer of the assistant.')
+    raise UserError(f'{where}: the last of the {key} is from the {turns[-1].role}; a record must '
+                    'end with an answer of the assistant.')
   return turns
 
 
@@ -185,8 +185,8 @@ def audio_part(item: dict, at: str, text: str, prefix: str = '') -> Part:
 
   Args:
     item: the object; its keys start with ``prefix``, such as 'answer_'.
-    at: where it stands, for messages.
-    text: what is said in it, '' if unknown.
+    at: its place, for error messages.
+    text: the transcript, '' if unknown.
   """
   source = item.get(f'{prefix}audio')
   if f'{prefix}codes' in item:
@@ -210,19 +210,19 @@ def _codes(found: Any) -> np.ndarray | None:
 
 
 def parse_markup(text: str, at: str, answer: bool) -> list[Part]:
-  """Split a string at its audio markup.
+  """Splits a string at its audio markup.
 
   Args:
-    text: e.g. 'Hi <|begin_of_audio|><|audio_3|><|audio_9|><|end_of_audio|>'. A bare run of
-      codes without begin and end is a span of its own.
-    at: where it stands, for messages.
+    text: e.g. 'Hi <|begin_of_audio|><|audio_3|><|audio_9|><|end_of_audio|>'. A run of codes
+      without begin and end is a span of its own.
+    at: its place, for error messages.
     answer: True for an assistant's content or a document, whose spans end in
       <|end_of_audio_new|> or, after <|begin_of_quad|>, in <|end_of_audio_span_last|>;
       False for a user's, which end in <|end_of_audio|>.
 
   Raises:
     UserError: an end without a begin, a begin inside a span, text inside a span, a span
-      that never ends or ends in another kind's end, a span without codes.
+      that does not end or ends in another kind's end, a span without codes.
   """
   if '<|' not in text:
     return [Part('text', text)] if text else []
@@ -232,42 +232,42 @@ def parse_markup(text: str, at: str, answer: bool) -> list[Part]:
   for piece, run, mark in zip(stretches, _plain_runs(stretches), marks):
     for found in (run,) if run is not None else _stretch(piece, at) if piece else ():
       if isinstance(found, str) and begin:
-        raise UserError(f'{at}: the text {found[:20]!r} stands inside a span that {begin} opened; '
-                        'a span holds only <|audio_n|>.')
+        raise UserError(f'{at}: the text {found[:20]!r} is inside a span that {begin} opened; '
+                        'a span may hold only <|audio_n|>.')
       if begin:
         codes = found
       else:
         parts.append(Part('text', found) if isinstance(found, str) else Part('audio', '', found))
     if mark in BEGINS:
       if begin:
-        raise UserError(f'{at}: {mark} stands inside a span that {begin} opened; end that one '
+        raise UserError(f'{at}: {mark} is inside a span that {begin} opened; end that span '
                         'first.')
       if not answer and mark == '<|begin_of_quad|>':
-        raise UserError(f'{at}: {mark} belongs to answers; a user\'s audio starts with '
+        raise UserError(f'{at}: {mark} is for answers only; a user\'s audio starts with '
                         '<|begin_of_audio|>.')
       begin, codes = mark, None
     elif mark:
       right = BEGINS[begin][-1 if answer else 0] if begin else ''
       if mark != right:
         raise UserError(f'{at}: {mark} without a begin before it.' if not begin else
-                        f'{at}: {mark} closes a span that {begin} opened; here it ends with '
+                        f'{at}: {mark} closes a span that {begin} opened; it must end with '
                         f'{right}.')
       if codes is None:
         raise UserError(f'{at}: {begin}{mark} is a span without codes.')
       parts.append(Part('audio', '', codes, None, begin, mark))
       begin = ''
   if begin:
-    raise UserError(f'{at}: the span that {begin} opened never ends.')
+    raise UserError(f'{at}: the span that {begin} opened does not end.')
   return parts
 
 
 def _plain_runs(pieces: list[str]) -> list[np.ndarray | None]:
-  """For each piece its codes int32 [n] if it is '<|audio_3|><|audio_12|>' and no more.
+  """For each piece its codes int32 [n] if it consists of '<|audio_3|><|audio_12|>' only.
 
-  Most of what `prepare` reads are such runs, so all of a string's are read at once and in
-  C: without the letters of its markup a run is '3>12>'. The letters were in their places
-  if there are as many separators as numbers and not one character more than those and the
-  digits. None stands for other pieces, and for all where one run may be anything else.
+  Most of the bytes that `prepare` reads are such runs, so all runs of a string are parsed at
+  once in C: without the characters of '<|audio_' a run is '3>12>'. The markup is valid if there
+  is one separator per number and the lengths add up. The result is None for other pieces, and
+  for all pieces if one run may be invalid; the slow path finds the error.
   """
   out: list[np.ndarray | None] = [None] * len(pieces)
   runs = [i for i, piece in enumerate(pieces) if piece[:8] == '<|audio_' and piece[-2:] == '|>']
@@ -290,7 +290,7 @@ def _plain_runs(pieces: list[str]) -> list[np.ndarray | None]:
 
 
 def _stretch(piece: str, at: str) -> Iterator[str | np.ndarray]:
-  """Text without begins and ends -> its texts and runs of codes int32 [n], in order."""
+  """Splits text without begin and end markup into texts and runs of codes int32 [n]."""
   if '<|audio_' not in piece:
     yield piece
     return
@@ -302,7 +302,7 @@ def _stretch(piece: str, at: str) -> Iterator[str | np.ndarray]:
     names = one[8:-2].split('|><|audio_')
     for name in names:
       if len(name.lstrip('0')) > 10 or int(name.lstrip('0') or '0') >= 2**31:
-        raise UserError(f'{at}: <|audio_{name[:20]}|> is no code of any codec.')
+        raise UserError(f'{at}: <|audio_{name[:20]}|> is not a code of any codec.')
     yield np.array([int(name.lstrip('0') or '0') for name in names], np.int32)
 
 
@@ -333,11 +333,11 @@ def _audio_json(part: Part) -> dict[str, Any]:
   return out
 
 
-def pick(found: list[Record], most: int) -> list[Record]:
-  """Up to ``most`` records of each task, evenly spread over the file; 0 = all."""
+def pick(records: list[Record], limit: int) -> list[Record]:
+  """Up to ``limit`` records of each task, evenly spaced over the list; 0 = all."""
   out = []
-  for task in dict.fromkeys(record.task for record in found):
-    mine = [record for record in found if record.task == task]
-    count = min(most, len(mine)) if most else len(mine)
+  for task in dict.fromkeys(record.task for record in records):
+    mine = [record for record in records if record.task == task]
+    count = min(limit, len(mine)) if limit else len(mine)
     out += [mine[i * len(mine) // count] for i in range(count)]
   return out

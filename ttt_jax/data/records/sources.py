@@ -1,9 +1,9 @@
-"""What data.sources name, as inputs that can be read on their own: files, and pieces of files.
+"""The inputs that config key data.sources names: files, and pieces of large files.
 
-  {"path": "train.jsonl", "task": "asr"}   recordings, made into records of that task
+  {"path": "train.jsonl", "task": "asr"}   recordings, which become records of that task
   {"path": "qa/*.parquet"}                 records
 
-What a path may be and how files are read is in files.py.
+readers.py finds and reads the files.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from ttt_jax.data.records.records import Part, Record
 from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
 
-HELDOUT = 'heldout'      # splits whose name starts so are never trained on
-JOINED = ('asr', 'tts')  # tasks whose recordings are speech and its words
-_START = 2**12           # bytes that tell most files of one size apart
+HELDOUT = 'heldout'      # prefix of the names of splits that are never trained on
+JOINED = ('asr', 'tts')  # tasks whose recordings are speech and its transcript
+_START = 2**12           # bytes; enough to distinguish most files of equal size
 
 
 def is_heldout(split: str) -> bool:
@@ -29,29 +29,29 @@ def is_heldout(split: str) -> bool:
 
 
 class Reject(NamedTuple):
-  """A record that is left out.
+  """A record that cannot be used.
 
   Attributes:
     where: 'file:line'.
-    reason: one of a few, to count by.
-    sentence: what is wrong, for people.
+    reason: its category, for counts.
+    sentence: the error message.
   """
   where: str
   reason: str
   sentence: str
 
 
-BROKEN, MALFORMED = 'not readable', 'malformed record'  # two of the reasons
+BROKEN, MALFORMED = 'not readable', 'malformed record'  # reasons
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-  """A piece of a file of a source.
+  """One file of a source, or a piece of it.
 
   Attributes:
-    source, number: the source, and its place in data.sources.
+    source, number: the source, and its index in data.sources.
     piece: what to read.
-    stamp: (bytes, time of last change in ns) of the file: another stamp, other contents.
+    stamp: (bytes, mtime in ns) of the file; it identifies the contents.
   """
   source: Source
   number: int
@@ -64,20 +64,20 @@ class Input:
 
   @property
   def folder(self) -> pathlib.Path:
-    """Where relative paths of audio files start."""
+    """The folder that paths of audio files are relative to."""
     return pathlib.Path(self.piece.path).parent
 
   def items(self) -> Iterator[tuple[str, Recording | Record | Reject]]:
-    """('file:line', what stands there) of everything in the piece.
+    """('file:line', item) of everything in the piece.
 
     Raises:
-      UserError: a file that cannot be read on.
+      UserError: a file that is unreadable from some place on.
     """
     for where, value in readers.items(self.piece):
       yield where, self.parse(where, value)
 
   def parse(self, where: str, value: dict[str, Any] | UserError) -> Recording | Record | Reject:
-    """One object of the input, as files.items gives it."""
+    """Parses one object of the input, as readers.items returns it."""
     if isinstance(value, UserError):
       return Reject(where, BROKEN, str(value))
     try:
@@ -87,14 +87,14 @@ class Input:
 
   def record(self, item: Recording | Record, place: int, copy: int, seed: int,
              text_chunk: int, audio_chunk: int) -> Record:
-    """The record, with its system turn, that an item becomes; its codes are known.
+    """The record, with its system turn, of an item whose codes are known.
 
     Args:
       item: of this input.
-      place: the item's number in its file, from 0.
-      copy: 0 .. copies(place) - 1; it matters to tasks that draw something.
+      place: index of the item in its file, from 0.
+      copy: 0 .. copies(place) - 1; tasks with random draws use it.
       seed: of the run.
-      text_chunk, audio_chunk: the prompt names them.
+      text_chunk, audio_chunk: for the default system prompt.
     """
     if isinstance(item, Recording):
       rng = np.random.default_rng([seed, self.number, place, copy])
@@ -102,26 +102,27 @@ class Input:
     return tasks.with_prompt(item, self.source.prompt, text_chunk, audio_chunk)
 
   def copies(self, place: int) -> int:
-    """How often the item at ``place`` is taken: evenly spread, ``repeat`` times on average."""
+    """Number of copies of the item at ``place``: ``repeat`` on average, evenly spread."""
     times = self.source.repeat
     return int((place + 1) * times + 1e-9) - int(place * times + 1e-9)
 
   def file_of(self, part: Part) -> str:
     """Path of the audio file of a part that has no codes."""
+    assert part.source is not None
     return str(self.folder / part.source)
 
 
 def _parse(value: dict, where: str, source: Source) -> Recording | Record:
-  """Recordings of a task, or records, which a source of most tasks may hold as well."""
+  """A recording of the source's task, or a record; sources of most tasks may hold both."""
   task = source.task
-  whole = task not in JOINED and (tasks.is_record(value) or task == 'pt' and 'pieces' not in value)
-  if task in tasks.RECORDED and not whole:
+  record = task not in JOINED and (tasks.is_record(value) or task == 'pt' and 'pieces' not in value)
+  if task in tasks.RECORDED and not record:
     return tasks.parse_recording(value, where, task)
   return records.parse(value, where, source.type, task)
 
 
 def stamp(path: str | pathlib.Path) -> tuple[int, int]:
-  """See Input; (0, 0) if there is no such file."""
+  """(bytes, mtime in ns) of a file; (0, 0) if there is no such file."""
   try:
     found = pathlib.Path(path).stat()
   except OSError:
@@ -130,7 +131,7 @@ def stamp(path: str | pathlib.Path) -> tuple[int, int]:
 
 
 def find(path: str, workdir: pathlib.Path) -> list[pathlib.Path]:
-  """A path as the user means it: absolute, from the current directory, or from workdir."""
+  """The files of a path: absolute, or relative to the current directory or to workdir."""
   found = readers.find(path, [pathlib.Path(), workdir])
   if not found:
     raise UserError(f'config key data.sources: there is no file {path!r}, neither here '
@@ -139,10 +140,10 @@ def find(path: str, workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def inputs(sources: tuple[Source, ...], workdir: pathlib.Path) -> list[Input]:
-  """Everything there is to read, in order.
+  """The inputs of all sources, in order.
 
   Raises:
-    UserError: no sources, an unknown task, a missing file, settings that do not go together.
+    UserError: no sources, an unknown task, a missing file, or settings that exclude each other.
   """
   if not sources:
     raise UserError('config key data.sources is empty; name at least one file of records.')
@@ -152,17 +153,18 @@ def inputs(sources: tuple[Source, ...], workdir: pathlib.Path) -> list[Input]:
     paths = find(source.path, workdir)
     if source.join_count and len(paths) > 1:
       raise UserError(f'config key data.sources[{number}].join_count joins recordings of one file, '
-                      f'but {source.path!r} means {len(paths)}; put them into one.')
+                      f'but {source.path!r} matches {len(paths)}; merge them into one.')
     for path in paths:
       pieces = [readers.Piece(str(path))] if source.join_count else readers.cut(path)
       out += [Input(source, number, piece, stamp(path)) for piece in pieces]
   return out
 
 
-def twice(found: Sequence[Input]) -> list[tuple[str, str]]:
-  """(file, file) of the same contents that go to one split for one task, by name or as copies.
+def duplicates(found: Sequence[Input]) -> list[tuple[str, str]]:
+  """Pairs of files with equal contents that go to the same split for the same task.
 
-  Whoever means it sets `repeat`; a glob that also takes a copy or a link does not mean it.
+  `repeat` is the way to read records several times; a pattern that also matches a copy or a
+  link is a mistake.
   """
   groups: dict[tuple, list[str]] = {}
   seen = set()
@@ -175,7 +177,7 @@ def twice(found: Sequence[Input]) -> list[tuple[str, str]]:
                         ).append(one.piece.path)
   out = []
   for paths in groups.values():
-    alike: dict[bytes, list[str]] = {}  # files of one size may be many: most differ at once
+    alike: dict[bytes, list[str]] = {}  # by their first bytes
     for path in paths if len(paths) > 1 else ():
       with open(path, 'rb') as file:
         alike.setdefault(file.read(_START), []).append(path)
@@ -194,18 +196,18 @@ def _check(source: Source, number: int) -> None:
   if source.task:
     check_task(source.task, f'{key}.task')
   if not source.split.replace('_', '').replace('-', '').isalnum():
-    raise UserError(f'{key}.split is {source.split!r}; it names files, so use letters, digits, - '
-                    'and _.')
+    raise UserError(f'{key}.split is {source.split!r}; it is part of file names, so use letters, '
+                    'digits, - and _.')
   if source.join_count and source.task not in JOINED:
     raise UserError(f'{key}.join_count is for recordings; set task to one of '
                     f'{", ".join(JOINED)}.')
 
 
 def check_task(task: str, what: str) -> None:
-  """UserError unless there is such a task; ``what`` opens the sentence."""
+  """Raises a UserError unless there is such a task; the sentence starts with ``what``."""
   if task not in tasks.RECORDED:
-    raise UserError(f'{what} is {task!r}; use one of {", ".join(sorted(tasks.RECORDED))}, or leave '
-                    'it out.')
+    raise UserError(f'{what} is {task!r}; use one of {", ".join(sorted(tasks.RECORDED))}, or omit '
+                    'it.')
 
 
 def audio(item: Recording | Record) -> Iterator[Part]:
@@ -213,8 +215,8 @@ def audio(item: Recording | Record) -> Iterator[Part]:
   return item.audio_parts() if isinstance(item, Recording) else item.audio()
 
 
-def said(item: Recording | Record) -> Iterator[str]:
-  """What speech to the model says in an item, as tasks.normal gives it."""
+def spoken_texts(item: Recording | Record) -> Iterator[str]:
+  """Transcripts of the user's speech in an item, normalised by tasks.normal."""
   if isinstance(item, Recording):
     if item.text:
       yield tasks.normal(item.text)

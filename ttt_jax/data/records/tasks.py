@@ -1,4 +1,4 @@
-"""Tasks as small functions from recordings to Records, and every system prompt.
+"""Tasks: functions from recordings to records, and the wording of every system prompt.
 
   task                  user gives      assistant gives
   asr                   audio           its text, the same audio
@@ -8,7 +8,7 @@
   text_chat             text            the answer
   pt                    -               a document whose pieces are text or speech
 
-What the objects of a manifest look like is in recordings.py.
+recordings.py describes the objects of a manifest.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ _WORDINGS = {
 
 
 def wording(task: str, text_chunk: int = 13, audio_chunk: int = 26) -> str:
-  """The system prompt of a task, '' if it has none; data.sources[i].prompt replaces it.
+  """The default system prompt of a task, '' if it has none; data.sources[i].prompt overrides it.
 
   Args:
     task: any name.
-    text_chunk, audio_chunk: as in the config section data: the prompt names the ratio.
+    text_chunk, audio_chunk: as in config section data; the prompt names the ratio.
   """
   words = _WORDINGS.get(task, '')
   return words if task == 'text_chat' or not words else (
@@ -51,14 +51,14 @@ def wording(task: str, text_chunk: int = 13, audio_chunk: int = 26) -> str:
 
 PROMPTS = {task: wording(task) for task in _WORDINGS}  # at the ratio of the paper
 
-# What the user writes before a sound, unless the recording has an "instruction".
+# The user's text before the audio of a recording without an "instruction".
 INSTRUCTIONS = {
     'aac': 'Describe this recording.',
     'sec': 'Which sound event is this?',
     'asc': 'Where was this recorded?',
 }
 
-# Between these and what stands beside them no space is written.
+# Scripts without spaces between words (Chinese, Japanese): no space is inserted next to them.
 _WIDE = re.compile('[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]')
 
 
@@ -69,24 +69,24 @@ def _record(recording: Recording, task: str, user: Sequence[Part],
 
 
 def asr(recording: Recording) -> Record:
-  """The user plays the recording; the assistant writes it down and says it again."""
+  """The user gives the recording; the assistant answers with its transcript and the same speech."""
   return _record(recording, 'asr', (recording.audio,),
                  (Part('text', recording.text), recording.audio))
 
 
 def tts(recording: Recording) -> Record:
-  """The user writes the text; the assistant reads it aloud."""
+  """The user gives the text; the assistant answers with the text and its speech."""
   return _record(recording, 'tts', (Part('text', recording.text),),
                  (Part('text', recording.text), recording.audio))
 
 
 def audio_qa(recording: Recording) -> Record:
-  """The user asks aloud; the assistant answers in writing and, if known, in speech."""
+  """The user asks in speech; the assistant answers in text and, if known, in speech."""
   return _record(recording, 'audio_qa', (recording.audio,), recording.answer)
 
 
 def audio_chat(recording: Recording) -> Record:
-  """The user says something; the assistant answers it."""
+  """The user speaks; the assistant answers in text and, if known, in speech."""
   return _record(recording, 'audio_chat', (recording.audio,), recording.answer)
 
 
@@ -96,46 +96,45 @@ def _sound(recording: Recording, task: str) -> Record:
 
 
 def aac(recording: Recording) -> Record:
-  """Audio captioning: the user asks what a recording holds; the assistant describes it."""
+  """Audio captioning (AAC): the assistant describes a recording."""
   return _sound(recording, 'aac')
 
 
 def sec(recording: Recording) -> Record:
-  """Sound events: the user asks what is heard; the assistant names it."""
+  """Sound event classification (SEC): the assistant names the event."""
   return _sound(recording, 'sec')
 
 
 def asc(recording: Recording) -> Record:
-  """Acoustic scenes: the user asks where a recording was made; the assistant says it."""
+  """Acoustic scene classification (ASC): the assistant names the place of a recording."""
   return _sound(recording, 'asc')
 
 
 def text_chat(recording: Recording) -> Record:
-  """Writing answers writing."""
+  """The user writes; the assistant answers in text."""
   return _record(recording, 'text_chat', (Part('text', recording.instruction),), recording.answer)
 
 
 def pt(recording: Recording, rng: np.random.Generator, speech: float = 0.5) -> Record:
-  """A pretraining document, some of its pieces replaced by their speech.
+  """A pretraining document with some of its pieces replaced by their speech.
 
-  Each piece that has speech is spoken with probability ``speech``, on its own: a document
-  may come out all text. Spoken neighbours become one span, so that a span always ends
-  where text goes on, and the last span of the document is the quad one. Text after
-  another piece starts with a space, unless there is white space or one side is written
-  without spaces between words (Chinese, Japanese).
+  Each piece that has speech is spoken with probability ``speech``, independently: a document
+  may be all text. Adjacent spoken pieces become one span, so that a span always ends where
+  text follows, and the last span of the document is the quad span. Pieces are joined with a
+  space, unless there is white space or one side has a script without spaces between words.
 
   Args:
     recording: as read for 'pt', with codes in its audio parts.
-    rng: one number is drawn for each piece.
+    rng: draws one number for each piece.
     speech: probability.
   """
   spoken = rng.random(len(recording.answer)) < speech
   parts: list[Part] = []
-  before = ''  # the words of the piece before, whether written or spoken
+  before = ''  # text of the previous piece, written or spoken
   for piece, aloud in zip(recording.answer, spoken):
     last = parts[-1].kind if parts else ''
     if piece.kind == 'audio' and aloud:
-      assert piece.codes is not None, 'codes are filled in before the record is made'
+      assert piece.codes is not None, 'codes must be known before the record is made'
       if last == 'audio':
         old = parts.pop()
         piece = Part('audio', old.text + _space(old.text, piece.text) + piece.text,
@@ -151,7 +150,7 @@ def pt(recording: Recording, rng: np.random.Generator, speech: float = 0.5) -> R
 
 
 def _space(left: str, right: str) -> str:
-  """What goes between two pieces of text."""
+  """The separator of two pieces of text: a space or nothing."""
   ends = left[-1:] + right[:1]
   return '' if not left or any(c.isspace() or _WIDE.match(c) for c in ends) else ' '
 
@@ -162,13 +161,13 @@ _MAKERS = {'asr': asr, 'tts': tts, 'audio_qa': audio_qa, 'audio_chat': audio_cha
 
 def to_record(recording: Recording, task: str, rng: np.random.Generator | None = None,
               speech: float = 0.5) -> Record:
-  """The Record that a task makes of a recording, without a system turn.
+  """The record of a task for a recording, without a system turn.
 
   Args:
-    recording: as parse_recording read it for this task.
+    recording: as parse_recording returned it for this task.
     task: one of RECORDED.
     rng: for 'pt', whose codes must be known: draws which pieces are spoken.
-    speech: for 'pt': the share of pieces with speech that are spoken.
+    speech: for 'pt': probability that a piece with speech is spoken.
   """
   if task == 'pt':
     assert rng is not None, 'pt draws which pieces are spoken'
@@ -181,10 +180,9 @@ def with_prompt(record: Record, prompt: str | None, text_chunk: int = 13,
   """The record with its system turn.
 
   Args:
-    record: any; a pretraining document is returned as it is.
-    prompt: None keeps the record's own system turn, and gives a record without one the
-      wording of its task, if it has one; '' takes the system turn away; any other
-      text becomes the system turn.
+    record: any record; a pretraining document is returned unchanged.
+    prompt: None keeps an existing system turn and otherwise adds the default wording of the
+      task, if it has one; '' removes the system turn; any other text replaces it.
     text_chunk, audio_chunk: for that wording.
   """
   if record.turns[0].role == 'document':
@@ -205,34 +203,33 @@ def prompt_of(record: Record) -> str:
 
 
 def normal(text: str) -> str:
-  """The form in which two texts count as the same: lower case, single spaces, no
-  punctuation at the ends of words."""
+  """A text in a form for comparison: lower case, single spaces, no punctuation around words."""
   return ' '.join(word.strip('.,;:!?\'"') for word in text.lower().split())
 
 
-def join(recordings: Sequence[Recording], most: int, count: int, rng: np.random.Generator,
+def join(recordings: Sequence[Recording], max_pieces: int, count: int, rng: np.random.Generator,
          excluded: frozenset[str] | set[str] = frozenset(),
          fits: Callable[[Recording], bool] = lambda recording: True) -> list[Recording]:
-  """Longer recordings: the codes and texts of several, one after another.
+  """Makes longer recordings by concatenating codes and texts of several.
 
-  A joined text is never longer than the longest single one, so that joining makes more
-  of what is there and not something else.
+  A joined text is never longer than the longest single one, so that the distribution of
+  lengths keeps its range.
 
   Args:
     recordings: the pieces; their codes must be known.
-    most: 2 up to this many pieces are joined.
-    count: how many to make; no text comes twice, none equals that of a single piece.
+    max_pieces: each joined recording has 2 to this many pieces.
+    count: how many to make; all texts differ, also from those of single pieces.
     rng: draws the number of pieces and the pieces.
-    excluded: ``normal`` texts that must not come out, such as the held-out ones, not even
-      as a run of words inside a longer text.
-    fits: whether a joined recording is short enough; others are drawn instead.
+    excluded: ``normal`` texts that no joined text may equal or contain as a sequence of
+      words, such as those of held-out recordings.
+    fits: whether a joined recording is short enough; others are redrawn.
 
   Raises:
     UserError: there are not enough different combinations.
   """
-  if count and (most < 2 or not recordings):
-    raise UserError(f'data source: join_count={count} needs join_most of at least 2 (it is {most}) '
-                    f'and some recordings ({len(recordings)}).')
+  if count and (max_pieces < 2 or not recordings):
+    raise UserError(f'data source: join_count={count} needs join_most of at least 2 (it is '
+                    f'{max_pieces}) and at least one recording (there are {len(recordings)}).')
   seen = {normal(r.text) for r in recordings}
   leaks = lambda text: any(f' {held} ' in f' {text} ' for held in excluded)
   longest = max((len(r.text) for r in recordings), default=0)
@@ -241,8 +238,9 @@ def join(recordings: Sequence[Recording], most: int, count: int, rng: np.random.
     tries += 1
     if tries > 100 * count + 1000:
       raise UserError(f'data source: join_count={count} is more than {len(recordings)} recordings '
-                      f'give with join_most={most} in one row; {len(out)} were found.')
-    pieces = [recordings[i] for i in rng.integers(len(recordings), size=rng.integers(2, most + 1))]
+                      f'give with join_most={max_pieces} in one row; {len(out)} were found.')
+    size = rng.integers(2, max_pieces + 1)
+    pieces = [recordings[i] for i in rng.integers(len(recordings), size=size)]
     text = ' '.join(piece.text for piece in pieces)
     if len(text) > longest or normal(text) in seen or leaks(normal(text)):
       continue
