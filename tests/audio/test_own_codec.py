@@ -123,7 +123,7 @@ def test_the_size_of_a_codebook_is_known_before_the_codec_is_created():
 
 @pytest.mark.parametrize('attribute, value, said', [
     ('name', '', "has name=''; it must be a non-empty string"), ('name', None, 'name=None'),
-    ('codebook_size', 0, 'codebook_size=0; it must be a whole number from 1'),
+    ('codebook_size', 0, 'codebook_size=0; it must be an integer from 1'),
     ('codebook_size', 4.0, 'codebook_size=4.0'), ('sample_rate', 8, 'sample_rate=8; .* of Hz'),
     ('sample_rate', '8000', "sample_rate='8000'"), ('tokens_per_second', 0, 'a positive number'),
     ('tokens_per_second', float('nan'), 'a positive number'), ('group', 0, 'group=0'),
@@ -143,7 +143,7 @@ def test_an_attribute_that_is_missing_is_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('codes, said', [
-    (np.zeros(3), r'to float64 \[3\]; its encode must give whole numbers'),
+    (np.zeros(3), r'to float64 \[3\]; its encode must give integers'),
     (np.zeros((2, 2), int), r'int64 \[2, 2\]'), (np.zeros(0, int), 'no codes'),
     ([0, 4], 'the code 4; .* from 0 to 3'), ([-1, 0], 'the code -1'), (None, 'object'),
     ('abc', '<U3')])

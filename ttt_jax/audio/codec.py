@@ -1,10 +1,10 @@
-"""One door between waveforms and codes, whichever codec stands behind it.
+"""The codec interface, and the registry that creates, saves and loads codecs.
 
 A codec turns a waveform float32 [N] into codes int32 [n] in 0..codebook_size-1 and back.
 Three are built in: 'mel' (fitted to the corpus by `prepare`), 'codec2' (any voice, no
-fitting) and 'glm4_voice' (published weights, JAX; loaded when it is asked for).
-'module:Class' imports a subclass of Codec of your own: it needs name, codebook_size,
-sample_rate, tokens_per_second, encode and decode, and no more (README.md has one).
+fitting) and 'glm4_voice' (published weights, in JAX; imported on demand). 'module:Class' imports
+a user's subclass of Codec, which needs name, codebook_size, sample_rate, tokens_per_second,
+encode and decode (docs/data.md has an example).
 """
 
 import abc
@@ -35,15 +35,15 @@ class Codec(abc.ABC):
 
   Attributes:
     name: identity, part of the vocabulary. A fitted codec's name ends in a hash of its
-      codebook: the same code means another sound in another codebook.
+      codebook, since the same code is another sound in another codebook.
     codebook_size: number of codes.
-    sample_rate: of what `decode` gives, in Hz.
+    sample_rate: of decoded waveforms, in Hz.
     tokens_per_second: codes per second of speech.
     silence: codes of one patch of silence; () if the codec has no such patch.
-    group: codes that stand for the same moment, one per codebook; 1 for a single codebook.
+    group: codes of the same moment, one per codebook; 1 for a single codebook.
     own_devices: encode_many uses all accelerators or cores by itself, so one process calls it.
-    at_once: recordings whose codes are kept together; more fill batches better, and more are
-      encoded anew after a kill.
+    at_once: recordings per job of `prepare`; more fill batches better, but an interrupted run
+      repeats more work.
   """
   name: str
   codebook_size: int
@@ -61,7 +61,7 @@ class Codec(abc.ABC):
 
   @classmethod
   def create(cls, config: CodecConfig, recordings: Iterable[tuple[np.ndarray, int]]) -> Self:
-    """A new codec; one that is fitted reads (waveform, rate) pairs from `recordings`."""
+    """A new codec; a codec that is fitted reads (waveform, rate) pairs from `recordings`."""
     return cls()
 
   @classmethod
@@ -82,15 +82,15 @@ class Codec(abc.ABC):
     """float32 [N] at `rate` Hz -> codes int32 [n], n >= 1.
 
     Raises:
-      UserError: the waveform is empty, silent or not finite, or the rate is absurd.
+      UserError: the waveform is empty, silent or not finite, or the rate is out of range.
     """
 
   def encode_many(self, recordings: Iterable[tuple[np.ndarray, int]]
                   ) -> Iterator[np.ndarray | UserError]:
-    """``encode`` of each (waveform, rate), in order, read as they are needed.
+    """Yields ``encode`` of each (waveform, rate), in order; recordings are read lazily.
 
-    A recording that cannot be encoded gives its error instead of codes, and the others go
-    on. A codec that runs on accelerators computes many at once; the codes are the same.
+    A recording that cannot be encoded yields its error instead of codes. A codec that runs on
+    accelerators computes many at once; the codes are the same.
     """
     for waveform, rate in recordings:
       try:
@@ -102,17 +102,17 @@ class Codec(abc.ABC):
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """Codes [n] -> float32 [m] in [-1, 1] at `sample_rate`; no codes give no samples.
 
-    Any codes a model may generate give finite audio, whatever their order and number.
+    The audio is finite for any codes that a model may generate, in any order and number.
 
     Raises:
       UserError: a code outside the codebook.
     """
 
   def sound(self, codes: np.ndarray) -> np.ndarray:
-    """``decode``, its result checked.
+    """``decode`` with a check of its result.
 
     Raises:
-      UserError: as decode does, or decode gave something else than finite float32 [m].
+      UserError: as decode does, or the result is not finite float32 [m].
     """
     waveform = np.asarray(self.decode(codes))
     wrong = (f'{waveform.dtype} {list(waveform.shape)}'
@@ -124,31 +124,31 @@ class Codec(abc.ABC):
     return waveform.astype(np.float32, copy=False)
 
   def stream(self) -> Stream:
-    """``decode`` for one utterance whose codes are still coming.
+    """Incremental ``decode`` of one utterance, while its codes are generated.
 
-    By overlap, for any codec; one whose decoder keeps a state may hand out its own object
-    with the methods of Stream.
+    The default overlaps pieces and works for any codec. A codec whose decoder has a state may
+    return its own object with the methods of Stream.
     """
     return Stream(self)
 
   def settings(self) -> dict[str, Any]:
-    """What `restore` needs beside the arrays, JSON-ready."""
+    """JSON-ready settings that `restore` needs beside the arrays."""
     return {}
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The fitted arrays by name; none unless the codec is fitted."""
+    """Fitted arrays by name; empty unless the codec is fitted."""
     return {}
 
   @classmethod
   def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-    """The codec that gave these settings and arrays."""
+    """The codec with these settings and arrays."""
     return cls(**settings)
 
   def save(self, directory: str | os.PathLike) -> None:
-    """Write codec.json and, for a fitted codec, codec.npz; the json last, by rename."""
+    """Writes codec.json and, for a fitted codec, codec.npz; the json last, by rename."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    arrays = self.arrays()
+    arrays: dict[str, Any] = self.arrays()
     if arrays:
       temporary = directory / 'codec.npz.part'
       with temporary.open('wb') as file:
@@ -175,8 +175,8 @@ def _class_of(kind: str, where: str) -> type[Codec]:
   try:
     cls = getattr(importlib.import_module(module_name), class_name)
   except (ImportError, AttributeError, ValueError) as error:
-    raise UserError(f'{where} is {kind!r}, which cannot be imported: {error}; the folder of a '
-                    'module of yours must be on PYTHONPATH.') from error
+    raise UserError(f'{where} is {kind!r}, which cannot be imported: {error}; the module\'s '
+                    'folder must be on PYTHONPATH.') from error
   if not (isinstance(cls, type) and issubclass(cls, Codec)):
     raise UserError(f'{where} is {kind!r}, which is not a subclass of ttt_jax.audio.codec.Codec.')
   if missing := sorted(cls.__abstractmethods__):
@@ -186,18 +186,18 @@ def _class_of(kind: str, where: str) -> type[Codec]:
 
 
 def _complete(codec: Codec) -> Codec:
-  """The codec, if the attributes that everything else relies on are there and can be."""
-  whole = lambda least: lambda x: isinstance(x, (int, np.integer)) and x >= least
+  """The codec, after a check of the attributes that it must define."""
+  integer = lambda least: lambda x: isinstance(x, (int, np.integer)) and x >= least
   wanted = {
       'name': ('a non-empty string', lambda x: isinstance(x, str) and x),
-      'codebook_size': ('a whole number from 1', whole(1)),
-      'sample_rate': (f'a whole number of Hz from {io.LOWEST_RATE} to {io.HIGHEST_RATE}',
-                      lambda x: whole(io.LOWEST_RATE)(x) and x <= io.HIGHEST_RATE),
+      'codebook_size': ('an integer from 1', integer(1)),
+      'sample_rate': (f'an integer in Hz from {io.LOWEST_RATE} to {io.HIGHEST_RATE}',
+                      lambda x: integer(io.LOWEST_RATE)(x) and x <= io.HIGHEST_RATE),
       'tokens_per_second': ('a positive number', lambda x: isinstance(
           x, (int, float, np.number)) and 0 < x < float('inf')),
-      'group': ('a whole number from 1', whole(1)),
+      'group': ('an integer from 1', integer(1)),
       'silence': ('a tuple of its codes', lambda x: isinstance(x, tuple) and all(
-          whole(0)(code) and code < codec.codebook_size for code in x)),
+          integer(0)(code) and code < codec.codebook_size for code in x)),
   }
   for name, (what, right) in wanted.items():
     value = getattr(codec, name, None)
@@ -207,12 +207,12 @@ def _complete(codec: Codec) -> Codec:
 
 
 def create(config: CodecConfig, recordings: Iterable[tuple[np.ndarray, int]] = ()) -> Codec:
-  """The codec a config asks for.
+  """The codec of a config.
 
   Args:
     config: its name and settings.
     recordings: (waveform float32 [N], rate) pairs for a codec that is fitted ('mel'); read
-      once, in order, and no further than the codec needs, so shuffle them.
+      once, in order, only as many as the codec needs, so shuffle them.
 
   Raises:
     UserError: unknown name, settings that cannot work, or too little to fit on.
@@ -233,7 +233,7 @@ def load(directory: str | os.PathLike) -> Codec:
   """The codec saved in a directory.
 
   Raises:
-    UserError: nothing saved there, or its files do not belong together.
+    UserError: no codec there, or files of different codecs.
   """
   directory = pathlib.Path(directory)
   path = directory / FILE
@@ -254,15 +254,15 @@ def load(directory: str | os.PathLike) -> Codec:
                     'again or restore its files.') from error
   if codec.name != name:
     raise UserError(f'the codec in {directory} is named {name}, but its arrays are those of '
-                    f'{codec.name}; restore codec.json and codec.npz that belong together.')
+                    f'{codec.name}; restore the codec.json and codec.npz of one codec.')
   return codec
 
 
 def checked(codes: Any, codec: Codec, what: str = 'a recording') -> np.ndarray:
-  """What a codec's encode gave, as int32 [n]; ``what`` it encoded, for the message.
+  """The result of a codec's encode as int32 [n]; ``what`` names the input in the message.
 
   Raises:
-    UserError: not whole numbers, not one after another, none, or outside the codebook.
+    UserError: not integers, not 1-D, empty, or outside the codebook.
   """
   found = np.asarray(codes)
   wrong = ''
@@ -273,16 +273,16 @@ def checked(codes: Any, codec: Codec, what: str = 'a recording') -> np.ndarray:
   elif found.min() < 0 or found.max() >= codec.codebook_size:
     wrong = f'the code {found.min() if found.min() < 0 else found.max()}'
   if wrong:
-    raise UserError(f'codec {codec.name} encoded {what} to {wrong}; its encode must give whole '
-                    f'numbers [n], at least one, from 0 to {codec.codebook_size - 1}.')
+    raise UserError(f'codec {codec.name} encoded {what} to {wrong}; its encode must give '
+                    f'integers [n], at least one, from 0 to {codec.codebook_size - 1}.')
   return found.astype(np.int32, copy=False)
 
 
 def check_codes(codes: np.ndarray, codec: Codec) -> np.ndarray:
-  """Codes as int64 [n]; a code outside the codebook is the user's error."""
+  """Codes as int64 [n]; a code outside the codebook raises a UserError."""
   codes = np.asarray(codes)
   if codes.size and not np.issubdtype(codes.dtype, np.integer):
-    raise UserError(f'audio codes must be whole numbers, not {codes.dtype}.')
+    raise UserError(f'audio codes must be integers, not {codes.dtype}.')
   codes = codes.astype(np.int64).reshape(-1)
   bad = codes[(codes < 0) | (codes >= codec.codebook_size)]
   if bad.size:

@@ -1,8 +1,8 @@
-"""Codec 2 (700 to 3,200 bits/s, 8 kHz) as a codec: any voice, nothing to fit.
+"""Codec 2 (700 to 3,200 bits/s, 8 kHz) as a codec: any voice, no fitting.
 
-A frame of Codec 2 is a few dozen bits. Its fields, in stream order, are grouped into codes
-of 5 to 11 bits, each group with its own range of codes, so that codes and frames are the
-same thing written twice and the round trip is exact:
+A frame of Codec 2 has a few dozen bits. Its fields, in stream order, are grouped into codes of 5
+to 11 bits, each group with its own range of codes, so that the conversion between codes and
+frames is exact:
 
   700C  40 ms   VQ1 9 | VQ2 9 | energy 4, pitch 6                           3 codes
   1200  40 ms   v1 v2 WoE 8 | v3 v4 WoE 8 | LSP 9 | LSP 9 | LSP 9 | spare   5 codes
@@ -10,7 +10,7 @@ same thing written twice and the round trip is exact:
   3200  20 ms   v1 v2 Wo 7 | E 5 LSP 5 | LSP 5 5 | 5 5 | 5 5 | 5 5 | 5      7 codes
 
 (v: voiced or not; Wo: pitch; E: energy; LSP: line spectral pairs. All but 700C write a
-field's number in Gray code. A code is a name, not a quantity, so it keeps those bits.)
+field's number in Gray code. Codes are categories, not quantities, so the bits stay as they are.)
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ WIDTHS = {'700C': (9, 9, 10), '1200': (10, 10, 9, 9, 9), '1300': (11, 9, 8, 8, 8
           '3200': (9, 10, 10, 10, 10, 10, 5)}  # bits of each code of a frame
 _BITS = {'700C': 28, '1200': 48, '1300': 52, '3200': 64}
 _SAMPLES = {'700C': 320, '1200': 320, '1300': 320, '3200': 160}
-_PEAK = 0.7  # level that speech is brought to: Codec 2's energies are absolute
+_PEAK = 0.7  # peak that speech is scaled to: Codec 2 quantizes absolute energies
 
 
 def _widths(mode: str) -> tuple[int, ...]:
@@ -38,7 +38,7 @@ def _widths(mode: str) -> tuple[int, ...]:
 
 
 class Codec2(Codec):
-  """One mode of Codec 2; see the module."""
+  """One mode of Codec 2."""
 
   sample_rate = RATE
 
@@ -73,19 +73,19 @@ class Codec2(Codec):
   def encode(self, waveform: np.ndarray, rate: int) -> np.ndarray:
     io.check(waveform, rate, 'a recording')
     waveform = io.resample(waveform, rate, RATE)
-    io.check(waveform, RATE, 'a recording')  # its energy may all have been above 4 kHz
+    io.check(waveform, RATE, 'a recording')  # all of its energy may be above 4 kHz
     size = _SAMPLES[self.mode]
     samples = np.pad(waveform * (_PEAK * 32767 / np.abs(waveform).max()),
                      (0, -len(waveform) % size))
-    coder = self._coder()  # it remembers: one for each utterance
+    coder = self._coder()  # it has a state, so each utterance has its own
     frames = [coder.encode(frame) for frame in samples.astype(np.int16).reshape(-1, size)]
     return self.codes_of(b''.join(frames))
 
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """As in Codec; 8 kHz. The phase of noise-like sounds is drawn anew at each call.
 
-    A code that is not of its slot's range, or that a last, partial frame lacks, is replaced
-    by the one of the frame before (at the start, by the first of the range).
+    A code outside its slot's range, or missing in an incomplete last frame, is replaced by that
+    of the frame before (in the first frame, by the first code of the range).
     """
     codes = check_codes(codes, self)
     slots = len(self.widths)
@@ -102,7 +102,7 @@ class Codec2(Codec):
     return np.concatenate([np.zeros(0, np.int16), *out]).astype(np.float32) / 32768
 
   def codes_of(self, frames: bytes) -> np.ndarray:
-    """Whole frames, as Codec 2 packs them -> codes int32 [n]."""
+    """Complete frames as packed by Codec 2 -> codes int32 [n]."""
     size = -(-_BITS[self.mode] // 8)
     assert len(frames) % size == 0
     bits = np.unpackbits(np.frombuffer(frames, np.uint8).reshape(-1, size), axis=1)
@@ -113,7 +113,7 @@ class Codec2(Codec):
     return np.stack(codes, axis=1).reshape(-1).astype(np.int32)
 
   def frames_of(self, codes: np.ndarray) -> bytes:
-    """The inverse of codes_of, for whole frames of codes in their slots; spare bits are 0."""
+    """The inverse of codes_of, for complete frames of codes in their slots; spare bits are 0."""
     fields = np.asarray(codes, np.int64).reshape(-1, len(self.widths)) - self.offsets
     bits = np.zeros((len(fields), -(-_BITS[self.mode] // 8) * 8), np.uint8)
     at = 0

@@ -1,10 +1,10 @@
-"""k-means in numpy: what fits a codebook, and what finds a vector's code in it."""
+"""k-means in numpy: fits a codebook, and finds the nearest codeword of a vector."""
 
 import numpy as np
 
-ROWS_PER_CODE = 32   # more rows than this hardly move a code; a fixed draw is taken
+ROWS_PER_CODE = 32   # rows used for fitting; more hardly change the codewords
 STEPS = 12
-_BLOCK = 4096        # rows at a time, so that the distances stay in cache
+_BLOCK = 4096        # rows at a time, so that the distances fit into the cache
 
 
 def nearest(rows: np.ndarray, book: np.ndarray) -> np.ndarray:
@@ -18,8 +18,8 @@ def nearest(rows: np.ndarray, book: np.ndarray) -> np.ndarray:
 def fit_codebook(rows: np.ndarray, codes: int, seed: int) -> np.ndarray:
   """k-means of float32 rows [n, d], n >= codes -> codewords float32 [codes, d].
 
-  Deterministic for a seed. Codes that no row is nearest to move to the rows that are worst
-  served, so that none is wasted.
+  Deterministic for a seed. Codewords without rows move to the rows with the largest errors, so
+  that none stays unused.
   """
   assert len(rows) >= codes
   draw = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ def fit_codebook(rows: np.ndarray, codes: int, seed: int) -> np.ndarray:
 
 
 def _first_codes(rows: np.ndarray, codes: int, draw: np.random.Generator) -> np.ndarray:
-  """Rows drawn in rounds, each in proportion to the squared distance from those so far."""
+  """Initial codewords: rows drawn by squared distance to earlier ones, in 8 steps (k-means||)."""
   book = rows[draw.integers(len(rows), size=1)]
   distances = ((rows - book[0]) ** 2).sum(axis=1).astype(np.float64)
   for share in range(1, 9):
@@ -49,7 +49,7 @@ def _first_codes(rows: np.ndarray, codes: int, draw: np.random.Generator) -> np.
     if count <= 0:
       continue
     reachable = np.flatnonzero(distances > 0)
-    if reachable.size < count:  # fewer different rows than codes: repeats fill up
+    if reachable.size < count:  # fewer distinct rows than codes: repeat some
       new = rows[draw.integers(len(rows), size=count)]
     else:
       weights = distances[reachable] / distances[reachable].sum()

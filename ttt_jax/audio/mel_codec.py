@@ -1,15 +1,15 @@
-"""A small codec fitted to its corpus: residual k-means over patches of log-mel frames.
+"""Codec 'mel', fitted to its corpus: residual k-means over patches of log-mel frames.
 
   waveform --STFT, mel, log--> frames [F, 80] --> patches [P, frames x 80] --> codes
   codes --> sum of codewords --> mel --> linear magnitude --Griffin-Lim--> waveform
 
-Two details decide how well words survive. The log-mel of a recording is taken relative to
-its own loudest bin, so that codes are not spent on loudness; and it is floored 60 dB below
-that, so that they are not spent on the shades of near-silence. Code 0 of the first codebook
-is silence itself, and code 0 of every further one adds nothing.
+Two details matter for intelligibility. The log-mel of a recording is relative to its own
+loudest bin, so that codes do not encode loudness; and it is floored 60 dB below that, so that they
+do not encode differences between almost silent frames. Code 0 of the first codebook is silence,
+and code 0 of every further codebook is the zero vector.
 
-With several codebooks, each patch gives one code of each in turn, and code c of codebook b
-is number b * codes + c.
+With several codebooks, a patch has one code of each, in order; code c of codebook b has the
+number b * codes + c.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ from ttt_jax.errors import UserError
 RATE = 22_050
 WINDOW, HOP, MELS, HIGHEST = 1024, 256, 80, 8000  # samples, samples, bins, Hz
 FLOOR = -float(np.log(1000))    # 60 dB below the loudest bin, in nats of magnitude
-SILENT = FLOOR + 0.5            # a patch nowhere above this is silence
-FIT_MINUTES = 60                # of speech; more hardly moves the codebook
+SILENT = FLOOR + 0.5            # a patch is silent if no bin is above this
+FIT_MINUTES = 60                # of speech; more hardly changes the codebook
 GRIFFIN_LIM_STEPS = 32
 
 
@@ -61,7 +61,7 @@ def _istft(spectrum: np.ndarray) -> np.ndarray:
   frames = np.fft.irfft(spectrum, WINDOW, axis=1) * _HANN
   count, pieces = len(frames), WINDOW // HOP
   total, weight = np.zeros((2, count + pieces - 1, HOP))
-  for i in range(pieces):  # the frames overlap in whole hops
+  for i in range(pieces):  # WINDOW is a multiple of HOP
     part = slice(i * HOP, (i + 1) * HOP)
     total[i:i + count] += frames[:, part]
     weight[i:i + count] += _HANN[part] ** 2
@@ -93,29 +93,29 @@ def _to_linear(mel: np.ndarray) -> np.ndarray:
 
 
 def _griffin_lim(magnitude: np.ndarray) -> np.ndarray:
-  """Magnitude [F, WINDOW//2+1] -> float32 [F * HOP] whose STFT comes close to it."""
+  """Magnitude [F, WINDOW//2+1] -> float32 [F * HOP] (fast Griffin-Lim, Perraudin et al. 2013)."""
   draw = np.random.default_rng(0)
   angles = np.exp(2j * np.pi * draw.random(magnitude.shape)).astype(np.complex64)
   before = np.zeros_like(angles)
   for _ in range(GRIFFIN_LIM_STEPS):
     after = _stft(_istft(magnitude * angles))
-    angles = after + 0.9 * (after - before)  # momentum reaches consistency sooner
+    angles = after + 0.9 * (after - before)  # momentum 0.9: faster convergence
     angles /= np.maximum(np.abs(angles), 1e-12)
     before = after
   return _istft(magnitude * angles)
 
 
 class MelCodec(Codec):
-  """Residual k-means over log-mel patches; see the module."""
+  """Residual k-means over log-mel patches; see the module's docstring."""
 
   sample_rate = RATE
 
   def __init__(self, books: np.ndarray, frames: int, level: float):
     """
     Args:
-      books: [codebooks, codes, frames * MELS], nats; kept as float16.
+      books: [codebooks, codes, frames * MELS], nats; stored as float16.
       frames: frames per patch.
-      level: nats to add so that decoded speech peaks near 1.
+      level: nats added in decoding, so that the peak is near 1.
     """
     self.books = np.asarray(books, np.float16)
     self.frames, self.level = int(frames), float(np.float32(level))
@@ -178,19 +178,19 @@ class MelCodec(Codec):
   def decode(self, codes: np.ndarray) -> np.ndarray:
     """As in Codec. A patch lasts frames * HOP samples.
 
-    A code that is not of its slot's codebook is left out, as is one that a last, partial
-    patch lacks: that patch is coarser, or silent where the first code is the missing one.
+    A code of another codebook than its slot's, or missing in an incomplete last patch, counts as
+    zero: the patch is coarser, or silent if its first code is missing.
     """
     codes = check_codes(codes, self)
     if not codes.size:
       return np.zeros(0, np.float32)
     slots = np.pad(codes, (0, -len(codes) % self.codebooks), constant_values=-1)
     slots = slots.reshape(-1, self.codebooks) - np.arange(self.codebooks) * self.codes
-    slots = np.where((slots >= 0) & (slots < self.codes), slots, 0)  # code 0: silence, nothing
+    slots = np.where((slots >= 0) & (slots < self.codes), slots, 0)
     patches = sum(book[slots[:, i]] for i, book in enumerate(self._books))
     mel = np.clip(patches, FLOOR, 0).reshape(-1, MELS)
-    heard = mel > FLOOR + 0.01  # float16 moves the floor a little
-    magnitude = np.where(heard, np.exp(mel + self.level), 0).astype(np.float32)
+    audible = mel > FLOOR + 0.01  # the floor is not exact in float16
+    magnitude = np.where(audible, np.exp(mel + self.level), 0).astype(np.float32)
     return np.clip(_griffin_lim(_to_linear(magnitude)), -1, 1)
 
   def settings(self) -> dict[str, Any]:
@@ -207,5 +207,5 @@ class MelCodec(Codec):
 def _analyse(waveform: np.ndarray, rate: int, frames: int) -> tuple[np.ndarray, float]:
   io.check(waveform, rate, 'a recording')
   resampled = io.resample(waveform, rate, RATE)
-  io.check(resampled, RATE, 'a recording')  # its energy may all have been above 11 kHz
+  io.check(resampled, RATE, 'a recording')  # all of its energy may be above 11 kHz
   return log_mel(resampled, frames)

@@ -1,8 +1,8 @@
-"""Settings: frozen dataclasses for code, a Python file and dotted overrides for people.
+"""Settings: frozen dataclasses, read from a Python config file and dotted overrides.
 
-A file under configs/ names only what differs from the defaults in settings.py. ``load``
-applies its hardware preset and the command line's overrides. An unknown key or a wrong
-type is a UserError that suggests the right one.
+A file under configs/ has only what differs from the defaults in settings.py. ``load`` applies its
+hardware preset and the command line's overrides. An unknown key or a wrong type is a UserError
+that suggests the right one.
 """
 
 from ttt_jax.config.files import (

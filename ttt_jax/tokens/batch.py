@@ -1,7 +1,7 @@
-"""The Batch contract: five integer vectors per row decide everything that follows.
+"""The Batch: five integer vectors per row, from which masks, losses and noise are derived.
 
-B = rows, T = tokens per row. The data side builds rows in numpy, the device side
-consumes the same five vectors; masks, losses and noise are all derived from them.
+B = rows, T = tokens per row. The data side builds rows in numpy; the device side reads the same
+five vectors.
 
   token       a  b  c  B  o  o  E  d | e  f  o  E | .     B = begin, o = code, E = end
   document    1  1  1  1  1  1  1  1 | 2  2  2  2 | 0     unique in the data set, 0 = padding
@@ -10,11 +10,15 @@ consumes the same five vectors; masks, losses and noise are all derived from the
   position    0  1  2  3  4  5  6  7 | 0  1  2  3 | 0     0.. inside each document (RoPE)
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from ttt_jax.tokens.vocab import Vocabulary
+
+
+Document = tuple[int, np.ndarray, np.ndarray]  # (document id, token [n], supervised [n])
 
 
 class Batch(NamedTuple):
@@ -27,7 +31,7 @@ class Batch(NamedTuple):
 
 
 def run_ids(member: np.ndarray, document: np.ndarray) -> np.ndarray:
-  """Number the maximal runs of ``member`` inside one document, from 1; 0 elsewhere.
+  """Numbers the maximal runs of ``member`` inside documents from 1; 0 elsewhere.
 
   Args:
     member: bool [T].
@@ -39,11 +43,11 @@ def run_ids(member: np.ndarray, document: np.ndarray) -> np.ndarray:
   return np.where(member, np.cumsum(starts), 0).astype(np.int32)
 
 
-def make_row(vocab: Vocabulary, documents, seq_len: int) -> Batch:
-  """Lay documents one after another in one row and derive the five vectors.
+def make_row(vocab: Vocabulary, documents: Iterable[Document], seq_len: int) -> Batch:
+  """Concatenates documents in one row and derives the five vectors.
 
   Args:
-    vocab: decides which ids are audio.
+    vocab: tells which ids are audio.
     documents: (document id >= 1, token [n], supervised [n]) triples whose lengths sum
       to at most ``seq_len``.
     seq_len: T.
@@ -66,12 +70,12 @@ def make_row(vocab: Vocabulary, documents, seq_len: int) -> Batch:
   return Batch(token, document, span, supervised, position)
 
 
-def stack(rows) -> Batch:
+def stack(rows: Iterable[Batch]) -> Batch:
   """Rows [T] -> a Batch [B, T]."""
   return Batch(*(np.stack(column) for column in zip(*rows)))
 
 
-def split_documents(row: Batch):
+def split_documents(row: Batch) -> Iterator[Document]:
   """The inverse of make_row: (document id, token [n], supervised [n]) triples in order."""
   for number in dict.fromkeys(row.document[row.document > 0].tolist()):
     here = row.document == number

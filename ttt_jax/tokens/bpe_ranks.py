@@ -1,8 +1,8 @@
 """Qwen's rank file (qwen.tiktoken) as a BPE with merges.
 
-The file lists 'base64-token rank' per line and no merges. They are recovered by
-replaying BPE on each token with only the ranks below its own: the two pieces that
-remain at the end are the pair whose merge made it.
+The file has 'base64-token rank' per line and no merges. They are recovered by running BPE on each
+token with only the ranks below its own: the two remaining pieces are the pair whose merge makes
+the token.
 """
 
 import base64
@@ -22,7 +22,7 @@ def load(path: pathlib.Path, key: str = '') -> tuple[int, dict[str, Any]]:
 
   Args:
     path: the file.
-    key: what error messages begin with.
+    key: prefix of error messages.
 
   Raises:
     UserError: a line that is not 'base64 rank', or ranks with gaps.
@@ -35,7 +35,7 @@ def load(path: pathlib.Path, key: str = '') -> tuple[int, dict[str, Any]]:
   for token, rank in ranks.items():
     if len(token) > 1:
       pair = _last_merge(ranks, token, rank)
-      if pair:  # a few tokens cannot be reached by merging; they are never produced
+      if pair:  # a few tokens cannot be produced by merges
         merges.append([spell(pair[0]), spell(pair[1])])
   return len(ranks), definition({spell(t): r for t, r in ranks.items()}, merges)
 
@@ -45,9 +45,9 @@ def definition(vocab: dict[str, int], merges: list[list[str]], *, split: str | N
   """The contents of a tokenizer.json, without added tokens.
 
   Args:
-    vocab: tokens, spelled in the letters that stand for bytes, to ids.
-    merges: pairs of tokens, the first one first.
-    split: regular expression of the pieces that merges stay inside; None: no splitting.
+    vocab: token -> id, tokens spelled in ``byte_letters``.
+    merges: pairs of tokens, by priority.
+    split: regular expression of the pieces that are merged separately; None = no splitting.
     normalizer: Unicode normal form, or None.
   """
   pieces = [] if split is None else [{
@@ -81,8 +81,8 @@ def _read(path: pathlib.Path, key: str) -> dict[bytes, int]:
   return ranks
 
 
-def _last_merge(ranks: dict[bytes, int], token: bytes, limit: int):
-  """The two pieces left when BPE with ranks below ``limit`` has run on ``token``."""
+def _last_merge(ranks: dict[bytes, int], token: bytes, limit: int) -> list[bytes] | None:
+  """The two pieces that BPE with ranks below ``limit`` leaves of ``token``; None if more."""
   pieces = [token[i:i + 1] for i in range(len(token))]
   while len(pieces) > 2:
     best, at = limit, -1
@@ -97,7 +97,7 @@ def _last_merge(ranks: dict[bytes, int], token: bytes, limit: int):
 
 
 def byte_letters() -> list[str]:
-  """GPT-2's printable stand-in for each byte: itself if printable, else U+0100 onwards."""
+  """GPT-2's printable character for each byte: itself if printable, else from U+0100 on."""
   printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
   others = iter(range(256))
   return [chr(b) if b in printable else chr(256 + next(others)) for b in range(256)]

@@ -1,13 +1,13 @@
-"""Tokenizer files of a Hugging Face directory, both ways.
+"""Reading and writing the tokenizer files of a Hugging Face directory.
 
-Written: tokenizer.json and tokenizer_config.json whose ids are the vocabulary's: text, 22
-specials, 19 controls, the audio marker, the codes, the mask, two ends. With them
-`AutoTokenizer.from_pretrained(DIR)` reads control tokens *in text*, which ours never does;
-for text without such names the ids are equal. (AutoTokenizer of transformers 5 treats every
-model of type qwen2 as Qwen2.5: with a byte vocabulary it composes text to NFC first, which
-ours does not; `PreTrainedTokenizerFast.from_pretrained(DIR)` leaves it alone.)
+``write`` makes tokenizer.json and tokenizer_config.json with the ids of the vocabulary: text, 22
+specials, 19 controls, the audio marker, the codes, the mask, two end tokens. The resulting
+`AutoTokenizer.from_pretrained(DIR)` parses control tokens *in text*, which our tokenizer never
+does; for text without them the ids are equal. (AutoTokenizer of transformers 5 treats every model
+of type qwen2 as Qwen2.5: with a byte vocabulary it normalizes text to NFC, which ours does not;
+`PreTrainedTokenizerFast.from_pretrained(DIR)` does not either.)
 
-Read: the text part of a plain Qwen2.5 directory or of one that was extended already.
+``read`` reads the text part of a plain Qwen2.5 directory or of an extended one.
 """
 
 import json
@@ -25,11 +25,11 @@ from ttt_jax.tokens.vocab import BYTE_TEXT_RANKS, TEXT_RANKS, Vocabulary
 # with skip_special_tokens keeps them.
 _KEPT_IN_TEXT = range(14, 22)
 
-# One turn is im_start, role, newline, content, im_end, newline; no system prompt of its own.
-# Audio is <|audio_n|> in strings (a user's bare runs get their begin and end), or parts
+# One turn is im_start, role, newline, content, im_end, newline; there is no default system prompt.
+# Audio is <|audio_n|> in strings (a user's runs without markup get begin and end), or parts
 # {"type": "audio", "codes": [...]}: a user's end in end_of_audio, an answer's in
-# end_of_audio_new and the last one is the quad span. Dealing an answer's speech out among
-# its text needs token counts and is done by ttt_jax's records, not here.
+# end_of_audio_new, and the last one is the quad span. Interleaving an answer's text and speech
+# needs token counts, so data/interleave.py does it and not this template.
 CHAT_TEMPLATE = """\
 {%- macro codes(numbers) -%}
   {%- for number in numbers %}{{ '<|audio_' ~ number ~ '|>' }}{% endfor -%}
@@ -83,7 +83,7 @@ and '<|begin_of_audio|>' not in message['content'] -%}
 
 
 def write(vocab: Vocabulary, tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
-  """Write tokenizer.json and tokenizer_config.json into a directory that exists.
+  """Writes tokenizer.json and tokenizer_config.json into an existing directory.
 
   Args:
     vocab: gives the added tokens and their ids.
@@ -99,8 +99,8 @@ def write(vocab: Vocabulary, tokenizer: Tokenizer, directory: str | os.PathLike)
   definition['added_tokens'] = _added(vocab)
   files.write_text(directory / 'tokenizer.json', json.dumps(definition, ensure_ascii=False))
   files.write_text(directory / 'tokenizer_config.json', json.dumps({
-      # Takes the file as it is. AutoTokenizer of transformers 5 has Qwen2Tokenizer for every
-      # model of type qwen2, whatever stands here: Qwen2.5's own splitting and NFC.
+      # Uses the file unchanged. AutoTokenizer of transformers 5 ignores this key for models of
+      # type qwen2 and takes Qwen2Tokenizer, with Qwen2.5's splitting and NFC.
       'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': None,
       'eos_token': '<|im_end|>', 'pad_token': '<|endoftext|>', 'unk_token': None,
       'add_prefix_space': False, 'clean_up_tokenization_spaces': False,
@@ -142,7 +142,7 @@ def _find(directory: pathlib.Path) -> pathlib.Path:
 
 
 def _name(count: int) -> str:
-  """The identity that goes into a vocabulary."""
+  """The identity of a text tokenizer, for the vocabulary, by its number of ids."""
   return next((name for name, ranks in TEXT_RANKS.items() if ranks == count), f'bpe-{count}')
 
 
@@ -153,7 +153,7 @@ def _bytes() -> dict[str, Any]:
 
 
 def _added(vocab: Vocabulary) -> list[dict[str, Any]]:
-  """Every id from the first special on, in order."""
+  """Entries for added_tokens: every id from the first special on."""
   plain = {vocab.text_ranks + i for i in _KEPT_IN_TEXT}
   return [{'id': token, 'content': vocab.name(token), 'single_word': False, 'lstrip': False,
            'rstrip': False, 'normalized': False, 'special': token not in plain}
@@ -176,10 +176,10 @@ def _from_merges(vocabulary: pathlib.Path, merges: pathlib.Path) -> tuple[int, d
 
 
 def _check(file: pathlib.Path, found: Tokenizer, vocab: Vocabulary) -> None:
-  """Added tokens that the vocabulary knows by name have its ids."""
+  """Checks that added tokens with the vocabulary's names have its ids."""
   if found.ranks != vocab.text_ranks:
-    raise UserError(f'{file} has {found.ranks} ordinary tokens, but the model\'s vocabulary '
-                    f'{vocab.text_ranks}; use the tokenizer that belongs to the weights.')
+    raise UserError(f'{file} has {found.ranks} ordinary tokens, but the model\'s vocabulary has '
+                    f'{vocab.text_ranks}; use the tokenizer of these weights.')
   if file.name != 'tokenizer.json':
     return
   own = {vocab.name(token): token for token in range(vocab.text_ranks, vocab.size)}
@@ -187,4 +187,4 @@ def _check(file: pathlib.Path, found: Tokenizer, vocab: Vocabulary) -> None:
     expected = own.get(token['content'])
     if expected is not None and expected != token['id']:
       raise UserError(f'{file} gives {token["content"]} the id {token["id"]}, but the model\'s '
-                      f'vocabulary {expected}; use the tokenizer that belongs to the weights.')
+                      f'vocabulary has {expected}; use the tokenizer of these weights.')

@@ -1,8 +1,8 @@
-"""Text to ids and back: bytes, or Qwen2.5's BPE from a local file.
+"""Text tokenizers: bytes, or Qwen2.5's BPE from a local file.
 
-A tokenizer covers the ordinary text ids 0..ranks-1 and nothing else. Control tokens
-are never read out of text: '<|im_start|>' inside a message is thirteen plain
-characters, so no message can forge a turn.
+A tokenizer has the ordinary text ids 0..ranks-1 only. Control tokens are never parsed from text:
+'<|im_start|>' inside a message is encoded as plain characters, so that no message can inject a
+turn.
 """
 
 import json
@@ -15,19 +15,21 @@ from ttt_jax.tokens.vocab import BYTE_TEXT_RANKS, QWEN_TEXT_RANKS
 
 
 class Tokenizer(Protocol):
-  """What the data side and generation need of a text tokenizer."""
-  name: str    # identity, goes into the vocabulary's fingerprint
+  """The interface of text tokenizers."""
+  name: str    # identity, part of the vocabulary's fingerprint
   ranks: int   # ordinary text ids are 0..ranks-1
 
   def encode(self, text: str) -> list[int]:
-    """Text -> ids, all of them below ``ranks``."""
+    """Text -> ids below ``ranks``."""
+    ...
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Ids below ``ranks`` -> text; broken UTF-8 becomes U+FFFD, never an exception."""
+    """Ids below ``ranks`` -> text; invalid UTF-8 becomes U+FFFD, never an exception."""
+    ...
 
 
 class ByteTokenizer:
-  """UTF-8 bytes: ids 0..255, no file needed."""
+  """UTF-8 bytes: ids 0..255; needs no file."""
   name = 'bytes'
   ranks = BYTE_TEXT_RANKS
 
@@ -39,7 +41,7 @@ class ByteTokenizer:
 
 
 def _utf8(text: str) -> bytes:
-  # JSON can carry a lone surrogate, which has no UTF-8 form; U+FFFD stands in for it.
+  # JSON may hold a lone surrogate, which has no UTF-8 form; it becomes U+FFFD.
   try:
     return text.encode('utf-8')
   except UnicodeEncodeError:
@@ -47,7 +49,7 @@ def _utf8(text: str) -> bytes:
 
 
 class BpeTokenizer:
-  """A byte-level BPE held by the `tokenizers` package, stripped of its added tokens."""
+  """A byte-level BPE of the `tokenizers` package, without its added tokens."""
 
   def __init__(self, name: str, ranks: int, backend):
     self.name, self.ranks, self._backend = name, ranks, backend
@@ -64,7 +66,7 @@ class BpeTokenizer:
 
 
 def create(config: VocabConfig) -> Tokenizer:
-  """The tokenizer that config section `vocab` names.
+  """The tokenizer of config section `vocab`.
 
   Raises:
     UserError: the tokenizer file is missing, malformed, or not Qwen2.5's.
@@ -80,15 +82,15 @@ def create(config: VocabConfig) -> Tokenizer:
 
 
 def load_bpe(path: str, name: str, key: str = 'config key vocab.tokenizer: ') -> BpeTokenizer:
-  """Read a byte-level BPE from tokenizer.json or a .tiktoken rank file, of any size.
+  """Reads a byte-level BPE of any size from tokenizer.json or a .tiktoken rank file.
 
   Args:
     path: the local file.
-    name: the identity to give it.
-    key: what error messages begin with.
+    name: its identity.
+    key: prefix of error messages.
 
   Raises:
-    UserError: no such file, or nothing that can be read as a BPE.
+    UserError: no such file, or a file that is not a BPE.
   """
   file = pathlib.Path(path)
   if not file.is_file():
@@ -109,7 +111,7 @@ def load_bpe(path: str, name: str, key: str = 'config key vocab.tokenizer: ') ->
   if not right:
     raise UserError(f'{key}{path} does not hold a BPE whose ids are '
                     f'0..{count - 1} without gaps; use the file of a Qwen2.5 checkpoint.')
-  # Without its added tokens the package cannot turn text into control ids.
+  # Without added tokens the package cannot parse control tokens from text.
   values['added_tokens'], values['post_processor'] = [], None
   return BpeTokenizer(name, count, _backend(values, path, key))
 
@@ -128,6 +130,6 @@ def _backend(values: dict, path: str, key: str):
                     '`pip install tokenizers`.') from error
   try:
     return tokenizers.Tokenizer.from_str(json.dumps(values))
-  except Exception as error:  # the Rust side raises bare Exception; nothing narrower exists
+  except Exception as error:  # the Rust code raises plain Exception
     raise UserError(f'{key}{path} cannot be read as a tokenizer '
                     f'({error}); use the file of a Qwen2.5 checkpoint.') from error

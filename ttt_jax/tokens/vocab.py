@@ -1,8 +1,8 @@
-"""The id space: text, then the audio marker, the codec's codes, the mask, two end tokens.
+"""The id space: text, the audio marker, the codec's codes, the mask, two end tokens.
 
-Text-to-Talk (arXiv 2509.20072) extends Qwen2.5's tokenizer in a fixed order; a small
-vocabulary (bytes and a 2,048-code codec) keeps that order, so that one comparison
-decides the class of an id everywhere: ``id >= audio_threshold`` is audio.
+Text-to-Talk (arXiv 2509.20072) extends Qwen2.5's tokenizer in this order. Small vocabularies
+(bytes and a 2,048-code codec) have the same order, so that one comparison gives the class of an
+id everywhere: ``id >= audio_threshold`` is audio.
 
   0 .. text_ranks-1        text (BPE ranks, or the 256 bytes)
   + 22                     Qwen2.5's special tokens
@@ -27,7 +27,7 @@ BYTE_TEXT_RANKS = 256
 TEXT_RANKS = {'bytes': BYTE_TEXT_RANKS, 'qwen2.5': QWEN_TEXT_RANKS}  # by config key vocab.text
 GLM4_CODEBOOK_SIZE = 16_384
 
-# Names as in the tokenizer_config.json that Qwen2.5 ships.
+# Names as in Qwen2.5's tokenizer_config.json.
 QWEN_SPECIALS = (
     '<|endoftext|>', '<|im_start|>', '<|im_end|>',
     '<|object_ref_start|>', '<|object_ref_end|>', '<|box_start|>', '<|box_end|>',
@@ -56,8 +56,8 @@ class Vocabulary:
   Attributes:
     text: identity of the text tokenizer, e.g. 'bytes' or 'qwen2.5'.
     text_ranks: number of ordinary text ids.
-    codec: identity of the codec, e.g. 'mel-43hz-1x2048-1f0c...'; a fitted codec names
-      its codebook's hash, since the same code means another sound in another codebook.
+    codec: identity of the codec, e.g. 'mel-1x2048x2-1f0c...'. A fitted codec's name has the
+      hash of its codebook, since the same code is another sound in another codebook.
     codebook_size: number of audio codes.
   """
   text: str
@@ -68,7 +68,7 @@ class Vocabulary:
   def __post_init__(self):
     if self.text_ranks < 1 or self.codebook_size < 1:
       raise UserError(
-          f'A vocabulary needs at least one text rank and one code, not {self.text_ranks} '
+          f'A vocabulary needs at least one text id and one code, not {self.text_ranks} '
           f'and {self.codebook_size}.')
 
   # -- text-class ids -------------------------------------------------------------
@@ -94,7 +94,7 @@ class Vocabulary:
 
   @property
   def end_of_audio(self) -> int:
-    """Closes a *user's* audio; text-class, so it is outside the span."""
+    """<|end_of_audio|>: ends a *user's* audio; it is text-class, so it is outside the span."""
     return self.special('<|end_of_audio|>')
 
   @property
@@ -129,7 +129,7 @@ class Vocabulary:
     return self.mask + 3
 
   def is_audio(self, ids: Any) -> Any:
-    """THE rule, for a number, a numpy array or a traced array."""
+    """Whether ids are audio-class: int, numpy array or traced array."""
     return ids >= self.audio_threshold
 
   def is_code(self, ids: Any) -> Any:
@@ -139,11 +139,11 @@ class Vocabulary:
     return (ids == self.end_of_chunk) | (ids == self.end_of_last)
 
   def is_begin(self, ids: Any) -> Any:
-    """A begin token: by emitting it, the text side decides to speak."""
+    """Whether ids are begin tokens; a model that emits one opens an audio span."""
     return (ids == self.begin_of_audio) | (ids == self.begin_of_quad)
 
   def encode_codes(self, codes: Any) -> np.ndarray:
-    """Codec codes [n] -> ids [n]; a code outside the codebook is the user's error."""
+    """Codec codes [n] -> ids int32 [n]; a code outside the codebook raises a UserError."""
     codes = np.asarray(codes, np.int64)
     bad = codes[(codes < 0) | (codes >= self.codebook_size)]
     if bad.size:
@@ -152,12 +152,12 @@ class Vocabulary:
     return (codes + self.code_start).astype(np.int32)
 
   def decode_codes(self, ids: Any) -> np.ndarray:
-    """ids [n] -> the codes among them, in order; every other id is dropped."""
+    """ids [n] -> int32 [m], the codes among them, in order; other ids are dropped."""
     ids = np.asarray(ids, np.int64)
     return (ids[self.is_code(ids)] - self.code_start).astype(np.int32)
 
   def name(self, token: int) -> str | None:
-    """The written form of an added token; None for an ordinary text rank."""
+    """The string of an added token; None for an ordinary text id."""
     if not 0 <= token < self.size:
       raise UserError(f'Token id {token} is outside the vocabulary (0..{self.size - 1}).')
     if token < self.text_ranks:
@@ -173,7 +173,7 @@ class Vocabulary:
   # -- identity -------------------------------------------------------------------
   @property
   def fingerprint(self) -> str:
-    """Twelve hex digits that data, checkpoints and exports must share."""
+    """12 hex digits; equal for data, checkpoints and exports that fit together."""
     text = json.dumps(dataclasses.asdict(self), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -136,7 +136,7 @@ def test_every_tensor_is_needed_and_has_one_shape(tmp_path):
     ({'encoder_causal_convolution': False}, 'encoder_causal_convolution = False; .* True only'),
     ({'quantize_causal_encoder': True}, 'quantize_causal_encoder = True'),
     ({'pooling_kernel_size': 2}, 'pooling_kernel_size = 2'),
-    ({'d_model': '32'}, "d_model = '32'; expected a positive whole number"),
+    ({'d_model': '32'}, "d_model = '32'; expected a positive integer"),
     ({'quantize_position': 0}, 'quantize_position = 0'),
     ({'encoder_attention_heads': 5}, 'd_model 32 for 5 heads'),
     ({'d_model': 36}, 'has shape')])

@@ -104,7 +104,7 @@ def test_of_equal_codes_the_lowest_and_of_close_ones_the_nearest():
   assert 2 in found and 7 not in found and 9 not in found
 
 
-@pytest.mark.parametrize('form', [layers.in_turns, layers.all_at_once])
+@pytest.mark.parametrize('form', [layers.one_by_one, layers.all_at_once])
 def test_both_forms_of_attention_read_what_the_mask_says(form):
   draw = np.random.default_rng(0)
   q, k, v = draw.normal(size=(3, 2, 2, 6, 4)).astype(np.float32)

@@ -1,13 +1,13 @@
-"""GLM-4-Voice's speech tokenizer in Flax: the codec whose 16,384 codes TtT speaks.
+"""GLM-4-Voice's speech tokenizer in Flax: the codec of the published TtT, with 16,384 codes.
 
   waveform --resample, cut, log-mel (features.py)--> [frames, 128] at 100 Hz
   --two causal convolutions, 16 layers, mean of 4 (encoder.py)--> [tokens, 1280] at 12.5 Hz
   --nearest of 16,384 codes--> tokens
 
-batches.py runs many segments through a few compiled programs, over as many devices as there
-are; checkpoint.py reads the published safetensors; codec.py is the door, loaded by name
-('glm4_voice') from audio/codec.py, so that nothing else imports JAX for its sake; decoder.py
-borrows the published PyTorch decoder where the config names it.
+batches.py batches segments into a few compiled shapes, over all local devices; checkpoint.py reads
+the published safetensors; codec.py has the codec 'glm4_voice', which audio/codec.py imports on
+demand, so that other codecs do not import JAX; decoder.py calls the published PyTorch decoder if
+the config names it.
 
-Facts: github.com/THUDM/GLM-4-Voice (speech_tokenizer) and its published config.json.
+Source: github.com/THUDM/GLM-4-Voice (speech_tokenizer) and its published config.json.
 """

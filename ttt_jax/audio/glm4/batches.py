@@ -1,13 +1,14 @@
-"""Many segments through a few compiled programs; the same tokens in any company.
+"""Batched encoding with a few compiled shapes and reproducible tokens.
 
-A segment's own length alone decides which program it meets (a bucket of tokens), and a
-program's batch has always the same number of rows, empty ones where nothing waits. So a
-segment's tokens do not depend on what is encoded with it, down to the last bit.
+A segment's length determines its bucket (a compiled shape), and all batches of a bucket have the
+same number of rows, padded with empty ones. So a segment's tokens do not depend on the other
+segments of its batch, bit for bit.
 """
 
 import collections
 import functools
 from collections.abc import Hashable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,15 +17,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ttt_jax.audio.glm4 import features
 from ttt_jax.audio.glm4.encoder import Encoder, Params
 
-_AT_ONCE = 3_000     # tokens of a batch on one accelerator
-_IN_FLIGHT = 2       # batches computed while the next one is made
-_HOPS = 2 * features.HOP  # samples of a frame at 50 Hz
+_AT_ONCE = 3_000     # tokens per batch on one accelerator
+_IN_FLIGHT = 2       # batches in computation while the next one is prepared
+Name = TypeVar('Name', bound=Hashable)
+_HOPS = 2 * features.HOP  # samples per frame at 50 Hz
 
 
 def buckets(longest: int) -> tuple[int, ...]:
-  """Lengths in tokens that programs are compiled for: a fifth to a quarter apart at first, then
-  every 0.8 seconds, from 16 seconds on every two: what is computed in vain stays below 10 %
-  for most speech, and a corpus meets some thirty programs."""
+  """Compiled lengths in tokens.
+
+  They grow by a fifth to a quarter up to 4 s, then by 0.8 s, from 16 s on by 2 s: padding stays
+  below 10 % for most speech, with about thirty compiled shapes.
+  """
   sizes = [8, 10, 13, 16, 20, 25, 30, 35, 40, 45, *range(50, 200, 10), *range(200, 400, 25)]
   return (*(size for size in sizes if size < longest), longest)
 
@@ -36,10 +40,10 @@ class Batches:
                rows: int | None = None):
     """
     Args:
-      encoder, params: as Encoder.init gives them; numpy will do.
-      mesh: rows of a batch are shared out over all its axes; None = the first local device.
-      rows: segments of a batch on one device; None = 1 on a CPU, where a product of one
-        segment is large enough, and what makes 3,000 tokens on accelerators.
+      encoder, params: params as from Encoder.init, numpy or JAX arrays.
+      mesh: rows of a batch are sharded over all its axes; None = the first local device.
+      rows: segments per batch and device; None = 1 on a CPU, where larger batches are not
+        faster, and as many as make 3,000 tokens on accelerators.
     """
     self.encoder = encoder
     self.buckets = buckets(encoder.shape.longest)
@@ -59,41 +63,41 @@ class Batches:
           encoder.tokens, mesh=mesh, in_specs=(PartitionSpec(), cut, cut), out_specs=cut))
 
   def rows(self, bucket: int) -> int:
-    """Segments of a batch of this bucket, over all devices."""
+    """Segments per batch of this bucket, over all devices."""
     each = self._rows or (1 if self._platform == 'cpu' else max(1, _AT_ONCE // bucket))
     return each * self._devices
 
   def bucket(self, samples: int) -> int:
-    """The bucket of a segment of so many samples."""
+    """The bucket of a segment, by its number of samples."""
     count = features.tokens(samples)
     return next(size for size in self.buckets if size >= count)
 
-  def run(self, segments: Iterable[tuple[Hashable, np.ndarray, int]]
-          ) -> Iterator[tuple[Hashable, np.ndarray]]:
-    """Encode segments, read one after the other; what waits is computed when they end.
+  def run(self, segments: Iterable[tuple[Name, np.ndarray, int]]
+          ) -> Iterator[tuple[Name, np.ndarray]]:
+    """Encodes segments, read lazily; incomplete batches are computed at the end.
 
     Args:
       segments: (name, log-mel [8 x tokens, mels], samples).
 
     Yields:
-      (name, int32 [tokens]) in the order in which batches are full, not that of the names.
+      (name, int32 [tokens]) in the order in which batches are complete.
     """
     waiting: dict[int, list] = collections.defaultdict(list)
-    flying: collections.deque = collections.deque()
+    in_flight: collections.deque = collections.deque()
     for segment in segments:
       size = self.bucket(segment[2])
       waiting[size].append(segment)
       if len(waiting[size]) == self.rows(size):
-        flying.append(self._start(size, waiting.pop(size)))
-      if len(flying) > _IN_FLIGHT:
-        yield from _finish(*flying.popleft())
+        in_flight.append(self._start(size, waiting.pop(size)))
+      if len(in_flight) > _IN_FLIGHT:
+        yield from _finish(*in_flight.popleft())
     for size in sorted(waiting):
-      flying.append(self._start(size, waiting[size]))
-    for batch in flying:
+      in_flight.append(self._start(size, waiting[size]))
+    for batch in in_flight:
       yield from _finish(*batch)
 
   def _start(self, size: int, group: list) -> tuple[jax.Array, list]:
-    """Hand a batch to the device; it is computed while we go on."""
+    """Dispatches a batch; JAX computes it asynchronously."""
     mels = np.zeros((self.rows(size), size * features.FRAMES, self.encoder.shape.mels),
                     np.float32)
     valid = np.zeros(len(mels), np.int32)
@@ -103,7 +107,7 @@ class Batches:
     return self._program(self._params, self._place(mels), self._place(valid)), group
 
 
-def _finish(tokens: jax.Array, group: list) -> Iterator[tuple[Hashable, np.ndarray]]:
+def _finish(tokens: jax.Array, group: list) -> Iterator[tuple[Any, np.ndarray]]:
   found = np.asarray(tokens)
   for row, (name, _, samples) in enumerate(group):
     yield name, found[row, :features.tokens(samples)]

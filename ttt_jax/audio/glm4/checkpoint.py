@@ -1,8 +1,8 @@
 """The published safetensors -> the encoder's dict of arrays.
 
-Two layouts are met: names that begin with 'model.encoder.' (the whole Whisper model) and names
-without a prefix (the encoder alone). What the tokens do not depend on is left: the decoder,
-layers beyond the quantizer, its moving averages, the second position table.
+Two layouts exist: names with the prefix 'model.encoder.' (the complete Whisper model) and names
+without a prefix (the encoder alone). Tensors that do not affect the tokens are not read: the
+decoder, layers after the quantizer, its moving averages, the second position table.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from ttt_jax.storage.safetensors_io import Folder
 
 PREFIXES = ('', 'model.encoder.')
 _KEY = 'config key codec.weights'
-# config.json: ours -> theirs. Where the file or a key is missing, the published size holds.
+# Shape field -> key of config.json. Without the file or a key the published size is used.
 _SIZES = {'mels': 'num_mel_bins', 'width': 'd_model', 'heads': 'encoder_attention_heads',
           'ffn': 'encoder_ffn_dim', 'layers': 'quantize_position',
           'positions': 'max_source_positions', 'block': 'quantize_causal_block_size',
           'codes': 'quantize_vocab_size'}
-# Settings that would be another network; we know the published one only.
+# Settings of the published network; another value means a network that is not implemented.
 _FIXED = {'encoder_causal_convolution': True, 'encoder_causal_attention': False,
           'quantize_causal_encoder': False, 'scale_embedding': False, 'pooling_type': 'avg',
           'pooling_kernel_size': 4, 'activation_function': 'gelu'}
@@ -36,14 +36,14 @@ _NORM = {'attention_norm': 'self_attn_layer_norm', 'ffn_norm': 'final_layer_norm
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """A published tensor and where it goes.
+  """A published tensor and its place in Params.
 
   Attributes:
     name: without prefix.
     shape: as published.
     path: keys into Params; arrays under 'layers' are stacked.
-    layer: which of the stack, or None.
-    turn: published -> ours.
+    layer: index into the stack, or None.
+    turn: converts the published layout to ours.
   """
   name: str
   shape: tuple[int, ...]
@@ -62,7 +62,7 @@ def _convolution(array: np.ndarray) -> np.ndarray:
 
 
 def places(shape: Shape) -> list[Place]:
-  """Every tensor that is needed."""
+  """Every tensor that the encoder needs."""
   s, e = shape, shape.width
   out = [Place('embed_positions.weight', (s.positions, e), ('stem', 'positions'), None, _same),
          Place('codebook.weight', (s.codes, e), ('codebook', 'codes'), None, _same)]
@@ -85,13 +85,13 @@ def places(shape: Shape) -> list[Place]:
 
 
 class Checkpoint:
-  """A folder with the published tokenizer, looked at but not read."""
+  """A folder with the published tokenizer; arrays are read by ``read``."""
 
   def __init__(self, directory: str | os.PathLike):
-    """Read config.json and the headers of the safetensors.
+    """Reads config.json and the headers of the safetensors.
 
     Raises:
-      UserError: no such folder, a tensor that is missing or of another shape, or settings of
+      UserError: no such folder, a missing tensor or one of another shape, or settings of
         another network; the sentence names it.
     """
     self.directory = pathlib.Path(directory)
@@ -100,11 +100,12 @@ class Checkpoint:
                       "tokenizer's config.json and model.safetensors.")
     self.shape = shape_of(self.directory / 'config.json')
     self._folder = Folder(self.directory)
-    self._prefix = next((p for p in PREFIXES if f'{p}codebook.weight' in self._folder), None)
-    if self._prefix is None:
+    prefix = next((p for p in PREFIXES if f'{p}codebook.weight' in self._folder), None)
+    if prefix is None:
       raise UserError(f'{_KEY}: {self.directory} has no tensor codebook.weight or '
                       'model.encoder.codebook.weight; it is not a GLM-4-Voice tokenizer (its '
                       'decoder and its language model are other folders).')
+    self._prefix = prefix
     missing = [p.name for p in places(self.shape) if self._prefix + p.name not in self._folder]
     if missing:
       more = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
@@ -114,11 +115,11 @@ class Checkpoint:
       found = self._folder[self._prefix + place.name].shape
       if found != place.shape:
         raise UserError(f'{_KEY}: tensor {self._prefix}{place.name} in {self.directory} has shape '
-                        f'{list(found)}, but its config.json (or the published size, where that '
-                        f'says nothing) needs {list(place.shape)}.')
+                        f'{list(found)}, but its config.json (or the published size, where it has '
+                        f'no such key) needs {list(place.shape)}.')
 
   def digest(self) -> str:
-    """16 hex digits that tell codebooks apart."""
+    """16 hex digits that identify the codebook."""
     codes = self._read('codebook.weight')
     return hashlib.sha256(codes.astype('<f4').tobytes()).hexdigest()[:16]
 
@@ -126,7 +127,7 @@ class Checkpoint:
     """All arrays, float32, in numpy: see ``Encoder``.
 
     Raises:
-      UserError: numbers that are not finite, or a file that is cut off.
+      UserError: numbers that are not finite, or a truncated file.
     """
     params: Params = {}
     for place in places(self.shape):
@@ -154,7 +155,7 @@ class Checkpoint:
 
 
 def shape_of(path: pathlib.Path) -> Shape:
-  """The sizes in a config.json, where there is one."""
+  """The sizes in a config.json; the published ones without such a file."""
   if not path.is_file():
     return Shape()
   try:
@@ -166,11 +167,11 @@ def shape_of(path: pathlib.Path) -> Shape:
     raise UserError(f'{path} is not a JSON object of settings; download it again.') from error
   for ours, value in found.items():
     if type(value) is not int or value < 1:
-      raise UserError(f'{path} has {_SIZES[ours]} = {value!r}; expected a positive whole number.')
+      raise UserError(f'{path} has {_SIZES[ours]} = {value!r}; expected a positive integer.')
   for key, wanted in _FIXED.items():
     if values.get(key, wanted) != wanted:
-      raise UserError(f'{path} has {key} = {values[key]!r}; this tokenizer is known with '
-                      f'{wanted!r} only.')
+      raise UserError(f'{path} has {key} = {values[key]!r}; only '
+                      f'{wanted!r} is implemented.')
   shape = Shape(**found)
   if shape.width % shape.heads or shape.positions % shape.pool:
     raise UserError(f'{path} has d_model {shape.width} for {shape.heads} heads and '

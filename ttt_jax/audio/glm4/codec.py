@@ -1,12 +1,12 @@
-"""GLM-4-Voice as a codec: 12.5 codes a second out of 16,384.
+"""GLM-4-Voice as a codec: 12.5 codes per second out of 16,384.
 
-Without weights it still names the codes that published data sets hold (`<|audio_123|>`), which
-is all that `prepare` and `train` need then; only encoding asks for the tokenizer's folder, and
-only decoding for the decoder's.
+Without weights it still describes the codes of published data sets (`<|audio_123|>`), which is
+all that `prepare` and `train` need then. Encoding needs the tokenizer's folder, decoding that of
+the decoder.
 
-Of several channels the published script takes the first, and we average them as for every
-codec (audio/io.py): the same codes for mono and for equal channels. Whoever wants those of the
-script for real stereo writes the first channel into a file of its own.
+The published script encodes the first of several channels; here channels are averaged, as for
+every codec (audio/io.py). Codes are equal for mono and equal channels. To reproduce the script for
+other stereo files, extract their first channel.
 """
 
 import collections
@@ -31,12 +31,12 @@ from ttt_jax.config import CodecConfig
 from ttt_jax.errors import UserError
 
 _WINDOW = 1_024  # recordings whose segments may share batches
-_ON_CPU = 16     # recordings, each of which takes seconds
-_THREADS = 4     # that make log-mel frames while accelerators encode
+_ON_CPU = 16     # recordings per job on a CPU, where each takes seconds
+_THREADS = 4     # threads that compute log-mel frames while accelerators encode
 
 
 class Glm4Voice(Codec):
-  """The published tokenizer, or one of its kind and another size; see the module."""
+  """The published tokenizer, or one of the same architecture and another size."""
 
   sample_rate = decoder.RATE
   tokens_per_second = features.RATE / features.PATCH
@@ -48,15 +48,15 @@ class Glm4Voice(Codec):
     Args:
       weights: folder of the tokenizer, or '' if nothing will be encoded.
       decoder_name, decoder_weights: see decoder.py; '' if nothing will be decoded.
-      codes, digest: of the codebook that older codes were made with.
+      codes, digest: size and digest of the codebook of existing codes.
 
-    Folders are looked into when they are first used: data travels to machines without them.
+    Folders are opened at first use, since a prepared set is also used on machines without them.
     """
     self.weights, self.digest = weights, digest
     self.decoder_name, self.decoder_weights = decoder_name, decoder_weights
     self.codebook_size = codes or Shape.codes
     published = self.codebook_size == Shape.codes
-    # There is one published codebook, and data sets of its codes know it by this name.
+    # Data sets with codes of the published codebook use this name.
     self.name = 'glm-4-voice' if published else f'glm-4-voice-{self.codebook_size}'
     self._lock = threading.Lock()
     self._batches: Batches | None = None
@@ -70,25 +70,25 @@ class Glm4Voice(Codec):
   @classmethod
   def create(cls, config: CodecConfig,
              recordings: Iterable[tuple[np.ndarray, int]] = ()) -> 'Glm4Voice':
-    """The tokenizer in config.weights, its headers checked; it reads no recordings.
+    """The tokenizer in config.weights, after a check of its headers; reads no recordings.
 
     Raises:
-      UserError: weights or a decoder that cannot be; see Checkpoint and decoder.Bridge.
+      UserError: unusable weights or decoder; see Checkpoint and decoder.Bridge.
     """
     weights, codes, digest = '', None, ''
     if config.weights:
       checkpoint = Checkpoint(config.weights)
       weights = str(pathlib.Path(config.weights).resolve())
       codes, digest = checkpoint.shape.codes, checkpoint.digest()
-    borrowed = ''
+    decoder_weights = ''
     if config.decoder:
-      decoder.Bridge(config.decoder, config.decoder_weights)  # now, where the config is at hand
-      borrowed = str(pathlib.Path(config.decoder_weights).resolve())
-    return cls(weights, config.decoder, borrowed, codes, digest)
+      decoder.Bridge(config.decoder, config.decoder_weights)  # reports errors here, early
+      decoder_weights = str(pathlib.Path(config.decoder_weights).resolve())
+    return cls(weights, config.decoder, decoder_weights, codes, digest)
 
   @property
-  def at_once(self) -> int:
-    """As in Codec: where batches gain nothing, a kill should cost little."""
+  def at_once(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  read-only here
+    """As in Codec; small on a CPU, where batches are not faster."""
     return _ON_CPU if jax.default_backend() == 'cpu' else _WINDOW
 
   def encode(self, waveform: np.ndarray, rate: int) -> np.ndarray:
@@ -108,7 +108,7 @@ class Glm4Voice(Codec):
       yield from found
 
   def _window(self, batches: Batches, recordings: Iterator) -> list[np.ndarray | UserError]:
-    out: list[Any] = []  # of each recording: the codes of its segments, or why there are none
+    out: list[Any] = []  # per recording: the codes of its segments, or an error
     def pieces():
       for number, (waveform, rate) in enumerate(recordings):
         try:
@@ -127,10 +127,10 @@ class Glm4Voice(Codec):
     return [one if isinstance(one, UserError) else np.concatenate(one) for one in out]
 
   def batches(self) -> Batches:
-    """The encoder with its weights, on all local accelerators or one CPU; read once.
+    """The encoder with its weights, on all local accelerators or one CPU; cached.
 
     Raises:
-      UserError: no weights, damaged ones, or those of another codebook.
+      UserError: no weights, damaged ones, or another codebook.
     """
     with self._lock:
       if self._batches is None:
@@ -138,11 +138,11 @@ class Glm4Voice(Codec):
           raise UserError(
               f'codec {self.name} cannot encode recordings without its weights; set config key '
               'codec.weights to the folder of the GLM-4-Voice tokenizer (config.json and '
-              'model.safetensors), or give audio as codes.')
+              'model.safetensors), or provide audio as codes.')
         checkpoint = Checkpoint(self.weights)
         if self.digest and checkpoint.digest() != self.digest:
-          raise UserError(f'the weights in {self.weights} have another codebook than those that '
-                          f'the codes of this data were made with ({self.digest}); restore them.')
+          raise UserError(f'the weights in {self.weights} have another codebook than the codes of '
+                          f'this data ({self.digest}); restore the weights that made them.')
         devices = jax.local_devices()
         many = len(devices) > 1 and devices[0].platform != 'cpu'
         mesh = Mesh(devices, ('data',), axis_types=(AxisType.Auto,)) if many else None
@@ -155,8 +155,8 @@ class Glm4Voice(Codec):
     if not self.decoder_name:
       raise UserError(
           f'codec {self.name} cannot make sound: its decoder is PyTorch and not part of this '
-          'package; set config keys codec.decoder (flow_inference:AudioDecoder, say) and '
-          'codec.decoder_weights, as ttt_jax/audio/glm4/decoder.py explains.')
+          'package; set config keys codec.decoder (e.g. flow_inference:AudioDecoder) and '
+          'codec.decoder_weights, as described in ttt_jax/audio/glm4/decoder.py.')
     if not codes.size:
       return np.zeros(0, np.float32)
     if self._bridge is None:
@@ -172,12 +172,12 @@ class Glm4Voice(Codec):
 def _checked(waveform: np.ndarray, rate: int) -> np.ndarray:
   io.check(waveform, rate, 'a recording')
   waveform = features.resample(waveform, rate)
-  io.check(waveform, features.RATE, 'a recording')  # its energy may all have been above 8 kHz
+  io.check(waveform, features.RATE, 'a recording')  # all of its energy may be above 8 kHz
   return waveform
 
 
 def _ahead(function: Callable, items: Iterable, threads: int) -> Iterator:
-  """map(function, items), computed by threads a few items ahead; 0 threads = a plain map."""
+  """As map(function, items), computed a few items ahead by threads; 0 threads = map."""
   if not threads:
     yield from map(function, items)
     return

@@ -1,13 +1,13 @@
-"""Codes back to sound, by the published PyTorch decoder: borrowed, never imported unless asked.
+"""Codes to waveforms with the published PyTorch decoder, which is imported only if configured.
 
 The decoder of GLM-4-Voice (flow matching and a vocoder, 22,050 Hz) is not ported. With a checkout
-of github.com/THUDM/GLM-4-Voice, its requirements and the folder of its weights, this does:
+of github.com/THUDM/GLM-4-Voice, its requirements and the folder of its weights, use:
 
   export PYTHONPATH=GLM-4-Voice:GLM-4-Voice/cosyvoice:GLM-4-Voice/third_party/Matcha-TTS
   ttt-jax ... --config.codec.decoder=flow_inference:AudioDecoder \\
               --config.codec.decoder_weights=glm-4-voice-decoder
 
-Any class of the same interface will do: CLASS(config_path, flow_ckpt_path, hift_ckpt_path,
+Any class with this interface works: CLASS(config_path, flow_ckpt_path, hift_ckpt_path,
 device) with offline_inference(tokens [1, n]) -> waveform [1, m].
 """
 
@@ -24,7 +24,7 @@ FILES = ('config.yaml', 'flow.pt', 'hift.pt')
 
 
 class Bridge:
-  """A PyTorch decoder by name, made at the first codes."""
+  """A PyTorch decoder by name; created at the first call."""
 
   def __init__(self, name: str, weights: str):
     """
@@ -33,7 +33,7 @@ class Bridge:
       weights: folder with FILES.
 
     Raises:
-      UserError: a name of another form, or a file that is missing.
+      UserError: a malformed name, or a missing file.
     """
     if name.count(':') != 1 or not all(name.split(':')):
       raise UserError(f'config key codec.decoder is {name!r}; use "module:Class", like '
@@ -53,7 +53,7 @@ class Bridge:
       UserError: PyTorch, the module or one of its requirements is not installed.
     """
     try:
-      import torch
+      import torch  # pyright: ignore[reportMissingImports]  optional, not a dependency
       if self._decoder is None:
         module, _, cls = self.name.partition(':')
         make = getattr(importlib.import_module(module), cls)

@@ -1,7 +1,7 @@
 """The tokenizer's network as pure functions over a plain dict of arrays.
 
-NNX modules are split once into a static graph and a dict; layer weights are stacked on a
-leading axis and run under ``lax.scan``, one layer's graph merged in the body.
+NNX modules are split once into a static graph and a dict. Layer parameters are stacked on a
+leading axis for ``lax.scan``; its body merges one layer's graph with its slice.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ class Shape:
   width: int = 1280
   heads: int = 20
   ffn: int = 5120
-  layers: int = 16        # those before the quantizer; what comes after them is not used
-  positions: int = 1500   # frames of a segment at most (50 Hz)
-  block: int = 200        # frames that see each other in both directions: 4 s
-  pool: int = 4           # frames of a token
+  layers: int = 16        # layers before the quantizer; later ones are not used
+  positions: int = 1500   # maximum frames of a segment (50 Hz)
+  block: int = 200        # frames of a block with bidirectional attention: 4 s
+  pool: int = 4           # frames per token
   codes: int = GLM4_CODEBOOK_SIZE
 
   @property
   def longest(self) -> int:
-    """Tokens of a segment at most."""
+    """Maximum tokens of a segment."""
     return self.positions // self.pool
 
 
@@ -67,13 +67,13 @@ class Encoder:
     return jax.eval_shape(self.init, jax.random.key(0))
 
   def hidden(self, params: Params, features_BxFxM: jax.Array, valid: jax.Array) -> jax.Array:
-    """What the quantizer sees.
+    """Hidden states before the quantizer.
 
     Args:
       params: as from ``init``.
       features_BxFxM: log-mel frames; F a multiple of 2 * pool, at most 2 * positions.
       valid: int32 [B], frames at 50 Hz that begin before the segment's end:
-        ceil(samples / 320). What lies beyond is read by no frame.
+        ceil(samples / 320). Later frames are masked.
 
     Returns:
       float32 [B, F / (2 pool), E].
@@ -90,9 +90,9 @@ class Encoder:
   def quantize(self, params: Params, hidden: jax.Array) -> jax.Array:
     """[..., E] -> int32 [...]: the nearest code, the lowest of equals.
 
-    |c|^2 - 2 x.c is a small difference of large numbers, so its two lowest codes are compared
-    again by |x - c|^2. At the published size the product alone chose a code that was farther
-    away by 3e-4 of the distance; now only the states' own rounding is left.
+    |c|^2 - 2 x.c is a small difference of large numbers, so the two best codes are compared
+    again by |x - c|^2. At the published size, the product alone may choose a code that is farther
+    away by 3e-4 of the distance.
     """
     codes, squares = params['codebook']['codes'], params['codebook']['squares']
     x = hidden.reshape(-1, hidden.shape[-1])
@@ -107,5 +107,5 @@ class Encoder:
     return jnp.where(better, second, first).astype(jnp.int32).reshape(hidden.shape[:-1])
 
   def tokens(self, params: Params, features_BxFxM: jax.Array, valid: jax.Array) -> jax.Array:
-    """``quantize`` of ``hidden``: int32 [B, F / (2 pool)]; the caller cuts off the padding."""
+    """``quantize`` of ``hidden``: int32 [B, F / (2 pool)]; the caller removes the padding."""
     return self.quantize(params, self.hidden(params, features_BxFxM, valid))

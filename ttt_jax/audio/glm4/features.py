@@ -1,8 +1,8 @@
-"""A recording as the tokenizer's encoder wants it: 16 kHz, cut in 30-s segments, log-mel.
+"""Input features of the tokenizer's encoder: 16 kHz, segments of 30 s, log-mel frames.
 
-Everything here is a function of one recording alone: each segment is padded to its own
-multiple of PATCH samples, never to its neighbours' length, since both the reflection at the
-end and the floor below the loudest bin would otherwise change with the company.
+Features depend on one recording only: each segment is padded to a multiple of PATCH samples,
+never to the length of others in its batch, since the reflection at its end and the floor relative
+to its loudest bin depend on the padding.
 """
 
 import functools
@@ -14,18 +14,17 @@ import scipy.signal
 
 RATE = 16_000
 WINDOW, HOP = 400, 160            # samples of a frame, and between frames
-PATCH = 1_280                     # samples of a token: hop 160 x stride 2 x 4 frames
-FRAMES = PATCH // HOP             # log-mel frames of a token
-RANGE = 8.0                       # decades below a segment's loudest bin that are kept
+PATCH = 1_280                     # samples per token: hop 160 x stride 2 x 4 frames
+FRAMES = PATCH // HOP             # log-mel frames per token
+RANGE = 8.0                       # decades of power from a segment's loudest bin to the floor
 _LOBES, _ROLLOFF = 6, 0.99        # of the resampling filter
 
 
 def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
   """float32 [N] at `rate` Hz -> float32 [ceil(N 16000 / rate)] at 16 kHz.
 
-  The windowed sinc of torchaudio's default Resample (Hann, 6 zero crossings a side, cut off at
-  0.99 of the lower Nyquist rate), by which the published tokens were made. Any other filter
-  changes some of them.
+  The windowed sinc of torchaudio's default Resample (Hann, 6 zero crossings per side, cut-off at
+  0.99 of the lower Nyquist rate), as in the published code. Another filter changes some tokens.
   """
   waveform = np.asarray(waveform, np.float32)
   if rate == RATE or not waveform.size:
@@ -34,7 +33,7 @@ def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
   down, up = int(rate) // common, RATE // common
   taps = _sinc(down, up)
   half = len(taps) // 2
-  lead = -half % down  # zeros that move the filter's centre onto an output sample
+  lead = -half % down  # zeros that align the filter's centre with an output sample
   out = scipy.signal.upfirdn(np.concatenate([np.zeros(lead, np.float32), taps]), waveform,
                              up, down)
   start, count = (half + lead) // down, -(-len(waveform) * up // down)
@@ -44,8 +43,7 @@ def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _sinc(down: int, up: int) -> np.ndarray:
-  """float32 [2h + 1]: the filter at steps of 1 / (down * up) of the time that `down` input and
-  `up` output samples take, centre in the middle."""
+  """float32 [2h + 1]: the filter, centred, sampled at `up` times the input rate."""
   base = min(down, up) * _ROLLOFF
   half = math.floor(_LOBES * down * up / base)
   time = np.arange(-half, half + 1) / (down * up) * base  # in zero crossings
@@ -54,28 +52,28 @@ def _sinc(down: int, up: int) -> np.ndarray:
 
 
 def segments(waveform: np.ndarray, longest: int) -> list[np.ndarray]:
-  """float32 [N] at 16 kHz -> consecutive pieces of `longest` tokens (375 are 30 s), the last
-  one shorter: each is encoded by itself."""
+  """float32 [N] at 16 kHz -> consecutive segments of `longest` tokens (375 = 30 s), the last one
+  shorter; each is encoded on its own."""
   size = longest * PATCH
   return [waveform[start:start + size] for start in range(0, len(waveform), size)]
 
 
 def tokens(samples: int) -> int:
-  """Tokens of a segment of so many samples."""
+  """Number of tokens of a segment of `samples` samples."""
   return -(-samples // PATCH)
 
 
 def log_mel(segment: np.ndarray, mels: int = 128) -> np.ndarray:
-  """float32 [n], n >= 1 -> float32 [8 x tokens(n), mels]; the rest of the last token is zeros.
+  """float32 [n], n >= 1 -> float32 [8 x tokens(n), mels]; the last token is zero-padded.
 
-  As Whisper's, in float64 inside: log10 of mel powers, floored RANGE decades below the
-  segment's loudest, then (x + 4) / 4.
+  As in Whisper, but computed in float64: log10 of mel powers, floored RANGE decades below the
+  segment's maximum, then (x + 4) / 4.
   """
   padded = np.pad(np.asarray(segment, np.float64), (0, -len(segment) % PATCH))
   padded = np.pad(padded, WINDOW // 2, mode='reflect')
   frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][:-1]
   hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
-  spectrum = scipy.fft.rfft(frames * hann, axis=1)
+  spectrum = np.asarray(scipy.fft.rfft(frames * hann, axis=1))
   power = spectrum.real ** 2 + spectrum.imag ** 2
   log = np.log10(np.maximum(power @ mel_matrix(mels), 1e-10))
   return ((np.maximum(log, log.max() - RANGE) + 4) / 4).astype(np.float32)

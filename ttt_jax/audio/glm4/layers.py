@@ -1,8 +1,8 @@
 """The tokenizer's encoder in Flax NNX: Whisper's layers with causal convolutions and blocks.
 
 B = segments, F = log-mel frames (100 Hz), T = F / 2 frames (50 Hz), E = width, H = heads.
-All float32: on accelerators the matrix products too (encoder.py asks for it), since a token
-is the nearest of 16,384 codes and rounding decides between neighbours.
+All float32, matrix products on accelerators included (encoder.py sets the precision), since a
+token is the nearest of 16,384 codes and rounding may select another one.
 """
 
 import functools
@@ -24,7 +24,7 @@ class Linear(nnx.Module):
     self.has_bias = bias
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    # Flat rows: XLA's CPU backend makes one large product of them.
+    # Flattened, so that XLA's CPU backend computes one large product.
     y = (x.reshape(-1, x.shape[-1]) @ self.kernel[...]).reshape(*x.shape[:-1], -1)
     return y + self.bias[...] if self.has_bias else y
 
@@ -96,10 +96,10 @@ class Layer(nnx.Module):
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, block: int) -> jax.Array:
-  """Attention over all of the past and to the end of the query's own block.
+  """Attention to the past and to the end of the query's own block.
 
-  Query i reads key j iff j < valid and (j <= i or i // block == j // block). In other words,
-  all queries of a block read the same keys, those before the block's end:
+  Query i attends to key j iff j < valid and (j <= i or i // block == j // block). So all queries
+  of a block attend to the same keys, those before the block's end:
 
     block = 2, valid = 5        11....
                                 11....
@@ -108,11 +108,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, block: in
                                 11111.
                                 11111.
 
-  So the blocks take turns and no key beyond them is touched. On a CPU the heads take turns,
-  too: what a head needs then stays in the cache, which more than halves the time.
+  So blocks are computed one after another, without keys beyond their end. On a CPU heads are
+  computed one after another as well: a head then fits into the cache, which takes less than
+  half the time.
 
   Args:
-    q, k, v: [B, H, T, D], q scaled already.
+    q, k, v: [B, H, T, D], q already scaled.
     valid: int32 [B], frames that are not padding.
     block: frames of a block.
 
@@ -120,22 +121,23 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, block: in
     [B, H, T, D].
   """
   real = jnp.arange(q.shape[2]) < valid[:, None]  # [B, T]
-  turns, at_once = (functools.partial(form, block=block) for form in (in_turns, all_at_once))
-  return jax.lax.platform_dependent(q, k, v, real, cpu=turns, default=at_once)
+  serial, parallel = (functools.partial(form, block=block) for form in (one_by_one, all_at_once))
+  return jax.lax.platform_dependent(q, k, v, real, cpu=serial, default=parallel)
 
 
 def all_at_once(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array,
                 block: int) -> jax.Array:
-  """``attend`` for accelerators: products over segments and heads; real is bool [B, T]."""
+  """``attend`` for accelerators, vmapped over segments and heads; real is bool [B, T]."""
   head = functools.partial(_attend, block=block)
   return jax.vmap(jax.vmap(head, (0, 0, 0, None)))(q, k, v, real)
 
 
-def in_turns(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array, block: int) -> jax.Array:
+def one_by_one(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array, block: int) -> jax.Array:
   """``attend`` for CPUs: one head after the other; real is bool [B, T]."""
   def segment(row):
     *qkv, real = row
-    return jax.lax.map(lambda head: _attend(*head, real, block), tuple(qkv))
+    return jax.lax.map(lambda head: _attend(head[0], head[1], head[2], real, block),
+                       tuple(qkv))
   return jax.lax.map(segment, (q, k, v, real))
 
 
@@ -151,5 +153,5 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array, block: in
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """The exact one, with erf."""
+  """Exact GELU, with erf."""
   return jax.nn.gelu(x, approximate=False)
