@@ -124,7 +124,7 @@ def test_the_size_of_a_codebook_is_known_before_the_codec_is_created():
 @pytest.mark.parametrize('attribute, value, said', [
     ('name', '', "has name=''; it must be a non-empty string"), ('name', None, 'name=None'),
     ('codebook_size', 0, 'codebook_size=0; it must be an integer from 1'),
-    ('codebook_size', 4.0, 'codebook_size=4.0'), ('sample_rate', 8, 'sample_rate=8; .* of Hz'),
+    ('codebook_size', 4.0, 'codebook_size=4.0'), ('sample_rate', 8, 'sample_rate=8; .* in Hz'),
     ('sample_rate', '8000', "sample_rate='8000'"), ('tokens_per_second', 0, 'a positive number'),
     ('tokens_per_second', float('nan'), 'a positive number'), ('group', 0, 'group=0'),
     ('silence', (4,), r'silence=\(4,\); it must be a tuple of its codes')])

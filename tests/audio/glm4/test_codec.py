@@ -88,7 +88,7 @@ def test_save_and_load_and_weights_that_were_swapped(codec, folder, tmp_path):
   other = folders.write(tmp_path / 'other', SMALL, values)
   path = tmp_path / 'saved' / 'codec.json'
   path.write_text(path.read_text().replace(str(folder), str(other)))
-  with pytest.raises(UserError, match='have another codebook than those'):
+  with pytest.raises(UserError, match='have another codebook than the codes'):
     codecs.load(tmp_path / 'saved').encode(wave, 16_000)
 
 
@@ -133,7 +133,7 @@ def test_every_tensor_is_needed_and_has_one_shape(tmp_path):
 
 
 @pytest.mark.parametrize('changes, said', [
-    ({'encoder_causal_convolution': False}, 'encoder_causal_convolution = False; .* True only'),
+    ({'encoder_causal_convolution': False}, 'encoder_causal_convolution = False; only True is'),
     ({'quantize_causal_encoder': True}, 'quantize_causal_encoder = True'),
     ({'pooling_kernel_size': 2}, 'pooling_kernel_size = 2'),
     ({'d_model': '32'}, "d_model = '32'; expected a positive integer"),
