@@ -44,61 +44,12 @@ def get_config() -> ConfigDict:
       'steps': 3000, 'batch_size': 256, 'checkpoint_every': 200,
   })
   config.presets = ConfigDict({
-      'h100-1': {
-          'mesh': {
-              'fsdp': 1
-          },
-          'train': {
-              'batch_size': 256,
-              'grad_accum_steps': 32
-          }
-      },
-      'h100-8': {
-          'mesh': {
-              'fsdp': 8
-          },
-          'train': {
-              'batch_size': 512,
-              'grad_accum_steps': 8
-          }
-      },
-      'v5e-16': {
-          'mesh': {
-              'data': 2,
-              'fsdp': 8
-          },
-          'train': {
-              'batch_size': 256,
-              'grad_accum_steps': 8
-          }
-      },
-      'v5p-64': {
-          'mesh': {
-              'data': 8,
-              'fsdp': 8
-          },
-          'train': {
-              'batch_size': 512
-          }
-      },
-      'v6e-256': {
-          'mesh': {
-              'data': 32,
-              'fsdp': 8
-          },
-          'train': {
-              'batch_size': 2048
-          }
-      },
-      'v5e-256x4': {
-          'mesh': {
-              'slices': 4,
-              'data': 32,
-              'fsdp': 8
-          },
-          'train': {
-              'batch_size': 2048
-          }
-      },
+      'h100-1': {'mesh': {'fsdp': 1}, 'train': {'batch_size': 256, 'grad_accum_steps': 32}},
+      'h100-8': {'mesh': {'fsdp': 8}, 'train': {'batch_size': 512, 'grad_accum_steps': 8}},
+      'v5e-16': {'mesh': {'data': 2, 'fsdp': 8},
+                 'train': {'batch_size': 256, 'grad_accum_steps': 8}},
+      'v5p-64': {'mesh': {'data': 8, 'fsdp': 8}, 'train': {'batch_size': 512}},
+      'v6e-256': {'mesh': {'data': 32, 'fsdp': 8}, 'train': {'batch_size': 2048}},
+      'v5e-256x4': {'mesh': {'slices': 4, 'data': 32, 'fsdp': 8}, 'train': {'batch_size': 2048}},
   })
   return config

@@ -44,69 +44,14 @@ def get_config() -> ConfigDict:
       'steps': 3000, 'batch_size': 256, 'checkpoint_every': 200,
   })
   config.presets = ConfigDict({
-      'h100-1': {
-          'mesh': {
-              'fsdp': 1
-          },
-          'train': {
-              'batch_size': 1
-          },
-          'optimizer': {
-              'name': 'adafactor'
-          },
-          'model': {
-              'remat': 'full'
-          }
-      },
-      'h100-8': {
-          'mesh': {
-              'fsdp': 8
-          },
-          'train': {
-              'batch_size': 256,
-              'grad_accum_steps': 16
-          }
-      },
-      'v5e-16': {
-          'mesh': {
-              'fsdp': 4,
-              'tensor': 4
-          },
-          'train': {
-              'batch_size': 256,
-              'grad_accum_steps': 64
-          },
-          'model': {
-              'remat': 'full'
-          }
-      },
-      'v5p-64': {
-          'mesh': {
-              'data': 4,
-              'fsdp': 16
-          },
-          'train': {
-              'batch_size': 256
-          }
-      },
-      'v6e-256': {
-          'mesh': {
-              'data': 16,
-              'fsdp': 16
-          },
-          'train': {
-              'batch_size': 512
-          }
-      },
-      'v5e-256x4': {
-          'mesh': {
-              'slices': 4,
-              'data': 8,
-              'fsdp': 32
-          },
-          'train': {
-              'batch_size': 1024
-          }
-      },
+      'h100-1': {'mesh': {'fsdp': 1},
+                 'train': {'batch_size': 1}, 'optimizer': {'name': 'adafactor'},
+                 'model': {'remat': 'full'}},
+      'h100-8': {'mesh': {'fsdp': 8}, 'train': {'batch_size': 256, 'grad_accum_steps': 16}},
+      'v5e-16': {'mesh': {'fsdp': 4, 'tensor': 4},
+                 'train': {'batch_size': 256, 'grad_accum_steps': 64}, 'model': {'remat': 'full'}},
+      'v5p-64': {'mesh': {'data': 4, 'fsdp': 16}, 'train': {'batch_size': 256}},
+      'v6e-256': {'mesh': {'data': 16, 'fsdp': 16}, 'train': {'batch_size': 512}},
+      'v5e-256x4': {'mesh': {'slices': 4, 'data': 8, 'fsdp': 32}, 'train': {'batch_size': 1024}},
   })
   return config
