@@ -132,4 +132,5 @@ class Codec2(Codec):
     except ImportError as error:
       raise UserError("config key codec.name is 'codec2', which needs the package pycodec2 "
                       "(extra 'demo'); install it or use the codec 'mel'.") from error
-    return pycodec2.Codec2(700 if self.mode == '700C' else int(self.mode))
+    return pycodec2.Codec2(  # pyright: ignore[reportAttributeAccessIssue]  a compiled module
+        700 if self.mode == '700C' else int(self.mode))

@@ -10,13 +10,15 @@ import pathlib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import ml_collections
 
 from ttt_jax.config.settings import Config
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
+
+T = TypeVar('T')  # a dataclass of settings
 
 # Keys of version 0.1 -> their present names. In a user's own file an old key is an error that
 # names the new one; files that version 0.1 wrote (config.json, notes of checkpoints) are read.
@@ -36,7 +38,7 @@ RENAMED = {
 }
 
 
-def from_dict(cls: type, values: Any, where: str = '') -> Any:
+def from_dict(cls: type[T], values: Any, where: str = '') -> T:
   """Build dataclass ``cls`` from nested mappings.
 
   Raises:
@@ -74,12 +76,16 @@ def _suggest(key: str, fields: dict[str, Any], where: str) -> str:
 def _paths(cls: type, prefix: str = '') -> list[str]:
   out = []
   for name, hint in typing.get_type_hints(cls).items():
-    out += _paths(hint, f'{prefix}{name}.') if dataclasses.is_dataclass(hint) else [prefix + name]
+    out += _paths(hint, f'{prefix}{name}.') if _is_group(hint) else [prefix + name]
   return out
 
 
+def _is_group(hint: Any) -> TypeGuard[type]:
+  return dataclasses.is_dataclass(hint)
+
+
 def _coerce(hint: Any, value: Any, path: str) -> Any:
-  if dataclasses.is_dataclass(hint):
+  if _is_group(hint):
     return from_dict(hint, value, path)
   if isinstance(hint, types.UnionType):
     if value is None:
@@ -175,6 +181,7 @@ def call(file: pathlib.Path, name: str, kind: str) -> Any:
     UserError: a syntax error, or no such function.
   """
   spec = importlib.util.spec_from_file_location(f'ttt_jax_user_{name}', file)
+  assert spec is not None and spec.loader is not None, file
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)

@@ -170,7 +170,7 @@ class Renderer:
       if part.kind == 'text':
         ids += self.tokenizer.encode(part.text)
       else:
-        ids += [vocab.begin_of_audio, *vocab.encode_codes(part.codes).tolist(),
+        ids += [vocab.begin_of_audio, *vocab.encode_codes(part.known_codes).tolist(),
                 vocab.end_of_audio]
     return ids
 
@@ -182,7 +182,7 @@ class Renderer:
     if turn.role == 'document' or marked or kinds != sorted(kinds, reverse=True):
       return self._in_place(turn.parts)
     text = ''.join(part.text for part in turn.parts if part.kind == 'text')
-    codes = [part.codes for part in turn.parts if part.codes is not None]
+    codes = [part.known_codes for part in turn.parts if part.kind == 'audio']
     codes = self.vocab.encode_codes(np.concatenate(codes)).tolist() if codes else []
     pairs = chunks(self.tokenizer.encode(text), codes, self.text_chunk, self.audio_chunk)
     ids = []
@@ -203,7 +203,7 @@ class Renderer:
         ids += self.tokenizer.encode(part.text)
       else:
         quad = part.begin == '<|begin_of_quad|>' if part.begin else i == last
-        ids += self._span(self.vocab.encode_codes(part.codes).tolist(), quad)
+        ids += self._span(self.vocab.encode_codes(part.known_codes).tolist(), quad)
     return ids
 
   def _span(self, code_ids: list[int], quad: bool) -> list[int]:

@@ -13,7 +13,8 @@ class Packing(NamedTuple):
   padding: float
 
 
-def pack(lengths: Sequence[int], seq_len: int, names: Sequence[str] | None = None) -> Packing:
+def pack(lengths: Sequence[int] | np.ndarray, seq_len: int,
+         names: Sequence[str] | None = None) -> Packing:
   """Longest document first, each into the row with the least free space that still fits it.
 
   Args:
@@ -29,19 +30,21 @@ def pack(lengths: Sequence[int], seq_len: int, names: Sequence[str] | None = Non
   Raises:
     UserError: a document is longer than a row.
   """
-  lengths = np.asarray(lengths, np.int64)
-  long = np.flatnonzero(lengths > seq_len)
+  sizes = np.asarray(lengths, np.int64)
+  long = np.flatnonzero(sizes > seq_len)
   if long.size:
     i = int(long[0])
-    raise UserError(f'{names[i] if names else f"document {i}"}: the record has {lengths[i]} tokens '
+    raise UserError(f'{names[i] if names else f"document {i}"}: the record has {sizes[i]} tokens '
                     f'but a row holds {seq_len}; shorten it or raise data.seq_len.')
-  mixed = np.random.default_rng(0).permutation(len(lengths))
-  order = mixed[np.argsort(-lengths[mixed], kind='stable')]
+  mixed = np.random.default_rng(0).permutation(len(sizes))
+  order = mixed[np.argsort(-sizes[mixed], kind='stable')]
   rows: list[list[int]] = []
   open_rows: list[list[int]] = [[] for _ in range(seq_len + 1)]  # row numbers by free tokens
-  free = 0  # bit c is set: some row has c free tokens. A Python int finds the best fit at once
+  # Bit c is set if some row has c free tokens: the best fit for n tokens is the lowest set bit
+  # from n on, found without a search.
+  free = 0
   for i in order.tolist():
-    n = int(lengths[i])
+    n = int(sizes[i])
     fit = free >> n
     if fit:
       space = n + (fit & -fit).bit_length() - 1  # lowest set bit
@@ -56,4 +59,4 @@ def pack(lengths: Sequence[int], seq_len: int, names: Sequence[str] | None = Non
       open_rows[space - n].append(r)
       free |= 1 << (space - n)
   total = len(rows) * seq_len
-  return Packing(rows, 1 - float(lengths.sum()) / total if total else 0.0)
+  return Packing(rows, 1 - float(sizes.sum()) / total if total else 0.0)

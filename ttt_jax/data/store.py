@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import struct
-from typing import Any, Iterable
+from typing import Any, Iterable, Sequence, cast
 
 import numpy as np
 
@@ -56,7 +56,9 @@ def write_rows(path: pathlib.Path, rows: Iterable[Batch]) -> int:
   Raises:
     OSError: the disk is full, for example; ``path`` is unchanged then.
   """
-  from array_record.python import array_record_module
+  # A compiled module without type information.
+  from array_record.python import (
+      array_record_module)  # pyright: ignore[reportAttributeAccessIssue]
   temporary = path.with_name(path.name + '.part')
   writer = array_record_module.ArrayRecordWriter(str(temporary), 'group_size:1,zstd:1')
   count = 0
@@ -98,7 +100,8 @@ class Rows:
       _check_file(data_dir / entry['name'], entry)
     paths = [str(data_dir / entry['name']) for entry in entries]
     try:
-      self._source = grain.ArrayRecordDataSource(paths)
+      # The class has __len__ only where array_record is installed, which pyright cannot see.
+      self._source = cast(Sequence[bytes], grain.ArrayRecordDataSource(paths))
       found = len(self._source)
     except (RuntimeError, ValueError, OSError) as error:
       raise UserError(f'the rows of split {split!r} in {data_dir} cannot be read ({error}); run '

@@ -148,27 +148,28 @@ class Work:
       shutil.rmtree(stale, ignore_errors=True)
 
   def _run_apart(self, function, jobs, folders, waiting, progress) -> Iterator[Result]:
-    if self._pool is None:
+    pool = self._pool
+    if pool is None:
       self._others = set(multiprocessing.active_children())  # the caller's own
       context = multiprocessing.get_context('spawn')
       self._shared = context.Value('q', 0)
-      self._pool = concurrent.futures.ProcessPoolExecutor(
+      pool = self._pool = concurrent.futures.ProcessPoolExecutor(
           self._processes, context, initializer=_settle, initargs=(self._shared,))
     with self._shared.get_lock():
       self._shared.value = 0
     known = 0  # units of results that were stored before
-    flying: collections.deque = collections.deque()
+    in_flight: collections.deque = collections.deque()
     order = iter(range(len(jobs)))
     def start():
       for i in order:
-        flying.append((i, self._pool.submit(_do, function, jobs[i], folders[i])
+        in_flight.append((i, pool.submit(_do, function, jobs[i], folders[i])
                        if i in waiting else None))
         return
     for _ in range(_AHEAD * self._processes):
       start()
     try:
-      while flying:
-        i, future = flying.popleft()
+      while in_flight:
+        i, future = in_flight.popleft()
         if future is None:
           result = _stored(folders[i])
           assert result is not None, folders[i]
@@ -185,7 +186,7 @@ class Work:
                       f'data.workers below {self._processes} and run it again: finished work is '
                       'stored.') from error
     finally:
-      for _, future in flying:
+      for _, future in in_flight:
         if future:
           future.cancel()
 
@@ -239,8 +240,9 @@ def _settle(shared) -> None:
   global _count
   _count = shared
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  parent = multiprocessing.parent_process().sentinel
+  parent = multiprocessing.parent_process()
+  assert parent is not None, 'runs in a worker process'
   def watch():
-    multiprocessing.connection.wait([parent])
+    multiprocessing.connection.wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
   threading.Thread(target=watch, daemon=True).start()

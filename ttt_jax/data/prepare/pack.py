@@ -80,7 +80,7 @@ def bounds(block: int, documents: int, shard: int, shards: int) -> tuple[int, in
   same shards.
   """
   offset = block * 7919 % shards
-  return tuple((documents * k + offset) // shards for k in (shard, shard + 1))
+  return (documents * shard + offset) // shards, (documents * (shard + 1) + offset) // shards
 
 
 def pack(job: Job, folder: pathlib.Path) -> dict[str, Any]:

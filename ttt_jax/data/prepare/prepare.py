@@ -110,7 +110,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
 def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokenizers.Tokenizer,
               work: pathlib.Path) -> render.Settings:
   data, text = config.data, config.vocab
-  if text.tokenizer.endswith('.tiktoken'):
+  if isinstance(tokenizer, tokenizers.BpeTokenizer) and text.tokenizer.endswith('.tiktoken'):
     # Recovering merges from ranks takes seconds, so it is done once and not in every process.
     text = dataclasses.replace(text, tokenizer=str(work / 'tokenizer.json'))
     files.write_text(text.tokenizer, json.dumps(tokenizer.definition()))
@@ -276,8 +276,7 @@ def _keep_records(result: Result, folder: pathlib.Path, split: str,
   """
   wav = folder / 'heldout_wav'
   def copy(part: Part) -> Part:
-    file = pathlib.Path(part.source) if part.source else None
-    if file is None or not file.is_file():
+    if not part.source or not (file := pathlib.Path(part.source)).is_file():
       return dataclasses.replace(part, source=None)
     if part.source not in copies:
       name, number = file.name, 1

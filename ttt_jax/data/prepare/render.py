@@ -162,11 +162,11 @@ class _Documents:
     codes = np.array(self.arrays[place.folder][place.start:place.stop])
     return dataclasses.replace(part, codes=codes)
 
-  def _joined(self) -> Iterator[tuple[str, Recording | Reject]]:
+  def _joined(self) -> Iterator[tuple[str, Recording | Record | Reject]]:
     """As ``_each``, then longer recordings joined from these; all are held in memory."""
     found = list(self._each())
     recordings = [item for _, item in found if isinstance(item, Recording)
-                  and item.audio.codes.max() < self.vocab.codebook_size]
+                  and item.speech.known_codes.max() < self.vocab.codebook_size]
     rng = np.random.default_rng([self.settings.seed, self.job.input.number])
     yield from found
     made = tasks.join(recordings, self.source.join_most, self.source.join_count, rng,
@@ -184,9 +184,9 @@ class _Documents:
   def _add(self, item: Recording | Record, place: int) -> None:
     """Adds the copies of a record, as many as its source sets; ``place`` counts in the file."""
     redrawn = self.source.task == 'pt'
-    document = None
+    record = document = None
     for copy in range(self.job.input.copies(place)):
-      if document is None or redrawn:
+      if record is None or document is None or redrawn:
         record = self._record(item, place, copy)
         document = self._document(record)
         if document is None:

@@ -4,7 +4,7 @@ import contextlib
 import gzip
 import io
 import pathlib
-from typing import BinaryIO, Iterator
+from typing import IO, BinaryIO, Iterator, cast
 import zlib
 
 from ttt_jax.errors import UserError
@@ -14,7 +14,7 @@ _PIECE = 2**20
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
+def opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
   """Opens a file for reading its decompressed bytes.
 
   Raises:
@@ -23,7 +23,7 @@ def opened(path: pathlib.Path) -> Iterator[BinaryIO]:
   try:
     if path.suffix.lower() == '.gz':
       with gzip.open(path) as file:
-        yield file
+        yield cast(IO[bytes], file)
     elif path.suffix.lower() == '.zst':
       with path.open('rb') as file:
         yield io.BufferedReader(_Zst(file), _PIECE)

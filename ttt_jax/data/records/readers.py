@@ -256,7 +256,9 @@ class _Values:
   def _next(self) -> str:
     """The next non-space character, without consuming it; '' at the end."""
     while True:
-      self._at = _SPACE.match(self._buffer, self._at).end()
+      space = _SPACE.match(self._buffer, self._at)
+      assert space is not None, 'the pattern matches the empty string'
+      self._at = space.end()
       if self._at < len(self._buffer) or not self._more():
         return self._buffer[self._at:self._at + 1]
 
@@ -313,7 +315,7 @@ def _table(path: pathlib.Path) -> Iterator[Item]:
         if None in row or None in row.values():
           found = len(row) if None in row else sum(map(bool, row.values()))
           yield where, UserError(f'{where}: {found} values under a header of '
-                                 f'{len(rows.fieldnames)} columns.')
+                                 f'{len(rows.fieldnames or ())} columns.')
           continue
         yield where, {key: value for key, value in row.items() if value}
     except UnicodeDecodeError as error:

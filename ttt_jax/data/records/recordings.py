@@ -54,6 +54,12 @@ class Recording:
   instruction: str = ''
 
   @property
+  def speech(self) -> Part:
+    """``audio`` of a task that has it."""
+    assert self.audio is not None, f'{self.where}: a recording of text_chat or pt'
+    return self.audio
+
+  @property
   def text(self) -> str:
     """The transcript of ``audio``; '' if there is none."""
     return self.audio.text if self.audio else ''

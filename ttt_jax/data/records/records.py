@@ -14,7 +14,7 @@ In strings the audio markup below is parsed; every other control token stays pla
 
 import dataclasses
 import re
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator, NoReturn
 
 import numpy as np
 
@@ -48,6 +48,12 @@ class Part:
   begin: str = ''
   end: str = ''
 
+  @property
+  def known_codes(self) -> np.ndarray:
+    """``codes`` of an audio part that is encoded already."""
+    assert self.codes is not None, f'audio of {self.source} is not encoded yet'
+    return self.codes
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Turn:
@@ -73,7 +79,7 @@ class Record:
   turns: tuple[Turn, ...]
   where: str = ''
 
-  def map_audio(self, change) -> 'Record':
+  def map_audio(self, change: Callable[[Part], Part]) -> 'Record':
     """The record with ``change(part) -> part`` applied to every audio part."""
     return dataclasses.replace(self, turns=tuple(
         Turn(turn.role, tuple(change(p) if p.kind == 'audio' else p for p in turn.parts))
@@ -96,7 +102,7 @@ def parse(value: dict[str, Any], where: str, default_type: str = 'IT',
   Raises:
     UserError: a missing key, a wrong type, an unknown role, an empty turn, bad markup.
   """
-  def fail(message: str):
+  def fail(message: str) -> NoReturn:
     raise UserError(f'{where}: {message}')
   kind = _string(value, 'type', default_type, where)
   if kind not in ('IT', 'PT'):
@@ -234,10 +240,12 @@ def parse_markup(text: str, at: str, answer: bool) -> list[Part]:
       if isinstance(found, str) and begin:
         raise UserError(f'{at}: the text {found[:20]!r} is inside a span that {begin} opened; '
                         'a span may hold only <|audio_n|>.')
-      if begin:
+      if isinstance(found, str):
+        parts.append(Part('text', found))
+      elif begin:
         codes = found
       else:
-        parts.append(Part('text', found) if isinstance(found, str) else Part('audio', '', found))
+        parts.append(Part('audio', '', found))
     if mark in BEGINS:
       if begin:
         raise UserError(f'{at}: {mark} is inside a span that {begin} opened; end that span '
@@ -313,7 +321,7 @@ def to_json(record: Record) -> dict[str, Any]:
       return ''.join(p.text for p in turn.parts)
     if any(p.begin for p in turn.parts) or turn.role == 'document':
       return ''.join(p.text if p.kind == 'text' else p.begin + ''.join(
-          f'<|audio_{c}|>' for c in p.codes.tolist()) + p.end for p in turn.parts)
+          f'<|audio_{c}|>' for c in p.known_codes.tolist()) + p.end for p in turn.parts)
     return [{'type': 'text', 'text': p.text} if p.kind == 'text' else _audio_json(p)
             for p in turn.parts]
   head = {'id': record.id, 'task': record.task, 'type': record.type}

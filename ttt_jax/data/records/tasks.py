@@ -70,29 +70,29 @@ def _record(recording: Recording, task: str, user: Sequence[Part],
 
 def asr(recording: Recording) -> Record:
   """The user gives the recording; the assistant answers with its transcript and the same speech."""
-  return _record(recording, 'asr', (recording.audio,),
-                 (Part('text', recording.text), recording.audio))
+  return _record(recording, 'asr', (recording.speech,),
+                 (Part('text', recording.text), recording.speech))
 
 
 def tts(recording: Recording) -> Record:
   """The user gives the text; the assistant answers with the text and its speech."""
   return _record(recording, 'tts', (Part('text', recording.text),),
-                 (Part('text', recording.text), recording.audio))
+                 (Part('text', recording.text), recording.speech))
 
 
 def audio_qa(recording: Recording) -> Record:
   """The user asks in speech; the assistant answers in text and, if known, in speech."""
-  return _record(recording, 'audio_qa', (recording.audio,), recording.answer)
+  return _record(recording, 'audio_qa', (recording.speech,), recording.answer)
 
 
 def audio_chat(recording: Recording) -> Record:
   """The user speaks; the assistant answers in text and, if known, in speech."""
-  return _record(recording, 'audio_chat', (recording.audio,), recording.answer)
+  return _record(recording, 'audio_chat', (recording.speech,), recording.answer)
 
 
 def _sound(recording: Recording, task: str) -> Record:
   words = Part('text', recording.instruction or INSTRUCTIONS[task])
-  return _record(recording, task, (words, recording.audio), recording.answer)
+  return _record(recording, task, (words, recording.speech), recording.answer)
 
 
 def aac(recording: Recording) -> Record:
@@ -134,11 +134,10 @@ def pt(recording: Recording, rng: np.random.Generator, speech: float = 0.5) -> R
   for piece, aloud in zip(recording.answer, spoken):
     last = parts[-1].kind if parts else ''
     if piece.kind == 'audio' and aloud:
-      assert piece.codes is not None, 'codes must be known before the record is made'
       if last == 'audio':
         old = parts.pop()
         piece = Part('audio', old.text + _space(old.text, piece.text) + piece.text,
-                     np.concatenate([old.codes, piece.codes]))
+                     np.concatenate([old.known_codes, piece.known_codes]))
       parts.append(piece)
     else:
       seam = _space(before.rstrip() if last == 'audio' else before, piece.text)
@@ -244,7 +243,7 @@ def join(recordings: Sequence[Recording], max_pieces: int, count: int, rng: np.r
     text = ' '.join(piece.text for piece in pieces)
     if len(text) > longest or normal(text) in seen or leaks(normal(text)):
       continue
-    codes = np.concatenate([piece.audio.codes for piece in pieces])
+    codes = np.concatenate([piece.speech.known_codes for piece in pieces])
     joined = Recording('+'.join(piece.id for piece in pieces), Part('audio', text, codes),
                        pieces[0].where)
     if fits(joined):
