@@ -18,7 +18,10 @@ from ttt_jax.config.settings import Config
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 
-T = TypeVar('T')  # a dataclass of settings
+if typing.TYPE_CHECKING:
+  from _typeshed import DataclassInstance
+
+T = TypeVar('T', bound='DataclassInstance')
 
 # Keys of version 0.1 -> their present names. In a user's own file an old key is an error that
 # names the new one; files that version 0.1 wrote (config.json, notes of checkpoints) are read.
@@ -80,7 +83,7 @@ def _paths(cls: type, prefix: str = '') -> list[str]:
   return out
 
 
-def _is_group(hint: Any) -> TypeGuard[type]:
+def _is_group(hint: Any) -> TypeGuard['type[DataclassInstance]']:
   return dataclasses.is_dataclass(hint)
 
 

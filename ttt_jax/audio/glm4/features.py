@@ -73,7 +73,7 @@ def log_mel(segment: np.ndarray, mels: int = 128) -> np.ndarray:
   padded = np.pad(padded, WINDOW // 2, mode='reflect')
   frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][:-1]
   hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
-  spectrum = np.asarray(scipy.fft.rfft(frames * hann, axis=1))
+  spectrum = np.asarray(scipy.fft.rfft(frames * hann, axis=1), np.complex128)
   power = spectrum.real ** 2 + spectrum.imag ** 2
   log = np.log10(np.maximum(power @ mel_matrix(mels), 1e-10))
   return ((np.maximum(log, log.max() - RANGE) + 4) / 4).astype(np.float32)
