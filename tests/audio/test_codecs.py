@@ -1,4 +1,4 @@
-"""What every codec owes: sound in, codes out, sound again, whatever the codes."""
+"""Properties of every codec: round trip, and finite audio for any codes."""
 
 import functools
 
@@ -72,13 +72,13 @@ def test_any_codes_of_any_number_decode_to_finite_sound(codec):
 
 
 @pytest.mark.parametrize('bad', [-1, 'size'])
-def test_a_code_outside_the_codebook_is_refused(codec, bad):
+def test_a_code_outside_the_codebook_is_rejected(codec, bad):
   bad = codec.codebook_size if bad == 'size' else bad
   with pytest.raises(UserError, match=f'audio code {bad} is outside the codebook of {codec.name}'):
     codec.decode([0, bad])
 
 
-def test_recordings_without_speech_are_refused(codec):
+def test_recordings_without_speech_are_rejected(codec):
   with pytest.raises(UserError, match='is empty'):
     codec.encode(np.zeros(0, np.float32), 16_000)
   with pytest.raises(UserError, match='is silent'):

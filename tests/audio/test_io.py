@@ -1,4 +1,4 @@
-"""Recordings in and out, and what is refused."""
+"""Audio files: reading, writing, and rejected files."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_a_wav_of_any_width_is_its_part_of_full_scale(tmp_path, subtype, step):
 @pytest.mark.parametrize('form, subtype', [
     ('FLAC', 'PCM_16'), ('FLAC', 'PCM_24'), ('OGG', 'VORBIS'), ('OGG', 'OPUS'),
     ('MP3', 'MPEG_LAYER_III')])
-def test_a_format_is_told_by_content_not_by_name(tmp_path, form, subtype):
+def test_a_format_is_detected_by_content_not_by_name(tmp_path, form, subtype):
   waveform = babble(1.0, 16_000)
   soundfile.write(tmp_path / 'a.dat', waveform, 16_000, subtype, format=form)
   back, rate = io.read(tmp_path / 'a.dat')
@@ -68,7 +68,7 @@ def test_opposite_channels_cancel_to_silence(tmp_path):
     io.check(mono, rate, 'x')
 
 
-def test_above_full_scale_is_clipped_and_another_scale_refused(tmp_path):
+def test_above_full_scale_is_clipped_and_another_scale_rejected(tmp_path):
   soundfile.write(tmp_path / 'loud.wav', np.array([0.5, 1.5, -7.9]), 8000, 'FLOAT')
   assert io.read(tmp_path / 'loud.wav')[0].tolist() == [0.5, 1, -1]
   soundfile.write(tmp_path / 'scale.wav', np.array([0.5, 20_000.0]), 8000, 'FLOAT')
@@ -124,7 +124,7 @@ def test_unreadable_recordings_are_one_sentence_with_the_file(tmp_path):
 
 
 @pytest.mark.parametrize('rate', [0, -16_000, 3_999, 384_001, 22_050.5, float('nan'), None, True])
-def test_absurd_rates_are_refused(rate):
+def test_rates_out_of_range_are_rejected(rate):
   with pytest.raises(UserError, match='sample rate'):
     io.check_rate(rate, 'x.wav')
 

@@ -1,4 +1,4 @@
-"""A codec of one's own: the README's class from a config to rows and back; mistakes are said."""
+"""User-defined codecs: the README's class from a config to rows and back; errors in a class."""
 
 import importlib
 import json
@@ -147,7 +147,7 @@ def test_an_attribute_that_is_missing_is_named(monkeypatch, tmp_path):
     (np.zeros((2, 2), int), r'int64 \[2, 2\]'), (np.zeros(0, int), 'no codes'),
     ([0, 4], 'the code 4; .* from 0 to 3'), ([-1, 0], 'the code -1'), (None, 'object'),
     ('abc', '<U3')])
-def test_codes_that_cannot_be_are_said(monkeypatch, codes, said):
+def test_invalid_codes_are_reported(monkeypatch, codes, said):
   codec = Plain()
   with pytest.raises(UserError, match=said) as caught:
     codecs.checked(codes, codec, 'x.wav')
@@ -160,7 +160,7 @@ def test_codes_that_cannot_be_are_said(monkeypatch, codes, said):
 @pytest.mark.parametrize('wave, said', [
     (np.array([0, np.nan]), 'decoded 2 codes to numbers that are not finite'),
     (np.zeros((2, 3), np.float32), r'float32 \[2, 3\]'), (np.zeros(3, np.int16), r'int16 \[3\]')])
-def test_sound_that_cannot_be_is_said(monkeypatch, wave, said):
+def test_invalid_waveforms_are_reported(monkeypatch, wave, said):
   monkeypatch.setattr(Plain, 'decode', lambda self, codes: wave)
   with pytest.raises(UserError, match=said):
     Plain().sound(np.array([0, 1]))

@@ -1,4 +1,4 @@
-"""The config: one place for defaults and checks, and errors that say what is right."""
+"""The config: defaults, checks, and errors that suggest the right key or value."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""The token sequence of TTT.md section 2, written out by hand."""
+"""The token sequences of rendered records (arXiv 2509.20072), written out."""
 
 import hypothesis
 from hypothesis import strategies as st
@@ -96,7 +96,7 @@ def test_written_markup_is_taken_as_it_is():
   assert example.token.tolist()[-len(answer):] == answer
 
 
-def test_a_document_is_supervised_whole_and_its_last_span_is_the_quad():
+def test_all_of_a_document_is_supervised_and_its_last_span_is_the_quad():
   example = RENDERER.render(record({'text': 'ab<|audio_1|>c<|audio_2|><|audio_3|>'}))
   assert example.token.tolist() == [*b('ab'), BEGIN, *code(1), NEW, *b('c'), QUAD, *code(2, 3),
                                     LAST]
@@ -138,7 +138,7 @@ def test_unrender_gives_back_text_and_codes(text, codes):
 
 
 @pytest.mark.parametrize('codes, silence', [(4, 1), (5, 0), (6, 5), (11, 0), (12, 5)])
-def test_the_last_span_is_filled_with_silence_to_whole_blocks(codes, silence):
+def test_the_last_span_is_filled_with_silence_to_complete_blocks(codes, silence):
   spoken = record({'messages': [
       {'role': 'user', 'content': 'x'},
       {'role': 'assistant', 'content': [{'type': 'text', 'text': 'hi'},

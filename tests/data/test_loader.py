@@ -1,4 +1,4 @@
-"""Same integer, same batch: whatever the threads, the processes and the history."""
+"""A batch depends on its index only, not on threads, processes or history."""
 
 import dataclasses
 import hashlib
@@ -90,7 +90,7 @@ def test_the_curriculum_and_the_epochs(data):
     ({'stages': (Stage('train', 2), Stage('train', 0))}, 'f765ce3e44aa0dc7'),
     ({'shuffle': False, 'sst': 0.0}, 'f3f51b689c6f8695')])
 def test_the_order_of_single_splits_never_changes(data, change, expected):
-  """A run that goes on with a newer version must meet the rows it has not met yet."""
+  """A run that continues with a newer version must read the rows it has not read yet."""
   digest = hashlib.sha256()
   for batch in take(Loader(data, dataclasses.replace(CONFIG, **change), 4, 5, VOCAB), 12):
     for vector in batch:
@@ -206,7 +206,7 @@ def test_what_cannot_work_is_one_sentence(data, change, sentence):
     Loader(**{**settings, **change})
 
 
-def test_a_split_without_rows_is_refused(tmp_path):
+def test_a_split_without_rows_is_rejected(tmp_path):
   empty = write_set(tmp_path / 'd', {'train': 0, 'short': 1})
   with pytest.raises(UserError, match="split 'train'.*no rows"):
     Loader(empty, CONFIG, 4, 0, VOCAB)

@@ -1,4 +1,4 @@
-"""A mixture keeps its shares in every window, and any row of it is found at once."""
+"""Mixtures have exact shares in every window, and random access."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Rows survive the disk; what is not a row, or not this data, is said so."""
+"""Rows on disk are read back unchanged; damaged rows and other data are rejected."""
 
 import dataclasses
 import errno
@@ -28,7 +28,7 @@ def test_a_row_comes_back_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize('damage', [lambda d: d[:-1], lambda d: d + b'x', lambda d: b'XXXX' + d[4:],
                                     lambda d: b''])
-def test_a_damaged_row_is_refused(damage):
+def test_a_damaged_row_is_rejected(damage):
   data = store.pack_row(make_row(VOCAB, [(1, *spoken(14))], 40))
   with pytest.raises(UserError, match='shard 1, row 7'):
     store.unpack_row(damage(data), 'shard 1, row 7')
@@ -72,7 +72,7 @@ def test_a_file_that_cannot_grow_is_the_systems_error(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_another_vocabulary_is_refused_with_both_fingerprints(tmp_path):
+def test_another_vocabulary_is_rejected_with_both_fingerprints(tmp_path):
   data = write_set(tmp_path / 'd', {'train': 1})
   assert store.read_manifest(data, VOCAB)['max_document'] == 2
   assert store.vocabulary(data) == VOCAB

@@ -82,7 +82,7 @@ def test_merges_recovered_from_a_rank_file_give_the_ids_of_the_json(bpe_files):
   assert len(one.encode('the quick')) < len('the quick')
 
 
-def test_a_tokenizer_that_is_not_qwens_is_refused_with_both_counts(bpe_files):
+def test_a_tokenizer_that_is_not_qwens_is_rejected_with_both_counts(bpe_files):
   folder, count = bpe_files
   with pytest.raises(UserError, match=f'{count} ordinary tokens, but Qwen2.5 has 151643'):
     tokenizers.create(VocabConfig('qwen2.5', str(folder / 'tokenizer.json')))

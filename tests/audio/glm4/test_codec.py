@@ -1,4 +1,4 @@
-"""GLM-4-Voice behind the codec's door: weights found and refused, files in, sound by bridge."""
+"""GLM-4-Voice as a codec: reading and rejecting weights, encoding files, the PyTorch decoder."""
 
 import json
 import sys
@@ -67,7 +67,7 @@ def test_many_recordings_give_what_each_gives_and_bad_ones_their_reason(codec):
     codec.encode(*bad[0])
 
 
-def test_in_crowded_batches_the_codes_are_the_same(codec, monkeypatch):
+def test_large_batches_give_the_same_codes(codec, monkeypatch):
   recordings = [(babble(0.5 + 0.02 * i + (i == 4), 16_000, seed=i), 16_000) for i in range(5)]
   recordings.insert(2, (np.zeros(100, np.float32), 16_000))
   want = list(codec.encode_many(recordings))
@@ -140,7 +140,7 @@ def test_every_tensor_is_needed_and_has_one_shape(tmp_path):
     ({'quantize_position': 0}, 'quantize_position = 0'),
     ({'encoder_attention_heads': 5}, 'd_model 32 for 5 heads'),
     ({'d_model': 36}, 'has shape')])
-def test_settings_of_another_network_are_refused(tmp_path, changes, said):
+def test_settings_of_another_network_are_rejected(tmp_path, changes, said):
   folder = folders.write(tmp_path, {**SMALL, **changes}, reference.random_tensors(SMALL))
   with pytest.raises(UserError, match=said):
     codecs.create(CodecConfig('glm4_voice', weights=str(folder)))

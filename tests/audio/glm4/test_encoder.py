@@ -1,4 +1,4 @@
-"""The tokenizer's network beside plain numpy; its tokens in any company, on any mesh."""
+"""The tokenizer's network against numpy; tokens independent of batch and mesh."""
 
 import functools
 
@@ -134,7 +134,7 @@ def alone(small):
 
 
 @pytest.mark.parametrize('rows, devices', [(3, 1), (2, 4)])
-def test_tokens_do_not_depend_on_company_batch_or_mesh(small, alone, rows, devices):
+def test_tokens_do_not_depend_on_the_batch_or_the_mesh(small, alone, rows, devices):
   mesh = None if devices == 1 else Mesh(
       np.array(jax.devices()[:devices]).reshape(2, -1), ('data', 'fsdp'),
       axis_types=(AxisType.Auto,) * 2)

@@ -1,4 +1,4 @@
-"""Jobs in processes: order, kept results, and what happens when something dies."""
+"""Jobs in processes: order, stored results, and processes that die."""
 
 import dataclasses
 import errno
@@ -60,7 +60,7 @@ def made_at(folder):
   return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob('*/made')}
 
 
-def test_results_come_in_order_here_and_apart_and_are_kept(tmp_path):
+def test_results_are_in_order_and_stored_with_and_without_processes(tmp_path):
   jobs = [Job(n, 'slow' if n == 0 else '') for n in range(12)]
   wanted = [n * n for n in range(12)]
   here, seen = squares(tmp_path / 'a', jobs, apart=False)
@@ -77,7 +77,7 @@ def test_results_come_in_order_here_and_apart_and_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize('apart', [False, True])
-def test_the_first_error_in_order_is_raised_and_what_is_done_is_kept(tmp_path, apart):
+def test_the_first_error_in_order_is_raised_and_finished_work_is_stored(tmp_path, apart):
   jobs = [Job(1), Job(2, 'slow'), Job(3, 'refuse'), Job(4, 'refuse'), Job(5)]
   with pytest.raises(UserError, match='^3 is refused'):
     squares(tmp_path / 'w', jobs, apart=apart)

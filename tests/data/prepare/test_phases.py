@@ -245,7 +245,7 @@ def spoilt(corpus, tmp_path):
   return folder, bad
 
 
-def test_lenient_lists_what_it_leaves_out(spoilt, tmp_path):
+def test_not_strict_lists_rejected_records(spoilt, tmp_path):
   folder, bad = spoilt
   setup = config(folder, sources=(Source('x.jsonl'),), strict=False, max_rejects=0.2)
   manifest = prepare.prepare(setup, folder)
@@ -266,7 +266,7 @@ def test_lenient_lists_what_it_leaves_out(spoilt, tmp_path):
   assert not (folder / 'good.rejects.jsonl').exists()
 
 
-def test_lenient_gives_each_record_its_own_recording(spoilt):
+def test_not_strict_gives_each_record_its_own_recording(spoilt):
   folder, _ = spoilt
   for n in (1, 2, 3):
     tone = np.sin(np.arange(8000 * n) * 0.1 * n).astype(np.float32)
@@ -314,7 +314,7 @@ def test_strict_stops_at_the_first_bad_record(spoilt):
   assert prepare.prepare(config(folder, sources=(Source('x.jsonl'),)), folder)['rejects'] == {}
 
 
-def test_a_file_that_is_cut_off_stops_even_the_lenient(corpus, tmp_path):
+def test_a_truncated_file_is_an_error_also_if_not_strict(corpus, tmp_path):
   (tmp_path / 'codec').symlink_to(corpus / 'codec')
   data = (corpus / 'c.jsonl.gz').read_bytes()
   (tmp_path / 'c.jsonl.gz').write_bytes(data[:len(data) // 2])
@@ -325,7 +325,7 @@ def test_a_file_that_is_cut_off_stops_even_the_lenient(corpus, tmp_path):
 
 @pytest.mark.parametrize('strict', [True, False])
 @pytest.mark.parametrize('contents', ['', '\n\n'])
-def test_a_file_without_records_is_refused(corpus, tmp_path, strict, contents):
+def test_a_file_without_records_is_rejected(corpus, tmp_path, strict, contents):
   (tmp_path / 'none.jsonl').write_text(contents)
   sources = (Source(str(corpus / 'b.jsonl')), Source('none.jsonl'))
   with pytest.raises(UserError, match='none.jsonl is empty; it needs at least one record'):
@@ -387,7 +387,7 @@ def test_a_file_that_is_read_twice_is_reported(corpus, tmp_path, caplog):
   assert 'copy of a.jsonl' in said
 
 
-def test_damaged_rows_are_refused_when_they_are_opened(corpus, tmp_path):
+def test_damaged_rows_are_rejected_when_they_are_opened(corpus, tmp_path):
   prepare.prepare(config(corpus), tmp_path)
   (file,) = (tmp_path / 'data').glob('train-*')
   whole = file.read_bytes()

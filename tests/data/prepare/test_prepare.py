@@ -1,4 +1,4 @@
-"""From tiny WAVs and JSONL to a prepared set, or to one sentence and nothing at all."""
+"""Small WAV and JSONL files become a prepared set, or one error and no set."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def documents(data, split):
           for number, token, supervised in split_documents(rows[i])}
 
 
-def test_the_set_is_whole_and_its_counts_are_true(prepared):
+def test_the_set_is_complete_and_its_counts_are_right(prepared):
   workdir, manifest = prepared
   data = workdir / 'data'
   assert store.read_manifest(data) == manifest
@@ -195,7 +195,7 @@ def test_codes_alone_with_their_codec_give_the_same_rows(prepared, tmp_path):
   assert all(part.source is None and len(part.codes) for part in record.audio())
 
 
-def test_codes_without_their_codec_are_refused(tmp_path):
+def test_codes_without_their_codec_are_rejected(tmp_path):
   lines(tmp_path / 'a.jsonl', [{'codes': [1, 2], 'text': 'x'}])
   with pytest.raises(UserError, match=r'a.jsonl:1: the audio is given as codes, but there is no'):
     prepare.prepare(with_sources(Source('a.jsonl', task='asr')), tmp_path)

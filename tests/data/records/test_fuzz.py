@@ -1,4 +1,4 @@
-"""Bad input, thousands of cases of it: one sentence, or rows that are right; never a crash."""
+"""Random and damaged input gives a UserError of one sentence or correct rows, never a crash."""
 
 import gzip
 import io as io_lib
@@ -72,7 +72,7 @@ def check(record, example):
 
 @hypothesis.settings(max_examples=1500)
 @hypothesis.given(objects)
-def test_a_record_is_refused_in_a_sentence_or_rendered_right(value):
+def test_a_record_is_rejected_in_a_sentence_or_rendered_correctly(value):
   value = json.loads(json.dumps(value))
   try:
     record = records.parse(value, 'a.jsonl:7')
@@ -102,7 +102,7 @@ recordings = st.dictionaries(st.sampled_from(
 @hypothesis.given(st.sampled_from(tasks.RECORDED), recordings,
                   st.none() | scalars | st.lists(st.fixed_dictionaries(
                       {'text': texts}, optional={'codes': codes, 'audio': scalars}), max_size=3))
-def test_a_recording_is_refused_in_a_sentence_or_taken(task, value, pieces):
+def test_a_recording_is_rejected_in_a_sentence_or_used(task, value, pieces):
   value = json.loads(json.dumps({**value, **({} if pieces is None else {'pieces': pieces})}))
   try:
     recording = tasks.parse_recording(value, 'a.jsonl:7', task)
@@ -143,7 +143,7 @@ def packed(kind):
 
 
 @pytest.mark.parametrize('kind', ['.jsonl', '.json', '.jsonl.gz', '.jsonl.zst', '.parquet', '.csv'])
-def test_damaged_files_are_refused_or_read(tmp_path, kind):
+def test_damaged_files_are_rejected_or_read(tmp_path, kind):
   data, rng = packed(kind), np.random.default_rng(0)
   whole = tmp_path / f'whole{kind}'
   whole.write_bytes(data)
@@ -170,7 +170,7 @@ def test_damaged_files_are_refused_or_read(tmp_path, kind):
 
 
 @pytest.mark.parametrize('kind', ['WAV', 'FLAC', 'OGG', 'MP3'])
-def test_damaged_recordings_are_refused_or_numbers(tmp_path, kind):
+def test_damaged_recordings_are_rejected_or_finite(tmp_path, kind):
   import soundfile
   rng = np.random.default_rng(1)
   wave = np.sin(np.arange(6000) / 9).astype(np.float32) * 0.3

@@ -1,4 +1,4 @@
-"""Every kind of file gives the same records, and says what is wrong with it."""
+"""Every kind of file gives the same records, and errors name the place."""
 
 import csv
 import gzip
@@ -104,7 +104,7 @@ def cut(path, keep):
     ('a.txt', b'x', r"the suffix '.txt' is unknown"),
     ('a.parquet.gz', b'x', r"the suffix '.parquet.gz' is unknown"),
 ])
-def test_what_is_wrong_is_said(tmp_path, name, change, message):
+def test_errors_are_reported(tmp_path, name, change, message):
   if change is not None:
     (tmp_path / name).write_bytes(change)
   with pytest.raises(UserError, match=message):
@@ -113,7 +113,7 @@ def test_what_is_wrong_is_said(tmp_path, name, change, message):
 
 @pytest.mark.parametrize('name', ['a.jsonl.gz', 'a.jsonl.zst', 'a.json.gz', 'a.parquet'])
 @pytest.mark.parametrize('share', [0.1, 0.5, 0.9, 0.999])
-def test_a_file_that_is_cut_off_is_not_an_end(tmp_path, name, share):
+def test_a_truncated_file_is_an_error(tmp_path, name, share):
   path = write(tmp_path / name, ROWS)
   cut(path, int(path.stat().st_size * share))
   with pytest.raises(UserError, match='truncated|cannot be read|broken JSON'):
@@ -126,7 +126,7 @@ def test_a_table_may_hold_long_audio(tmp_path):
   assert [row for _, row in readers.read(tmp_path / 'a.tsv')] == [{'text': text}]
 
 
-def test_gigantic_records_are_refused(tmp_path, monkeypatch):
+def test_gigantic_records_are_rejected(tmp_path, monkeypatch):
   monkeypatch.setattr(readers, 'LONGEST', 1000)
   monkeypatch.setattr(readers, '_PIECE', 100)
   for name in ('a.jsonl', 'a.json'):

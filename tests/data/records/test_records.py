@@ -1,4 +1,4 @@
-"""Every published shape of a record, and every way to get one wrong."""
+"""Records in every accepted format, and every kind of invalid record."""
 
 import json
 import re
@@ -114,7 +114,7 @@ def answer(content):
     ({'text': 'x', 'type': 'XX'}, "type is 'XX'"),
     ({'text': 'x', 'task': 3}, 'task is 3'),
 ])
-def test_what_is_wrong_is_said_with_file_and_line(value, sentence):
+def test_errors_name_file_and_line(value, sentence):
   with pytest.raises(UserError, match=sentence) as caught:
     parse(value)
   assert str(caught.value).startswith('a.jsonl:3: ')

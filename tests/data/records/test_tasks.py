@@ -1,4 +1,4 @@
-"""Recordings into records; joined ones never say a held-out text."""
+"""Recordings to records; joined recordings never have a held-out text."""
 
 import hypothesis
 from hypothesis import strategies as st
@@ -93,7 +93,7 @@ def test_joining_avoids_held_out_texts_and_what_does_not_fit():
   assert {one.text for one in even} == {'0 0', '0 2', '1 1', '2 0', '2 2'}
 
 
-def test_too_many_joined_ones_are_refused_not_waited_for():
+def test_too_many_joined_recordings_are_rejected():
   with pytest.raises(UserError, match='join_count=10 .*4 were found'):
     tasks.join([recording('1'), recording('2'), recording('333')], 2, 10, np.random.default_rng(0))
   with pytest.raises(UserError, match='needs join_most of at least 2'):
@@ -187,7 +187,7 @@ def test_pieces_of_a_document_are_spoken_in_their_place():
   assert 70 < sum(counts) < 130
 
 
-def test_pieces_join_with_one_space_where_none_stands_and_words_need_one():
+def test_pieces_join_with_one_space_where_words_need_one():
   assert spoken(pieces('A ', 'B', '\nC', ('D ', [1]), 'E'), 0) == ['A B\nC D E']
   assert spoken(pieces('A ', ('D ', [1]), 'E'), 1) == ['A ', [1], ' E']
   assert spoken(pieces('你好。', '世界', ('。', [1]), 'yes'), 0) == ['你好。世界。yes']
@@ -272,7 +272,7 @@ def test_a_bad_recording_of_any_task_is_one_sentence(task, value, sentence):
   assert str(caught.value).startswith('r.jsonl:9: ') and str(caught.value).endswith('.')
 
 
-def test_a_whole_record_is_told_from_a_recording():
+def test_records_and_recordings_are_distinguished():
   assert tasks.is_record({'messages': []}) and tasks.is_record({'prompt': 'a', 'response': 'b'})
   assert not tasks.is_record({'text': 'x', 'answer': 'y'})
   assert not tasks.is_record({'pieces': []})
