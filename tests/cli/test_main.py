@@ -11,6 +11,7 @@ import pytest
 
 from ttt_jax import config as config_lib
 from ttt_jax.cli import main
+from ttt_jax.system import exit_codes
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -140,7 +141,7 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys, tmp_path):
     raise KeyboardInterrupt
 
   monkeypatch.setitem(main.VERBS, 'report', interrupted)
-  assert main.main(['report', '--workdir', str(tmp_path)]) == main.EXIT_INTERRUPTED
+  assert main.main(['report', '--workdir', str(tmp_path)]) == exit_codes.INTERRUPTED
   assert capsys.readouterr().err == 'ttt-jax: interrupted.\n'
 
 

@@ -1,8 +1,6 @@
-"""The command line: flags, process-wide settings and exit codes live here and nowhere else.
+"""The command line: flags, process-wide settings and the way from exceptions to exit codes.
 
-Exit codes: 0 done; 1 our own mistake (with its traceback); 2 something the user can put
-right (one sentence on standard error); 77 preempted after a checkpoint, so that a scheduler
-may start the same command again; 130 interrupted.
+system/exit_codes.py lists the exit codes.
 """
 
 import argparse
@@ -17,11 +15,9 @@ import sys
 from ttt_jax import config as config_lib
 from ttt_jax.cli import cluster, generate, inspect, plan, runs, train as cli_train, weights
 from ttt_jax.errors import UserError
+from ttt_jax.system import exit_codes
 
 PROG = 'ttt-jax'
-EXIT_USER_ERROR = 2
-EXIT_PREEMPTED = cli_train.EXIT_PREEMPTED
-EXIT_INTERRUPTED = 130
 
 DESCRIPTION = """\
 Text-to-Talk in JAX: one Transformer that writes text token by token and speaks in blocks of
@@ -235,9 +231,9 @@ def main(argv: list[str] | None = None) -> int:
     code = VERBS[args.verb](args, config)  # None where it is done
   except UserError as error:
     print(f'ttt-jax: error: {error}', file=sys.stderr)
-    return EXIT_USER_ERROR
+    return exit_codes.USER_ERROR
   except KeyboardInterrupt:
     print('ttt-jax: interrupted.', file=sys.stderr)
-    return EXIT_INTERRUPTED
-  return code or 0
+    return exit_codes.INTERRUPTED
+  return code or exit_codes.SUCCESS
 

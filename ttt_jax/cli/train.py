@@ -18,14 +18,11 @@ import traceback
 from ttt_jax.cli import cluster
 from ttt_jax.config import Config
 from ttt_jax.errors import UserError
+from ttt_jax.system import exit_codes
 from ttt_jax.train import preemption
 
-EXIT_MISTAKE = 1
-EXIT_USER_ERROR = 2
-EXIT_PREEMPTED = 77  # nothing else may leave with this code
-EXIT_INTERRUPTED = 130
-_CODES = {preemption.NONE: 0, preemption.PREEMPTED: EXIT_PREEMPTED,
-          preemption.INTERRUPTED: EXIT_INTERRUPTED}
+_CODES = {preemption.NONE: exit_codes.SUCCESS, preemption.PREEMPTED: exit_codes.PREEMPTED,
+          preemption.INTERRUPTED: exit_codes.INTERRUPTED}
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
@@ -38,7 +35,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
   os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', 'false')
   # Orbax logs the traceback of a write that fails, beside raising it; our sentence is enough.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
-  stop = preemption.Stop(lambda: leave(EXIT_MISTAKE))
+  stop = preemption.Stop(lambda: leave(exit_codes.FAILURE))
   with heeding(stop) if config.train.preemption else contextlib.nullcontext():
     cluster.join(args)
     from ttt_jax.train import fault_injection
@@ -65,7 +62,7 @@ def heeding(stop: preemption.Stop) -> Iterator[None]:
   def interrupt(number: int, _) -> None:
     if stop.level:
       _note('interrupted again: leaving at once, without saving')
-      leave(EXIT_INTERRUPTED)
+      leave(exit_codes.INTERRUPTED)
     _note('Ctrl-C: saving, then leaving; once more leaves at once')
     stop.ask(preemption.INTERRUPTED)
 
@@ -102,6 +99,6 @@ class _Together:
       return
     if issubclass(kind, UserError):
       print(f'ttt-jax: error: {error}', file=sys.stderr)
-      leave(EXIT_USER_ERROR)
+      leave(exit_codes.USER_ERROR)
     traceback.print_exception(kind, error, trace)
-    leave(EXIT_INTERRUPTED if kind is KeyboardInterrupt else EXIT_MISTAKE)
+    leave(exit_codes.INTERRUPTED if kind is KeyboardInterrupt else exit_codes.FAILURE)

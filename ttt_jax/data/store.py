@@ -4,7 +4,6 @@ A record of the file is one row: magic, T, then token, document, span and positi
 little-endian int32 [T] and supervised as uint8 [T] (the file is compressed).
 """
 
-import hashlib
 import json
 import os
 import pathlib
@@ -13,8 +12,9 @@ from typing import Any, Iterable, Sequence, cast
 
 import numpy as np
 
+from ttt_jax.config import Config
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files as atomic
+from ttt_jax.storage import files as storage
 from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary
 
@@ -69,7 +69,7 @@ def write_rows(path: pathlib.Path, rows: Iterable[Batch]) -> int:
     writer.close()
     os.replace(temporary, path)
   except RuntimeError as error:  # array_record puts the system's message in a RuntimeError
-    code = next((code for code in atomic.FULL if os.strerror(code) in str(error)), None)
+    code = next((code for code in storage.FULL if os.strerror(code) in str(error)), None)
     if code is None:
       raise
     raise OSError(code, os.strerror(code), str(path)) from error
@@ -132,7 +132,7 @@ def _check_file(path: pathlib.Path, entry: dict[str, Any]) -> None:
 
 def file_entry(path: pathlib.Path, rows: int) -> dict[str, Any]:
   """The manifest's entry of a file of rows, without its name."""
-  return {'rows': rows, 'bytes': path.stat().st_size, 'sha256': sha256(path)}
+  return {'rows': rows, 'bytes': path.stat().st_size, 'sha256': storage.sha256(path)}
 
 
 def split_entry(*files: tuple[pathlib.Path, int]) -> dict[str, Any]:
@@ -141,15 +141,9 @@ def split_entry(*files: tuple[pathlib.Path, int]) -> dict[str, Any]:
           'files': [{'name': path.name, **file_entry(path, rows)} for path, rows in files]}
 
 
-def sha256(path: pathlib.Path) -> str:
-  """Hex digest of a file."""
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def write_manifest(data_dir: pathlib.Path, manifest: dict[str, Any]) -> None:
   """Writes manifest.json by rename. It is written last: a set with a manifest is complete."""
-  atomic.write_text(data_dir / 'manifest.json',
+  storage.write_text(data_dir / 'manifest.json',
                     json.dumps(manifest, indent=2, sort_keys=True) + '\n')
 
 
@@ -188,12 +182,36 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
                     f'{" and ".join(map(str, _READABLE))}; run `ttt-jax prepare` again.')
   if 'row_length' in manifest:
     manifest['seq_len'] = manifest.pop('row_length')
-  if expected is not None and expected.fingerprint != vocabulary.fingerprint:
-    raise UserError(
-        f'{file}: the data was prepared for vocabulary {vocabulary.fingerprint} '
-        f'({vocabulary.text} + {vocabulary.codec}), not for {expected.fingerprint} '
-        f'({expected.text} + {expected.codec}); prepare it again or use its own vocabulary.')
+  if expected is not None:
+    check_fingerprint(f'{file} was written', vocabulary.fingerprint, expected,
+                      'prepare the data again, or use its own vocabulary')
   return manifest
+
+
+def check_fingerprint(what: str, fingerprint: str, expected: Vocabulary, remedy: str) -> None:
+  """UserError unless ``fingerprint`` is that of the ``expected`` vocabulary.
+
+  Args:
+    what: how the sentence begins: what has the fingerprint, and a verb.
+    fingerprint: of the vocabulary that it was made with.
+    expected: the vocabulary in use.
+    remedy: how the sentence ends.
+  """
+  if fingerprint != expected.fingerprint:
+    raise UserError(f'{what} with vocabulary {fingerprint}, but {expected.fingerprint} '
+                    f'({expected.text} + {expected.codec}) is in use; {remedy}.')
+
+
+def check_data(config: Config, data_dir: pathlib.Path, vocab: Vocabulary) -> None:
+  """UserError unless the prepared set fits the config: row length and tokenizer."""
+  manifest = read_manifest(data_dir)
+  if manifest['seq_len'] != config.data.seq_len:
+    raise UserError(f'config key data.seq_len is {config.data.seq_len}, but the rows in '
+                    f'{data_dir} have {manifest["seq_len"]} tokens; prepare them again or '
+                    'change the key.')
+  if vocab.text != config.vocab.text:
+    raise UserError(f'config key vocab.text is {config.vocab.text!r}, but {data_dir} was prepared '
+                    f'with {vocab.text!r}; prepare it again or change the key.')
 
 
 def vocabulary(data_dir: str | pathlib.Path) -> Vocabulary:

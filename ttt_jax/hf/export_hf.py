@@ -127,7 +127,7 @@ def _model(run: trained_model.TrainedModel, workdir: pathlib.Path, folder: pathl
   writer.write(_source(model, params))
   kinds = jax.tree.leaves(params)[0].sharding.mesh
   del params
-  origin = model_card.read_json(workdir / import_hf.ORIGIN / qwen_config.CONFIG)
+  origin = files.read_json(workdir / import_hf.ORIGIN / qwen_config.CONFIG)
   _write(folder / qwen_config.CONFIG,
          json.dumps(qwen_config.write(config, vocab, dtype, origin), indent=2))
   _write(folder / 'generation_config.json',

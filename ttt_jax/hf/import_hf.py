@@ -27,10 +27,10 @@ from ttt_jax.hf import peft, qwen_config, tensor_names
 from ttt_jax.model import lora, sharding
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.storage import files, safetensors_io
+from ttt_jax.system.version import git_revision, version
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import checkpoint, state as train_state
-from ttt_jax.train.loop import RunProgress, git_revision, version
-from ttt_jax.train.train import check_data
+from ttt_jax.train.loop import RunProgress
 
 ORIGIN = 'imported'     # folder in the workdir: the small files of the directory
 IMPORT = 'import.json'  # in that folder: the report
@@ -261,7 +261,7 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
   _check_origin(workdir / ORIGIN, pathlib.Path(directory))
   data_dir = workdir / config.data.path
   vocab = store.vocabulary(data_dir)
-  check_data(config, data_dir, vocab)
+  store.check_data(config, data_dir, vocab)
   qwen_config.compare(values, config.model, directory)
   qwen_config.check_vocabulary(values, vocab, directory)
   mesh = sharding.make_mesh(config.mesh)

@@ -7,7 +7,8 @@ from typing import Any
 from ttt_jax.config import to_dict
 from ttt_jax.data import store
 from ttt_jax.hf.import_hf import IMPORT, ORIGIN
-from ttt_jax.train.loop import git_revision, version
+from ttt_jax.storage import files
+from ttt_jax.system.version import git_revision, version
 from ttt_jax.train.trained_model import TrainedModel
 
 _LOSSES = ('loss', 'ar', 'diffusion', 'text_nll', 'masked_nll')
@@ -34,14 +35,9 @@ model = PeftModel.from_pretrained(base, '{name}')
 The base is what `ttt-jax export-hf --part base` writes."""
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A file of a run that may not be there; {} then."""
-  return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-
-
 def imported(workdir: pathlib.Path, step: int) -> dict[str, Any]:
   """What the import of a run reported, if ``step`` is still what was imported; else {}."""
-  return read_json(workdir / ORIGIN / IMPORT) if step == 0 else {}
+  return files.read_json(workdir / ORIGIN / IMPORT) if step == 0 else {}
 
 
 def facts(run: TrainedModel, workdir: pathlib.Path, part: str) -> dict[str, Any]:

@@ -164,7 +164,8 @@ def loss_and_sums(model: Model,
                   targets: Targets,
                   config: ObjectiveConfig,
                   documents: jax.Array | float,
-                  dropout: jax.Array | None = None) -> tuple[jax.Array, Sums]:
+                  dropout: jax.Array | None = None,
+                  ranges: tuple[jax.Array, jax.Array] | None = None) -> tuple[jax.Array, Sums]:
   """One noisy forward pass: what to minimise, and its sums.
 
   Args:
@@ -173,12 +174,13 @@ def loss_and_sums(model: Model,
     targets: from ``corrupt``.
     documents: in the *whole* batch, of which ``batch`` may be one piece.
     dropout: key of the adapters' dropout masks; None = no dropout.
+    ranges: the staircase of ``batch``, from staircase.key_ranges; None computes it here.
 
   Returns:
     (objective, sums). The objective is this piece's share of the mean over all documents,
     a float32 scalar, differentiable with respect to params; the sums carry no gradient.
   """
-  k_start, k_end = staircase.key_ranges(batch, config.mode, config.prompt_audio)
+  k_start, k_end = ranges or staircase.key_ranges(batch, config.mode, config.prompt_audio)
   hidden = model.hidden(params, targets.token, batch.position, k_start, k_end, dropout)
   text, masked = targets.next_weight > 0, targets.masked
   share = 1.0 / jnp.maximum(documents, 1.0)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ttt_jax.config import Config
-from ttt_jax.data import packing
+from ttt_jax.data import packing, store
 from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.loader import Loader
 from ttt_jax.data.records.records import Part, Record, Turn
@@ -92,8 +92,7 @@ def block_of(config: Config) -> int:
 
 
 def _prepared(config: Config, vocab: Vocabulary, data_dir: pathlib.Path) -> Batch:
-  from ttt_jax.train.train import check_data
-  check_data(config, data_dir, vocab)
+  store.check_data(config, data_dir, vocab)
   rows = min(_ROWS, max(1, 2**19 // config.data.seq_len))
   last = dataclasses.replace(config.data, stages=config.data.stages[-1:], threads=0)
   return Loader(data_dir, last, rows, config.seed, vocab).batch_at(0)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ttt_jax.errors import UserError
 from ttt_jax.runs import sweep
+from ttt_jax.storage import files
 from ttt_jax.system.progress import duration
 from ttt_jax.train import metrics
 
@@ -64,10 +65,10 @@ def _fit(line: str) -> list[str]:
 def read(workdir: pathlib.Path) -> dict[str, Any]:
   """What is known about a run: the fields of status.json, and those that metrics.jsonl and
   config.json can stand in for; {} if there is nothing."""
-  found = sweep.read_json(workdir / 'status.json')
+  found = files.read_json(workdir / 'status.json')
   path = workdir / metrics.FILE
   lines = metrics.read(path) if path.is_file() else []
-  config = sweep.read_json(workdir / 'config.json')
+  config = files.read_json(workdir / 'config.json')
   if not (found or lines):
     return {}
   found.setdefault('steps', config.get('train', {}).get('steps'))
@@ -210,7 +211,7 @@ def _errors(errors: Sequence[Mapping[str, Any]], now: float) -> list[str]:
 
 
 def _sweep(workdir: pathlib.Path, now: float) -> list[str]:
-  entries = sweep.read_json(workdir / sweep.FILE)['members']
+  entries = files.read_json(workdir / sweep.FILE)['members']
   members = [_member(workdir, entry['name'], now) for entry in entries]
   states = [state for _, state, *_ in members]
   counts = ', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))

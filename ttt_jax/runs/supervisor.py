@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 
-DONE, FAILED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 77, 130
+from ttt_jax.system.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, USER_ERROR
 
 LOGS = 'logs'  # in the workdir
 
@@ -125,7 +125,7 @@ class Supervisor:
       self._judge([code for index, code in enumerate(codes) if index not in self._killed])
     elif any(code is not None for code in codes):
       self._ended_at = self._ended_at or now
-      orderly = all(code in (None, DONE, PREEMPTED) for code in codes)
+      orderly = all(code in (None, SUCCESS, PREEMPTED) for code in codes)
       patience = self._rules.orderly if orderly else self._rules.crashed
       if now - self._ended_at > patience:
         self.end()
@@ -160,7 +160,7 @@ class Supervisor:
 
   def _judge(self, codes: list[int]) -> None:
     code = verdict(codes)
-    if code in (DONE, USER_ERROR):
+    if code in (SUCCESS, USER_ERROR):
       self.error = last_words(self.log(0)) if code == USER_ERROR else ''
       self.code = code
     elif self._asked is not None:
@@ -182,12 +182,12 @@ class Supervisor:
       self._say('preempted; starting again' + (f' in {wait:g} s.' if wait else '.'))
     else:
       self._failures += 1
-      which = next((i for i, c in enumerate(codes) if c not in (DONE, PREEMPTED)), 0)
+      which = next((i for i, c in enumerate(codes) if c not in (SUCCESS, PREEMPTED)), 0)
       self.error = last_words(self.log(which)) or how(code)
       if self._failures >= self._rules.failures:
         self._say(f'{how(code)}; {self._failures} failures in a row without a newer checkpoint, '
                   f'so this stops. The last words: {self.error}')
-        self.code = FAILED
+        self.code = FAILURE
         return
       wait = self._wait(self._failures)
       self._say(f'{how(code)} (failure {self._failures} of {self._rules.failures} without a newer '
@@ -207,8 +207,8 @@ def verdict(codes: Sequence[int]) -> int:
   for code in (USER_ERROR, INTERRUPTED):
     if code in codes:
       return code
-  crashed = [code for code in codes if code not in (DONE, PREEMPTED)]
-  return crashed[0] if crashed else PREEMPTED if PREEMPTED in codes else DONE
+  crashed = [code for code in codes if code not in (SUCCESS, PREEMPTED)]
+  return crashed[0] if crashed else PREEMPTED if PREEMPTED in codes else SUCCESS
 
 
 def how(code: int) -> str:

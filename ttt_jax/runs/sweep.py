@@ -25,6 +25,7 @@ from typing import Any
 
 from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
+from ttt_jax.storage import files
 
 FILE, MEMBER = 'sweep.json', 'member.json'
 WAITING, RUNNING, DONE, FAILED, STOPPED = 'waiting', 'running', 'done', 'failed', 'stopped'
@@ -235,31 +236,13 @@ def settle(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member]) ->
 
 def read_state(folder: pathlib.Path) -> dict[str, Any]:
   """member.json; empty if there is none."""
-  return read_json(folder / MEMBER)
+  return files.read_json(folder / MEMBER)
 
 
 def write_state(folder: pathlib.Path, **values: Any) -> None:
   """Change some values of member.json: state, error, settings."""
   folder.mkdir(parents=True, exist_ok=True)
   write(folder / MEMBER, json.dumps(read_state(folder) | values, indent=2) + '\n')
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object that another process may be replacing; {} if there is none.
-
-  Raises:
-    UserError: it is something else.
-  """
-  try:
-    values = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    return {}
-  except ValueError as error:
-    raise UserError(f'{path} is not JSON ({error}); delete it and run the command again.'
-                    ) from error
-  if not isinstance(values, dict):
-    raise UserError(f'{path} is not a JSON object; delete it and run the command again.')
-  return values
 
 
 def write(path: pathlib.Path, text: str) -> None:

@@ -7,7 +7,9 @@ import signal
 import time
 
 from ttt_jax.runs import sweep, sweep_table
-from ttt_jax.runs.supervisor import DONE, INTERRUPTED, PREEMPTED, Rules, Supervisor, how
+from ttt_jax.runs.supervisor import Rules, Supervisor, how
+from ttt_jax.storage import files
+from ttt_jax.system.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS
 
 Commands = Callable[[sweep.Member], list[list[str]]]
 
@@ -84,7 +86,7 @@ class Runner:
     self._note(member, state=sweep.RUNNING, error='', started=time.time())
 
   def _over(self, run: '_Run', code: int) -> None:
-    if code == DONE:
+    if code == SUCCESS:
       self.done += 1
       self._note(run.member, state=sweep.DONE, error='', ended=time.time())
     elif self._asked is not None and code in (PREEMPTED, INTERRUPTED):
@@ -105,7 +107,7 @@ class Runner:
   def _result(self) -> int:
     if self._asked is not None:
       return INTERRUPTED if self._asked == signal.SIGINT else PREEMPTED
-    return 1 if self.failed else 0
+    return FAILURE if self.failed else SUCCESS
 
 
 class _Run:
@@ -125,7 +127,7 @@ class _Run:
 
   def poll(self) -> int | None:
     code = self.supervisor.poll()
-    if code != DONE or not self._rest:
+    if code != SUCCESS or not self._rest:
       return code
     self.supervisor = self._next()
     return None
@@ -152,5 +154,5 @@ def steps_done(workdir: str | os.PathLike, members: Sequence[sweep.Member]) -> i
     if sweep.read_state(folder).get('state') == sweep.DONE:
       total += member.config.train.steps
     else:
-      total += int(sweep.read_json(folder / 'status.json').get('step') or 0)
+      total += int(files.read_json(folder / 'status.json').get('step') or 0)
   return total

@@ -10,6 +10,7 @@ import statistics
 from typing import Any
 
 from ttt_jax.runs import sweep
+from ttt_jax.storage import files
 from ttt_jax.train import metrics
 
 TABLE = 'sweep.csv'
@@ -19,13 +20,12 @@ AT_THE_END = ('loss', 'ar', 'diffusion', 'text_nll', 'masked_nll')
 SPEED = 'useful_tokens_per_second'
 
 
-
 def rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   """One dict per member, in the sweep's order: 'member', 'state', its overrides by their keys,
   'step', 'steps', 'error', and its figures as far as there are any."""
   workdir = pathlib.Path(workdir)
   out = []
-  for entry in sweep.read_json(workdir / sweep.FILE).get('members', []):
+  for entry in files.read_json(workdir / sweep.FILE).get('members', []):
     folder = workdir / entry['name']
     state = sweep.read_state(folder)
     lines = metrics.read(folder) if (folder / metrics.FILE).is_file() else []
@@ -53,7 +53,7 @@ def figures(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def scores(folder: pathlib.Path) -> dict[str, float]:
   """The numbers of a member's evaluation.json, as 'score/NAME'."""
-  summary = sweep.read_json(folder / 'evaluation.json').get('summary', {})
+  summary = files.read_json(folder / 'evaluation.json').get('summary', {})
   return {f'score/{name}': value for name, value in summary.items()
           if isinstance(value, (int, float)) and not isinstance(value, bool)}
 

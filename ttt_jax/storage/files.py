@@ -1,9 +1,12 @@
 """Small files by rename: a reader finds the old text or the new one, never half of it."""
 
 import errno
+import hashlib
+import json
 import os
 import pathlib
 import re
+from typing import Any
 
 from ttt_jax.errors import UserError
 
@@ -35,6 +38,32 @@ def write_text(path: str | os.PathLike, text: str, *, durable: bool = False) -> 
   except OSError as error:
     partial.unlink(missing_ok=True)
     raise cannot_write(path, error) from error
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+  """A JSON object, or {} if there is no such file; another process may be replacing it.
+
+  Raises:
+    UserError: the file is not JSON, or not an object.
+  """
+  path = pathlib.Path(path)
+  try:
+    values = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    return {}
+  except ValueError as error:
+    raise UserError(f'{path} is not JSON ({error}); delete it and run the command that writes it '
+                    'again.') from error
+  if not isinstance(values, dict):
+    raise UserError(f'{path} is not a JSON object; delete it and run the command that writes it '
+                    'again.')
+  return values
+
+
+def sha256(path: str | os.PathLike) -> str:
+  """Hex digest of a file's bytes."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def cannot_write(path: str | os.PathLike, error: BaseException,

@@ -28,8 +28,10 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from ttt_jax.config import upgraded
+from ttt_jax.data import store
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
+from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import checksums, state as train_state
 from ttt_jax.train.state import TrainState
 
@@ -308,6 +310,12 @@ class Checkpoints:
     if 'course' in meta:  # version 0.1
       meta['progress'] = meta.pop('course')
     return meta | {'config': upgraded(meta['config'])} if 'config' in meta else meta
+
+  def check_vocabulary(self, step: int, vocab: Vocabulary) -> None:
+    """UserError unless the step was trained with ``vocab``, which the prepared data has."""
+    store.check_fingerprint(
+        f'checkpoint {self._path(step)} was trained', self.meta(step)['fingerprint'], vocab,
+        'use the data that it was trained on, or another workdir')
 
   def scores(self, step: int) -> dict[str, float]:
     """The scores that were saved with a sealed step."""

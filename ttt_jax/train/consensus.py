@@ -1,10 +1,10 @@
-"""How the processes of a run come to the same decision at the same step, without waiting.
+"""Agreement between the processes of a run: the same decision at the same step, without waiting.
 
-Each process has requests of its own: it was signalled, its clock says that a save is due, its
-disk is full. Beside every step goes a tiny program over the mesh that takes the maximum of
-everybody's requests; its result is read together with the figures of the step, one step late,
-when it has long been there. So all read the same numbers for the same step and do the same,
-with no coordinator and no extra wait. A process alone has nobody to ask.
+Each process has requests of its own: it received a signal, a save is due by its clock, its disk
+is full. Next to every train step runs a tiny program over the mesh that takes the maximum of all
+processes' requests. The result is read together with the metrics of that step, one step late,
+when it has long been computed. All processes therefore read the same numbers for the same step
+and act alike, with no coordinator and no extra wait. A single process skips all of this.
 """
 
 from collections.abc import Mapping
@@ -15,53 +15,51 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 REQUESTS = ('stop', 'save', 'time', 'failed')
-_PREFIX = 'wish/'
 
 
 class Consensus:
-  """The maximum of every wish over all processes.
+  """The maximum of every request over all processes.
 
-    stop    stop.INTERRUPTED or stop.PREEMPTED: save, then leave
+    stop    preemption.INTERRUPTED or preemption.PREEMPTED: save and exit
     save    1: train.checkpoint_minutes have passed since the last save
     time    1: train.max_minutes have passed
-    failed  1: something cannot be written here
+    failed  1: this process cannot write to its disk
   """
 
   def __init__(self, mesh: Mesh):
-    self.alone = jax.process_count() == 1
-    if self.alone:
-      return
-    by_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    self._shape, self._sharding = (mesh.size, len(REQUESTS)), by_device
-    self._mine = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
-    self._most = jax.jit(lambda requests: jnp.max(requests, axis=0),
-                         out_shardings=NamedSharding(mesh, PartitionSpec()))
+    self.single = jax.process_count() == 1
+    # One row per device: that is how a process puts its own values into a global array.
+    self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    self._shape = mesh.size, len(REQUESTS)
+    self._local_rows = sum(
+        device.process_index == jax.process_index() for device in mesh.devices.flat)
+    self._maximum = jax.jit(lambda requests: jnp.max(requests, axis=0),
+                            out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-  def send(self, requests: Mapping[str, int]) -> dict[str, jax.Array]:
-    """Start asking everybody; all processes must call this at the same step.
+  def send(self, requests: Mapping[str, int]) -> jax.Array | None:
+    """Start the reduction; all processes must call this at the same step.
 
     Args:
-      requests: name -> how much, for names of REQUESTS; others are 0.
+      requests: name -> value, for names of REQUESTS; the others count as 0.
 
     Returns:
-      Scalars on the device, to be read with the step's figures; none for a process alone.
+      int32 [REQUESTS] on the device, for ``decode`` once it is on the host; None for a single
+      process.
     """
-    if self.alone:
-      return {}
+    if self.single:
+      return None
     row = np.array([[requests.get(name, 0) for name in REQUESTS]], np.int32)
-    everybody = jax.make_array_from_process_local_data(
-        self._sharding, np.repeat(row, self._mine, axis=0), self._shape)
-    return {_PREFIX + 'all': self._most(everybody)}
+    return self._maximum(jax.make_array_from_process_local_data(
+        self._sharding, np.repeat(row, self._local_rows, axis=0), self._shape))
 
   def now(self, requests: Mapping[str, int]) -> dict[str, int]:
-    """Ask everybody and wait for the answer: for the time before the first step."""
-    if self.alone:
+    """Reduce and wait for the result: outside the steps, where a wait costs little."""
+    answer = self.send(requests)
+    if answer is None:
       return {name: requests.get(name, 0) for name in REQUESTS}
-    return take({name: np.asarray(jax.device_get(value))
-                 for name, value in self.send(requests).items()})
+    return decode(np.asarray(jax.device_get(answer)))
 
 
-def take(figures: dict) -> dict[str, int]:
-  """Remove the answer from figures that were read; {} if there is none in them."""
-  found = figures.pop(_PREFIX + 'all', None)
-  return {} if found is None else {name: int(value) for name, value in zip(REQUESTS, found)}
+def decode(answer: np.ndarray) -> dict[str, int]:
+  """int32 [REQUESTS] from ``send``, on the host, as name -> value."""
+  return {name: int(value) for name, value in zip(REQUESTS, answer)}

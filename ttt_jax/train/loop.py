@@ -1,14 +1,14 @@
-"""The loop around the step: reading one step late, saving, evaluating, going back, leaving."""
+"""The training loop: metrics read one step late, saving, evaluating, rolling back, stopping."""
 
+from collections.abc import Callable
 import dataclasses
-import importlib.metadata
-import pathlib
-import subprocess
+import functools
 import time
-from typing import Any, Callable
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from ttt_jax.config import Config, to_dict
 from ttt_jax.data import loader
@@ -17,26 +17,29 @@ from ttt_jax.model import flops, sharding
 from ttt_jax.model.transformer import Model
 from ttt_jax.system import hardware
 from ttt_jax.system.progress import Progress
+from ttt_jax.system.version import git_revision, version
+from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import (
     checkpoint, consensus, fault_injection, metrics, optimizer as optimizers, preemption,
-    restore, status_file, step as train_step, telemetry, watchdog as watchdog_lib)
+    restore, state as train_state, status_file, step as train_step, telemetry,
+    watchdog as watchdog_lib)
 from ttt_jax.train.state import TrainState
 from ttt_jax.train.validation import Validator
 
 
 @dataclasses.dataclass
 class RunProgress:
-  """Where a run stands, beside its arrays; kept with every checkpoint.
+  """How far a run is, apart from its arrays; stored with every checkpoint.
 
   Attributes:
     step: updates given to the device, skipped ones included.
-    offset: batches that the data are ahead of ``step``: the next is number step + offset. It
-      grows when a run goes back to an older state but not to the data it has seen since.
-    skipped: updates left out because loss or gradient were not finite.
-    in_a_row: how many of them came last, without a good one.
-    rollbacks: times that the run went back.
-    best: lowest score yet under train.keep_best; None before the first evaluation.
+    offset: the next batch of the data is number step + offset. It grows when a run rolls back
+      to an older state, because the data are not rolled back.
+    skipped: updates left out because the loss or the gradient was not finite.
+    in_a_row: how many of the latest updates were skipped one after the other.
+    rollbacks: how many times the run has rolled back.
+    best: lowest score so far under train.keep_best; None before the first evaluation.
   """
   step: int = 0
   offset: int = 0
@@ -46,212 +49,240 @@ class RunProgress:
   best: float | None = None
 
 
-@dataclasses.dataclass
-class TrainContext:
-  """What train.train has opened for the loop."""
+@dataclasses.dataclass(frozen=True)
+class TrainSetup:
+  """What is trained, how, and on which mesh: everything that the step is compiled from."""
   config: Config
   vocab: Vocabulary
   mesh: jax.sharding.Mesh
   model: Model
-  optimizer: Any
-  target: TrainState  # train_state.abstract: what a restore gives
+  optimizer: optax.GradientTransformation
+
+  @functools.cached_property
+  def target(self) -> TrainState:
+    """Shapes and shardings of the state, as a restore needs them."""
+    return train_state.abstract(self.model, self.optimizer, self.mesh)
+
+
+@dataclasses.dataclass
+class TrainContext:
+  """What train.train has opened for the loop."""
+  setup: TrainSetup
   batches: loader.Loader
+  validator: Validator | None  # None = train.eval_every is 0
   checkpoints: checkpoint.Checkpoints
-  writer: metrics.Writer | metrics.Nowhere
+  writer: metrics.Writer | metrics.NullWriter
   status: status_file.Status
   watchdog: watchdog_lib.Watchdog
+  clock: telemetry.Clock
   stop: preemption.Stop
   faults: fault_injection.Faults | None
-  validator: Validator | None
-  clock: telemetry.Clock
-  flight: telemetry.InFlight
 
 
 class Loop:
-  """One run from its first step to its last; ``run`` is all there is to call."""
+  """Trains one run from its first step to its last: construct it, then call ``run``."""
 
   def __init__(self, context: TrainContext, state: TrainState, progress: RunProgress):
     self.context, self.state, self.progress = context, state, progress
-    self.settings = context.config.train
+    self.setup = setup = context.setup
+    self.settings = setup.config.train
     self._step_fn = train_step.make_train_step(
-        context.config, context.model, context.vocab, context.optimizer, context.mesh,
+        setup.config, setup.model, setup.vocab, setup.optimizer, setup.mesh,
         fault_injection.poisoned if context.faults else None)
+    self._in_flight = telemetry.InFlight()
+    context.clock.busy = self._in_flight.busy
     self._speed = _speed(context)
-    # All at once and now: asking the device in the middle of its work would mean waiting for it.
-    self._rates = np.asarray(optimizers.schedule(context.config.optimizer, self.settings.steps)(
+    # The whole schedule is computed here: evaluating it during training would queue behind the
+    # train step on the device and stall the host.
+    self._rates = np.asarray(optimizers.schedule(setup.config.optimizer, self.settings.steps)(
         np.arange(self.settings.steps)))
-    self._consensus = consensus.Consensus(context.mesh)
+    self._consensus = consensus.Consensus(setup.mesh)
     self._started = self._saved = time.monotonic()
     self._saved_step = progress.step
     self._failure: UserError | None = None
-    self._leaving = False
-    self._marked_saving = False
-    self._revision = git_revision()
+    self._stopping = False
+    self._status_is_saving = False
 
   def run(self) -> TrainState:
-    """Train until the last step, or until all agree to stop; the last state is saved.
+    """Train until the last step, or until all processes agree to stop.
+
+    Returns:
+      The last state, on the mesh; it has been saved.
 
     Raises:
-      UserError: a disk is full; the loss stays not finite.
+      UserError: a disk is full, or the loss stays non-finite after all rollbacks.
     """
     context, settings, progress = self.context, self.settings, self.progress
     requests = self._consensus.now({'stop': context.stop.level})
-    if requests['stop'] and progress.step < settings.steps:  # before a first step: all is on disk
-      return self._left(requests['stop'])
+    if requests['stop'] and progress.step < settings.steps:  # nothing to save before a step
+      return self._finish(requests['stop'])
     with Progress(settings.steps, 'train', done=progress.step, unit='steps',
                   shown=jax.process_index() == 0) as self._bar:
       self._watch = telemetry.CompileWatch(self._bar.say)
       if progress.step:
-        self._bar.say(f'going on from checkpoint {progress.step}.')
+        self._bar.say(f'resuming from checkpoint {progress.step}.')
       context.status.good(context.checkpoints.last_good)
       context.status.update(state='running', step=progress.step)
       context.clock.lap('start')
-      while progress.step < settings.steps and not self._leaving:
+      while progress.step < settings.steps and not self._stopping:
         self._advance()
       context.checkpoints.wait()
       context.clock.lap('checkpoint')
-    return self._left(context.stop.agreed)
+    return self._finish(context.stop.agreed)
 
-  def _left(self, stopped: int) -> TrainState:
+  def _finish(self, stopped: int) -> TrainState:
     self.context.stop.agreed = stopped
     state = {preemption.NONE: 'done', preemption.PREEMPTED: 'preempted',
              preemption.INTERRUPTED: 'interrupted'}[stopped]
     self.context.status.good(self.context.checkpoints.last_good)
     self.context.status.update(state=state, step=self.progress.step,
-                             time_split=self._split())
+                               time_split=self._split())
     return self.state
 
   # -- one step -----------------------------------------------------------------------------
 
   def _advance(self) -> None:
-    """Give one step to the device, read the one before, do what is due."""
+    """Dispatch one step, read the metrics of the one before, and do what is due."""
     context, settings, clock = self.context, self.settings, self.context.clock
     batch = self._batch()
     clock.lap('data')
     step = self.progress.step + 1
     with self._watch:
-      self.state, figures = self._step_fn(self.state, batch)
+      self.state, step_metrics = self._step_fn(self.state, batch)
     clock.lap('compile' if self._watch.compiled(step, batch) else 'step')
     self.progress.step = step
-    # Those of the step before: the device runs on.
-    alone = self._consensus.alone  # who is alone may look after the wait, and leaves sooner
-    late = context.flight.push(
-        step, figures if alone else figures | self._consensus.send(self._requests()))
+    # Reading waits for the step before this one, while the device already runs this one.
+    single = self._consensus.single
+    answer = None if single else self._consensus.send(self._requests())
+    finished = self._in_flight.push(step, step_metrics, answer)
     clock.lap('step')
-    requests = self._read(late, self._requests() if alone else {})
-    if self._lost():
-      return self._go_back(late[0])
+    # A single process looks at its requests after that wait and so stops one step sooner.
+    requests = self._read(finished, self._requests() if single else {})
+    if self._diverged():
+      return self._roll_back(step - 1)
     clock.lap('other')
-    self._leaving = bool(requests['stop'] or requests['time'] or step == settings.steps)
+    self._stopping = bool(requests['stop'] or requests['time'] or step == settings.steps)
     scores = self._evaluate() if settings.eval_every and step % settings.eval_every == 0 else {}
-    asked = requests['save'] and (late is None or late[0] > self._saved_step)
-    if step % settings.checkpoint_every == 0 or self._leaving or asked or self._best(scores):
-      late = context.flight.drain()
+    requested = requests['save'] and (finished is None or finished.step > self._saved_step)
+    if (step % settings.checkpoint_every == 0 or self._stopping or requested
+        or self._is_best(scores)):
+      finished = self._in_flight.drain()
       clock.lap('step')
-      self._read(late, {}, always=self._leaving)
-      if self._lost():
-        self._leaving = False
-        return self._go_back(step)
+      self._read(finished, {}, always=self._stopping)
+      if self._diverged():
+        self._stopping = False
+        return self._roll_back(step)
       context.stop.agreed = requests['stop']
       self._save(scores)
-    elif self._marked_saving and not context.checkpoints.saving():
-      self._tell('running')
+    elif self._status_is_saving and not context.checkpoints.saving():
+      self._update_status('running')
     self._bar.update(1)
 
-  def _batch(self):
-    """The next batch on the mesh."""
+  def _batch(self) -> Batch:
+    """The next batch, on the mesh."""
     index = self.context.batches.state()['next']
     batch = next(self.context.batches)
     if self.context.faults:
       batch = self.context.faults.apply(index, batch)
-    return sharding.put_batch(self.context.mesh, batch)
+    return sharding.put_batch(self.setup.mesh, batch)
 
   def _requests(self) -> dict[str, int]:
-    """What this process would like all to do; see consensus.REQUESTS."""
-    now, minutes = time.monotonic(), 60.0
-    due = lambda limit, since: int(0 < limit <= (now - since) / minutes)
+    """What this process asks all processes to do; see consensus.REQUESTS."""
+    now = time.monotonic()
+    due = lambda minutes, since: int(0 < minutes <= (now - since) / 60)
     return {'stop': self.context.stop.level,
             'save': due(self.settings.checkpoint_minutes, self._saved),
             'time': due(self.settings.max_minutes, self._started),
             'failed': int(self._failure is not None or self.context.checkpoints.failed())}
 
-  def _read(self, late: tuple[int, dict] | None, mine: dict[str, int],
+  def _read(self, finished: telemetry.Finished | None, own: dict[str, int],
             always: bool = False) -> dict[str, int]:
-    """Count and log a finished step; returns what all processes wish, as far as is known."""
-    requests = dict.fromkeys(consensus.REQUESTS, 0) | mine
-    if late is not None:
-      step, figures = late
-      requests |= consensus.take(figures)
+    """Count and log a finished step.
+
+    Args:
+      finished: from ``_in_flight``; None before the first step is done.
+      own: the requests of a single process.
+      always: log this step whatever train.log_every says.
+
+    Returns:
+      The requests of all processes as far as they are known; see consensus.REQUESTS.
+    """
+    requests = dict.fromkeys(consensus.REQUESTS, 0) | own
+    if finished is not None:
+      if finished.requests is not None:
+        requests |= consensus.decode(finished.requests)
       self.context.watchdog.beat()
-      self._speed.add(figures)
-      bad = figures['skipped'] > 0
-      self.progress.skipped += bad
-      self.progress.in_a_row = self.progress.in_a_row + 1 if bad else 0
-      if step % self.settings.log_every == 0 or always:
-        self._log(step, figures)
+      self._speed.add(finished.metrics)
+      skipped = finished.metrics['skipped'] > 0
+      self.progress.skipped += skipped
+      self.progress.in_a_row = self.progress.in_a_row + 1 if skipped else 0
+      if finished.step % self.settings.log_every == 0 or always:
+        self._log(finished.step, finished.metrics)
     if requests['failed']:
-      self._give_up()
+      self._raise_failure()
     return requests
 
-  def _log(self, step: int, figures: dict[str, float]) -> None:
+  def _log(self, step: int, step_metrics: dict[str, float]) -> None:
     rate = self._speed.take()
+    # Skipped updates do not advance the optimizer's schedule.
     done = min(max(step - 1 - self.progress.skipped, 0), len(self._rates) - 1)
-    values = _line(figures) | rate | self.context.clock.shares() | {
+    values = _logged(step_metrics) | rate | self.context.clock.shares() | {
         'learning_rate': self._rates[done], 'recompiles': self._watch.recompiles,
         'skipped': self.progress.skipped}
     self._try(lambda: self.context.writer.write(step, values))
-    self._bar.update(0, **_shown(values))
+    self._bar.update(0, **_for_bar(values))
     saving = self.context.checkpoints.saving()
-    self._tell('saving' if saving else 'running', step=step, rate=rate['steps_per_second'],
-               time_split=self._split())
+    self._update_status('saving' if saving else 'running', step=step,
+                        rate=rate['steps_per_second'], time_split=self._split())
 
-  def _tell(self, state: str, **values: Any) -> None:
-    self._marked_saving = state == 'saving'
+  def _update_status(self, state: str, **values: Any) -> None:
+    self._status_is_saving = state == 'saving'
     self.context.status.good(self.context.checkpoints.last_good)
     self._try(lambda: self.context.status.update(state=state, **values))
 
   def _split(self) -> dict[str, float]:
     return {part: round(spent, 3) for part, spent in self.context.clock.seconds.items()}
 
-  # -- what goes wrong ----------------------------------------------------------------------
+  # -- failures -----------------------------------------------------------------------------
 
   def _try(self, write: Callable[[], None]) -> None:
-    """Alone, a failure is the end; several processes first agree on it, so that none waits."""
+    """Run ``write``. A single process fails at once; several first agree on the failure, so
+    that none of them waits for the others in a collective operation."""
     try:
       write()
     except UserError as error:
-      if self._consensus.alone:
+      if self._consensus.single:
         raise
       self._failure = self._failure or error
 
-  def _give_up(self) -> None:
+  def _raise_failure(self) -> None:
     if self._failure is None:
       self._try(self.context.checkpoints.wait)
-    raise self._failure or UserError('another process of this run could not write to its disk; its '
-                                     'own message says why.')
+    raise self._failure or UserError('another process of this run could not write to its disk; '
+                                     'see the error in its log.')
 
-  def _lost(self) -> bool:
+  def _diverged(self) -> bool:
     return self.progress.in_a_row >= self.settings.nonfinite_limit
 
-  def _go_back(self, step: int) -> None:
-    """After too many skipped updates: an older state, but the data behind those of ``step``."""
-    context, settings, progress = self.context, self.settings, self.progress
-    context.flight.drain()  # a step that was given meanwhile is not part of the run
+  def _roll_back(self, step: int) -> None:
+    """After too many skipped updates: restore an older state and continue with the data that
+    follow ``step``, because the same batches might fail again."""
+    context, settings, progress, setup = self.context, self.settings, self.progress, self.setup
+    self._in_flight.drain()  # a step dispatched meanwhile is not part of the run
     row, after = progress.in_a_row, step + progress.offset
-    what = f'loss or gradient were not finite in {row} steps in a row, up to step {step}'
+    what = f'the loss or the gradient was not finite in {row} steps in a row, up to step {step}'
     if progress.rollbacks >= settings.rollback_limit:
       raise UserError(
-          f'{what}, and the run has gone back {progress.rollbacks} times already (config '
-          'key train.rollback_limit); lower optimizer.learning_rate, or look for what '
-          'is wrong with the data.')
+          f'{what}, and the run has rolled back {progress.rollbacks} times already (config '
+          'key train.rollback_limit); lower optimizer.learning_rate, or check the data.')
     context.checkpoints.wait()
     target = context.checkpoints.newest_clean()
     if target is None:
-      raise UserError(f'{what}, and there is no checkpoint to go back to; lower '
-                      'optimizer.learning_rate, or look for what is wrong with the data.')
-    self.state = None  # its memory is needed
-    self.state = restore.restore(context.checkpoints, target, context.model, context.optimizer,
-                                 context.target, context.config.seed)
+      raise UserError(f'{what}, and there is no checkpoint to roll back to; lower '
+                      'optimizer.learning_rate, or check the data.')
+    del self.state  # frees its memory for the state that is loaded
+    self.state = restore.restore(context.checkpoints, target, setup.model, setup.optimizer,
+                                 setup.target, setup.config.seed)
     earlier = RunProgress(**context.checkpoints.meta(target)['progress'])
     context.checkpoints.drop_after(target)
     self._try(lambda: context.writer.drop_after(target))
@@ -262,29 +293,30 @@ class Loop:
     self._speed = _speed(context)
     self._bar.update(target - self._bar.done)
     self._try(lambda: context.status.event(
-        f'{what}: back to checkpoint {target}, on with batch {after} (rollback '
+        f'{what}: rolled back to checkpoint {target}, continuing with batch {after} (rollback '
         f'{progress.rollbacks} of {settings.rollback_limit}).', step=target))
     context.watchdog.beat()
     context.clock.lap('start')
 
-  # -- what is due now and then -------------------------------------------------------------
+  # -- evaluation and checkpoints -----------------------------------------------------------
 
   def _evaluate(self) -> dict[str, float]:
-    """Scores of the newest state on held-out rows, written as eval/..."""
+    """Scores of the newest state on held-out rows; also logged as eval/NAME."""
     context = self.context
+    assert context.validator is not None
     jax.block_until_ready(self.state)
     context.clock.lap('step')
-    self._tell('evaluating')
+    self._update_status('evaluating')
     scores = context.validator(self.state.params)
     self._try(lambda: context.writer.write(
         self.progress.step, {f'eval/{name}': value for name, value in scores.items()}))
-    self._tell('running')
+    self._update_status('running')
     context.watchdog.beat()
     context.clock.lap('eval')
     return scores
 
-  def _best(self, scores: dict[str, float]) -> bool:
-    """Whether this is the best step yet; if so, it is remembered."""
+  def _is_best(self, scores: dict[str, float]) -> bool:
+    """Whether this is the best step so far; if so, its score is stored in ``progress``."""
     score = scores.get(self.settings.keep_best, np.nan)
     if not np.isfinite(score) or (self.progress.best is not None and score >= self.progress.best):
       return False
@@ -293,67 +325,48 @@ class Loop:
 
   def _save(self, scores: dict[str, float]) -> None:
     context, step = self.context, self.progress.step
-    jax.block_until_ready(self.state)  # saving would wait just so, and call it its own time
+    jax.block_until_ready(self.state)  # so that this wait counts as 'step', not 'checkpoint'
     context.clock.lap('step')
-    self._best(scores)
-    self._tell('saving', step=step)
+    self._is_best(scores)
+    self._update_status('saving', step=step)
     self._try(context.checkpoints.wait)
     if self._consensus.now({'failed': int(self._failure is not None)})['failed']:
-      self._give_up()
-    context.checkpoints.save(step, self.state, self._note(), clean=self.progress.in_a_row == 0,
-                           scores=scores)
+      self._raise_failure()
+    context.checkpoints.save(step, self.state, self._metadata(),
+                             clean=self.progress.in_a_row == 0, scores=scores)
     self._saved, self._saved_step = time.monotonic(), step
     context.watchdog.beat()
     context.clock.lap('checkpoint')
 
-  def _note(self) -> dict[str, Any]:
-    """The JSON beside a checkpoint."""
-    context = self.context
+  def _metadata(self) -> dict[str, Any]:
+    """What is stored as JSON beside a checkpoint's arrays."""
+    context, setup = self.context, self.setup
     return {'data': context.batches.state(), 'progress': dataclasses.asdict(self.progress),
-            'seconds': dict(context.clock.seconds), 'config': to_dict(context.config),
-            'vocabulary': context.vocab.to_dict(), 'fingerprint': context.vocab.fingerprint,
-            'revision': self._revision, 'version': version()}
+            'seconds': dict(context.clock.seconds), 'config': to_dict(setup.config),
+            'vocabulary': setup.vocab.to_dict(), 'fingerprint': setup.vocab.fingerprint,
+            'revision': git_revision(), 'version': version()}
 
 
 def _speed(context: TrainContext) -> telemetry.Speed:
-  """What turns the figures of steps into rates, for this model on these devices."""
-  config = context.config
+  """Turns the metrics of steps into rates, for this model on these devices."""
+  config, mesh = context.setup.config, context.setup.mesh
 
   def useful(sums):
-    return flops.useful(config.model, context.vocab.size, tokens=sums['tokens'],
+    return flops.useful(config.model, context.setup.vocab.size, tokens=sums['tokens'],
                         scored=sums['scored'], mask_pairs=sums['mask_pairs'])
-  chip = hardware.chip_of(context.mesh.devices.flat[0].device_kind)
-  peak = None if chip is None else chip.flops / chip.devices * context.mesh.size
+  chip = hardware.chip_of(mesh.devices.flat[0].device_kind)
+  peak = None if chip is None else chip.flops / chip.devices * mesh.size
   return telemetry.Speed(context.clock, config.train.batch_size * config.data.seq_len, useful,
                          peak)
 
 
-def _line(figures: dict[str, float]) -> dict[str, float]:
-  """The figures that are means of their step; its sums become rates."""
-  return {name: value for name, value in figures.items()
+def _logged(step_metrics: dict[str, float]) -> dict[str, float]:
+  """The metrics that are means over their step; the sums are logged as rates instead."""
+  return {name: value for name, value in step_metrics.items()
           if name == 'documents' or name not in telemetry.SUMS}
 
 
-def _shown(values: dict[str, float]) -> dict[str, float]:
-  """The few for the bar, the first ones for a narrow terminal."""
+def _for_bar(values: dict[str, float]) -> dict[str, float]:
+  """The metrics on the progress bar, most important first: a narrow terminal cuts the last."""
   return {'loss': values['loss'], 'tok/s': values['useful_tokens_per_second'],
           'ar': values['ar'], 'diffusion': values['diffusion']}
-
-
-def version() -> str:
-  """Of this package; '' where it runs from a folder that was never installed."""
-  try:
-    return importlib.metadata.version('ttt_jax')
-  except importlib.metadata.PackageNotFoundError:
-    return ''
-
-
-def git_revision() -> str:
-  """The commit that this code is, with '+' when files were changed since; '' if nobody knows."""
-  folder = pathlib.Path(__file__).parent
-  ask = lambda *words: subprocess.run(['git', '-C', str(folder), *words], capture_output=True,
-                                      text=True, timeout=10, check=True).stdout.strip()
-  try:
-    return ask('rev-parse', 'HEAD') + ('+' if ask('status', '--porcelain', '-uno', '.') else '')
-  except (OSError, subprocess.SubprocessError):
-    return ''

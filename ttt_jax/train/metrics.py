@@ -140,7 +140,7 @@ class Writer:
     self.close()
 
 
-class Nowhere:
+class NullWriter:
   """A Writer's stand-in on the processes that do not write."""
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -149,7 +149,7 @@ class Nowhere:
   def drop_after(self, step: int) -> None:
     pass
 
-  def __enter__(self) -> 'Nowhere':
+  def __enter__(self) -> 'NullWriter':
     return self
 
   def __exit__(self, *unused) -> None:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ttt_jax.model import lora, sharding
-from ttt_jax.model.transformer import Model
+from ttt_jax.model.transformer import Model, Params
 
 
 class TrainState(NamedTuple):
@@ -71,6 +71,14 @@ def init_sharded(model: Model, optimizer: optax.GradientTransformation, mesh: Me
   make = jax.jit(lambda key: create(model, optimizer, key),
                  out_shardings=state_shardings(model, optimizer, mesh))
   return make(jax.random.key(seed))
+
+
+def abstract_params(model: Model, mesh: Mesh) -> Params:
+  """ShapeDtypeStructs with shardings of the parameters alone: the target of a restore."""
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  return jax.tree.map(
+      lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
+      shapes, sharding.shardings(mesh, model.axes(), shapes))
 
 
 def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

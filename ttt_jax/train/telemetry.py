@@ -14,9 +14,10 @@ its step is done. Speed and time split come from these moments.
 from collections.abc import Callable, Mapping
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 PARTS = ('start', 'compile', 'data', 'step', 'checkpoint', 'eval', 'other')
 TRAINING = ('data', 'step', 'other')  # the time that rates are taken over
@@ -26,40 +27,49 @@ COMPILED = '/jax/core/compile/backend_compile_duration'  # JAX's own event, cach
 SUMS = ('tokens', 'documents', 'scored', 'mask_pairs')
 
 
+class Finished(NamedTuple):
+  """A step that the device has finished, read on the host."""
+  step: int
+  metrics: dict[str, float]
+  requests: np.ndarray | None  # what Consensus.send returned for this step
+
+
 class InFlight:
-  """The newest step on the device: its figures are read when the next one has been given."""
+  """The newest step on the device; it is read once the next step has been dispatched."""
 
   def __init__(self):
-    self._step, self._figures = 0, None
+    self._step = 0
+    self._metrics: Mapping[str, jax.Array] | None = None
+    self._requests: jax.Array | None = None
 
-  def push(self, step: int, figures: Mapping[str, jax.Array]) -> tuple[int, dict] | None:
-    """Take the figures of a step just given to the device; read those of the one before.
+  def push(self, step: int, metrics: Mapping[str, jax.Array],
+           requests: jax.Array | None = None) -> Finished | None:
+    """Take a step that was just dispatched, and read the one before it.
 
     Args:
       step: its number.
-      figures: name -> scalar on the device, perhaps not there yet.
+      metrics: name -> scalar on the device; it need not be computed yet.
+      requests: of all processes at this step (Consensus.send).
 
     Returns:
-      (step, name -> float, or numpy array where there are several) of the step before, for
-      which this waits; None if there is none.
+      The step before, for which this waits; None if there is none.
     """
-    late = self.drain()
-    self._step, self._figures = step, figures
-    return late
+    finished = self.drain()
+    self._step, self._metrics, self._requests = step, metrics, requests
+    return finished
 
-  def drain(self) -> tuple[int, dict] | None:
-    """Wait for the newest step and read it, as ``push`` does; nothing is left then."""
-    if self._figures is None:
+  def drain(self) -> Finished | None:
+    """Wait for the newest step and return it; nothing is in flight afterwards."""
+    if self._metrics is None:
       return None
-    read = {name: value if value.ndim else float(value)
-            for name, value in jax.device_get(dict(self._figures)).items()}
-    self._figures = None
-    return self._step, read
+    metrics, requests = jax.device_get((dict(self._metrics), self._requests))
+    self._metrics = self._requests = None
+    return Finished(self._step, {name: float(value) for name, value in metrics.items()}, requests)
 
   def busy(self) -> bool:
-    """Whether the device still works on the newest step."""
-    return self._figures is not None and not all(
-        value.is_ready() for value in self._figures.values())
+    """Whether the device is still computing the newest step."""
+    return self._metrics is not None and not all(
+        value.is_ready() for value in self._metrics.values())
 
 
 class Clock:
@@ -88,12 +98,12 @@ class Clock:
       now: seconds on a clock that never goes back.
     """
     self.seconds = dict.fromkeys(PARTS, 0.0)
-    self._busy, self._now = busy, now
+    self.busy, self._now = busy, now
     self._last = now()
 
   def lap(self, part: str) -> None:
     """What was done since the last lap was ``part``."""
-    if part in ('data', 'other') and self._busy():
+    if part in ('data', 'other') and self.busy():
       part = 'step'
     now = self._now()
     self.seconds[part] += now - self._last

@@ -9,14 +9,12 @@ import jax
 from ttt_jax import config as config_lib
 from ttt_jax.config import Config, to_dict
 from ttt_jax.data import loader, store
-from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
-from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import (
     checkpoint, fault_injection, metrics, optimizer as optimizers, preemption, restore,
     state as train_state, status_file, telemetry, watchdog)
-from ttt_jax.train.loop import RunProgress, Loop, TrainContext
+from ttt_jax.train.loop import Loop, RunProgress, TrainContext, TrainSetup
 from ttt_jax.train.validation import Validator
 
 # Settings that must not change if a run is to go on with the same batches.
@@ -54,20 +52,18 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
       mesh does not divide, a checkpoint that does not fit, only damaged checkpoints, a full
       disk, a loss that stays not finite, no W&B where it is asked for.
   """
-  flight = telemetry.InFlight()
-  clock = telemetry.Clock(flight.busy)
+  clock = telemetry.Clock()
   metrics.check(config.train.wandb)
   workdir = pathlib.Path(workdir)
   data_dir = workdir / config.data.path
   vocab = store.vocabulary(data_dir)
-  check_data(config, data_dir, vocab)
+  store.check_data(config, data_dir, vocab)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(mesh, config.train.batch_size, config.train.grad_accum_steps,
                        config.data.seq_len)
   sharding.check_heads(mesh, config.model.num_attention_heads, config.model.num_key_value_heads)
-  model = Model(config.model, vocab.size)
-  optimizer = optimizers.make(config.optimizer, config.train.steps)
-  target = train_state.abstract(model, optimizer, mesh)
+  setup = TrainSetup(config, vocab, mesh, Model(config.model, vocab.size),
+                     optimizers.make(config.optimizer, config.train.steps))
   batches = loader.Loader(data_dir, config.data, config.train.batch_size, config.seed, vocab,
                           jax.process_index(), jax.process_count())
   status = status_file.Status(workdir, config.train.steps, jax.process_index(), jax.process_count())
@@ -81,49 +77,35 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
         workdir / 'checkpoints', settings.keep, settings.keep_every, settings.keep_best,
         status.event))
     enter(jax.set_mesh(mesh))
-    validator = Validator(config, model, vocab, mesh, data_dir) if settings.eval_every else None
-    state, progress = _start(config, model, optimizer, mesh, vocab, target, checkpoints, batches,
-                           clock, status)
+    validator = (Validator(config, setup.model, vocab, mesh, data_dir)
+                 if settings.eval_every else None)
+    state, progress = _start(setup, checkpoints, batches, clock, status)
     dog.beat()
     writer = enter(_writer(config, workdir, progress.step))
-    context = TrainContext(config, vocab, mesh, model, optimizer, target, batches, checkpoints,
-                           writer, status, dog, stop or preemption.Stop(), faults, validator, clock,
-                           flight)
+    context = TrainContext(setup, batches, validator, checkpoints, writer, status, dog, clock,
+                           stop or preemption.Stop(), faults)
     return Loop(context, state, progress).run()
 
 
-def check_data(config: Config, data_dir: pathlib.Path, vocab: Vocabulary) -> None:
-  """UserError unless the prepared set is the one that the config describes."""
-  manifest = store.read_manifest(data_dir)
-  if manifest['seq_len'] != config.data.seq_len:
-    raise UserError(f'config key data.seq_len is {config.data.seq_len}, but the rows in '
-                    f'{data_dir} have {manifest["seq_len"]} tokens; prepare them again or '
-                    'change the key.')
-  if vocab.text != config.vocab.text:
-    raise UserError(f'config key vocab.text is {config.vocab.text!r}, but {data_dir} was prepared '
-                    f'with {vocab.text!r}; prepare it again or change the key.')
-
-
-def _start(config, model, optimizer, mesh, vocab, target, checkpoints, batches, clock,
-           status) -> tuple[train_state.TrainState, RunProgress]:
-  """The state to begin with and where it stands; see ``train``."""
+def _start(setup: TrainSetup, checkpoints: checkpoint.Checkpoints, batches: loader.Loader,
+           clock: telemetry.Clock, status: status_file.Status,
+           ) -> tuple[train_state.TrainState, RunProgress]:
+  """The state to begin with and how far it is; see ``train``."""
+  config, model, optimizer = setup.config, setup.model, setup.optimizer
   newest = checkpoints.recover()
   if newest is not None:
+    checkpoints.check_vocabulary(newest, setup.vocab)
     meta = checkpoints.meta(newest)
-    if meta['fingerprint'] != vocab.fingerprint:
-      raise UserError(f'checkpoint {checkpoints.directory / str(newest)} was trained with '
-                      f'vocabulary {meta["fingerprint"]}, the data has {vocab.fingerprint}; use '
-                      'another workdir or the data it was trained on.')
     _say_what_changed(to_dict(config), meta['config'], newest, status)
-    state = restore.restore(checkpoints, newest, model, optimizer, target, config.seed)
+    state = restore.restore(checkpoints, newest, model, optimizer, setup.target, config.seed)
     batches.restore(meta['data'])
     clock.resume(meta['seconds'])
     return state, RunProgress(**meta['progress'])
   if config.train.init_from:
     with checkpoint.open_existing(config.train.init_from) as source:
-      params = restore.load(source, source.newest_good(), model, target.params, config.seed)
-    return train_state.begin(params, optimizer, target), RunProgress()
-  return train_state.init_sharded(model, optimizer, mesh, config.seed), RunProgress()
+      params = restore.load(source, source.newest_good(), model, setup.target.params, config.seed)
+    return train_state.begin(params, optimizer, setup.target), RunProgress()
+  return train_state.init_sharded(model, optimizer, setup.mesh, config.seed), RunProgress()
 
 
 def _say_what_changed(config: dict, earlier: dict, step: int, status: status_file.Status) -> None:
@@ -143,10 +125,11 @@ def _stuck(text: str, leave: bool, status: status_file.Status,
     stop.leave()
 
 
-def _writer(config: Config, workdir: pathlib.Path, done: int) -> metrics.Writer | metrics.Nowhere:
+def _writer(config: Config, workdir: pathlib.Path,
+            done: int) -> metrics.Writer | metrics.NullWriter:
   """Process 0 alone writes config.json, the metrics and the boards."""
   if jax.process_index():
-    return metrics.Nowhere()
+    return metrics.NullWriter()
   config_lib.save(config, workdir)
   return metrics.Writer(workdir, done, tensorboard=config.train.tensorboard,
                         wandb=config.train.wandb, name=config.name, settings=to_dict(config))

@@ -12,13 +12,12 @@ from ttt_jax.config import Config
 from ttt_jax.data import store
 from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.records.records import Part, Record
-from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.tokenizer import Tokenizer
 from ttt_jax.tokens.vocab import Vocabulary
-from ttt_jax.train import checkpoint, optimizer as optimizers, restore, state as train_state
+from ttt_jax.train import checkpoint, restore, state as train_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +63,11 @@ def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float3
   tokenizer = tokenizers.create(config.vocab)
   model = Model(config.model, vocab.size)
   mesh = sharding.make_mesh(config.mesh)
-  target = train_state.abstract(model, optimizers.make(config.optimizer, config.train.steps), mesh)
+  target = train_state.abstract_params(model, mesh)
   with checkpoint.open_existing(workdir / 'checkpoints') as checkpoints:
     step = checkpoints.newest_good()
-    trained_with = checkpoints.meta(step)['fingerprint']
-    if trained_with != vocab.fingerprint:
-      raise UserError(f'checkpoint {checkpoints.directory / str(step)} was trained with '
-                      f'vocabulary {trained_with}, but {data_dir} has {vocab.fingerprint}; prepare '
-                      'the data it was trained on, or train again.')
-    wanted = restore.retyped(target.params, dtype or restore.dtype(checkpoints, step))
+    checkpoints.check_vocabulary(step, vocab)
+    wanted = restore.retyped(target, dtype or restore.dtype(checkpoints, step))
     params = restore.load(checkpoints, step, model, wanted, config.seed)
   return TrainedModel(config, step, model, jax.block_until_ready(params), vocab, tokenizer,
                  codecs.load(data_dir / 'codec'), data_dir)

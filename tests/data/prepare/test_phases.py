@@ -22,6 +22,7 @@ from ttt_jax.data import store
 from ttt_jax.data.prepare import pack, prepare, render, summary
 from ttt_jax.data.records import readers
 from ttt_jax.errors import UserError
+from ttt_jax.storage import files
 from ttt_jax.tokens.batch import split_documents
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -96,7 +97,7 @@ def test_pieces_blocks_and_shards_do_not_change_the_documents(corpus, tmp_path, 
         k: same[k] for k in ('documents', 'tasks', 'lengths')}
     for file in entry['files']:
       path = tmp_path / 'cut' / 'data' / file['name']
-      assert (file['sha256'], file['bytes']) == (store.sha256(path), path.stat().st_size)
+      assert (file['sha256'], file['bytes']) == (files.sha256(path), path.stat().st_size)
   text = 'heldout.records.jsonl'
   assert (tmp_path / 'whole/data' / text).read_text() == (tmp_path / 'cut/data' / text).read_text()
 

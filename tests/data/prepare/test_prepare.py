@@ -16,6 +16,7 @@ from ttt_jax.data.loader import Loader
 from ttt_jax.data.prepare import encode, prepare
 from ttt_jax.data.records import records, tasks
 from ttt_jax.errors import UserError
+from ttt_jax.storage import files
 from ttt_jax.tokens.batch import split_documents
 from ttt_jax.tokens.tokenizer import create
 
@@ -93,7 +94,7 @@ def test_the_set_is_complete_and_its_counts_are_right(prepared):
   assert sum(e['audio'] for e in train['tasks'].values()) == audio
   for split in (train, held):
     (file,) = split['files']
-    assert file['sha256'] == store.sha256(data / file['name'])
+    assert file['sha256'] == files.sha256(data / file['name'])
   assert train['files'][0]['sha256'] != held['files'][0]['sha256']
   assert sum(train['lengths']['documents']) == 13 and manifest['rejects'] == {}
 

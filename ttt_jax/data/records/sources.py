@@ -13,11 +13,11 @@ from typing import Any, Iterator, NamedTuple, Sequence
 import numpy as np
 
 from ttt_jax.config import Source
-from ttt_jax.data import store
 from ttt_jax.data.records import readers, records, tasks
 from ttt_jax.data.records.records import Part, Record
 from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
+from ttt_jax.storage import files
 
 HELDOUT = 'heldout'      # prefix of the names of splits that are never trained on
 JOINED = ('asr', 'tts')  # tasks whose recordings are speech and its transcript
@@ -184,7 +184,7 @@ def duplicates(found: Sequence[Input]) -> list[tuple[str, str]]:
     for some in alike.values():
       known: dict[str, str] = {}
       for path in some if len(some) > 1 else ():
-        digest = store.sha256(pathlib.Path(path))
+        digest = files.sha256(path)
         if digest in known:
           out.append((known[digest], path))
         known.setdefault(digest, path)

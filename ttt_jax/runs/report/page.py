@@ -10,7 +10,6 @@ gets a page that shows its members side by side (report_sweep.py).
 import base64
 from collections.abc import Iterable, Sequence
 import html
-import json
 import mimetypes
 import os
 import pathlib
@@ -71,7 +70,7 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
     return _write(workdir, sweep_page.page(workdir, template))
   config = _read_config(workdir)
   lines = metrics.read(workdir) if (workdir / metrics.FILE).is_file() else []
-  evaluation = _read_json(workdir / 'evaluation.json') or {}
+  evaluation = files.read_json(workdir / 'evaluation.json')
   name = config.name if config else workdir.resolve().name
   page = string.Template(template).substitute(
       title=_text(f'Text-to-Talk run “{name}”'),
@@ -97,19 +96,9 @@ def _write(workdir: pathlib.Path, page: str) -> pathlib.Path:
 # -- inputs -------------------------------------------------------------------------
 
 
-def _read_json(path: pathlib.Path) -> Any:
-  if not path.is_file():
-    return None
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise UserError(f'{path} is not JSON ({error}); let the command that wrote it run again.'
-                    ) from error
-
-
 def _read_config(workdir: pathlib.Path) -> config_lib.Config | None:
-  values = _read_json(workdir / 'config.json')
-  return None if values is None else config_lib.from_dict(config_lib.Config, values)
+  values = files.read_json(workdir / 'config.json')
+  return config_lib.from_dict(config_lib.Config, values) if values else None
 
 
 # -- sections -----------------------------------------------------------------------
