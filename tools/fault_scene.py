@@ -144,7 +144,7 @@ def sealed(workdir: pathlib.Path) -> list[int]:
   """Steps of the sealed checkpoints, ascending."""
   folder = workdir / 'checkpoints'
   return sorted(int(path.name) for path in folder.glob('*')
-                if path.name.isdigit() and checksums.is_sealed(path)) if folder.is_dir() else []
+                if path.name.isdigit() and checksums.is_complete(path)) if folder.is_dir() else []
 
 
 def losses(workdir: pathlib.Path) -> dict[str, dict[int, float]]:

@@ -10,6 +10,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ttt_jax.errors import UserError
@@ -80,21 +81,54 @@ def test_damage_to_any_file_is_found_and_named(three, tmp_path, how):
     broken = copy / path.relative_to(three)
     damage(broken, how)
     heard = []
-    with checkpoint.Checkpoints(copy, say=heard.append) as saved:
+    with checkpoint.Checkpoints(copy, log=heard.append) as saved:
       if how == 'gone' and path.name.startswith('sums'):
         assert saved.recover() == 20  # as if the run had been killed before it wrote them
         continue
-      assert saved.newest_good() == 20
+      unread = path.parent.is_relative_to(three / '30' / 'optimizer')
+      assert saved.newest_good() == (30 if unread else 20), path
+      assert bool(heard) != unread
       assert saved.recover() == 20, path
       assert saved.steps() == [20] and (copy / '30.damaged').is_dir()
-    assert str(broken) in heard[0] and 'checkpoint 30 is damaged' in heard[0]
+    assert str(broken) in heard[0] and 'checkpoint 30 is corrupt' in heard[0]
+
+
+def test_readers_of_weights_verify_weights_alone(tmp_path):
+  """With AdamW's two moments, a third of the arrays' bytes."""
+  params = {'a': jax.random.normal(jax.random.key(0), (256, 256))}
+  adam = optax.adamw(1e-3).init(params)
+  noise = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape).astype(x.dtype),
+                       adam)  # zeros would be compressed away
+  with checkpoint.Checkpoints(tmp_path) as saved:
+    saved.save(1, TrainState(jnp.int32(1), params, noise), {})
+    saved.wait()
+    assert saved.recover() == 1
+    everything, saved.bytes_verified = saved.bytes_verified, 0
+    assert saved.newest_good() == 1
+    assert 0.3 < saved.bytes_verified / everything < 0.37
+    shutil.rmtree(tmp_path / '1' / 'optimizer')  # a copy for generation can leave it out
+    assert saved.newest_good() == 1
+    np.testing.assert_array_equal(saved.restore_params(1, params)['a'], params['a'])
+  assert checkpoint.Checkpoints(tmp_path).steps() == [1]
+  with pytest.raises(UserError, match='corrupt'):
+    checkpoint.Checkpoints(tmp_path).recover()
+
+
+def test_sizes_alone_find_what_is_missing_or_cut(folder):
+  damage(next(path for path in files_of(folder, 30) if path.parent.name == 'd'), 'flipped')
+  with checkpoint.Checkpoints(folder, verify='sizes') as saved:
+    assert saved.newest_good() == 30 and saved.bytes_verified == 0
+    damage(folder / '30' / 'params' / 'manifest.ocdbt', 'cut')
+    assert saved.newest_good() == 20
+    damage(folder / '20' / 'params' / 'manifest.ocdbt', 'gone')
+    assert saved.recover() == 10
 
 
 def test_only_damaged_ones_are_no_reason_to_start_over(folder):
   for step in (10, 20, 30):
-    damage(folder / str(step) / 'state' / 'manifest.ocdbt', 'cut')
+    damage(folder / str(step) / 'params' / 'manifest.ocdbt', 'cut')
   for _ in range(2):  # the second start finds them set aside
-    with pytest.raises(UserError, match='all checkpoints in .* are damaged'):
+    with pytest.raises(UserError, match='all checkpoints in .* are corrupt'):
       checkpoint.Checkpoints(folder).recover()
   assert len(list(folder.glob('*.damaged'))) == 3
 
@@ -106,11 +140,11 @@ def test_what_a_kill_leaves_is_removed_and_saved_anew(folder):
   shutil.copytree(folder / '20', folder / '40.orbax-checkpoint-tmp')
   (folder / '10.deleting').mkdir()
   heard = []
-  with checkpoint.Checkpoints(folder, say=heard.append) as saved:
+  with checkpoint.Checkpoints(folder, log=heard.append) as saved:
     assert saved.latest() == 20
     assert saved.recover() == 20
     assert sorted(path.name for path in folder.iterdir()) == ['10', '20']
-    assert heard == ['checkpoint 30 was never finished and is removed.']
+    assert heard == ['checkpoint 30 is unfinished and is removed.']
     saved.save(30, state(31.0), {})
     saved.wait()
     assert saved.latest() == 30 and saved.restore(30, target()).params['a'][0, 0] == 31
@@ -137,12 +171,12 @@ def test_several_processes_share_the_work(folder, tmp_path):
   checksums.write(whole, 0, 3, {'a': 1})
   for thread in others:
     thread.join()
-  assert checksums.is_sealed(whole) and checksums.notes(whole) == {'a': 1}
+  assert checksums.is_complete(whole) and checksums.read_metadata(whole) == {'a': 1}
   checksums.check(whole)
   (whole / checksums.sums_name(2)).rename(tmp_path / 'sums')
-  assert not checksums.is_sealed(whole)
+  assert not checksums.is_complete(whole)
   (tmp_path / 'sums').rename(whole / checksums.sums_name(2))
-  damage(whole / 'state' / 'manifest.ocdbt', 'flipped')
+  damage(whole / 'params' / 'manifest.ocdbt', 'flipped')
   found = 0
   for process in range(2):  # fewer readers than there were writers
     try:

@@ -19,6 +19,7 @@ SCHEDULES = ('linear', 'shifted')
 SOFTMAXES = ('full', 'audio')
 GUIDANCE_CONTEXTS = ('published', 'begin')
 LEAST_SHARE = 2.0 ** -16  # of a split in a mix
+VERIFY = ('checksums', 'sizes')  # how checkpoint files are compared with what was written
 SCORES = ('loss', 'text_nll', 'masked_nll')  # of an evaluation during training
 
 
@@ -280,6 +281,7 @@ class TrainConfig:
   keep: int = 2                # newest checkpoints that are kept
   keep_every: int = 0          # keep the checkpoints of multiples of this as well; 0 = none [steps]
   keep_best: str = ''          # keep also the checkpoint where this score is lowest; '' = none
+  verify: str = 'checksums'    # before a checkpoint is read: 'checksums', or 'sizes' (faster, weaker)
   preemption: bool = True      # SIGTERM, SIGUSR1, Ctrl-C: save, then exit; False = exit at once
   init_from: str = ''          # checkpoint directory of the initial parameters; '' = random
   max_minutes: float = 0.0     # stop with a checkpoint after this wall time; 0 = no limit [min]
@@ -300,6 +302,7 @@ class TrainConfig:
                 'stuck_minutes'):
       _require(getattr(self, key) >= 0, f'config key train.{key} is {getattr(self, key)}; it must '
                'not be negative.')
+    _choice('train.verify', self.verify, VERIFY)
     if self.keep_best:
       _choice('train.keep_best', self.keep_best, SCORES)
       _require(self.eval_every > 0, f'config key train.keep_best is {self.keep_best!r}, which '

@@ -1,16 +1,20 @@
-"""Checkpoints: Orbax writes the state on the mesh, a seal makes it count.
+"""Checkpoints: Orbax writes the arrays on the mesh, checksums make a checkpoint complete.
 
 workdir/checkpoints/<step>/ holds
-  state               the TrainState, array by array, restored onto any mesh
-  seal.json, sums.*   the run's note (data position, clock, config ...) and checksums: seal.py
+  params/              the parameters, array by array, restored onto any mesh
+  optimizer/           step and optimizer state; absent where weights alone were saved
+  seal.json, sums.*    metadata (data position, time split, config ...) and checksums: checksums.py
 
-  40, 60              sealed: these can be chosen, the newest first
-  60                  without its seal: the run was killed while writing it; removed at the start
-  80.orbax-...-tmp    not even committed; removed at the start
-  20.damaged          set aside, because its files are not what was written
+Evaluation, generation and export read params/ and verify nothing else: with AdamW that is a third
+of the bytes. Version 0.1 wrote all of it into one folder, state/, which is still read.
 
-Retention is ours and not Orbax's: a checkpoint may push out older ones only once it is
-sealed, which is after Orbax has let go of it.
+  40, 60               complete; a restore takes the newest
+  60                   without its checksums: the run was killed while writing; removed at start
+  80.orbax-...-tmp     not committed by Orbax; removed at start
+  20.damaged           corrupt, renamed so that it is not tried again
+
+Old checkpoints are removed here and not by Orbax: a checkpoint may replace older ones only once
+its checksums are written, which is after Orbax has finished with it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,47 +34,53 @@ from orbax.checkpoint import v1 as ocp
 from ttt_jax.config import upgraded
 from ttt_jax.data import store
 from ttt_jax.errors import UserError
+from ttt_jax.model.transformer import Params
 from ttt_jax.storage import files
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import checksums, state as train_state
 from ttt_jax.train.state import TrainState
 
 _LOG = logging.getLogger(__name__)
-_QUIET = 10      # looks at a twentieth of a second each, in which nothing new appeared
-_SENTENCE = 400  # bytes of a sentence that processes tell each other
+_PARAMS, _OPTIMIZER = 'params', 'optimizer'  # Orbax checkpointables, one folder each
+_STATE = 'state'      # the single checkpointable of version 0.1
+_QUIET_POLLS = 10     # every 50 ms without new files, after which a failed save has stopped writing
+_MESSAGE_BYTES = 400  # of an error that one process sends to the others
 
 
 class Checkpoints:
-  """The checkpoints of one run; saving is asynchronous. Use as a context manager.
+  """The checkpoints of one run, saved asynchronously. Use as a context manager.
 
-  All processes of a run call the same methods in the same order; process 0 alone removes and
-  renames.
+  All processes of a run call the same methods in the same order. Only process 0 removes and
+  renames folders.
   """
 
   def __init__(self, directory: str | pathlib.Path, keep: int = 2, keep_every: int = 0,
-               keep_best: str = '', say: Callable[[str], None] = _LOG.warning):
-    """Look at a directory, which need not exist.
+               keep_best: str = '', log: Callable[[str], None] = _LOG.warning,
+               verify: str = 'checksums'):
+    """Nothing is read or written yet; the directory need not exist.
 
     Args:
       directory: on a disk that all processes share.
       keep: how many of the newest are kept.
-      keep_every: those of every so many steps are kept for ever; 0 = none.
+      keep_every: checkpoints at multiples of this step are never removed; 0 = none.
       keep_best: name of a score; the checkpoint with the lowest is kept, too. '' = none.
-      say: takes sentences about damaged and unfinished checkpoints.
+      log: takes sentences about corrupt and unfinished checkpoints.
+      verify: train.verify: what is compared before a checkpoint is read, 'checksums' or 'sizes'.
     """
     self.directory = pathlib.Path(directory).absolute()
     self.last_good: tuple[int, float] | None = None  # (step, seconds since the epoch)
+    self.bytes_verified = 0  # read by this process to compare checksums
     self._keep, self._keep_every, self._keep_best = keep, keep_every, keep_best
-    self._say = say
+    self._log, self._verify = log, verify
     self._process, self._processes = jax.process_index(), jax.process_count()
-    self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='seal')
+    self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='checksums')
     self._pending: tuple[int, futures.Future] | None = None
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, kind, *_) -> None:
-    # After a mistake in one of several processes the others may never answer.
+    # If one of several processes fails, the others may never finish their share of a save.
     self.close(finish=kind is None or self._processes == 1)
 
   def close(self, finish: bool = True) -> None:
@@ -81,80 +91,87 @@ class Checkpoints:
     finally:
       self._pool.shutdown(wait=False)
 
-  # -- which there are --------------------------------------------------------------------
+  # -- listing and choosing ---------------------------------------------------------------
 
   def steps(self) -> list[int]:
-    """The steps whose checkpoints are sealed, ascending."""
-    return [step for step in self._committed() if checksums.is_sealed(self._path(step))]
+    """The steps of all complete checkpoints, ascending; their files are not read."""
+    return [step for step in self._committed() if checksums.is_complete(self._path(step))]
 
   def latest(self) -> int | None:
-    """The newest sealed step, unread, or None."""
+    """The newest complete step, or None; its files are not read."""
     return max(self.steps(), default=None)
 
   def newest_good(self) -> int:
-    """The newest sealed step whose files are what was written, for those who only read.
+    """The newest complete step whose parameters are intact: for evaluation, generation, export.
+
+    Files that hold no parameters are not verified.
 
     Raises:
       UserError: there is none.
     """
-    step = self._first_good(lambda _: True, set_aside=False)
+    step = self._first_good(lambda _: True, set_aside=False, params_only=True)
     if step is None:
-      raise UserError(f'no checkpoint in {self.directory} is whole; train again, or put a good '
-                      'copy of one there.')
+      raise UserError(f'no checkpoint in {self.directory} is intact; copy a good one there, or '
+                      'train again.')
     return step
 
   def recover(self) -> int | None:
-    """What a starting run goes on from: removes what is unfinished, sets aside what is damaged.
+    """The newest good step for a run that starts; removes unfinished ones, renames corrupt ones.
 
     Returns:
-      The newest good step, the same on all processes; None if there never was one.
+      The step, the same on all processes; None if there has never been a checkpoint.
 
     Raises:
-      UserError: there were checkpoints, and all of them are damaged.
+      UserError: there were checkpoints, and all of them are corrupt.
     """
     if self._process == 0:
       self._tidy()
     step = self._first_good(lambda _: True, set_aside=True)
-    lost = sorted(self.directory.glob('*.damaged*')) if self.directory.is_dir() else []
-    if _of_first(step is None and bool(lost)):
-      raise UserError(f'all checkpoints in {self.directory} are damaged; put a good copy of one '
-                      'there, or remove the folder to start from the beginning.')
+    damaged = sorted(self.directory.glob('*.damaged*')) if self.directory.is_dir() else []
+    if _from_process_0(step is None and bool(damaged)):
+      raise UserError(f'all checkpoints in {self.directory} are corrupt; copy a good one there, or '
+                      'remove the folder to start from scratch.')
     return step
 
   def newest_clean(self) -> int | None:
-    """The newest good step that was saved while losses were finite; damaged ones are set aside."""
-    return self._first_good(lambda notes: notes.get('clean', True), set_aside=True)
+    """The newest good step saved while the loss was finite; corrupt ones are renamed."""
+    return self._first_good(lambda metadata: metadata.get('clean', True), set_aside=True)
 
-  def _first_good(self, wanted: Callable[[Mapping[str, Any]], bool], set_aside: bool) -> int | None:
+  def _first_good(self, wanted: Callable[[Mapping[str, Any]], bool], set_aside: bool,
+                  params_only: bool = False) -> int | None:
+    """The newest step whose files are intact and whose metadata are ``wanted``."""
     candidates = iter(sorted(self.steps(), reverse=True) if self._process == 0 else ())
-    while (step := _of_first(next(candidates, -1))) >= 0:
-      problem = self._problem(step)
+    while (step := _from_process_0(next(candidates, -1))) >= 0:
+      problem = self._problem(step, params_only)
       if not problem:
-        if wanted(checksums.notes(self._path(step))):
-          self._remember(step)
+        if wanted(checksums.read_metadata(self._path(step))):
+          self._set_last_good(step)
           return step
         continue
-      self._say(f'checkpoint {step} is damaged: {problem}; the next older one is tried.')
+      self._log(f'checkpoint {step} is corrupt: {problem}; trying the next older one.')
       if set_aside and self._process == 0:
         self._set_aside(step)
     return None
 
-  def _problem(self, step: int) -> str:
-    """What is wrong with a checkpoint, told to all processes by the one that found it."""
-    found = ''
+  def _problem(self, step: int, params_only: bool) -> str:
+    """What is wrong with a checkpoint, the same on all processes; '' if it is intact."""
+    wanted = lambda name: not (params_only and name.startswith(f'{_OPTIMIZER}/'))
+    problem = ''
     try:
-      checksums.check(self._path(step), self._process, self._processes)
+      self.bytes_verified += checksums.check(
+          self._path(step), self._process, self._processes, verify=self._verify, wanted=wanted)
     except checksums.CorruptCheckpoint as error:
-      found = str(error)
+      problem = str(error)
     if self._processes == 1:
-      return found
-    text = np.zeros(_SENTENCE, np.uint8)
-    letters = found.encode()[:_SENTENCE]
-    text[:len(letters)] = list(letters)
-    told = multihost_utils.process_allgather(text)
-    return next((bytes(one[one > 0]).decode(errors='replace') for one in told if one.any()), '')
+      return problem
+    message = np.zeros(_MESSAGE_BYTES, np.uint8)
+    encoded = problem.encode()[:_MESSAGE_BYTES]
+    message[:len(encoded)] = list(encoded)
+    gathered = multihost_utils.process_allgather(message)
+    return next((bytes(row[row > 0]).decode(errors='replace') for row in gathered if row.any()),
+                '')
 
-  def _remember(self, step: int) -> None:
+  def _set_last_good(self, step: int) -> None:
     self.last_good = step, (self._path(step) / checksums.SEAL).stat().st_mtime
 
   def _committed(self) -> list[int]:
@@ -168,27 +185,26 @@ class Checkpoints:
   # -- removing and renaming: process 0 ---------------------------------------------------
 
   def _tidy(self) -> None:
-    """Remove what a kill left half done. Only the newest can be: an older checkpoint without
-    its seal has lost it."""
+    """Remove what a killed run left unfinished. Only the newest checkpoint can be: an older one
+    without checksums once had them, so it is corrupt."""
     for path in self._leftovers():
       shutil.rmtree(path)
     committed = self._committed()
     for step in committed:
-      if checksums.is_sealed(self._path(step)):
+      if checksums.is_complete(self._path(step)):
         continue
       if step == committed[-1]:
-        self._say(f'checkpoint {step} was never finished and is removed.')
+        self._log(f'checkpoint {step} is unfinished and is removed.')
         self._remove(step)
       else:
-        self._say(
-            f'checkpoint {step} is damaged: {self._path(step) / checksums.SEAL} or its sums are '
-            'missing.')
+        self._log(f'checkpoint {step} is corrupt: {self._path(step) / checksums.SEAL} or its sums '
+                  'are missing.')
         self._set_aside(step)
 
   def _leftovers(self, step: int | None = None) -> Iterator[pathlib.Path]:
     """Temporary folders, of one step or of all."""
-    first = '*' if step is None else str(step)
-    for pattern in (f'{first}.orbax-checkpoint-tmp*', f'{first}.deleting'):
+    prefix = '*' if step is None else str(step)
+    for pattern in (f'{prefix}.orbax-checkpoint-tmp*', f'{prefix}.deleting'):
       yield from self.directory.glob(pattern)
 
   def _set_aside(self, step: int) -> None:
@@ -197,31 +213,31 @@ class Checkpoints:
     self._path(step).rename(self.directory / free)
 
   def _remove(self, step: int) -> None:
-    """By way of a name that nobody takes for a checkpoint: removing a folder takes a while."""
-    doomed = self.directory / f'{step}.deleting'
-    shutil.rmtree(doomed, ignore_errors=True)
-    self._path(step).rename(doomed)
-    shutil.rmtree(doomed)
+    """Rename first, so that a folder that is half removed is not taken for a checkpoint."""
+    deleting = self.directory / f'{step}.deleting'
+    shutil.rmtree(deleting, ignore_errors=True)
+    self._path(step).rename(deleting)
+    shutil.rmtree(deleting)
 
-  def _thin(self) -> None:
-    """Remove the sealed ones that no rule keeps."""
-    notes = {}
+  def _apply_retention(self) -> None:
+    """Remove the complete checkpoints that no rule keeps."""
+    metadata = {}
     for step in self.steps():
       try:
-        notes[step] = checksums.notes(self._path(step))
+        metadata[step] = checksums.read_metadata(self._path(step))
       except checksums.CorruptCheckpoint:
-        continue  # kept for whoever may still read something in it
-    for step in set(notes) - kept(notes, self._keep, self._keep_every, self._keep_best):
+        continue  # not ours to delete: its arrays may still be readable
+    for step in set(metadata) - kept(metadata, self._keep, self._keep_every, self._keep_best):
       self._remove(step)
 
   def drop_after(self, step: int) -> None:
-    """Remove all newer ones: the run went back to ``step`` and continues differently."""
+    """Remove all checkpoints newer than ``step``, to which the run has rolled back."""
     self.wait()
     if self._process == 0:
       for newer in self._committed():
         if newer > step:
           self._remove(newer)
-    _of_first(0)  # the others wait here
+    _from_process_0(0)  # a barrier: the others wait here
 
   # -- saving -----------------------------------------------------------------------------
 
@@ -230,45 +246,48 @@ class Checkpoints:
     """Start saving; returns once the arrays are copied off the device.
 
     Args:
-      step: its number; a checkpoint that has it already is replaced.
-      state: on the mesh; None for step and opt_state saves weights alone.
-      meta: JSON-ready note, given back by ``meta``.
+      step: number of the checkpoint; an existing one of this number is replaced.
+      state: on the mesh; None for step and opt_state saves the parameters alone.
+      meta: JSON-ready; ``meta`` returns it.
       clean: whether the last loss was finite.
-      scores: name -> value of an evaluation of just this state.
+      scores: name -> value of an evaluation of this state.
 
     Raises:
       UserError: this save, or the one before it, could not be written.
     """
     self.wait()
-    notes = {'meta': meta, 'clean': clean, 'scores': dict(scores or {}), 'saved': time.time()}
+    metadata = {'meta': meta, 'clean': clean, 'scores': dict(scores or {}), 'saved': time.time()}
     try:
       self.directory.mkdir(parents=True, exist_ok=True)
-      parts = {name: part for name, part in state._asdict().items() if part is not None}
-      with _way_of_writing(parts):
-        writing = ocp.save_checkpointables_async(self._path(step), {'state': parts}, overwrite=True)
+      items = {_PARAMS: state.params}
+      if state.opt_state is not None:
+        items[_OPTIMIZER] = {'step': state.step, 'opt_state': state.opt_state}
+      with _write_options(items):
+        writing = ocp.save_checkpointables_async(self._path(step), items, overwrite=True)
     except (OSError, ValueError, RuntimeError) as error:
-      self._remove_half(step)
-      raise self._explained(step, error) from error
-    self._pending = step, self._pool.submit(self._finish, writing, step, notes)
+      self._remove_unfinished(step)
+      raise self._as_user_error(step, error) from error
+    self._pending = step, self._pool.submit(self._finish, writing, step, metadata)
 
-  def _finish(self, writing: Any, step: int, notes: dict[str, Any]) -> None:
-    """In the background: the commit, the seal, then room for the next one."""
+  def _finish(self, writing: Any, step: int, metadata: dict[str, Any]) -> None:
+    """In the background: wait for Orbax's commit, write the checksums, remove old checkpoints."""
     done = False
     try:
       writing.result()
-      checksums.write(self._path(step), self._process, self._processes, notes)
+      checksums.write(self._path(step), self._process, self._processes, metadata)
       done = True
     finally:
       if not done:
-        self._remove_half(step)
+        self._remove_unfinished(step)
     if self._process == 0:
-      self._remember(step)
-      self._thin()
+      self._set_last_good(step)
+      self._apply_retention()
 
-  def _remove_half(self, step: int) -> None:
-    """Orbax' other tasks may still be writing when one has failed: until nothing comes back."""
+  def _remove_unfinished(self, step: int) -> None:
+    """Remove a failed save. Other tasks of Orbax may still be writing, so this repeats until no
+    new files appear."""
     quiet = 0
-    while self._process == 0 and quiet < _QUIET:
+    while self._process == 0 and quiet < _QUIET_POLLS:
       found = [path for path in (*self._leftovers(step), self._path(step)) if path.exists()]
       for path in found:
         shutil.rmtree(path, ignore_errors=True)
@@ -276,28 +295,28 @@ class Checkpoints:
       time.sleep(0.05)
 
   def saving(self) -> bool:
-    """Whether a save is still on its way to the disk."""
+    """Whether a save is still being written."""
     return self._pending is not None and not self._pending[1].done()
 
   def failed(self) -> bool:
-    """Whether the save in the background has failed; ``wait`` says why."""
+    """Whether the save in the background has failed; ``wait`` raises its error."""
     return (self._pending is not None and self._pending[1].done()
             and self._pending[1].exception() is not None)
 
   def wait(self) -> None:
-    """Until the last save is sealed (process 0) or this process has done its part.
+    """Wait until the last save is complete (process 0), or this process has done its share.
 
     Raises:
-      UserError: the disk is full, or does not let us write.
+      UserError: the disk is full or not writable.
     """
     if self._pending is None:
       return
     (step, future), self._pending = self._pending, None
     error = future.exception()
     if error is not None:
-      raise self._explained(step, error) from error
+      raise self._as_user_error(step, error) from error
 
-  def _explained(self, step: int, error: BaseException) -> BaseException:
+  def _as_user_error(self, step: int, error: BaseException) -> BaseException:
     if not isinstance(error, UserError) and files.system_code(error):
       return files.cannot_write(f'checkpoint {self._path(step)}', error)
     return error
@@ -305,8 +324,8 @@ class Checkpoints:
   # -- reading ----------------------------------------------------------------------------
 
   def meta(self, step: int) -> dict[str, Any]:
-    """The note that was saved with a sealed step."""
-    meta = checksums.notes(self._path(step))['meta']
+    """What was passed to ``save`` as meta."""
+    meta = checksums.read_metadata(self._path(step))['meta']
     if 'course' in meta:  # version 0.1
       meta['progress'] = meta.pop('course')
     return meta | {'config': upgraded(meta['config'])} if 'config' in meta else meta
@@ -318,35 +337,52 @@ class Checkpoints:
         'use the data that it was trained on, or another workdir')
 
   def scores(self, step: int) -> dict[str, float]:
-    """The scores that were saved with a sealed step."""
-    return checksums.notes(self._path(step))['scores']
+    """What was passed to ``save`` as scores."""
+    return checksums.read_metadata(self._path(step))['scores']
 
   def stored(self, step: int) -> dict[str, Any]:
-    """The parts of a sealed step's state, with shapes and dtypes in place of arrays."""
-    return ocp.checkpointables_metadata(self._path(step)).metadata['state']
+    """'params' and, unless weights alone were saved, 'step' and 'opt_state' of a complete step,
+    with shapes and dtypes in place of arrays."""
+    items = ocp.checkpointables_metadata(self._path(step)).metadata
+    if _STATE in items:
+      return items[_STATE]
+    return {_PARAMS: items[_PARAMS], **items.get(_OPTIMIZER, {})}
+
+  def _is_version_0_1(self, step: int) -> bool:
+    return _STATE in ocp.checkpointables_metadata(self._path(step)).metadata
 
   def restore(self, step: int, target: TrainState) -> TrainState:
     """Load onto the shardings of ``target`` (train_state.abstract).
 
     Raises:
-      UserError: naming every array whose presence, shape or type differs.
+      UserError: naming every array whose presence, shape or dtype differs.
     """
-    self._compare(step, target._asdict())
-    loaded = ocp.load_checkpointables(self._path(step), {'state': target._asdict()})['state']
-    return TrainState(**loaded)
+    wanted = target._asdict()
+    self._compare(step, wanted)
+    if self._is_version_0_1(step):
+      return TrainState(**ocp.load_checkpointables(self._path(step), {_STATE: wanted})[_STATE])
+    params = wanted.pop('params')
+    loaded = ocp.load_checkpointables(self._path(step), {_PARAMS: params, _OPTIMIZER: wanted})
+    return TrainState(params=loaded[_PARAMS], **loaded[_OPTIMIZER])
 
-  def restore_params(self, step: int, target: Any) -> Any:
-    """Load the parameters alone: for evaluation, generation and new runs. bfloat16 is widened."""
+  def restore_params(self, step: int, target: Params) -> Params:
+    """Load the parameters alone, cast to the dtypes of ``target``.
+
+    Raises:
+      UserError: naming every array whose presence or shape differs, or whose dtype is neither
+        the target's nor, where that is float32 or bfloat16, the other of the two.
+    """
     self._compare(step, {'params': target}, dtypes=False)
-    options = ocp.Context(
-        pytree_options=ocp.options.PyTreeOptions(
-            loading=ocp.options.PyTreeOptions.Loading(partial_load=True)))
-    with options:
+    if not self._is_version_0_1(step):
+      return ocp.load_checkpointables(self._path(step), {_PARAMS: target})[_PARAMS]
+    loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
+    with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
       return ocp.load_checkpointables(
-          self._path(step), {'state': {'params': target}})['state']['params']
+          self._path(step), {_STATE: {'params': target}})[_STATE]['params']
 
   def _compare(self, step: int, target: dict[str, Any], dtypes: bool = True) -> None:
-    """UserError unless the parts of the state that ``target`` names are just what it wants."""
+    """UserError unless the stored arrays have the shapes (and dtypes) of ``target``; parts of the
+    state that ``target`` does not name are ignored."""
     stored = train_state.described(
         {part: tree for part, tree in self.stored(step).items() if part in target})
     wanted = train_state.described(target)
@@ -361,33 +397,33 @@ class Checkpoints:
                       + '; '.join(wrong) + '.')
 
 
-def kept(notes: Mapping[int, Mapping[str, Any]], keep: int, keep_every: int,
+def kept(metadata: Mapping[int, Mapping[str, Any]], keep: int, keep_every: int,
          keep_best: str) -> set[int]:
-  """The steps that the rules keep.
+  """The steps that the retention rules keep.
 
   Args:
-    notes: of every sealed step: 'clean' and 'scores' matter.
-    keep: the newest so many that are clean stay, and whatever is newer than they are: a run
-      whose loss is not finite must not push out what it may have to go back to.
-    keep_every: multiples of it stay; 0 = none.
+    metadata: of every complete step; its 'clean' and 'scores' are read.
+    keep: how many of the newest clean steps stay, with all that are newer: while the loss is not
+      finite, a run must not remove the checkpoint that it may roll back to.
+    keep_every: multiples of this step stay; 0 = none.
     keep_best: the step with the lowest such score stays; '' = none.
   """
-  newest = sorted((step for step, note in notes.items() if note['clean']), reverse=True)[:keep]
-  out = {step for step in notes if step >= min(newest, default=0)
-         and (step in newest or not notes[step]['clean'])}
+  newest = sorted((step for step, note in metadata.items() if note['clean']), reverse=True)[:keep]
+  out = {step for step in metadata if step >= min(newest, default=0)
+         and (step in newest or not metadata[step]['clean'])}
   if keep_every:
-    out |= {step for step in notes if step % keep_every == 0}
-  scores = {step: note['scores'][keep_best] for step, note in notes.items()
+    out |= {step for step in metadata if step % keep_every == 0}
+  scores = {step: note['scores'][keep_best] for step, note in metadata.items()
             if math.isfinite(note['scores'].get(keep_best, math.nan))}
   return out | ({min(scores, key=lambda step: (scores[step], step))} if scores else set())
 
 
-def _way_of_writing(parts: dict[str, Any]) -> ocp.Context:
-  """Weights alone, which an import writes once, go array by array instead of all copied at
-  once, and as they are: compressing them takes long and hardly helps."""
-  if 'opt_state' in parts:
+def _write_options(items: dict[str, Any]) -> ocp.Context:
+  """Parameters alone, which an import writes once, are written array by array, so that not all of
+  them are copied at once, and uncompressed: compressing weights is slow and saves little."""
+  if _OPTIMIZER in items:
     return ocp.Context()
-  largest = max(shard.data.nbytes for leaf in jax.tree.leaves(parts)
+  largest = max(shard.data.nbytes for leaf in jax.tree.leaves(items)
                 for shard in leaf.addressable_shards)
   saving = ocp.options.ArrayOptions.Saving(use_compression=False)
   return ocp.Context(
@@ -395,14 +431,18 @@ def _way_of_writing(parts: dict[str, Any]) -> ocp.Context:
       memory_options=ocp.options.MemoryOptions(write_concurrent_bytes=max(2**28, largest + 1)))
 
 
-def _of_first(value: int) -> int:
-  """What process 0 says; the others' ``value`` does not matter."""
+def _from_process_0(value: int) -> int:
+  """The ``value`` of process 0, on all processes."""
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def open_existing(directory: str | pathlib.Path) -> Checkpoints:
-  """The checkpoints under ``directory``, which must hold at least one."""
-  found = Checkpoints(directory)
+def open_existing(directory: str | pathlib.Path, verify: str = 'checksums') -> Checkpoints:
+  """The checkpoints under ``directory``, for reading; ``verify`` as in ``Checkpoints``.
+
+  Raises:
+    UserError: there is no complete one.
+  """
+  found = Checkpoints(directory, verify=verify)
   if found.latest() is None:
     raise UserError(f'no checkpoint under {directory}; run `ttt-jax train` first.')
   return found

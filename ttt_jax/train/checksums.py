@@ -1,14 +1,15 @@
-"""Seals: how a finished checkpoint is told from a half-written and from a damaged one.
+"""Checksums of a checkpoint: what tells a complete one from an unfinished or a corrupt one.
 
-  checkpoints/40/...          what Orbax wrote, committed by rename
-  checkpoints/40/seal.json    by process 0: the names and sizes of these files, and notes
+  checkpoints/40/...          the files that Orbax wrote and committed by rename
+  checkpoints/40/seal.json    by process 0: names and sizes of these files, and metadata
   checkpoints/40/sums.P.json  by process P: the CRC-32 of its share of them
 
-A checkpoint is sealed, and counts, once seal.json and the sums of all processes are there.
-Each of these files is written by rename and carries the CRC-32 of its own text, so a byte
-that is flipped or cut off anywhere in the folder is found.
+A checkpoint is complete, and can be restored, once seal.json and the sums of all processes exist.
+Each of these files is written by rename and starts with the CRC-32 of its own text. A byte that
+is flipped or missing anywhere in the folder is therefore found.
 """
 
+from collections.abc import Callable
 from concurrent import futures
 import json
 import pathlib
@@ -21,44 +22,48 @@ from ttt_jax.storage import files
 
 SEAL = 'seal.json'
 _CHUNK = 4 * 2**20  # bytes read at once
-_READERS = 4        # threads; a CRC does not hold the interpreter
-_PATIENCE = 600.0   # seconds that processes wait for each other's files
+_THREADS = 4        # zlib.crc32 releases the interpreter lock
+_TIMEOUT = 600.0    # seconds that processes wait for each other's files
 
 
 class CorruptCheckpoint(Exception):
-  """A checkpoint is not what was written; the text is one sentence that names the file."""
+  """The files of a checkpoint are not what was written; the sentence names the file."""
 
 
 def sums_name(process: int) -> str:
+  """File name of the checksums that a process wrote."""
   return f'sums.{process}.json'
 
 
 # -- writing ------------------------------------------------------------------------------
 
 
-def write(folder: pathlib.Path, process: int, processes: int, notes: dict[str, Any]) -> None:
-  """Seal a committed checkpoint; every process calls this, and process 0 returns last.
+def write(folder: pathlib.Path, process: int, processes: int, metadata: dict[str, Any]) -> None:
+  """Write the checksums of a committed checkpoint; every process calls this.
+
+  Process 0 returns once the checkpoint is complete, the others once they have done their share.
 
   Args:
     folder: of the checkpoint.
-    process, processes: which of how many this is; each reads back its share of the files.
-    notes: JSON-ready, kept in the seal (process 0's count).
+    process, processes: index and count; each process reads its share of the files.
+    metadata: JSON-ready; that of process 0 is stored.
 
   Raises:
-    UserError: the disk is full, or another process never did its part.
+    UserError: the disk is full, or another process did not do its share in time.
   """
   if process == 0:
     sizes = {str(path.relative_to(folder)): path.stat().st_size
              for path in sorted(folder.rglob('*')) if path.is_file()}
-    _write_signed(folder / SEAL, {'processes': processes, 'files': sizes, 'notes': notes})
-  _await(folder / SEAL)
+    # 'notes' is the name that version 0.1 wrote.
+    _write_signed(folder / SEAL, {'processes': processes, 'files': sizes, 'notes': metadata})
+  _wait_for(folder / SEAL)
   names = sorted(_read_signed(folder / SEAL)['files'])[process::processes]
-  with futures.ThreadPoolExecutor(_READERS) as pool:
-    sums = dict(zip(names, pool.map(lambda name: _checksum(folder / name)[0], names)))
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    sums = dict(zip(names, pool.map(lambda name: _checksum(folder / name), names)))
   _write_signed(folder / sums_name(process), sums)
   if process == 0:
     for other in range(processes):
-      _await(folder / sums_name(other))
+      _wait_for(folder / sums_name(other))
 
 
 def _write_signed(path: pathlib.Path, body: Any) -> None:
@@ -66,33 +71,33 @@ def _write_signed(path: pathlib.Path, body: Any) -> None:
   files.write_text(path, f'{zlib.crc32(text.encode()):08x} {text}\n', durable=True)
 
 
-def _await(path: pathlib.Path) -> None:
-  """Until another process has written ``path`` on the disk that all share."""
-  until = time.monotonic() + _PATIENCE
+def _wait_for(path: pathlib.Path) -> None:
+  """Poll the shared disk until another process has written ``path``."""
+  deadline = time.monotonic() + _TIMEOUT
   while not path.exists():
-    if time.monotonic() > until:
-      raise UserError(f'{path} did not appear within {_PATIENCE:.0f} s; --workdir must be on a '
+    if time.monotonic() > deadline:
+      raise UserError(f'{path} did not appear within {_TIMEOUT:.0f} s; --workdir must be on a '
                       'disk that all processes of the run share.')
     time.sleep(0.02)
 
 
-def _checksum(path: pathlib.Path) -> tuple[int, int]:
-  """(CRC-32, bytes) of a file."""
-  total = size = 0
+def _checksum(path: pathlib.Path) -> int:
+  """CRC-32 of a file."""
+  total = 0
   with path.open('rb') as file:
     while chunk := file.read(_CHUNK):
       total = zlib.crc32(chunk, total)
-      size += len(chunk)
-  return total, size
+  return total
 
 
 # -- reading ------------------------------------------------------------------------------
 
 
-def is_sealed(folder: pathlib.Path) -> bool:
-  """Whether all of the seal is there; ``check`` says whether it holds."""
+def is_complete(folder: pathlib.Path) -> bool:
+  """Whether all checksum files of a checkpoint exist; ``check`` compares them."""
   if not (folder / SEAL).is_file():
-    return (folder / sums_name(0)).is_file()  # lost: no process writes its sums before it
+    # Sums are written after the seal: one without the other was lost, so ``check`` must see it.
+    return (folder / sums_name(0)).is_file()
   try:
     processes = _read_signed(folder / SEAL)['processes']
   except CorruptCheckpoint:
@@ -100,49 +105,59 @@ def is_sealed(folder: pathlib.Path) -> bool:
   return all((folder / sums_name(process)).is_file() for process in range(processes))
 
 
-def notes(folder: pathlib.Path) -> dict[str, Any]:
-  """What the seal was given to keep.
+def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
+  """The metadata that ``write`` stored.
 
   Raises:
-    CorruptCheckpoint: the seal is broken.
+    CorruptCheckpoint: seal.json is corrupt.
   """
   return _read_signed(folder / SEAL)['notes']
 
 
-def check(folder: pathlib.Path, process: int = 0, processes: int = 1) -> None:
-  """Compare every file with the seal.
+def check(folder: pathlib.Path, process: int = 0, processes: int = 1, *, verify: str = 'checksums',
+          wanted: Callable[[str], bool] = lambda name: True) -> int:
+  """Compare files with what was written.
 
   Args:
-    folder: of a sealed checkpoint.
-    process, processes: of those that read, which may be other than those that wrote; each
+    folder: of a complete checkpoint.
+    process, processes: index and count of the readers, which may differ from the writers; each
       compares its share of the files.
+    verify: 'checksums' reads every byte; 'sizes' compares names and sizes alone.
+    wanted: which files to compare, by their name relative to ``folder``.
+
+  Returns:
+    Bytes that this process read.
 
   Raises:
-    CorruptCheckpoint: a file is missing, longer or shorter, or has other bytes.
+    CorruptCheckpoint: a file is missing, has another size, or has other bytes.
   """
   seal = _read_signed(folder / SEAL)
-  sums = {}
+  sums: dict[str, int] = {}
   for writer in range(seal['processes']):
     sums |= _read_signed(folder / sums_name(writer))
   missing = sorted(set(seal['files']) - set(sums))
   if missing:
-    raise CorruptCheckpoint(f'nobody wrote down a checksum for {folder / missing[0]}')
-  names = sorted(seal['files'])[process::processes]
-  with futures.ThreadPoolExecutor(_READERS) as pool:
-    for _ in pool.map(lambda name: _compare(folder / name, seal['files'][name], sums[name]), names):
-      pass
+    raise CorruptCheckpoint(f'no process has written a checksum for {folder / missing[0]}')
+  names = sorted(filter(wanted, seal['files']))[process::processes]
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    return sum(pool.map(lambda name: _compare(
+        folder / name, seal['files'][name], sums[name] if verify == 'checksums' else None), names))
 
 
-def _compare(path: pathlib.Path, size: int, crc: int) -> None:
+def _compare(path: pathlib.Path, size: int, crc: int | None) -> int:
+  """Bytes read; a ``crc`` of None compares the size alone."""
   try:
     found_size = path.stat().st_size
     if found_size != size:
       raise CorruptCheckpoint(f'{path} has {found_size} bytes instead of {size}')
-    found, _ = _checksum(path)
+    if crc is None:
+      return 0
+    found = _checksum(path)
   except OSError as error:
     raise CorruptCheckpoint(f'{path} cannot be read ({error.strerror})') from error
   if found != crc:
     raise CorruptCheckpoint(f'{path} has checksum {found:08x} instead of {crc:08x}')
+  return size
 
 
 def _read_signed(path: pathlib.Path) -> Any:
@@ -150,7 +165,7 @@ def _read_signed(path: pathlib.Path) -> Any:
     text = path.read_bytes()
     signature, _, body = text.rstrip(b'\n').partition(b' ')
     if text[-1:] != b'\n' or signature != b'%08x' % zlib.crc32(body):
-      raise CorruptCheckpoint(f'{path} does not have the checksum that it carries')
+      raise CorruptCheckpoint(f'{path} does not match the checksum at its start')
     return json.loads(body)
   except OSError as error:
     raise CorruptCheckpoint(f'{path} cannot be read ({error.strerror})') from error

@@ -75,7 +75,7 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
                                   lambda text: _stuck(text, settings.stuck_exit, status, stop)))
     checkpoints = enter(checkpoint.Checkpoints(
         workdir / 'checkpoints', settings.keep, settings.keep_every, settings.keep_best,
-        status.event))
+        status.event, settings.verify))
     enter(jax.set_mesh(mesh))
     validator = (Validator(config, setup.model, vocab, mesh, data_dir)
                  if settings.eval_every else None)
@@ -102,7 +102,7 @@ def _start(setup: TrainSetup, checkpoints: checkpoint.Checkpoints, batches: load
     clock.resume(meta['seconds'])
     return state, RunProgress(**meta['progress'])
   if config.train.init_from:
-    with checkpoint.open_existing(config.train.init_from) as source:
+    with checkpoint.open_existing(config.train.init_from, config.train.verify) as source:
       params = restore.load(source, source.newest_good(), model, setup.target.params, config.seed)
     return train_state.begin(params, optimizer, setup.target), RunProgress()
   return train_state.init_sharded(model, optimizer, setup.mesh, config.seed), RunProgress()

@@ -64,7 +64,7 @@ def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float3
   model = Model(config.model, vocab.size)
   mesh = sharding.make_mesh(config.mesh)
   target = train_state.abstract_params(model, mesh)
-  with checkpoint.open_existing(workdir / 'checkpoints') as checkpoints:
+  with checkpoint.open_existing(workdir / 'checkpoints', config.train.verify) as checkpoints:
     step = checkpoints.newest_good()
     checkpoints.check_vocabulary(step, vocab)
     wanted = restore.retyped(target, dtype or restore.dtype(checkpoints, step))
