@@ -71,7 +71,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['ttt_jax', 'ttt_jax.*']),
-    package_data={'ttt_jax': ['runs/report/*.html', 'hf/torch_code/*.py']},
+    package_data={'ttt_jax': ['py.typed', 'runs/report/*.html', 'hf/torch_code/*.py']},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={'console_scripts': ['ttt-jax = ttt_jax.cli.main:main']},
