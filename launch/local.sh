@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Several processes of one run on this machine, started again until the run is done:
+# Several processes of one run on this machine, restarted until the run is done:
 #   bash launch/local.sh PROCESSES WORKDIR [flags of `ttt-jax train`]
 #   bash launch/local.sh 2 demo --devices 4      two processes of four virtual CPU devices each
 #   bash launch/local.sh 8 big --config configs/ttt_3b.py --config.hardware=h100-8    one per GPU
-# Where there are GPUs, process I takes GPU I. One process for all GPUs of a machine is as fast
-# and simpler (PROCESSES=1); several are for trying out what happens on a cluster.
-# Stop with Ctrl-C: the run saves and leaves; the same command goes on from there.
+# With GPUs, process I takes GPU I. One process for all GPUs of a machine (PROCESSES=1) is as fast
+# and simpler; several are for testing how a run behaves on a cluster.
+# Ctrl-C saves and stops the run; the same command resumes it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 if [ $# -lt 2 ]; then
@@ -16,9 +16,9 @@ processes=$1 workdir=$2
 shift 2
 # shellcheck source=launch/xla_flags.sh
 source "$here/xla_flags.sh"
-export PATH="$here/../.venv/bin:$PATH"  # where `make` installed ttt-jax; another one will do
+export PATH="$here/../.venv/bin:$PATH"  # where `make` installs ttt-jax
 
-# --workdir: its newest checkpoint tells progress from a crash that repeats itself.
-# --processes: how many; they meet at a free port of this machine.
+# --workdir: a newer checkpoint there tells progress from a crash that repeats.
+# --processes: how many; they connect through a free port of this machine.
 exec ttt-jax supervise --workdir "$workdir" --processes "$processes" -- \
   ttt-jax train --workdir "$workdir" "$@"

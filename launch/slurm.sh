@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# One run on SLURM, from a folder that all nodes share; a preempted or timed-out job queues again:
+# One run on SLURM, from a folder shared by all nodes; a preempted or timed-out job is requeued:
 #   sbatch --nodes=2 --time=4:00:00 launch/slurm.sh WORKDIR [flags of `ttt-jax train`]
 #   sbatch --gpus-per-node=8 --nodes=4 launch/slurm.sh big --config configs/ttt_3b.py
-# Any flag of sbatch on its command line goes before those below. `ttt-jax sweep --launcher slurm`
+# Flags of sbatch on the command line take precedence over those below. `ttt-jax sweep --launcher slurm`
 # submits this file as an array (launch/slurm.sh sweep FLAGS: one member per array task).
 #
 #SBATCH --job-name=ttt-jax
 #SBATCH --ntasks-per-node=1      # one process drives all GPUs of its node
-#SBATCH --signal=TERM@120        # two minutes before the time limit: save and leave with 77
+#SBATCH --signal=TERM@120        # two minutes before the time limit: save and exit with 77
 #SBATCH --requeue                # allows SLURM and this script to queue the job again
-#SBATCH --open-mode=append       # a job that comes back goes on in the same log
-#SBATCH --output=%x-%j.log       # in the folder of submission
+#SBATCH --open-mode=append       # a requeued job appends to the same log
+#SBATCH --output=%x-%j.log       # in the submission folder
 set -euo pipefail
 here=${SLURM_SUBMIT_DIR:-$PWD}   # SLURM runs a copy of this file elsewhere
 if [ -z "${SLURM_JOB_ID:-}" ] || [ $# -lt 1 ]; then
@@ -22,7 +22,7 @@ if [ -f "$here/launch/xla_flags.sh" ]; then
   source "$here/launch/xla_flags.sh"
 fi
 export PATH="$here/.venv/bin:$PATH"
-most_requeues=${REQUEUES:-100}   # a job that never gets anywhere must end one day
+max_requeues=${REQUEUES:-100}    # so that a job without progress ends
 
 if [ "$1" = sweep ]; then
   shift
@@ -33,22 +33,22 @@ else
   command=(ttt-jax supervise --workdir "$workdir" -- ttt-jax train --workdir "$workdir" "$@")
 fi
 
-# The address of the first node, not its name: names do not resolve everywhere. Outside the range
-# of ports that systems lend to others, another one for each job and each time it is queued.
+# The address of the first node, because names do not resolve everywhere. The port is below the
+# ephemeral ports and differs between jobs and between starts of a job.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p' | head -n 1)
 port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 12000))
 export JAX_COORDINATOR_ADDRESS="${address:-$first}:$port"
 
-# --kill-on-bad-exit=0: who leaves with 77 must not take along a neighbour that still saves.
-# --wait=300: but nobody waits for ever for a process whose partner is gone for good.
+# --kill-on-bad-exit=0: a process that exits with 77 must not end another one that is still saving.
+# --wait=300: but the others end at most five minutes after it.
 code=0
 srun --kill-on-bad-exit=0 --wait=300 "${command[@]}" || code=$?
 
-# 77: preempted, saved. Above 128: ended by a signal, as when a node fails.
+# 77: preempted after saving. Above 128: killed by a signal, as when a node fails.
 if { [ "$code" = 77 ] || [ "$code" -gt 128 ]; } && [ "$code" != 130 ] &&
-   [ "${SLURM_RESTART_COUNT:-0}" -lt "$most_requeues" ]; then
-  echo "slurm.sh: ended with $code at start $((${SLURM_RESTART_COUNT:-0} + 1)); queueing again."
+   [ "${SLURM_RESTART_COUNT:-0}" -lt "$max_requeues" ]; then
+  echo "slurm.sh: exit code $code at start $((${SLURM_RESTART_COUNT:-0} + 1)); requeueing."
   if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then
     exec scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
   fi

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
 # A run on Cloud TPU VMs through gcloud, one step at a time (--dry-run VERB prints its commands):
-#   bash launch/tpu_vm.sh create                    ask for the TPU; comes when there is room
-#   bash launch/tpu_vm.sh state                     whether it has come
-#   bash launch/tpu_vm.sh mount SERVER:/SHARE       a folder that all hosts share (NFS) as runs/
-#   bash launch/tpu_vm.sh copy                      this checkout, as last committed, to all hosts
-#   bash launch/tpu_vm.sh install                   Python and packages, on all hosts
-#   bash launch/tpu_vm.sh run runs/big [flags of `ttt-jax train`]      on all hosts, supervised
-#   bash launch/tpu_vm.sh follow                    what the first host writes
+#   bash launch/tpu_vm.sh create                    request the TPU; it is created when capacity is free
+#   bash launch/tpu_vm.sh state                     state of the request
+#   bash launch/tpu_vm.sh mount SERVER:/SHARE       mount a shared folder (NFS) as runs/
+#   bash launch/tpu_vm.sh copy                      copy the last commit of this checkout to all hosts
+#   bash launch/tpu_vm.sh install                   install Python and packages on all hosts
+#   bash launch/tpu_vm.sh run runs/big [flags of `ttt-jax train`]      train on all hosts, supervised
+#   bash launch/tpu_vm.sh follow                    show the log of the first host
 #   bash launch/tpu_vm.sh status runs/big           ttt-jax status
-#   bash launch/tpu_vm.sh stop                      save and leave; `run` goes on from there
-#   bash launch/tpu_vm.sh delete                    give the TPU back: it costs until you do
+#   bash launch/tpu_vm.sh stop                      save and stop; `run` resumes
+#   bash launch/tpu_vm.sh delete                    delete the TPU, which is billed until then
 set -euo pipefail
 
 NAME=${NAME:-ttt}                   # of the TPU
-ZONE=${ZONE:-us-east5-b}            # where there is quota
+ZONE=${ZONE:-us-east5-b}            # where you have quota
 TYPE=${TYPE:-v6e-64}                # chips (v5p counts two cores per chip: v5p-128 has 64)
 RUNTIME=${RUNTIME:-v2-alpha-tpuv6e} # system image of that generation
-SLICES=${SLICES:-1}                 # several are joined by the data-centre network: mesh.slices
-SPOT=${SPOT:-1}                     # 1: cheaper, may be taken away; 0: stays until deleted
+SLICES=${SLICES:-1}                 # joined by the data-centre network: mesh.slices
+SPOT=${SPOT:-1}                     # 1: cheaper, can be preempted; 0: stays until deleted
 
 dry=
 if [ "${1:-}" = --dry-run ]; then
@@ -28,7 +28,7 @@ verb=${1:-}
 [ $# -gt 0 ] && shift
 cd "$(dirname "$0")/.."
 
-gcloud() {  # every command goes through here
+gcloud() {  # runs gcloud, or prints the command with --dry-run
   if [ -n "$dry" ]; then
     local word line=gcloud
     for word in "$@"; do
@@ -37,7 +37,7 @@ gcloud() {  # every command goes through here
         *) line+=" $word" ;;
       esac
     done
-    printf '%s\n' "$line"  # at once: slices print side by side
+    printf '%s\n' "$line"  # in one write, because slices print concurrently
   else
     command gcloud "$@"
   fi
@@ -47,7 +47,7 @@ nodes() {  # names of the slices
   if [ "$SLICES" = 1 ]; then echo "$NAME"; else seq -f "$NAME-%g" 0 $((SLICES - 1)); fi
 }
 
-on_all() {  # on_all COMMAND: on every host of every slice, all at the same time
+on_all() {  # on_all COMMAND: run it on every host of every slice, concurrently
   local node pids=() pid
   for node in $(nodes); do
     gcloud compute tpus tpu-vm ssh "$node" --zone="$ZONE" --worker=all --command="$1" &
@@ -60,8 +60,8 @@ on_first() {
   gcloud compute tpus tpu-vm ssh "$(nodes | head -n 1)" --zone="$ZONE" --worker=0 --command="$1"
 }
 
-need() {  # need WHAT "$@": a word after the verb
-  [ $# -gt 1 ] || { echo "tpu_vm.sh: $verb needs $1 behind it." >&2; exit 2; }
+need() {  # need WHAT "$@": requires an argument after the verb
+  [ $# -gt 1 ] || { echo "tpu_vm.sh: $verb needs the argument $1." >&2; exit 2; }
 }
 
 case "$verb" in
@@ -86,7 +86,7 @@ case "$verb" in
       gcloud compute tpus tpu-vm scp "$archive" "$node:ttt_jax.tar.gz" --zone="$ZONE" --worker=all
     done
     on_all 'mkdir -p ttt_jax && tar -xzf ttt_jax.tar.gz -C ttt_jax' ;;
-  install)  # the image's own Python is too old; uv brings one
+  install)  # the image's Python is too old; uv installs one
     on_all "cd ttt_jax && python3 -m pip install -q --user uv && \
       ~/.local/bin/uv venv -q --python 3.12 .venv && ~/.local/bin/uv pip install -q -e '.[tpu]'" ;;
   run)
@@ -95,7 +95,7 @@ case "$verb" in
     shift
     words=
     [ $# -gt 0 ] && words=$(printf ' %q' "$@")
-    # setsid: lives on when the connection ends. --log: all hosts write to the same folder.
+    # setsid: survives the end of the connection. --log: all hosts write to the same folder.
     on_all "cd ttt_jax && source launch/xla_flags.sh && export PATH=\$PWD/.venv/bin:\$PATH && \
       { setsid nohup ttt-jax supervise --workdir $workdir --log \$(hostname) -- \
         ttt-jax train --workdir $workdir$words >run.log 2>&1 </dev/null & }" ;;
@@ -106,7 +106,7 @@ case "$verb" in
     on_first "cd ttt_jax && .venv/bin/ttt-jax status --workdir $(printf %q "$1")" ;;
   stop)
     on_all "pkill -TERM -f 'ttt-jax [s]upervise' || true" ;;
-  delete)  # --force: together with the machines
+  delete)  # --force: includes the VMs
     gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force --quiet ;;
   *)
     sed -n 2,12p "$0" >&2

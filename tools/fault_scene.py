@@ -1,4 +1,4 @@
-"""What a fault is tried on: a training run in processes of its own, and its course."""
+"""Training runs in subprocesses for tools/faults.py, and the comparison of their results."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ PATIENCE = 300.0  # seconds that anything may take on a busy machine
 
 
 def settings(steps: int) -> dict[str, Any]:
-  """A model of 60,000 parameters that saves and evaluates all the time."""
+  """A model of 60,000 parameters that saves and evaluates often."""
   strings = str(TOKENS / 'train_short.jsonl')
   held = str(TOKENS / 'heldout_strings.jsonl')
   return {
@@ -123,25 +123,25 @@ class Run:
     return [process.wait(timeout=patience) for process in self.processes]
 
   def kill(self) -> None:
-    """What a scheduler does to the rest of a run that has lost a process."""
+    """Kill the remaining processes, as a scheduler does when a run has lost one."""
     for process in self.processes:
       if process.poll() is None:
         process.kill()
       process.wait()
 
-  def said(self) -> str:
+  def stderr(self) -> str:
     """Standard error of all processes."""
     return '\n'.join(path.read_text(errors='replace') for path in self.errors)
 
 
 def status(workdir: pathlib.Path) -> dict[str, Any]:
-  """status.json, {} before there is one."""
+  """The fields of status.json; {} before it exists."""
   path = workdir / 'status.json'
   return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def sealed(workdir: pathlib.Path) -> list[int]:
-  """Steps of the sealed checkpoints, ascending."""
+def complete_steps(workdir: pathlib.Path) -> list[int]:
+  """Steps of the complete checkpoints, ascending."""
   folder = workdir / 'checkpoints'
   return sorted(int(path.name) for path in folder.glob('*')
                 if path.name.isdigit() and checksums.is_complete(path)) if folder.is_dir() else []
@@ -174,28 +174,31 @@ class Scene:
     values['data']['path'] = str(self.folder / 'data')
     self.config = self.folder / 'run.json'
     self.config.write_text(json.dumps(values))
-    self._whole: dict[tuple, pathlib.Path] = {}
+    self._undisturbed: dict[tuple, pathlib.Path] = {}
 
-  def whole(self, processes: int = 1, fault: str = '', **where) -> pathlib.Path:
+  def undisturbed(self, processes: int = 1, fault: str = '', **where) -> pathlib.Path:
     """The workdir of an uninterrupted run of this kind."""
     key = (processes, fault, repr(where))
-    if key not in self._whole:
-      workdir = self.folder / f'whole-{len(self._whole)}'
+    if key not in self._undisturbed:
+      workdir = self.folder / f'undisturbed-{len(self._undisturbed)}'
       run = Run(self, workdir, processes, fault=fault, **where)
-      assert run.codes() == [0] * processes, run.said()
-      self._whole[key] = workdir
-    return self._whole[key]
+      assert run.codes() == [0] * processes, run.stderr()
+      self._undisturbed[key] = workdir
+    return self._undisturbed[key]
 
-  def differences(self, workdir: pathlib.Path, whole: pathlib.Path, bits: bool = True) -> str:
-    """'' if a run ended like another: parameters, optimizer, data position, every loss.
+  def differences(self, workdir: pathlib.Path, reference: pathlib.Path, bits: bool = True) -> str:
+    """The first difference between two runs: parameters, optimizer, data position, losses.
 
     Args:
-      workdir, whole: of the two runs.
-      bits: False allows losses to differ by 1e-5 and looks no further than at them and at
-        the data position: for runs on other devices.
+      workdir, reference: of the two runs.
+      bits: False compares only losses, to 1e-5, and the data position: for runs on different
+        devices.
+
+    Returns:
+      '' if there is none.
     """
     import numpy as np
-    mine, other = losses(workdir), losses(whole)
+    mine, other = losses(workdir), losses(reference)
     for name in mine:
       if sorted(mine[name]) != sorted(other[name]):
         return f'{name} of other steps'
@@ -204,7 +207,7 @@ class Scene:
             value, other[name][step], rtol=1e-5, atol=0)
         if not same:
           return f'{name} of step {step}: {value} and {other[name][step]}'
-    (one, note), (two, wanted) = self._last(workdir), self._last(whole)
+    (one, note), (two, wanted) = self._last(workdir), self._last(reference)
     if note != wanted:
       return f'position {note} and {wanted}'
     if bits and not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, two)):
@@ -212,7 +215,7 @@ class Scene:
     return ''
 
   def _last(self, workdir: pathlib.Path):
-    """([arrays], position) of the last checkpoint, which must be whole."""
+    """([arrays], position) of the last checkpoint, which must be intact."""
     import jax
     import numpy as np
     from ttt_jax import config as config_lib
@@ -237,6 +240,6 @@ class Result:
   what: str
   tried: int
   survived: int
-  lost_steps: int | None  # beyond the last save; None where the question does not arise
+  lost_steps: int | None  # beyond the last save; None where this does not apply
   equal: bool | None      # the end, bit by bit (across meshes: losses to 1e-5)
   notes: list[str]

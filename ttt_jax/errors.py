@@ -1,9 +1,9 @@
-"""The one exception for what a user got wrong."""
+"""UserError: the one exception for wrong input."""
 
 
 class UserError(ValueError):
-  """One sentence: the offending value, where it stands, and what would be right.
+  """One sentence: the offending value, where it is, and what would be right.
 
-  The command line prints it without a traceback and exits with code 2. Anything
-  that is our own mistake is an assert or another exception, and keeps its traceback.
+  The command line prints it without a traceback and exits with code 2. A bug is an assert or any
+  other exception, and keeps its traceback.
   """

@@ -52,14 +52,14 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
 
 
 @pytest.mark.parametrize('words, expected', [
-    ([], 'name a command: prepare, inspect, train, evaluate, generate, score, report'),
+    ([], 'no command; use one of prepare, inspect, train, evaluate, generate, score, report'),
     (['trian'], "'trian' is not a command; did you mean train?"),
     (['--hlp'], 'did you mean --help?'),
     (['train', '--wrkdir', 'x'], '--wrkdir is not a flag of `ttt-jax train`; did you mean '
                                  '--workdir?'),
     (['train', '--workdir', 'x', '--device=3'], 'did you mean --devices?'),
     (['train'], 'required: --workdir; see `ttt-jax train --help`'),
-    (['train', '--workdir', 'x', 'y'], "'y' is one word too many"),
+    (['train', '--workdir', 'x', 'y'], "'y' is an unexpected argument"),
     (['train', '--workdir', 'x', '--devices', 'two'], "invalid int value: 'two'"),
     (['prepare', '--workdir', 'x'], 'required: --config'),
     (['train', '--workdir', 'nowhere'], 'nowhere/config.json does not exist'),
@@ -93,7 +93,7 @@ def test_a_bad_override_is_named(capsys, config_file, tmp_path, override, expect
 
 @pytest.mark.parametrize('words, expected', [
     ([], 'at least one of --text, --audio and --records'),
-    (['--text', 'hi'], '--task is needed'),
+    (['--text', 'hi'], '--task is required'),
     (['--task', 'asr', '--audio', 'none.wav'], 'file none.wav does not exist'),
     (['--task', 'sing', '--text', 'x'], "invalid choice: 'sing'"),
 ])

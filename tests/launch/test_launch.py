@@ -61,12 +61,12 @@ def test_the_place_of_a_process(args, env, gpus, tpus, expected):
 
 @pytest.mark.parametrize('args, gpus, expected', [
     (flags(0), 0, '--processes is 0; it must be at least 1'),
-    (flags(2), 0, 'needs --process I and --coordinator HOST:PORT beside it'),
+    (flags(2), 0, 'which also needs --process I and --coordinator HOST:PORT'),
     (flags(2, 2, 'h:1'), 0, '--process is 2; with --processes 2 it must be 0 to 1'),
-    (flags(None, 1), 0, '--process needs --processes N'),
+    (flags(None, 1), 0, '--process also needs --processes N'),
     (flags(2, 0, 'host'), 0, "--coordinator is 'host'; it must be HOST:PORT"),
     (flags(2, 0, 'host:99999'), 0, 'must be HOST:PORT'),
-    (flags(None, None, 'h:1'), 0, 'nothing says how many processes'),
+    (flags(None, None, 'h:1'), 0, 'the number of processes is unknown'),
     (flags(4, 0, '127.0.0.1:1'), 2, 'this machine has 2 GPUs'),
 ])
 def test_flags_that_do_not_go_together(args, gpus, expected):

@@ -124,8 +124,8 @@ def test_two_nodes_preempted_and_timed_out_end_like_an_uninterrupted_run(folder)
   log = (folder / 'job.log').read_text()
   assert job(number)['JobState'] == 'COMPLETED', log
   restarts = int(job(number)['Restarts'])
-  assert restarts >= 2 and log.count('queueing again') == restarts, log
-  resumed = re.findall(r'going on from checkpoint (\d+)', log)
+  assert restarts >= 2 and log.count('requeueing') == restarts, log
+  resumed = re.findall(r'resuming from checkpoint (\d+)', log)
   print(f'{restarts} restarts, at steps {resumed}; {time.monotonic() - began:.0f} s')
   assert losses(broken) == losses(straight)
   assert sorted(losses(broken)) == list(range(1, STEPS + 1))
@@ -140,15 +140,15 @@ def test_a_sweep_as_an_array(folder):
   words = ['ttt-jax', 'sweep', '--sweep', path, '--workdir', work, '--launcher', 'slurm',
            f'--sbatch=--output={folder}/sweep-%a.log', *flags(folder), '--config.train.steps=5']
   said = call(*words, env=environment(folder))
-  assert '2 members are in the queue' in said
+  assert '2 members are queued' in said
   again = subprocess.run([str(word) for word in words], env=environment(folder), cwd=ROOT,
                          capture_output=True, text=True, check=False)
-  assert again.returncode == 2 and 'in the queue already as job' in again.stderr
+  assert again.returncode == 2 and 'already queued as job' in again.stderr
   until(lambda: not call('squeue', '--noheader'), 'an empty queue')
   rows = {row['member']: row for row in sweep_table.rows(work)}
   assert rows['good']['state'] == 'done' and rows['good']['step'] == 5
   assert rows['bad']['state'] == 'failed' and 'nowhere' in rows['bad']['error']
   assert (work / 'sweep.csv').read_text().count('\n') == 3
   said = call(*words, env=environment(folder))
-  assert '1 member is in the queue' in said
+  assert '1 member is queued' in said
   until(lambda: not call('squeue', '--noheader'), 'an empty queue')

@@ -174,7 +174,7 @@ def test_what_does_not_go_together_is_refused(tmp_path, override, workdir, expec
 
 def test_no_config_is_named(tmp_path, capsys):
   _, _, err = plan(capsys, tmp_path, '--topology', 'h100', code=2)
-  assert 'name the config with --config FILE' in err
+  assert 'no config; add --config FILE' in err
 
 
 # -- TPUs ------------------------------------------------------------------------------

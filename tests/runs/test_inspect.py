@@ -41,10 +41,10 @@ def test_a_document_in_words_spans_picture_and_sound(workdir, tmp_path, capsys):
   number = int(re.match(r'document (\d+) of split train: (\d+) tokens', said).group(1))
   assert '<|im_start|>assistant' in said and '<|begin_of_quad|>[' in said
   assert '<|end_of_audio_span_last|>' in said
-  held = inspect_set.Set(small_run.config(), workdir)
+  held = inspect_set.PreparedSet(small_run.config(), workdir)
   _, document = held.document('train', number)
   codes = held.vocab.decode_codes(document.token[document.supervised > 0])
-  sound, rate = soundfile.read(tmp_path / f'{number}-said.wav', dtype='float32')
+  sound, rate = soundfile.read(tmp_path / f'{number}-output.wav', dtype='float32')
   assert rate == held.codec.sample_rate
   np.testing.assert_allclose(sound, held.codec.decode(codes), atol=1e-3)
   assert (tmp_path / f'{number}-mask.png').read_bytes().startswith(b'\x89PNG')
@@ -52,7 +52,7 @@ def test_a_document_in_words_spans_picture_and_sound(workdir, tmp_path, capsys):
 
 
 def test_every_token_is_listed_with_what_it_reads(workdir):
-  held = inspect_set.Set(small_run.config(), workdir)
+  held = inspect_set.PreparedSet(small_run.config(), workdir)
   number, document = held.document('train', None)
   lines = plain(inspect_set.show(held, 'train', number, None, ids=True)).split('position')[1]
   rows = [line.split() for line in lines.splitlines()[1:] if line.strip()]
@@ -70,18 +70,18 @@ def test_every_token_is_listed_with_what_it_reads(workdir):
 
 
 def test_codes_that_cannot_be_heard_here_are_shown(workdir, tmp_path):
-  held = inspect_set.Set(small_run.config(), workdir)
+  held = inspect_set.PreparedSet(small_run.config(), workdir)
   held.codec = codecs.create(config_lib.CodecConfig(name='glm4_voice'))  # no decoder is given
   said = plain(inspect_set.show(held, 'train', None, tmp_path))
   assert re.search(r'\[\d+ codes: \d', said)
-  assert 'no sound: codec glm-4-voice cannot make sound' in said
+  assert 'audio could not be decoded: codec glm-4-voice cannot make sound' in said
   assert [path.suffix for path in tmp_path.iterdir()] == ['.png']
 
 
 def test_the_page_counts_every_document(workdir, tmp_path, capsys):
   assert main.main(['inspect', '--workdir', str(workdir), '--set', '--out', str(tmp_path)]) == 0
   page = (tmp_path / 'set.html').read_text()
-  held = inspect_set.Set(small_run.config(), workdir)
+  held = inspect_set.PreparedSet(small_run.config(), workdir)
   for name, split in held.manifest['splits'].items():
     found = inspect_set.measure(held, name)
     assert len(found['length']) == split['documents']
@@ -105,16 +105,16 @@ def listed(text):
 
 
 def test_a_record_is_shown_as_prepare_renders_it(workdir, tmp_path):
-  held = inspect_set.Set(small_run.config(), workdir)
+  held = inspect_set.PreparedSet(small_run.config(), workdir)
   prepared = {tuple(document.token.tolist()) for _, document in held.documents('train')}
   for place, out in ((f'{RECORDS}:5', tmp_path), (str(RECORDS), None)):
     shown = list(inspect_record.show(small_run.config(), workdir, place, None, out, ids=True))
     assert [re.search('task (.*):', text).group(1) for text in shown] == ['asr', 'tts']
     assert len({tuple(listed(text)) for text in shown} & prepared) == 2
   names = {path.name for path in tmp_path.iterdir()}
-  assert {'train_short.jsonl-5-source0-heard.wav', 'train_short.jsonl-5-source1-mask.png',
-          'train_short.jsonl-5-source1-said.wav'} <= names
-  assert 'train_short.jsonl-5-source1-heard.wav' not in names  # tts hears nothing
+  assert {'train_short.jsonl-5-source0-input.wav', 'train_short.jsonl-5-source1-mask.png',
+          'train_short.jsonl-5-source1-output.wav'} <= names
+  assert 'train_short.jsonl-5-source1-input.wav' not in names  # tts has no audio input
 
 
 def test_a_recording_is_encoded_before_anything_is_prepared(tmp_path, capsys):
@@ -128,7 +128,7 @@ def test_a_recording_is_encoded_before_anything_is_prepared(tmp_path, capsys):
   said = capsys.readouterr().out
   codes = codecs.create(CodecConfig(name='codec2')).encode(wave, 8000)
   assert 'a [long] tone' in said and f'[{len(codes)} codes, 1.00 s:' in said
-  assert soundfile.info(tmp_path / 'inspect' / 'lines.jsonl-2-said.wav').duration > 0.9
+  assert soundfile.info(tmp_path / 'inspect' / 'lines.jsonl-2-output.wav').duration > 0.9
   assert main.main(words) == 2  # without the task
   assert "set its source's task to 'asr'" in capsys.readouterr().err
 
@@ -136,16 +136,16 @@ def test_a_recording_is_encoded_before_anything_is_prepared(tmp_path, capsys):
 def test_what_prepare_does_beyond_rendering_is_said(tmp_path, workdir):
   questions = small_run.TOKENS / 'train_questions.jsonl'  # repeat=0.2 in runs.config()
   shown, = inspect_record.show(small_run.config(), workdir, f'{questions}:2', None, None)
-  assert 'repeat=0.2 takes this record 0 times' in shown
+  assert 'repeat=0.2 uses this record 0 times' in shown
   short = small_run.replace(small_run.config(), 'data', seq_len=40)
   shown = next(inspect_record.show(short, workdir, str(RECORDS), None, None))
-  assert re.search(r'has \d+ tokens, a row 40; (cut by|prepare rejects)', shown)
+  assert re.search(r'has \d+ tokens, a row 40; (truncated by|`prepare` rejects)', shown)
 
 
 @pytest.mark.parametrize('config, place, task, sentence', [
-    (small_run.config(), '{0}/none.jsonl:3', None, 'there is no file .*none.jsonl'),
-    (small_run.config(), f'{RECORDS}:99999', None, 'has no record there; its last one is at'),
-    (small_run.config(), str(RECORDS), 'tts', r'data.sources\[0\] says what'),
+    (small_run.config(), '{0}/none.jsonl:3', None, 'file .*none.jsonl. is neither in'),
+    (small_run.config(), f'{RECORDS}:99999', None, 'has no such record; its last one is at'),
+    (small_run.config(), str(RECORDS), 'tts', r'data.sources\[0\] already sets the task'),
     (CODEC2, '{0}/b.jsonl', 'sing', "--task is 'sing'; use one of"),
     (CODEC2, '{0}/b.jsonl:1', None, 'b.jsonl:1: broken JSON'),
     (CODEC2, '{0}/b.jsonl:2', 'asr', 'b.jsonl:2: recording .*none.wav does not exist'),

@@ -186,11 +186,11 @@ def test_scores_and_samples(run):
   for label, value, note in run[1]['table']:
     assert label.strip() in page.text and note in page.text
   assert '2.412' in page.text and 'nan' not in page.text.lower().replace('nance', '')
-  assert 'Text right in 6 of 8; the first 6 are shown.' in page.text
-  assert 'Original voice Through the codec The model' in page.text  # the ceilings, side by side
-  assert 'Reading aloud 1.4 % 2.7 % 4.2 %' in page.text
+  assert 'Text correct in 6 of 8; the first 6 are shown.' in page.text
+  assert 'Original recording Encoded and decoded Generated' in page.text
+  assert 'Text to speech 1.4 % 2.7 % 4.2 %' in page.text
   assert 'Spoken questions – – 10.0 %' in page.text
-  assert 'heard: three <one> four' in page.text  # escaped in the page, whole for the reader
+  assert 'recognised: three <one> four' in page.text  # escaped in the HTML
   # audio_qa has four sounds a record and tts three; six records of each are shown.
   assert len(page.all('audio')) == 6 * (4 + 3)
   assert all(attrs['aria-label'] for attrs in page.all('audio'))
@@ -204,11 +204,11 @@ def test_facts_and_configuration(run):
 
 def test_speed_and_where_the_time_went(run):
   text = Page(run[2]).text
-  assert 'Padding 10.0 % of the positions' in text and 'Attention skipped 62.0 %' in text
-  assert 'Steps per second 1.16' in text and 'Work of the model 43.2 GFLOP/s' in text
-  assert 'MFU' not in text  # no peak was known
+  assert 'Padding 10.0 % fraction of positions' in text and 'Attention skipped 62.0 %' in text
+  assert 'Steps per second 1.16' in text and 'Model FLOP/s 43.2 GFLOP/s' in text
+  assert 'MFU' not in text  # the peak is unknown
   # 600 steps of 0.86 s, 12 s to compile, 3 s for checkpoints, 3 s to start: 534 s.
-  assert 'Of 8 min 54 s in all' in text
+  assert 'Of 8 min 54 s in total' in text
   assert 'Training 89.9 % 8 min 00 s: ' in text and 'Compiling 2.2 % 12 s: ' in text
   assert 'Evaluation 0' not in text and 'compiled again' not in text
 
@@ -231,7 +231,7 @@ def test_an_empty_folder_gives_sentences(tmp_path):
   page = Page(report_lib.report(tmp_path).read_text())
   for command in ('prepare', 'train', 'evaluate'):
     assert f'ttt-jax {command}' in page.text
-  assert 'There is no evaluation yet' in page.text and not page.all('img')
+  assert 'Not evaluated yet' in page.text and not page.all('img')
   assert [path.name for path in tmp_path.iterdir()] == ['report.html']
 
 
@@ -268,7 +268,7 @@ def test_the_staircase_picture_shows_the_mask(tmp_path):
   ids = np.array([97, *VOCAB.encode_codes([1, 2, 3, 4]), 98])
   row = make_row(VOCAB, [(1, ids, np.ones(6, int))], 6)
   start, end = np.zeros(6, int), np.array([1, 5, 5, 5, 5, 6])
-  mask_plot.picture(tmp_path / 's.png', row, VOCAB.is_audio(ids), (start, end),
+  mask_plot.plot(tmp_path / 's.png', row, VOCAB.is_audio(ids), (start, end),
                     list('a1234b'), (0, 6))
   image = pixels(tmp_path / 's.png')
   areas = []

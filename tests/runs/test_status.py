@@ -58,7 +58,7 @@ def test_a_run_in_its_middle(tmp_path):
   text = screen(tmp_path / 'demo')
   assert text.startswith(f'demo: training on {socket.gethostname()}, 2 processes\n')
   for line in ('  step        1,240 of 3,100 (40 %), 3.6 steps/s, 8 min 37 s left\n',
-               '  news        4 s ago\n', '  checkpoint  step 1,000, 1 min 05 s ago\n',
+               '  updated     4 s ago\n', '  checkpoint  step 1,000, 1 min 05 s ago\n',
                '  time        5 min 37 s: step 89 %, compile 7 %, start 2 %, data 1 %\n',
                '  errors      none\n'):
     assert line in text, text
@@ -84,16 +84,16 @@ def test_a_pause_does_not_count_as_slow(tmp_path):
 
 
 @pytest.mark.parametrize('changes, expected', [
-    ({'time': NOW - 720, 'pid': 'gone'}, 'no news for 12 min 00 s and process'),
+    ({'time': NOW - 720, 'pid': 'gone'}, 'no update for 12 min 00 s and process'),
     ({'pid': 'gone'}, 'killed while training'),
     ({'time': NOW - 720}, 'it may be compiling, or stuck'),
-    ({'time': NOW - 720, 'host': 'n7'}, 'on n7; look there'),
-    ({'time': NOW - 59}, 'news        59 s ago'),
-    ({'time': NOW - 100, 'rate': 0.02}, 'news        1 min 40 s ago'),  # 50 s a step: no wonder
+    ({'time': NOW - 720, 'host': 'n7'}, 'on n7; check that machine'),
+    ({'time': NOW - 59}, 'updated     59 s ago'),
+    ({'time': NOW - 100, 'rate': 0.02}, 'updated     1 min 40 s ago'),  # 50 s a step: no wonder
     ({'rate': 0.02}, '50 s/step'),
     ({'state': 'done', 'step': 3100, 'time': NOW - 7200}, 'ended 2 h 00 min ago'),
-    ({'state': 'preempted'}, 'preempted: it saved and left'),
-    ({'state': 'interrupted'}, 'interrupted; the same command goes on'),
+    ({'state': 'preempted'}, 'preempted after saving'),
+    ({'state': 'interrupted'}, 'interrupted; run the same command to resume'),
     ({'last_good_checkpoint': None, 'last_good_time': None}, 'none yet'),
     ({'state': 'starting', 'step': 0, 'rate': 0.0, 'time_split': {}}, '0 of 3,100 (0 %)'),
     ({'state': 'evaluating'}, 'evaluating on'),
@@ -124,7 +124,7 @@ def test_without_status_json(tmp_path):
 
 
 def test_nothing_there(tmp_path, capsys):
-  assert 'nothing has been trained here yet' in screen(tmp_path)
+  assert 'not trained yet' in screen(tmp_path)
   with pytest.raises(UserError, match='does not exist'):
     status.status(tmp_path / 'none')
   (tmp_path / 'status.json').write_text('{"half')
@@ -138,7 +138,7 @@ def test_a_sweep_has_a_line_per_member(tmp_path):
                         'b': {'seed': 1}, 'c': {'seed': 2}, 'd': {'seed': 3}})
   found = sweep.members(wanted, tmp_path / 'base' / 'config.json', {})
   folder = tmp_path / 's'
-  sweep.settle(folder, wanted, found)
+  sweep.write_sweep(folder, wanted, found)
   states = (sweep.RUNNING, sweep.FAILED, sweep.RUNNING, sweep.WAITING)
   for member, state in zip(found, states):
     sweep.write_state(member.folder(folder), state=state)
@@ -151,5 +151,5 @@ def test_a_sweep_has_a_line_per_member(tmp_path):
   assert lines[0] == 's: a sweep of 4 members, 2 running, 1 failed, 1 waiting'
   assert lines[2].split() == ['learning_rate=0.0006,a_long...', 'running', '100/400',
                               *'1 min 15 s'.split(), '4.95']
-  assert 'checkpoint nowhere does not exist' in text and 'no news for 12 min' in text
+  assert 'checkpoint nowhere does not exist' in text and 'no update for 12 min' in text
   assert lines[-1].split() == ['d', 'waiting', '0/400']

@@ -25,7 +25,7 @@ def drive(supervisor, limit=30.0, each=lambda: None):
       each()
       time.sleep(0.01)
   finally:
-    supervisor.end()
+    supervisor.kill()
   return code
 
 
@@ -55,7 +55,7 @@ def test_what_follows_an_exit_code(tmp_path, codes, expected, attempts):
 def test_a_crash_by_a_signal_is_started_again_and_named(tmp_path):
   supervisor, said = plan(tmp_path, 'kill -SEGV $$', 'exit 0')
   assert drive(supervisor) == 0
-  assert 'was ended by SIGSEGV (failure 1 of 3' in said[0]
+  assert 'was killed by SIGSEGV (failure 1 of 3' in said[0]
 
 
 def test_progress_forgives_failures(tmp_path):
@@ -94,7 +94,7 @@ def test_a_signal_is_passed_on_and_nothing_starts_again(tmp_path, number, expect
   def ask():
     if ready.exists() and not asked:
       asked.append(number)
-      supervisor.ask(number)
+      supervisor.forward_signal(number)
 
   assert drive(supervisor, each=ask) == expected
   assert supervisor.attempts == 1
@@ -109,7 +109,7 @@ def test_asked_while_it_waits_to_start_again(tmp_path):
   def ask():
     if supervisor.error and not asked:
       asked.append(1)
-      supervisor.ask(signal.SIGTERM)
+      supervisor.forward_signal(signal.SIGTERM)
 
   assert drive(supervisor, each=ask) == 77
 
@@ -123,7 +123,7 @@ def test_processes_of_a_run_die_together_and_start_together(tmp_path):
                                     say=said.append)
   assert drive(supervisor) == 0
   assert supervisor.attempts == 2
-  assert 'ended with exit code 5' in said[0]
+  assert 'exited with code 5' in said[0]
   assert 'echo a\na\n' in supervisor.log(0).read_text()
 
 
@@ -141,18 +141,18 @@ def test_those_who_save_are_waited_for(tmp_path):
     ([0, 0], 0), ([0, 77], 77), ([77, 77], 77), ([1, 2], 2), ([77, -9], -9), ([130, 1], 130),
     ([0, 3], 3)])
 def test_the_verdict_on_several_processes(codes, expected):
-  assert supervise.verdict(codes) == expected
+  assert supervise.combined_code(codes) == expected
 
 
-def test_last_words(tmp_path):
+def test_the_last_error_of_a_log(tmp_path):
   log = tmp_path / 'log'
-  assert supervise.last_words(log) == ''
+  assert supervise.last_error(log) == ''
   log.write_text('== 1 start\nold words\n== 2 start\nTraceback\n  line\nValueError: bad\n\n')
-  assert supervise.last_words(log) == 'ValueError: bad'
+  assert supervise.last_error(log) == 'ValueError: bad'
   log.write_text('== 1 start\nttt-jax: error: no data; prepare it.\nsome thread says bye\n')
-  assert supervise.last_words(log) == 'no data; prepare it.'
+  assert supervise.last_error(log) == 'no data; prepare it.'
   log.write_text('== 1 start\nwords of before\n== 2 start\n')
-  assert supervise.last_words(log) == ''
+  assert supervise.last_error(log) == ''
 
 
 def cli_process(*words, **settings):
@@ -196,8 +196,8 @@ def test_nothing_goes_on_behind_a_killed_supervisor(tmp_path):
 
 
 @pytest.mark.parametrize('words, expected', [
-    ([], "name the command behind '--'"),
-    (['--'], "name the command behind '--'"),
+    ([], "no command; add it after '--'"),
+    (['--'], "no command; add it after '--'"),
     (['--', 'no-such-program'], "program 'no-such-program' cannot be found"),
     (['--processes', '2', '--', 'bash', '-c', 'x'], 'starts `ttt-jax train`, not `bash -c`'),
     (['--processes', '0', '--', 'ttt-jax', 'train'], '--processes is 0'),
@@ -211,7 +211,7 @@ def test_mistakes_at_supervise(capsys, tmp_path, words, expected):
 
 def test_a_command_belongs_to_supervise_and_sweep_alone(capsys, tmp_path):
   assert main.main(['report', '--workdir', str(tmp_path), '--', 'ls']) == 2
-  assert "'--' has no meaning" in capsys.readouterr().err
+  assert "'--' has no effect" in capsys.readouterr().err
 
 
 def test_flags_behind_the_dashes_are_not_ours():
@@ -219,4 +219,4 @@ def test_flags_behind_the_dashes_are_not_ours():
                                 '--workdir', 'w', '--config.train.steps=3', '--devices', '4'])
   assert args.command[2:] == ['--workdir', 'w', '--config.train.steps=3', '--devices', '4']
   assert overrides == {}
-  assert runs.own_command(args.command)[:3] == [sys.executable, '-m', 'ttt_jax.cli']
+  assert runs.resolve_command(args.command)[:3] == [sys.executable, '-m', 'ttt_jax.cli']

@@ -60,11 +60,11 @@ def test_names_come_from_what_varies(tmp_path):
 
 @pytest.mark.parametrize('body, expected', [
     ('[]', 'returns no members'),
-    ("[{'seed': 1}, {'seed': 1}]", 'two members are called seed=1'),
+    ("[{'seed': 1}, {'seed': 1}]", 'two members are named seed=1'),
     ('[3]', 'must return a list of dicts'),
-    ("{'a/b': {}}", "'a/b' cannot name a folder"),
-    ("{'..': {}}", "'..' cannot name a folder"),
-    ("{'-x': {}}", "'-x' cannot name a folder"),
+    ("{'a/b': {}}", "'a/b' is not usable as a folder name"),
+    ("{'..': {}}", "'..' is not usable as a folder name"),
+    ("{'-x': {}}", "'-x' is not usable as a folder name"),
     ("{'a': 3}", 'member a is 3'),
     ("sweep.zip_({'a': [1], 'b': [1, 2]})", 'a with 1, b with 2'),
     ("sweep.product({'a': [1]}, [{'a': 2}])", 'a from two axes'),
@@ -136,15 +136,16 @@ def test_a_member_that_trains_differently_on_the_same_rows(config_file):
 
 def test_a_member_begun_with_other_settings_is_refused(config_file, tmp_path):
   wanted = sweep.Sweep({'a': {'seed': 1}})
-  sweep.settle(tmp_path / 's', wanted, sweep.members(wanted, config_file, {}))
-  sweep.settle(tmp_path / 's', wanted, sweep.members(wanted, config_file, {}))
+  sweep.write_sweep(tmp_path / 's', wanted, sweep.members(wanted, config_file, {}))
+  sweep.write_sweep(tmp_path / 's', wanted, sweep.members(wanted, config_file, {}))
   # A member of an older version lacks the settings that are newer.
   known = sweep.read_state(tmp_path / 's' / 'a')['settings']
   del known['mesh'], known['train']['tensorboard']
   sweep.write_state(tmp_path / 's' / 'a', settings=known)
-  sweep.settle(tmp_path / 's', wanted, sweep.members(wanted, config_file, {}))
-  with pytest.raises(UserError, match='begun with train.steps=4, now it is 5'):
-    sweep.settle(tmp_path / 's', wanted, sweep.members(wanted, config_file, {'train.steps': '5'}))
+  sweep.write_sweep(tmp_path / 's', wanted, sweep.members(wanted, config_file, {}))
+  with pytest.raises(UserError, match='started with train.steps=4, but it is 5 now'):
+    sweep.write_sweep(tmp_path / 's', wanted,
+                      sweep.members(wanted, config_file, {'train.steps': '5'}))
 
 
 # -- the runner, with commands that are quick ---------------------------------------
@@ -154,7 +155,7 @@ def settled(config_file, tmp_path, points):
   named = {f'm{i}': point for i, point in enumerate(points)}
   wanted = sweep.Sweep(named)
   found = sweep.members(wanted, config_file, {})
-  sweep.settle(tmp_path / 's', wanted, found)
+  sweep.write_sweep(tmp_path / 's', wanted, found)
   return tmp_path / 's', found
 
 
@@ -166,7 +167,7 @@ def drive(runner, each=lambda: None):
       each()
       time.sleep(0.01)
   finally:
-    runner.end()
+    runner.kill()
   return code
 
 
@@ -222,7 +223,7 @@ def test_asked_to_stop_it_starts_nothing_more(config_file, tmp_path, number, cod
   def ask():
     if ready.exists() and not asked:
       asked.append(1)
-      runner.ask(number)
+      runner.forward_signal(number)
 
   assert drive(runner, ask) == code
   assert states(folder, found) == ['stopped', 'waiting', 'waiting']
@@ -303,7 +304,7 @@ def test_the_page_of_a_sweep(config_file, tmp_path):
 
 def test_the_page_of_a_sweep_that_has_not_begun(config_file, tmp_path):
   folder, _ = settled(config_file, tmp_path, [{'seed': 0}])
-  assert 'There are no measurements yet' in report.report(folder).read_text(encoding='utf-8')
+  assert 'There are no metrics yet' in report.report(folder).read_text(encoding='utf-8')
 
 
 # -- the verb -----------------------------------------------------------------------
@@ -323,7 +324,7 @@ def test_mistakes_at_sweep(capsys, tmp_path, config_file, monkeypatch):
     assert expected in capsys.readouterr().err
   monkeypatch.setenv('PATH', '')
   assert main.main([*base, '--launcher', 'slurm']) == 2
-  assert 'there is no sbatch on this machine' in capsys.readouterr().err
+  assert 'this machine has no sbatch' in capsys.readouterr().err
   assert not (tmp_path / 'w').exists()
 
 

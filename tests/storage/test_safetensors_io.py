@@ -78,7 +78,7 @@ ONE = 'model-00001-of-00004.safetensors'
 
 
 @pytest.mark.parametrize('harm, expected', [
-    (lambda d: cut(d / ONE, 200), r'has 200 bytes where its header speaks of \d+; the file is cut'),
+    (lambda d: cut(d / ONE, 200), r'has 200 bytes, but its header needs \d+; the file is trunc'),
     (lambda d: cut(d / ONE, 12), 'is not a safetensors file'),
     (lambda d: cut(d / ONE, 3), 'is not a safetensors file'),
     (lambda d: (d / ONE).write_bytes(b'PK' + bytes(500)), 'is not a safetensors file'),
@@ -86,7 +86,7 @@ ONE = 'model-00001-of-00004.safetensors'
     (lambda d: (d / safetensors_io.INDEX).write_text('[]'), 'is not an index of safetensors files'),
     (lambda d:
      (d / safetensors_io.INDEX).write_text('{"weight_map": {"a": 3}}'), 'is not an index'),
-    (lambda d: index(d, lambda v: v['weight_map'].update(b=ONE)), f'tensor b is in {ONE}, but it'),
+    (lambda d: index(d, lambda v: v['weight_map'].update(b=ONE)), f'lists tensor b in {ONE}'),
     (lambda d:
      (d / safetensors_io.INDEX).unlink(), 'has neither model.safetensors nor model.safetensors'),
     (lambda d: header(d / ONE, lambda v: v['a'].update(dtype='I4')), 'has dtype I4; it must be'),

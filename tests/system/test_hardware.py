@@ -34,7 +34,7 @@ def test_topologies(text, slices, chips, devices):
     ('v7x', 1, 'did you mean tpu7x'),
     ('v5p', 1, 'has no shape; write v5p:4x4x4'),
     ('v5p-128', 1, 'did you mean v5p, as in v5p:4x4x4?'),
-    ('v5p:4x4', 1, 'has 2 axes, but v5p is wired in 3'),
+    ('v5p:4x4', 1, 'has 2 axes, but slices of v5p have 3'),
     ('v5e:4xfour', 1, 'has no shape; write v5e:4x4'),
     ('v5e:32x32', 1, 'the largest is v5e:16x16; join smaller ones with --slices'),
     ('v5e:0x4', 1, 'does not exist'),

@@ -234,7 +234,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
   assert files.system_code(ValueError('shape')) == 0
   (tmp_path / metrics.FILE).symlink_to('/dev/full')
   writer = metrics.Writer.__new__(metrics.Writer)  # a file that is opened, then full
-  writer.path, writer._boards = tmp_path / metrics.FILE, []
+  writer.path, writer._sinks = tmp_path / metrics.FILE, []
   writer._file = writer.path.open('a')
   with pytest.raises(UserError, match='metrics.jsonl could not be written: the disk is full'):
     writer.write(1, {'loss': 2.0})

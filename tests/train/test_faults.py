@@ -145,20 +145,20 @@ def test_a_poisoned_step_changes_nothing_but_its_number(config, data_dir):
     step = step.lower(state, put(0)).compile()
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert step.memory_analysis().alias_size_in_bytes >= 0.99 * held, 'a second copy of the state'
-    state, figures = step(state, put(0))
-    assert figures['skipped'] == 0
+    state, found = step(state, put(0))
+    assert found['skipped'] == 0
     before = jax.tree.map(np.array, state)
     given = state
-    state, figures = step(state, put(1))
-    assert figures['skipped'] == 1 and np.isnan(figures['loss']) and np.isnan(
-        figures['grad_norm'])
+    state, found = step(state, put(1))
+    assert found['skipped'] == 1 and np.isnan(found['loss']) and np.isnan(
+        found['grad_norm'])
     assert state.step == 2
     for a, b in zip(jax.tree.leaves(before[1:]), jax.tree.leaves(state[1:])):
       np.testing.assert_array_equal(a, b)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.params)), 'not donated'
 
 
-def test_two_bad_steps_are_skipped_three_send_the_run_back(config, tmp_path):
+def test_two_bad_steps_are_skipped_three_roll_back(config, tmp_path):
   some = fault_injection.Faults(poison=frozenset([4, 5]))
   train.train(config, tmp_path / 'some', faults=some)
   _, note = last(config, tmp_path / 'some')
@@ -176,7 +176,7 @@ def test_two_bad_steps_are_skipped_three_send_the_run_back(config, tmp_path):
   found = lines(tmp_path / 'many')
   assert sorted(found) == list(range(1, 11)) and not np.isnan(list(found.values())).any()
   event = status_file.read(tmp_path / 'many')['errors'][-1]
-  assert 'up to step 9: back to checkpoint 4, on with batch 9' in event['text']
+  assert 'up to step 9: rolled back to checkpoint 4, continuing with batch 9' in event['text']
 
   # Stopped in the bad stretch, with a bad state on the disk, and once more behind it.
   train.train(config, tmp_path / 'cut', StopAt(9), many)
@@ -186,17 +186,17 @@ def test_two_bad_steps_are_skipped_three_send_the_run_back(config, tmp_path):
   assert_same_end(config, tmp_path / 'many', tmp_path / 'cut')
 
 
-def test_a_run_that_cannot_recover_says_so(config, tmp_path):
+def test_a_run_that_cannot_recover_fails_with_a_reason(config, tmp_path):
   always = fault_injection.Faults(poison=frozenset(range(5, 1000)))
-  with pytest.raises(UserError, match='gone back 2 times already .*train.rollback_limit'):
+  with pytest.raises(UserError, match='rolled back 2 times already .*train.rollback_limit'):
     train.train(small_run.replace(config, 'train', rollback_limit=2),
                 tmp_path / 'late',
                 faults=always)
   status = status_file.read(tmp_path / 'late')
-  assert status['state'] == 'failed' and 'gone back 2 times' in status['errors'][-1]['text']
+  assert status['state'] == 'failed' and 'rolled back 2 times' in status['errors'][-1]['text']
   assert checkpoint.Checkpoints(tmp_path / 'late' / 'checkpoints').latest() == 4
   first = fault_injection.Faults(poison=frozenset(range(1000)))
-  with pytest.raises(UserError, match='there is no checkpoint to go back to'):
+  with pytest.raises(UserError, match='there is no checkpoint to roll back to'):
     train.train(config, tmp_path / 'first', faults=first)
 
 
@@ -214,22 +214,22 @@ def test_half_the_run_on_another_mesh(config, tmp_path):
   assert last(other, tmp_path / 'moved')[1]['data'] == {'next': 10}
 
 
-def test_a_changed_batch_is_said(config, tmp_path):
+def test_a_changed_batch_size_is_reported(config, tmp_path):
   now, before = (
       train.to_dict(small_run.replace(config, 'train', batch_size=rows)) for rows in (4, 8))
-  train._say_what_changed(now, before, 20, status_file.Status(tmp_path, 10, 0, 1))
+  train._report_changes(now, before, 20, status_file.Status(tmp_path, 10, 0, 1))
   assert 'train.batch_size was 8 when checkpoint 20' in status_file.read(
       tmp_path)['errors'][-1]['text']
 
 
-def test_the_watchdog_shows_where_everybody_stands(tmp_path):
+def test_the_watchdog_writes_the_stacks_of_all_threads(tmp_path):
   heard = []
   with watchdog.Watchdog(0.001, tmp_path, 3, heard.append):
     until = time.monotonic() + 60
     while not heard and time.monotonic() < until:
       time.sleep(0.01)
   text = (tmp_path / 'stacks-3.txt').read_text()
-  assert 'test_the_watchdog_shows_where_everybody_stands' in text
+  assert 'test_the_watchdog_writes_the_stacks_of_all_threads' in text
   assert len(heard) == 1 and 'stacks-3.txt' in heard[0]
   with watchdog.Watchdog(0, tmp_path, 4, heard.append):
     pass
@@ -246,18 +246,18 @@ def test_settings_that_make_no_sense(values, words):
     TrainConfig(**values)
 
 
-def test_drills_are_spelled_out():
+def test_the_syntax_of_injected_faults():
   assert fault_injection.parse('') is None
   assert fault_injection.parse('nan:7-9,stall:12:90') == fault_injection.Faults(
       frozenset([7, 8, 9]), ((12, 90.0),))
-  with pytest.raises(UserError, match='TTT_JAX_FAULT is .*like nan:7-9'):
+  with pytest.raises(UserError, match='TTT_JAX_FAULT is .*such as nan:7-9'):
     fault_injection.parse('nan:x')
 
 
-def test_signals_ask_and_handlers_go_away():
+def test_signals_request_a_stop_and_handlers_are_removed():
   stop = preemption.Stop()
   before = signal.getsignal(signal.SIGTERM)
-  with cli_train.heeding(stop):
+  with cli_train.signal_handlers(stop):
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.level == preemption.INTERRUPTED
     os.kill(os.getpid(), signal.SIGUSR1)
@@ -279,14 +279,14 @@ def test_ctrl_c_twice_and_a_stuck_run(config, tmp_path):
   stuck = start(small_run.replace(config, 'train', stuck_minutes=0.1, stuck_exit=True),
                 tmp_path / 'stuck', 'stall:2:3000')
   waiting = start(config, tmp_path / 'waiting', 'stall:2:3000')
-  while (status_file.read(tmp_path / 'waiting') or {}).get('state') != 'running':
+  while status_file.read(tmp_path / 'waiting').get('state') != 'running':
     assert waiting.poll() is None, waiting.stderr.read()
     time.sleep(0.05)
   for _ in range(2):
     waiting.send_signal(signal.SIGINT)
     time.sleep(0.5)
   assert waiting.wait(timeout=300) == 130
-  assert 'leaving at once, without saving' in waiting.stderr.read()
+  assert 'exiting without saving' in waiting.stderr.read()
   assert stuck.wait(timeout=300) == 1
   assert 'most recent call first' in (tmp_path / 'stuck' / 'stacks-0.txt').read_text()
   assert 'the stacks of all' in status_file.read(tmp_path / 'stuck')['errors'][-1]['text']

@@ -135,7 +135,7 @@ def test_without_the_package_weights_and_biases_is_a_sentence(tmp_path, monkeypa
 
 def test_what_weights_and_biases_refuses_is_a_sentence(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', Wandb(refuses='no API key'))
-  with pytest.raises(UserError, match='says: no API key; log in with `wandb login`'):
+  with pytest.raises(UserError, match='reports: no API key; log in with `wandb login`'):
     metrics.Writer(tmp_path, wandb='speech')
 
 

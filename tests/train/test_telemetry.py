@@ -114,7 +114,7 @@ def test_a_second_compilation_is_an_alarm():
   assert not call(2, np.ones((2, 8), np.float32))
   assert call(3, np.zeros((2, 16), np.float32))
   assert watch.recompiles == 1 and len(said) == 1
-  assert said[0].startswith('step 3 compiled the train step once more')
+  assert said[0].startswith('step 3 recompiled the train step')
   assert said[0].endswith('its batch is float32[2, 16], the first one was float32[2, 8].')
   assert not call(4, np.zeros((2, 8), np.float32)) and watch.recompiles == 1
   assert listeners() == before
@@ -129,7 +129,7 @@ def test_a_compilation_for_another_reason_says_so():
     with watch:
       step(state, x)
     assert watch.compiled(number, x)
-  assert watch.recompiles == 1 and 'as ever, so a type or a sharding in the state' in said[0]
+  assert watch.recompiles == 1 and 'as before, so a dtype or a sharding in the state' in said[0]
 
 
 def test_what_others_compile_is_no_alarm():

@@ -1,4 +1,4 @@
-"""``python -m ttt_jax.cli``: the same as the command ``ttt-jax``."""
+"""``python -m ttt_jax.cli`` is the same as the command ``ttt-jax``."""
 
 import sys
 

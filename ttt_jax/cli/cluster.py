@@ -1,18 +1,17 @@
-"""How the processes of one run find each other: flags, SLURM, TPU hosts.
+"""Multi-process start-up: how the processes of a run find each other (flags, SLURM, TPU hosts).
 
-Every process of a run is the same command. Who belongs to it is decided in this order:
+Every process of a run executes the same command. The first rule that applies decides:
 
-  1. --processes 1               this process alone, whatever the environment says
+  1. --processes 1               a single process, whatever the environment says
   2. --processes N --process I --coordinator HOST:PORT
-                                 as said; on one host, process I takes GPU I where there are GPUs
-  3. a SLURM step of N > 1 tasks (started by srun): its variables; --coordinator, or
-                                 JAX_COORDINATOR_ADDRESS, may replace the first host's name
-                                 where names do not resolve
-  4. a host with TPU chips       JAX asks the metadata server, or GKE's variables, for its slice
-                                 and all slices
-  5. otherwise                   this process alone
+                                 these values; on one host with GPUs, process I takes GPU I
+  3. a SLURM step of N > 1 tasks (started by srun): SLURM's variables; --coordinator or
+                                 JAX_COORDINATOR_ADDRESS replaces the first host's name where
+                                 names do not resolve
+  4. a host with TPU chips       JAX asks the metadata server, or GKE's variables, for the slices
+  5. otherwise                   a single process
 
-A TPU host of one is a cluster of one; it joins all the same, which costs nothing.
+A single TPU host also calls jax.distributed.initialize, which costs nothing.
 """
 
 import argparse
@@ -26,65 +25,65 @@ import os
 from ttt_jax.errors import UserError
 
 LOCAL = ('127.0.0.1', 'localhost')
-# Outside the range that systems lend to outgoing connections (from 32768 on Linux).
+# Below the ephemeral ports, which the kernel assigns to outgoing connections (Linux: from 32768).
 PORTS = range(20000, 32000)
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where this process stands among those of its run; a field is None where JAX finds out."""
+  """The arguments of jax.distributed.initialize; None = JAX detects it."""
   processes: int | None = None
   process: int | None = None
   coordinator: str | None = None
-  devices: tuple[int, ...] | None = None  # this process's among the GPUs of its host; None = all
+  devices: tuple[int, ...] | None = None  # local GPUs of this process; None = all
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
-  """The flags of a verb whose work several processes share."""
-  group = sub.add_argument_group('several processes', 'SLURM steps and TPU hosts need none of '
-                                 'these; `ttt-jax supervise --processes N` sets them')
+  """Add the flags of a command that can run in several processes."""
+  group = sub.add_argument_group('several processes', 'not needed in SLURM steps and on TPU '
+                                 'hosts; `ttt-jax supervise --processes N` sets them')
   add = lambda *names, **settings: _shared_flag(sub, group, *names, **settings)
-  add('--processes', type=int, metavar='N', help='processes of this run; 1 = alone, whatever the '
-      'environment says')
-  add('--process', type=int, metavar='I', help='which of them this is: 0 to N - 1')
-  add('--coordinator', metavar='HOST:PORT', help='where process 0 listens')
+  add('--processes', type=int, metavar='N', help='number of processes of this run; 1 = a single '
+      'process, whatever the environment says')
+  add('--process', type=int, metavar='I', help='index of this process: 0 to N - 1')
+  add('--coordinator', metavar='HOST:PORT', help='address that process 0 listens on')
   add('--join-minutes', type=float, default=30.0, metavar='M', help='how long to wait for the '
-      'others: new machines can take long to come (default: 30)')
+      'other processes, whose machines may still be starting (default: 30)')
 
 
 def _shared_flag(sub, group, *names, **settings):
-  """A flag of the group that the parser's own list of flags knows, too, for suggestions."""
+  """Add a flag to the group and to the parser's list of flags, which suggestions come from."""
   action = group.add_argument(*names, **settings)
   sub.flags = getattr(sub, 'flags', []) + action.option_strings
 
 
 def place(args: argparse.Namespace, env: Mapping[str, str], gpus: int, tpus: bool) -> Place | None:
-  """The rules of the module's docstring.
+  """Apply the rules of the module's docstring.
 
   Args:
     args: has the flags of ``add_flags``.
     env: environment variables.
-    gpus: how many this process could use.
+    gpus: number of GPUs visible to this process.
     tpus: whether this host has TPU chips.
 
   Returns:
-    None for a process alone.
+    None for a single process.
 
   Raises:
-    UserError: flags that do not go together.
+    UserError: flags that contradict each other.
   """
   if args.processes is None and args.process is not None:
-    raise UserError('--process needs --processes N and --coordinator HOST:PORT beside it.')
+    raise UserError('--process also needs --processes N and --coordinator HOST:PORT.')
   if args.coordinator is not None:
     check_address(args.coordinator)
   if args.processes is not None:
-    return _as_said(args, gpus)
+    return _from_flags(args, gpus)
   tasks = env.get('SLURM_NTASKS', '1') if 'SLURM_STEP_NODELIST' in env else '1'
   if int(tasks) > 1:
     return _slurm(args, env, int(tasks), gpus)
   if args.coordinator is not None and not tpus:
-    raise UserError(f'--coordinator is {args.coordinator}, but nothing says how many processes '
-                    'there are; give --processes N and --process I, or start with srun.')
+    raise UserError(f'--coordinator is {args.coordinator}, but the number of processes is '
+                    'unknown; add --processes N and --process I, or start with srun.')
   return Place(coordinator=args.coordinator) if tpus else None
 
 
@@ -96,30 +95,30 @@ def check_address(address: str) -> None:
                     '10.0.0.1:12345.')
 
 
-def _as_said(args: argparse.Namespace, gpus: int) -> Place | None:
+def _from_flags(args: argparse.Namespace, gpus: int) -> Place | None:
   if args.processes < 1:
     raise UserError(f'--processes is {args.processes}; it must be at least 1.')
   if args.processes == 1:
     return None
   if args.process is None or args.coordinator is None:
-    raise UserError(f'--processes is {args.processes}, which needs --process I and --coordinator '
-                    'HOST:PORT beside it; `ttt-jax supervise --processes N -- ttt-jax train ...` '
-                    'starts all on this machine.')
+    raise UserError(f'--processes is {args.processes}, which also needs --process I and '
+                    '--coordinator HOST:PORT; `ttt-jax supervise --processes N -- ttt-jax train '
+                    '...` starts all of them on this machine.')
   if not 0 <= args.process < args.processes:
     raise UserError(f'--process is {args.process}; with --processes {args.processes} it must be '
                     f'0 to {args.processes - 1}.')
   here = args.coordinator.rpartition(':')[0] in LOCAL
   if here and 0 < gpus < args.processes:
     raise UserError(f'--processes is {args.processes}, but this machine has {gpus} GPU'
-                    f'{"s" if gpus > 1 else ""} and a process needs one of its own; use '
+                    f'{"s" if gpus > 1 else ""} and each process needs its own; use '
                     f'--processes {gpus}, or JAX_PLATFORMS=cpu.')
   devices = (args.process,) if here and gpus else None
   return Place(args.processes, args.process, args.coordinator, devices)
 
 
 def _slurm(args: argparse.Namespace, env: Mapping[str, str], tasks: int, gpus: int) -> Place:
-  """JAX's own way gives each task one GPU even where it is alone on its host with eight, and
-  the wrong one where SLURM has already bound a single one to it."""
+  """JAX's own SLURM detection gives each task a single GPU even if it is alone on a host with
+  eight, and the wrong one where SLURM has already bound a GPU to the task."""
   coordinator = args.coordinator or env.get('JAX_COORDINATOR_ADDRESS')
   if coordinator is None:
     job = int(env.get('SLURM_JOB_ID', '0'))
@@ -131,14 +130,14 @@ def _slurm(args: argparse.Namespace, env: Mapping[str, str], tasks: int, gpus: i
 
 
 def first_host(nodes: str) -> str:
-  """'gpu[001-008,011],x3' -> 'gpu001'."""
+  """The first host of a SLURM node list: 'gpu[001-008,011],x3' -> 'gpu001'."""
   head = nodes.split(',')[0]
   prefix, bracket, rest = head.partition('[')
   return prefix + rest.rstrip(']').split('-')[0] if bracket else head
 
 
 def gpu_names() -> list[str]:
-  """The GPUs that this process could use, as CUDA_VISIBLE_DEVICES or device files name them."""
+  """The GPUs visible to this process, as CUDA_VISIBLE_DEVICES or device files name them."""
   if os.environ.get('JAX_PLATFORMS', '') == 'cpu':
     return []
   if 'CUDA_VISIBLE_DEVICES' in os.environ:
@@ -155,12 +154,12 @@ def _has_tpus() -> bool:
 
 
 def join(args: argparse.Namespace) -> None:
-  """Meet the other processes of this run, before anything asks JAX for its devices.
+  """Connect to the other processes of this run; must precede any use of JAX's devices.
 
   Raises:
-    UserError: flags that do not go together.
-    RuntimeError: the others did not come in time, or the coordinator's port is taken; starting
-      again may help.
+    UserError: flags that contradict each other.
+    RuntimeError: the others did not connect in time, or the coordinator's port is taken; a
+      restart may help.
   """
   assert multiprocessing.parent_process() is None, 'a worker process must not join the run'
   found = place(args, os.environ, len(gpu_names()), _has_tpus())
@@ -168,7 +167,7 @@ def join(args: argparse.Namespace) -> None:
     return
   import jax
   settings = {}
-  if found.processes is not None:  # JAX has nothing left to find out
+  if found.processes is not None:  # everything is known: JAX must not detect anything
     settings['cluster_detection_method'] = 'deactivate'
   try:
     jax.distributed.initialize(found.coordinator, found.processes, found.process, found.devices,
@@ -177,6 +176,6 @@ def join(args: argparse.Namespace) -> None:
   except RuntimeError as error:
     who = (f'process {found.process} of {found.processes}' if found.processes
            else 'this host')
-    raise RuntimeError(f'{who} could not meet the others at '
-                       f'{found.coordinator or "the address that JAX found"} within '
+    raise RuntimeError(f'{who} could not connect to the others at '
+                       f'{found.coordinator or "the address that JAX detected"} within '
                        f'{args.join_minutes:g} min: {str(error).splitlines()[0]}') from error

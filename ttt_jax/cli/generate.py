@@ -1,4 +1,4 @@
-"""The verbs that use a trained model: `generate` answers, `score` says how likely answers are."""
+"""Commands that use a trained model: `generate` answers, `score` computes likelihoods."""
 
 import argparse
 from collections.abc import Callable
@@ -11,42 +11,42 @@ TASKS = ('asr', 'tts', 'audio_qa', 'text_chat')
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
-  """Add the verbs of VERBS to the command line.
+  """Add the commands in VERBS to the command line.
 
   Args:
     verb: (name, text, example, takes_config=True) -> its parser, which has --workdir already.
   """
-  _add_generate(verb('generate', 'let the trained model answer, as text and as WAV files',
+  _add_generate(verb('generate', 'generate answers with the trained model, as text and WAV files',
                      'ttt-jax generate --workdir demo --task tts --text "four one nine" '
                      '--out demo/answers'))
-  score = verb('score', 'say how likely recorded answers are: text exactly, audio by a bound',
+  score = verb('score', 'compute likelihoods of recorded answers: text exactly, audio as a bound',
                'ttt-jax score --workdir demo --config.score.items=10')
   score.add_argument('--records', action='append', default=[], metavar='FILE',
-                     help='a .jsonl of records; the held-out ones if left out')
-  score.add_argument('--out', metavar='FILE', help='JSON of every record; default: '
-                     'WORKDIR/scores.json')
+                     help='a .jsonl file of records (default: the held-out records)')
+  score.add_argument('--out', metavar='FILE', help='JSON with one entry per record (default: '
+                     'WORKDIR/scores.json)')
 
 
 def _add_generate(sub: argparse.ArgumentParser) -> None:
   sub.add_argument('--task', choices=TASKS, metavar='TASK',
-                   help='one of ' + ', '.join(TASKS) + '; needed with --text and --audio')
+                   help='one of ' + ', '.join(TASKS) + '; required with --text and --audio')
   sub.add_argument('--text', action='append', default=[], metavar='TEXT',
-                   help='a text to answer; may be given several times')
+                   help='a text to answer; can be repeated')
   sub.add_argument('--audio', action='append', default=[], metavar='FILE',
-                   help='a WAV or FLAC recording to answer; may be given several times')
+                   help='a WAV or FLAC recording to answer; can be repeated')
   sub.add_argument('--records', action='append', default=[], metavar='FILE',
-                   help='a .jsonl of records whose last assistant turn is to be answered anew')
-  sub.add_argument('--out', required=True, metavar='DIR', help='folder for the answers')
+                   help='a .jsonl file of records; their last assistant turn is generated')
+  sub.add_argument('--out', required=True, metavar='DIR', help='output folder')
   sub.add_argument('--stream', action='store_true',
-                   help='show text and write audio while they come, one answer after another')
+                   help='print text and write audio while they are generated, one answer at a time')
 
 
 def _generate(args: argparse.Namespace, config: config_lib.Config) -> None:
   inputs = {'text': args.text, 'audio': args.audio, 'records': args.records}
   if not any(inputs.values()):
-    raise UserError('give at least one of --text, --audio and --records.')
+    raise UserError('no input; add at least one of --text, --audio and --records.')
   if (args.text or args.audio) and not args.task:
-    raise UserError(f'--task is needed with --text and --audio: one of {", ".join(TASKS)}.')
+    raise UserError(f'--task is required with --text and --audio: one of {", ".join(TASKS)}.')
   _check_files(args.audio + args.records)
   from ttt_jax.generate.generate_files import generate_files
   generate_files(config, args.workdir, inputs | {'task': args.task}, args.out, args.stream)

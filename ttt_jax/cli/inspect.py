@@ -1,4 +1,4 @@
-"""The verb `inspect`: look at data before training on them, or before preparing them."""
+"""The command `inspect`: shows prepared documents, and records before they are prepared."""
 
 import argparse
 from collections.abc import Callable
@@ -8,23 +8,23 @@ from ttt_jax import config as config_lib
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
-  """Add the verb; ``verb`` is as in cli_generate."""
-  sub = verb('inspect', 'show a document as the model sees it: words, spans, mask and sound',
+  """Add the command; ``verb`` as in cli/generate.py."""
+  sub = verb('inspect', 'show a document as the model sees it: text, spans, mask and audio',
              'ttt-jax inspect --workdir demo --document 17 --ids')
   sub.add_argument('--split', default='train', metavar='NAME', help='default: train')
   sub.add_argument('--document', type=int, metavar='N',
-                   help='its number; default: the first that speaks')
+                   help='its number (default: the first with spoken output)')
   sub.add_argument('--record', metavar='FILE:LINE',
-                   help='show this record of a file instead, as prepare would render it for every '
-                   'entry of data.sources that names the file')
+                   help='show this record of a file instead, as `ttt-jax prepare` would render it '
+                   'for each entry of data.sources that names the file')
   sub.add_argument('--task', metavar='NAME',
-                   help='of --record, if data.sources does not name its file')
+                   help='task of --record, if data.sources does not name its file')
   sub.add_argument('--ids', action='store_true',
-                   help='list every token: id, what it reads, whether it has a loss')
-  sub.add_argument('--set', action='store_true', dest='whole',
-                   help='write a page about the whole set, with histograms, instead')
-  sub.add_argument('--out', metavar='DIR', help='for pictures, sounds and the page; default: '
-                   'WORKDIR/inspect')
+                   help='list every token: id, attended positions, loss')
+  sub.add_argument('--set', action='store_true', dest='summary',
+                   help='write an HTML summary of the prepared data instead, with histograms')
+  sub.add_argument('--out', metavar='DIR', help='folder for images, audio and the summary '
+                   '(default: WORKDIR/inspect)')
 
 
 def _inspect(args: argparse.Namespace, config: config_lib.Config) -> None:
@@ -34,13 +34,13 @@ def _inspect(args: argparse.Namespace, config: config_lib.Config) -> None:
     from ttt_jax.runs.report import inspect_record
     for text in inspect_record.show(config, pathlib.Path(args.workdir), args.record, args.task,
                                     out, args.ids):
-      inspect_set.say(text)
+      inspect_set.print_markup(text)
     return
-  held = inspect_set.Set(config, args.workdir)
-  if args.whole:
-    print(inspect_set.page(held, out))
+  dataset = inspect_set.PreparedSet(config, args.workdir)
+  if args.summary:
+    print(inspect_set.page(dataset, out))
     return
-  inspect_set.say(inspect_set.show(held, args.split, args.document, out, args.ids))
+  inspect_set.print_markup(inspect_set.show(dataset, args.split, args.document, out, args.ids))
 
 
 VERBS = {'inspect': _inspect}

@@ -20,28 +20,29 @@ from ttt_jax.system import exit_codes
 PROG = 'ttt-jax'
 
 DESCRIPTION = """\
-Text-to-Talk in JAX: one Transformer that writes text token by token and speaks in blocks of
-audio by diffusion. Five commands are the walk, in order; each keeps what it makes in the folder
-named by --workdir. `plan` says beforehand what a run needs of chips that are not here.
+Text-to-Talk in JAX: one Transformer that generates text autoregressively and audio by
+block-wise diffusion. Usual order: prepare, train, evaluate, generate, report; each command reads
+and writes the folder named by --workdir. `plan` predicts memory and speed on chips you do not have.
 """
 
 OVERRIDES = """\
-Any setting of the config can be changed in place, as --config.GROUP.NAME=VALUE, for example
---config.model.num_layers=4; ttt_jax/config/settings.py lists them all with their meaning and unit.
+Override any setting of the config with --config.GROUP.NAME=VALUE, for example
+--config.model.num_layers=4; ttt_jax/config/settings.py lists all settings with meaning and unit.
 """
 
 
 class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one sentence, like every other error, and suggests the right flag."""
+  """Reports errors as one sentence, like all other errors, and suggests the right flag."""
 
   def add_argument(self, *names, **settings):
     action = super().add_argument(*names, **settings)
-    self.flags = getattr(self, 'flags', []) + action.option_strings
+    self.flags: list[str] = [*getattr(self, 'flags', []), *action.option_strings]
     return action
 
   def parse_known_args(self, args=None, namespace=None):
-    own = args[:1] if self.prog == PROG else args  # the rest belongs to the command
-    for word in own:  # before argparse, which would first complain about what is missing
+    args = sys.argv[1:] if args is None else list(args)
+    own = args[:1] if self.prog == PROG else args  # the rest is for the subparser
+    for word in own:  # first, because argparse would report a missing flag before a misspelt one
       flag = word.split('=')[0]
       if flag.startswith('--') and flag not in self.flags:
         known = [name for name in self.flags if name.startswith('--')]
@@ -72,32 +73,32 @@ def _build_parser() -> argparse.ArgumentParser:
     if takes_config:
       sub.add_argument('--config', metavar='FILE', required=name == 'prepare',
                        help='Python file with get_config()' + (
-                           '' if name == 'prepare' else '; WORKDIR/config.json if left out'))
+                           '' if name == 'prepare' else ' (default: WORKDIR/config.json)'))
     return sub
 
-  verb('prepare', 'turn records and recordings into packed rows of tokens',
+  verb('prepare', 'tokenize records and recordings and pack them into rows',
        'ttt-jax prepare --config configs/demo.py --workdir demo')
   inspect.add_verbs(verb)
-  train = verb('train', 'train a model, or go on from the last checkpoint in the workdir',
+  train = verb('train', 'train a model, or resume from the last checkpoint in the workdir',
                'ttt-jax train --config configs/demo.py --workdir demo --config.train.steps=500')
-  evaluate = verb('evaluate', 'score the trained model on held-out records',
+  evaluate = verb('evaluate', 'evaluate the trained model on held-out records',
                   'ttt-jax evaluate --workdir demo --config.evaluate.items=20')
   cluster.add_flags(train)
   for sub in (train, evaluate):
     sub.add_argument('--devices', type=int, metavar='N',
-                     help='split the CPU into N virtual devices, to try a mesh without hardware')
+                     help='split the CPU into N virtual devices, to test a mesh without hardware')
   generate.add_verbs(verb)
-  verb('report', 'write one HTML page about the run, with curves, scores and sounds',
+  verb('report', 'write an HTML report of the run, with curves, scores and audio samples',
        'ttt-jax report --workdir demo', takes_config=False)
   weights.add_verbs(verb)
-  plan.add_flags(verb('plan', 'say whether a run fits on chips and how fast it can be, without '
-                          'having them', plan.EXAMPLE))
+  plan.add_flags(verb('plan', 'predict whether a run fits on given chips and how fast it is, '
+                          'without having them', plan.EXAMPLE))
   runs.add_verbs(verb)
   return parser
 
 
 def _take_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-  """Split off --config.KEY=VALUE and --config.KEY VALUE; the last of a key wins."""
+  """Split off --config.KEY=VALUE and --config.KEY VALUE; the last value of a key wins."""
   rest, overrides = [], {}
   words = iter(argv)
   for word in words:
@@ -115,51 +116,51 @@ def _take_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   end = argv.index('--') if '--' in argv else len(argv)
-  rest, overrides = _take_overrides(argv[:end])  # behind it stands another program's command
+  rest, overrides = _take_overrides(argv[:end])  # after it comes another program's command
   if not rest:
-    raise UserError('name a command: ' + ', '.join(VERBS) + '; see `ttt-jax --help`.')
+    raise UserError('no command; use one of ' + ', '.join(VERBS) + '; see `ttt-jax --help`.')
   if rest[0] not in VERBS and not rest[0].startswith('-'):
     raise UserError(f'{rest[0]!r} is not a command; {_closest(rest[0], VERBS)}')
   args, unknown = _build_parser().parse_known_args(rest)
   if unknown:
-    raise UserError(f'{unknown[0]!r} is one word too many; see `ttt-jax {args.verb} --help`.')
+    raise UserError(f'{unknown[0]!r} is an unexpected argument; see `ttt-jax {args.verb} --help`.')
   if overrides and not hasattr(args, 'config'):
     raise UserError(f'--config.{next(iter(overrides))} has no effect on `ttt-jax {args.verb}`; '
-                    'leave it out.')
+                    'remove it.')
   if end < len(argv) and not hasattr(args, 'command'):
-    raise UserError(f"'--' has no meaning for `ttt-jax {args.verb}`; leave it out.")
+    raise UserError(f"'--' has no effect on `ttt-jax {args.verb}`; remove it.")
   args.command, args.overrides = argv[end + 1:], overrides
   return args, overrides
 
 
 def _closest(word: str, known) -> str:
   close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-  return f'did you mean {close[0]}?' if close else f'known here: {", ".join(known)}.'
+  return f'did you mean {close[0]}?' if close else f'use one of {", ".join(known)}.'
 
 
 # -- settings of the process ----------------------------------------------------------
 
 
 def _configure_process(devices: int | None) -> None:
-  """Environment only, so that nothing heavy is imported before its settings are there."""
+  """Set environment variables before the packages that read them are imported."""
   cache = os.environ.get('TTT_JAX_CACHE') or os.path.expanduser('~/.cache/ttt_jax')
   for name, value in {
       'JAX_COMPILATION_CACHE_DIR': cache,
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1',
-      'ORT_DISABLE_TELEMETRY': '1',  # onnxruntime reports home unless told not to
-      'HF_HUB_OFFLINE': '1',         # recognisers come from wheels or local folders
+      'ORT_DISABLE_TELEMETRY': '1',  # onnxruntime sends telemetry by default
+      'HF_HUB_OFFLINE': '1',         # ASR models come from wheels or local folders
       'TF_CPP_MIN_LOG_LEVEL': '2',
-      # numpy's products here are small, and OpenBLAS' threads spend more time in waiting for each
-      # other than in them; JAX has threads of its own, `prepare` has processes.
+      # NumPy's matrix products are small here: OpenBLAS' threads would mostly wait for each other.
+      # JAX has threads of its own, and `prepare` has processes.
       'OPENBLAS_NUM_THREADS': '1',
   }.items():
     os.environ.setdefault(name, value)
   if not any(glob.glob(f'/dev/{device}*') for device in ('accel', 'vfio/', 'nvidia', 'kfd')):
-    # The TPU compiler that `ttt-jax plan` needs would look for its chips, at length.
+    # libtpu, which `ttt-jax plan` needs, would otherwise search for TPU chips for minutes.
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
   logging.getLogger('ttt_jax').setLevel(logging.INFO)
-  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax tells its developers about itself
+  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax' internal messages
   if devices is not None:
     if devices < 1:
       raise UserError(f'--devices is {devices}; it must be at least 1.')
@@ -170,10 +171,11 @@ def _configure_process(devices: int | None) -> None:
 
 
 def _keep_freed_memory() -> None:
-  """XLA's CPU backend allocates and frees its buffers at every step; glibc would hand them
-  back to the kernel and fault them in again, a fifth of a small model's time."""
+  """Tell glibc to keep freed memory. XLA's CPU backend allocates and frees its buffers at every
+  step; returning them to the kernel and faulting them in again takes a fifth of a small model's
+  time."""
   libc = ctypes.CDLL(None)
-  if hasattr(libc, 'mallopt'):  # glibc; others keep their own ways
+  if hasattr(libc, 'mallopt'):  # glibc only
     for option, value in ((-8, 1),           # M_ARENA_MAX: one heap for all threads
                           (-4, 0),           # M_MMAP_MAX: large blocks from that heap, too
                           (-1, 2**31 - 1),   # M_TRIM_THRESHOLD: do not shrink it
@@ -189,11 +191,11 @@ def _load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_
   saved = pathlib.Path(args.workdir) / 'config.json'
   if not saved.is_file():
     raise UserError(f'{saved} does not exist; name the config with --config FILE, or a workdir '
-                    'that `ttt-jax prepare` has filled.')
+                    'that `ttt-jax prepare` has written.')
   return config_lib.load(saved, overrides)
 
 
-# -- verbs: heavy modules are imported when their verb runs ---------------------------
+# -- commands: heavy modules are imported when their command runs ----------------------
 
 
 def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
@@ -228,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     args, overrides = _parse(sys.argv[1:] if argv is None else argv)
     _configure_process(getattr(args, 'devices', None))
     config = _load_config(args, overrides) if hasattr(args, 'config') else None
-    code = VERBS[args.verb](args, config)  # None where it is done
+    code = VERBS[args.verb](args, config)  # None = success
   except UserError as error:
     print(f'ttt-jax: error: {error}', file=sys.stderr)
     return exit_codes.USER_ERROR

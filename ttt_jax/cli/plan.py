@@ -1,4 +1,4 @@
-"""The verb `plan`: its flags, and which of a config's presets a topology means."""
+"""The command `plan`: its flags, and the preset of a config that fits a topology."""
 
 import argparse
 import dataclasses
@@ -17,28 +17,28 @@ EXAMPLE = ('ttt-jax plan --config configs/ttt_3b.py --topology v5p:4x4x4 --remat
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
-  """The flags of `ttt-jax plan`, beside --config and --workdir."""
+  """Add the flags of `ttt-jax plan` other than --config and --workdir."""
   sub.add_argument('--topology', required=True, metavar='CHIPS',
                    help='v5p:4x4x4, v5e:16x16, h100:8 ...: chip, then chips along each axis')
   sub.add_argument('--slices', type=int, metavar='N',
-                   help="how many of these, joined by the data-centre network (default: the "
-                        "config's mesh.slices)")
+                   help="number of slices, joined by the data-centre network (default: "
+                        "mesh.slices of the config)")
   sub.add_argument('--remat', choices=('auto', *REMATS), metavar='POLICY',
                    help="'auto' for the cheapest policy that fits, or one of " + ', '.join(REMATS)
-                        + " (default: the config's model.remat)")
+                        + " (default: model.remat of the config)")
   sub.add_argument('--json', metavar='FILE', help='also write the plan to this file')
 
 
 def load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_lib.Config:
-  """The config with the preset that is for the topology, unless `hardware` names another.
+  """The config with the preset for the topology, unless the key `hardware` names another.
 
   Raises:
-    UserError: no config, or anything wrong with it or with the topology.
+    UserError: no config, an invalid config, or an invalid topology.
   """
   path = args.config or pathlib.Path(args.workdir or '.') / 'config.json'
   if not args.config and not pathlib.Path(path).is_file():
-    raise UserError('name the config with --config FILE, or a workdir that `ttt-jax prepare` has '
-                    'filled with --workdir DIR.')
+    raise UserError('no config; add --config FILE, or --workdir DIR of a workdir that `ttt-jax '
+                    'prepare` has written.')
   topology = hardware.parse_topology(args.topology, args.slices or 1)
   if 'hardware' not in overrides:
     wanted = topology.chip.name, topology.chips // topology.slices
@@ -53,10 +53,10 @@ def load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_l
 
 
 def run(args: argparse.Namespace, config: config_lib.Config) -> None:
-  """Make the plan, print it, write it.
+  """Compute the plan, print it, and write it as JSON if requested.
 
   Raises:
-    UserError: the topology and the config do not go together.
+    UserError: the config does not fit the topology.
   """
   from ttt_jax.plan import child_process, summary
   topology = hardware.parse_topology(args.topology, max(config.mesh.slices, 1))

@@ -1,4 +1,4 @@
-"""The verbs about whole runs: `supervise` keeps one going, `sweep` runs many, `status` looks on."""
+"""Commands about runs: `supervise` restarts one, `sweep` runs many, `status` shows progress."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -24,69 +24,69 @@ LAUNCHERS = ('local', 'slurm')
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
-  """Add the verbs of VERBS to the command line.
+  """Add the commands in VERBS to the command line.
 
   Args:
     verb: (name, text, example, takes_config=True) -> its parser, which has --workdir already.
   """
-  _add_supervise(verb('supervise', 'run a command and start it again after preemptions and '
+  _add_supervise(verb('supervise', 'run a command and restart it after preemptions and '
                       'crashes', 'ttt-jax supervise --workdir demo --processes 2 -- '
                       'ttt-jax train --workdir demo', takes_config=False))
-  _add_sweep(verb('sweep', 'train variations of a config, and compare them in one table',
+  _add_sweep(verb('sweep', 'train variations of a config and compare them in one table',
                   'ttt-jax sweep --sweep configs/sweeps/demo_rates.py --config configs/demo.py '
                   '--workdir rates --jobs 2'))
-  verb('status', 'say in one screen how a run or a sweep is doing',
+  verb('status', 'show the state of a run or a sweep on one screen',
        'ttt-jax status --workdir demo', takes_config=False)
 
 
 def _add_supervise(sub: argparse.ArgumentParser) -> None:
   sub.set_defaults(command=[])
   sub.add_argument('--processes', type=int, default=1, metavar='N',
-                   help='start N processes of `ttt-jax train` that work together on this machine '
+                   help='start N processes of `ttt-jax train` on this machine, as one run '
                         '(default: 1)')
   _add_rules(sub)
   sub.add_argument('--log', metavar='NAME',
-                   help='name of the log in WORKDIR/logs, where several machines write there '
-                        '(default: process-RANK where SLURM or Kubernetes say the rank)')
+                   help='name of the log in WORKDIR/logs, if several machines write there '
+                        '(default: process-RANK, with the rank from SLURM or Kubernetes)')
 
 
 def _add_rules(sub: argparse.ArgumentParser) -> None:
   sub.add_argument('--failures', type=int, default=5, metavar='N',
                    help='stop after N failures in a row without a newer checkpoint (default: 5)')
   sub.add_argument('--wait', type=float, default=10.0, metavar='SECONDS',
-                   help='before the start after the first failure; doubles with each, up to 5 '
-                        'minutes (default: 10)')
+                   help='delay before the restart after the first failure; doubles with each, '
+                        'up to 5 minutes (default: 10)')
 
 
 def _add_sweep(sub: argparse.ArgumentParser) -> None:
   sub.set_defaults(command=[])
   sub.add_argument('--sweep', required=True, metavar='FILE', help='Python file with get_sweep()')
   sub.add_argument('--launcher', choices=LAUNCHERS, default='local', metavar='WHERE',
-                   help="'local': on this machine; 'slurm': as an array of jobs (default: local)")
-  sub.add_argument('--jobs', type=int, metavar='N', help='members at a time; GPUs are shared out '
-                   'among them (default: 1 locally, all on SLURM)')
+                   help="'local': on this machine; 'slurm': as a job array (default: local)")
+  sub.add_argument('--jobs', type=int, metavar='N', help='members that run at the same time, which '
+                   'share the GPUs (default: 1 locally, all on SLURM)')
   _add_rules(sub)
-  sub.add_argument('--sbatch', default='', metavar='FLAGS', help="for sbatch, as one word: "
+  sub.add_argument('--sbatch', default='', metavar='FLAGS', help="flags of sbatch as one argument: "
                    "--sbatch='--gpus-per-node=1 --time=8:00:00'")
-  sub.add_argument('--member', type=int, metavar='I', help='run this one alone, counted from 0: '
-                   'what the tasks of the array do')
+  sub.add_argument('--member', type=int, metavar='I', help='run only this member, counted from 0; '
+                   'used by the tasks of the job array')
 
 
 # -- supervise ----------------------------------------------------------------------
 
 
 def _supervise(args: argparse.Namespace, config: None) -> int:
-  command, rules = own_command(args.command), _rules(args)
+  command, rules = resolve_command(args.command), _rules(args)
   if args.processes < 1:
     raise UserError(f'--processes is {args.processes}; it must be at least 1.')
   if args.processes > 1 and args.command[:2] != ['ttt-jax', 'train']:
     raise UserError(f'--processes {args.processes} starts `ttt-jax train`, not '
-                    f'`{" ".join(args.command[:2])}`; leave it out for other commands.')
+                    f'`{" ".join(args.command[:2])}`; remove it for other commands.')
 
   def commands(attempt: int) -> list[list[str]]:
     if args.processes == 1:
       return [command]
-    port = free_port()  # a new one each time: the old one may still be held by the dead
+    port = free_port()  # a new one each time: the old one may not be free yet
     return [[*command, '--processes', str(args.processes), '--process', str(index),
              '--coordinator', f'127.0.0.1:{port}'] for index in range(args.processes)]
 
@@ -95,7 +95,7 @@ def _supervise(args: argparse.Namespace, config: None) -> int:
     sys.stderr.flush()
 
   names = [args.log or f'process-{_rank()}'] if args.processes == 1 else ()
-  return attend(supervisor.Supervisor(commands, args.workdir, rules, names=names,
+  return poll_until_done(supervisor.Supervisor(commands, args.workdir, rules, names=names,
                                          say=_say, show=show))
 
 
@@ -107,33 +107,33 @@ def _rules(args: argparse.Namespace) -> supervisor.Rules:
   return supervisor.Rules(failures=args.failures, wait=args.wait)
 
 
-def attend(work: supervisor.Supervisor | sweep_runner.Runner,
+def poll_until_done(work: supervisor.Supervisor | sweep_runner.Runner,
            each: Callable[[], None] = lambda: None) -> int:
-  """Poll until it is over, passing signals on; returns its exit code.
+  """Poll until the work is done, forwarding signals to it; returns its exit code.
 
   Args:
-    work: has ask, poll and end.
-    each: called after every look.
+    work: what to poll.
+    each: called after every poll.
   """
   for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-    signal.signal(number, lambda number, frame: work.ask(number))
+    signal.signal(number, lambda number, frame: work.forward_signal(number))
   try:
     while (code := work.poll()) is None:
       each()
       time.sleep(POLL)
   finally:
-    work.end()
+    work.kill()
   return code
 
 
-def own_command(command: Sequence[str]) -> list[str]:
-  """The command with `ttt-jax` replaced by this very installation.
+def resolve_command(command: Sequence[str]) -> list[str]:
+  """The command, with `ttt-jax` replaced by this installation.
 
   Raises:
-    UserError: there is none, or its program cannot be found.
+    UserError: the command is empty, or its program does not exist.
   """
   if not command:
-    raise UserError("name the command behind '--', as in `ttt-jax supervise --workdir demo -- "
+    raise UserError("no command; add it after '--', as in `ttt-jax supervise --workdir demo -- "
                     'ttt-jax train --workdir demo`.')
   if command[0] == 'ttt-jax':
     return [sys.executable, '-m', 'ttt_jax.cli', *command[1:]]
@@ -143,14 +143,14 @@ def own_command(command: Sequence[str]) -> list[str]:
 
 
 def free_port() -> int:
-  """A TCP port of this machine that nobody listens on."""
+  """A free TCP port of this machine."""
   with socket.socket() as found:
     found.bind(('127.0.0.1', 0))
     return found.getsockname()[1]
 
 
 def _rank() -> int:
-  """This host's number among the others, where a scheduler says it."""
+  """The rank of this host from the scheduler's variables; 0 if there are none."""
   for name in ('SLURM_PROCID', 'JOB_COMPLETION_INDEX', 'TPU_WORKER_ID'):
     if os.environ.get(name, '').isdigit():
       return int(os.environ[name])
@@ -169,7 +169,7 @@ def _sweep(args: argparse.Namespace, config: config_lib.Config) -> int | None:
   if args.jobs is not None and args.jobs < 1:
     raise UserError(f'--jobs is {args.jobs}; it must be at least 1.')
   if args.sbatch and args.launcher != 'slurm':
-    raise UserError('--sbatch has no effect without --launcher slurm; leave it out.')
+    raise UserError('--sbatch has no effect without --launcher slurm; remove it.')
   path = args.config or str(pathlib.Path(args.workdir) / 'config.json')
   wanted = sweep_lib.load(args.sweep)
   members = sweep_lib.members(wanted, path, args.overrides)
@@ -177,7 +177,7 @@ def _sweep(args: argparse.Namespace, config: config_lib.Config) -> int | None:
     return _one_member(args, wanted, members, path, rules)
   if args.launcher == 'slurm':
     _check_queue(args.workdir)
-  sweep_lib.settle(args.workdir, wanted, members)
+  sweep_lib.write_sweep(args.workdir, wanted, members)
   code = _prepare_rows(args, config, path)
   if code:
     return code
@@ -188,12 +188,12 @@ def _sweep(args: argparse.Namespace, config: config_lib.Config) -> int | None:
 
 
 def _prepare_rows(args, config, path) -> int:
-  """Make the rows that the members share, unless they are there; returns an exit code."""
+  """Prepare the rows that all members share, unless they exist; returns an exit code."""
   rows = pathlib.Path(args.workdir) / config.data.path
   if (rows / 'manifest.json').is_file():
     return 0
-  print(f'Preparing the rows that all members share: {rows}', file=sys.stderr, flush=True)
-  command = own_command(['ttt-jax', 'prepare', '--config', path, '--workdir', args.workdir,
+  print(f'Preparing the data of all members: {rows}', file=sys.stderr, flush=True)
+  command = resolve_command(['ttt-jax', 'prepare', '--config', path, '--workdir', args.workdir,
                          *_words(args.overrides)])
   return subprocess.run(command, check=False).returncode
 
@@ -203,14 +203,14 @@ def _words(overrides: dict[str, str]) -> list[str]:
 
 
 def _commands(args, wanted, path) -> Callable[[sweep_lib.Member], list[list[str]]]:
-  """Member -> train, and evaluate if the sweep wants it."""
+  """Member -> its commands: train, then evaluate if the sweep asks for it."""
   def commands(member):
     place = ['--config', path, '--workdir', str(member.folder(args.workdir)),
              *_words(args.overrides | member.overrides)]
-    train = own_command(['ttt-jax', 'train', *place, *args.command])
-    helps = args.member is not None and os.environ.get('SLURM_PROCID', '0') != '0'
-    evaluate = own_command(['ttt-jax', 'evaluate', *place])
-    return [train, evaluate] if wanted.evaluate and not helps else [train]
+    train = resolve_command(['ttt-jax', 'train', *place, *args.command])
+    is_helper = args.member is not None and os.environ.get('SLURM_PROCID', '0') != '0'
+    evaluate = resolve_command(['ttt-jax', 'evaluate', *place])
+    return [train, evaluate] if wanted.evaluate and not is_helper else [train]
   return commands
 
 
@@ -227,33 +227,33 @@ def _run_here(args, wanted, members, path, rules) -> int:
     runner = sweep_runner.Runner(
         args.workdir, members, _commands(args, wanted, path), jobs, rules,
         environments=sweep_runner.gpu_shares(gpus, jobs), say=progress.say)
-    looked = 0.0
+    updated = 0.0
 
-    def look():
-      nonlocal looked
-      if time.monotonic() - looked >= 1:
-        looked = time.monotonic()
+    def update():
+      nonlocal updated
+      if time.monotonic() - updated >= 1:
+        updated = time.monotonic()
         done = sweep_runner.steps_done(args.workdir, members)
         progress.update(max(done - progress.done, 0), members=f'{runner.done}/{len(members)}',
                         failed=runner.failed)
 
-    code = attend(runner, look)
-    look()
+    code = poll_until_done(runner, update)
+    update()
   table = sweep_table.write_table(args.workdir)
   print(status_lib.status(args.workdir), end='')
-  print(f'The table is {table}; `ttt-jax report --workdir {args.workdir}` draws it.')
+  print(f'Wrote {table}; `ttt-jax report --workdir {args.workdir}` writes an HTML report.')
   return code
 
 
 def _one_member(args, wanted, members, path, rules) -> int:
-  """A task of the array: only its first process writes about the member."""
+  """Run one member, as a task of the job array does; only its first process records results."""
   if not 0 <= args.member < len(members):
     raise UserError(f'--member is {args.member}, but {args.sweep} has members 0 to '
                     f'{len(members) - 1}.')
   first = os.environ.get('SLURM_PROCID', '0') == '0'
   if first and not sweep_lib.is_sweep(args.workdir):
-    sweep_lib.settle(args.workdir, wanted, members)
-  return attend(sweep_runner.Runner(args.workdir, [members[args.member]],
+    sweep_lib.write_sweep(args.workdir, wanted, members)
+  return poll_until_done(sweep_runner.Runner(args.workdir, [members[args.member]],
                                  _commands(args, wanted, path), 1, rules, record=first, say=_say))
 
 
@@ -261,9 +261,9 @@ def _one_member(args, wanted, members, path, rules) -> int:
 
 
 def _check_queue(workdir: str) -> None:
-  """UserError unless a sweep can be submitted now: two jobs must not train one member."""
+  """UserError unless a sweep can be submitted: two jobs must not train the same member."""
   if shutil.which('sbatch') is None:
-    raise UserError('--launcher is slurm, but there is no sbatch on this machine; run it on a '
+    raise UserError('--launcher is slurm, but this machine has no sbatch; run the command on a '
                     'login node, or use --launcher local.')
   if not SLURM_SCRIPT.is_file():
     raise UserError(f'{SLURM_SCRIPT} does not exist; install ttt_jax from a checkout with '
@@ -274,8 +274,8 @@ def _check_queue(workdir: str) -> None:
     found = subprocess.run(['squeue', '--noheader', '--jobs', job], capture_output=True, text=True,
                            check=False)
     if found.returncode == 0 and found.stdout.strip():
-      raise UserError(f'{workdir} is in the queue already as job {job}; `scancel {job}` takes it '
-                      'out.')
+      raise UserError(f'{workdir} is already queued as job {job}; cancel it with `scancel {job}` '
+                      'first.')
 
 
 def _submit(args, members, path) -> int:
@@ -292,13 +292,13 @@ def _submit(args, members, path) -> int:
       ['sbatch', '--parsable', f'--array={array}', *shlex.split(args.sbatch), str(SLURM_SCRIPT),
        *words, *passed], capture_output=True, text=True, check=False)
   if found.returncode:
-    raise UserError(f'sbatch says: {found.stderr.strip().splitlines()[-1]}; its flags come from '
+    raise UserError(f'sbatch failed: {found.stderr.strip().splitlines()[-1]}; its flags come from '
                     '--sbatch and from SBATCH_* variables.')
   job = found.stdout.strip().split(';')[0]
   sweep_lib.write(pathlib.Path(args.workdir) / 'slurm_job', job + '\n')
-  are = 'members are' if len(waiting) > 1 else 'member is'
-  print(f'Job {job}: {len(waiting)} {are} in the queue; `ttt-jax status --workdir '
-        f'{args.workdir}` shows how they do.')
+  members_are = 'members are' if len(waiting) > 1 else 'member is'
+  print(f'Job {job}: {len(waiting)} {members_are} queued; see `ttt-jax status --workdir '
+        f'{args.workdir}`.')
   return 0
 
 

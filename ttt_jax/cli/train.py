@@ -1,8 +1,8 @@
-"""The verb `train`: signals, exit codes, and the faults of drills.
+"""The command `train`: signals, exit codes, injected faults.
 
-  signal            what the run does                                  exit code
-  SIGTERM, SIGUSR1  all processes save the same step and leave         77
-  Ctrl-C            the same; the second time it leaves at once        130
+  signal            what the run does                                    exit code
+  SIGTERM, SIGUSR1  all processes save the same step and exit            77
+  Ctrl-C            the same; a second Ctrl-C exits without saving       130
 """
 
 import argparse
@@ -29,42 +29,42 @@ def run(args: argparse.Namespace, config: Config) -> int:
   """Train; returns the exit code.
 
   Raises:
-    UserError: something that the user can put right.
+    UserError: wrong input, data or environment.
   """
-  # JAX's own service would take SIGTERM for itself, and knows no other signal.
+  # JAX's preemption service would install its own SIGTERM handler, and handles no other signal.
   os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', 'false')
-  # Orbax logs the traceback of a write that fails, beside raising it; our sentence is enough.
+  # Orbax logs the traceback of a failed write besides raising it; the UserError is enough.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
-  stop = preemption.Stop(lambda: leave(exit_codes.FAILURE))
-  with heeding(stop) if config.train.preemption else contextlib.nullcontext():
+  stop = preemption.Stop(lambda: exit_now(exit_codes.FAILURE))
+  with signal_handlers(stop) if config.train.preemption else contextlib.nullcontext():
     cluster.join(args)
     from ttt_jax.train import fault_injection
-    with _Together():
+    with _ExitTogether():
       from ttt_jax.train.train import train
       train(config, args.workdir, stop,
             fault_injection.parse(os.environ.get(fault_injection.VARIABLE, '')))
   if stop.agreed:
-    print('ttt-jax: saved; the same command goes on from here.', file=sys.stderr)
+    print('ttt-jax: saved; run the same command to resume.', file=sys.stderr)
   return _CODES[stop.agreed]
 
 
 @contextlib.contextmanager
-def heeding(stop: preemption.Stop) -> Iterator[None]:
-  """While it lasts, the signals of the module's docstring ask ``stop``.
+def signal_handlers(stop: preemption.Stop) -> Iterator[None]:
+  """A context in which the signals of the module's docstring request a stop.
 
-  Python runs handlers between two of its own instructions: a signal that comes while a
-  program is compiled is heard when that is done.
+  Python runs signal handlers between two bytecode instructions: a signal that arrives during
+  compilation is handled when the compilation is done.
   """
   def preempt(number: int, _) -> None:
-    _note(f'{signal.Signals(number).name}: saving, then leaving')
-    stop.ask(preemption.PREEMPTED)
+    _note(f'{signal.Signals(number).name}: saving, then exiting')
+    stop.request(preemption.PREEMPTED)
 
   def interrupt(number: int, _) -> None:
     if stop.level:
-      _note('interrupted again: leaving at once, without saving')
-      leave(exit_codes.INTERRUPTED)
-    _note('Ctrl-C: saving, then leaving; once more leaves at once')
-    stop.ask(preemption.INTERRUPTED)
+      _note('interrupted again: exiting without saving')
+      exit_now(exit_codes.INTERRUPTED)
+    _note('Ctrl-C: saving, then exiting; press Ctrl-C again to exit without saving')
+    stop.request(preemption.INTERRUPTED)
 
   with contextlib.ExitStack() as undo:
     for number, handler in ((signal.SIGTERM, preempt), (signal.SIGINT, interrupt),
@@ -75,20 +75,20 @@ def heeding(stop: preemption.Stop) -> Iterator[None]:
 
 
 def _note(text: str) -> None:
-  """From inside a handler, where print may be in the middle of something."""
+  """Write from inside a signal handler, where print is not reentrant."""
   os.write(2, f'\nttt-jax: {text}.\n'.encode())
 
 
-def leave(code: int) -> None:
-  """End this process now; threads that wait for other processes are not waited for."""
+def exit_now(code: int) -> None:
+  """End this process without waiting for its threads, which may wait for other processes."""
   logging.shutdown()
   sys.stderr.flush()
   os._exit(code)
 
 
-class _Together:
-  """A process of several that fails leaves at once: Python would wait at its end for threads
-  that wait for the other processes, which may be waiting for this one."""
+class _ExitTogether:
+  """Makes a process of several exit at once when it fails: at a normal exit Python would join
+  threads that wait for the other processes, which may be waiting for this one."""
 
   def __enter__(self) -> None:
     pass
@@ -99,6 +99,6 @@ class _Together:
       return
     if issubclass(kind, UserError):
       print(f'ttt-jax: error: {error}', file=sys.stderr)
-      leave(exit_codes.USER_ERROR)
+      exit_now(exit_codes.USER_ERROR)
     traceback.print_exception(kind, error, trace)
-    leave(exit_codes.INTERRUPTED if kind is KeyboardInterrupt else exit_codes.FAILURE)
+    exit_now(exit_codes.INTERRUPTED if kind is KeyboardInterrupt else exit_codes.FAILURE)

@@ -1,4 +1,4 @@
-"""The verbs for other people's formats: `import-hf` takes weights in, `export-hf` out."""
+"""Commands for Hugging Face weights: `import-hf` and `export-hf`."""
 
 import argparse
 from collections.abc import Callable
@@ -12,31 +12,31 @@ PARTS = ('merged', 'base', 'adapter')
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
-  """Add the verbs of VERBS to the command line.
+  """Add the commands in VERBS to the command line.
 
   Args:
     verb: (name, text, example, takes_config=True) -> its parser, which has --workdir already.
   """
-  take = verb('import-hf', 'start a run from a Hugging Face directory with Qwen2 weights',
+  take = verb('import-hf', 'start a run from Qwen2 weights in a Hugging Face folder',
               'ttt-jax import-hf --hf Qwen2.5-0.5B --workdir runs/0p5b')
   take.add_argument('--hf', required=True, metavar='DIR',
                     help='folder with config.json and safetensors')
   take.add_argument('--adapter', default='', metavar='DIR',
-                    help='a PEFT adapter for config keys model.lora')
+                    help='a PEFT adapter folder, for config keys model.lora')
   take.add_argument('--dtype', default='', choices=('', *DTYPES), metavar='DTYPE',
-                    help='of the checkpoint: float32 or bfloat16; default: as in the folder')
-  give = verb('export-hf', 'write the newest checkpoint as a folder that runs in PyTorch',
+                    help='of the checkpoint: float32 or bfloat16 (default: as in the folder)')
+  give = verb('export-hf', 'write the newest checkpoint as a Hugging Face folder for PyTorch',
               'ttt-jax export-hf --workdir demo --out demo/export')
-  give.add_argument('--out', required=True, metavar='DIR', help='folder to make')
+  give.add_argument('--out', required=True, metavar='DIR', help='output folder')
   give.add_argument('--dtype', default='', choices=('', *DTYPES), metavar='DTYPE',
-                    help='of the tensors: float32 or bfloat16; default: as in the checkpoint')
+                    help='of the tensors: float32 or bfloat16 (default: as in the checkpoint)')
   give.add_argument('--part', default='merged', choices=PARTS, metavar='PART',
-                    help='of a run with adapters: merged, base (without them), or adapter (a PEFT '
-                         'folder)')
+                    help='of a run with LoRA: merged, base (without the adapters), or adapter '
+                         '(a PEFT folder); default: merged')
   give.add_argument('--overwrite', action='store_true',
-                    help='replace an earlier export; nothing else is ever replaced')
+                    help='replace an earlier export at --out')
   give.add_argument('--shard-gb', type=float, default=5.0, metavar='GB',
-                    help='most gigabytes of tensors in a file; default: 5')
+                    help='maximum size of a tensor file in gigabytes (default: 5)')
 
 
 def _import(args: argparse.Namespace, config: Config) -> None:

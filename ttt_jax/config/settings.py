@@ -281,7 +281,9 @@ class TrainConfig:
   keep: int = 2                # newest checkpoints that are kept
   keep_every: int = 0          # keep the checkpoints of multiples of this as well; 0 = none [steps]
   keep_best: str = ''          # keep also the checkpoint where this score is lowest; '' = none
-  verify: str = 'checksums'    # before a checkpoint is read: 'checksums', or 'sizes' (faster, weaker)
+  # how checkpoint files are compared with what was written before they are read: 'checksums' reads
+  # all bytes that are used; 'sizes' compares sizes alone, which is fast and misses changed bytes
+  verify: str = 'checksums'
   preemption: bool = True      # SIGTERM, SIGUSR1, Ctrl-C: save, then exit; False = exit at once
   init_from: str = ''          # checkpoint directory of the initial parameters; '' = random
   max_minutes: float = 0.0     # stop with a checkpoint after this wall time; 0 = no limit [min]

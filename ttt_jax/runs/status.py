@@ -1,8 +1,7 @@
-"""How a run or a sweep is doing, in one screen of 80 columns.
+"""`ttt-jax status`: the state of a run or a sweep on one screen of 80 columns.
 
-Reads what the run leaves in its workdir while it works: status.json (state, step, rate,
-checkpoint, errors), metrics.jsonl (losses, time split), config.json; in a sweep the members'
-files. What is not there yet is said in a sentence.
+Reads the files that a run writes into its workdir: status.json (state, step, rate, checkpoint,
+errors), metrics.jsonl (losses, time split) and config.json; in a sweep those of its members.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,30 +20,30 @@ from ttt_jax.system.progress import duration
 from ttt_jax.train import metrics
 
 WIDTH = 80
-QUIET = 60.0  # seconds without news that nobody should wonder about; at least this
-OVER = ('done', 'failed', 'preempted', 'interrupted')
+STALE = 60.0  # seconds without an update, at least, before the run looks stuck
+ENDED = ('done', 'failed', 'preempted', 'interrupted')
 LOSSES = ('loss', 'ar', 'diffusion')
-LINES = 20    # of metrics.jsonl that a loss is averaged over
+LINES = 20    # log lines that losses and rates are averaged over
 ERRORS = 5    # shown; status.json keeps more
-PARTS = 4     # of the time split, the largest
+PARTS = 4     # shown of the time split, the largest
 
 STATES = {
     'starting': 'starting', 'running': 'training', 'evaluating': 'evaluating', 'saving': 'saving',
-    'preempted': 'preempted: it saved and left; the same command goes on from there',
-    'interrupted': 'interrupted; the same command goes on from the last checkpoint',
+    'preempted': 'preempted after saving; run the same command to resume',
+    'interrupted': 'interrupted; run the same command to resume from the last checkpoint',
     'failed': 'failed', 'done': 'done',
 }
 
 
 def status(workdir: str | os.PathLike, now: Callable[[], float] = time.time) -> str:
-  """The screen.
+  """The status as text.
 
   Args:
     workdir: of a run or of a sweep.
     now: seconds since the epoch.
 
   Raises:
-    UserError: there is no such folder, or nothing in it is a run's.
+    UserError: there is no such folder, or a file in it is malformed.
   """
   workdir = pathlib.Path(workdir)
   if not workdir.is_dir():
@@ -54,7 +53,7 @@ def status(workdir: str | os.PathLike, now: Callable[[], float] = time.time) -> 
 
 
 def _fit(line: str) -> list[str]:
-  """A line that is too long goes on below, indented like its second column."""
+  """Wrap a line to WIDTH, indented to the second column."""
   return [line] if len(line) <= WIDTH else textwrap.wrap(
       line, WIDTH, subsequent_indent=' ' * 14, drop_whitespace=True, break_on_hyphens=False)
 
@@ -63,61 +62,60 @@ def _fit(line: str) -> list[str]:
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:
-  """What is known about a run: the fields of status.json, and those that metrics.jsonl and
-  config.json can stand in for; {} if there is nothing."""
-  found = files.read_json(workdir / 'status.json')
+  """The fields of a run's status.json, and 'lines', the metrics; fields that are missing come
+  from metrics.jsonl and config.json. {} if there are none of these files."""
+  fields = files.read_json(workdir / 'status.json')
   path = workdir / metrics.FILE
   lines = metrics.read(path) if path.is_file() else []
   config = files.read_json(workdir / 'config.json')
-  if not (found or lines):
+  if not (fields or lines):
     return {}
-  found.setdefault('steps', config.get('train', {}).get('steps'))
-  found['lines'] = lines
+  fields.setdefault('steps', config.get('train', {}).get('steps'))
+  fields['lines'] = lines
   training = [line for line in lines if 'loss' in line]
   if training:
     last = training[-1]
-    found.setdefault('step', last['step'])
-    found.setdefault('time', last['time'])
-    found['rate'] = _rate(training) or found.get('rate') or last.get('steps_per_second')
-    if not found.get('time_split') and 'time/total' in last:
-      found['time_split'] = {key.removeprefix('time/'): share * last['time/total']
+    fields.setdefault('step', last['step'])
+    fields.setdefault('time', last['time'])
+    fields['rate'] = _rate(training) or fields.get('rate') or last.get('steps_per_second')
+    if not fields.get('time_split') and 'time/total' in last:
+      fields['time_split'] = {key.removeprefix('time/'): share * last['time/total']
                              for key, share in last.items()
                              if key.startswith('time/') and key != 'time/total'}
-  return found
+  return fields
 
 
 def _run(workdir: pathlib.Path, now: float) -> list[str]:
-  found = read(workdir)
+  fields = read(workdir)
   name = workdir.resolve().name
-  if not found:
-    return [f'{name}: nothing has been trained here yet; `ttt-jax train --workdir {workdir}` does '
-            'it.']
-  return [f'{name}: {_state(found)}', *_rows({
-      'step': _step(found),
-      'news': news(found, now),
-      'checkpoint': _checkpoint(found, now),
-      'time': _split(found.get('time_split') or {}),
-      'losses': _losses(found['lines'])}), *_errors(found.get('errors') or [], now)]
+  if not fields:
+    return [f'{name}: not trained yet; run `ttt-jax train --workdir {workdir}`.']
+  return [f'{name}: {_state(fields)}', *_rows({
+      'step': _step(fields),
+      'updated': last_update(fields, now),
+      'checkpoint': _checkpoint(fields, now),
+      'time': _split(fields.get('time_split') or {}),
+      'losses': _losses(fields['lines'])}), *_errors(fields.get('errors') or [], now)]
 
 
 def _rows(values: Mapping[str, str]) -> list[str]:
   return [f'  {name:<12}{value}' for name, value in values.items() if value]
 
 
-def _state(found: Mapping[str, Any]) -> str:
-  state = found.get('state')
+def _state(fields: Mapping[str, Any]) -> str:
+  state = fields.get('state') or ''
   text = STATES.get(state, state or 'state unknown: there is no status.json')
-  if state not in OVER and _gone(found):
+  if state not in ENDED and _gone(fields):
     text = f'killed while {text}'
-  where = f' on {found["host"]}' if found.get('host') and state not in OVER else ''
-  many = found.get('process_count') or 1
-  return text + where + (f', {many} processes' if many > 1 else '')
+  where = f' on {fields["host"]}' if fields.get('host') and state not in ENDED else ''
+  count = fields.get('process_count') or 1
+  return text + where + (f', {count} processes' if count > 1 else '')
 
 
-def _step(found: Mapping[str, Any]) -> str:
-  step, steps, rate = found.get('step') or 0, found.get('steps'), found.get('rate')
+def _step(fields: Mapping[str, Any]) -> str:
+  step, steps, rate = fields.get('step') or 0, fields.get('steps'), fields.get('rate')
   parts = [f'{step:,}' + (f' of {steps:,} ({100 * step // steps} %)' if steps else '')]
-  if rate and found.get('state') not in OVER:
+  if rate and fields.get('state') not in ENDED:
     parts.append(f'{rate:.3g} steps/s' if rate >= 0.1 else f'{1 / rate:.3g} s/step')
     if steps and step < steps:
       parts.append(f'{duration((steps - step) / rate)} left')
@@ -125,53 +123,53 @@ def _step(found: Mapping[str, Any]) -> str:
 
 
 def _rate(lines: Sequence[Mapping[str, float]]) -> float | None:
-  """Steps per second between the last log lines: a median, so that a pause does not count."""
+  """Steps per second over the last log lines: a median, so that a pause does not count."""
   recent = lines[-LINES:]
-  paces = [(two['time'] - one['time']) / (two['step'] - one['step'])
-           for one, two in zip(recent, recent[1:]) if two['step'] > one['step']]
-  pace = statistics.median(paces) if len(paces) >= 3 else 0
-  return 1 / pace if pace > 0 else None
+  seconds_per_step = [(two['time'] - one['time']) / (two['step'] - one['step'])
+                      for one, two in zip(recent, recent[1:]) if two['step'] > one['step']]
+  median = statistics.median(seconds_per_step) if len(seconds_per_step) >= 3 else 0
+  return 1 / median if median > 0 else None
 
 
-def news(found: Mapping[str, Any], now: float) -> str:
-  """How old the last sign of life is, and what that means."""
-  if found.get('time') is None:
+def last_update(fields: Mapping[str, Any], now: float) -> str:
+  """When the run last wrote a file, and what a long silence means."""
+  if fields.get('time') is None:
     return ''
-  age = max(now - found['time'], 0)
-  if found.get('state') in OVER:
+  age = max(now - fields['time'], 0)
+  if fields.get('state') in ENDED:
     return f'ended {duration(age)} ago'
-  if age < max(QUIET, 5 / (found.get('rate') or 1)) and not _gone(found):
+  if age < max(STALE, 5 / (fields.get('rate') or 1)) and not _gone(fields):
     return f'{duration(age)} ago'
-  silence = f'no news for {duration(age)}'
-  if found.get('pid') is None:
+  silence = f'no update for {duration(age)}'
+  if fields.get('pid') is None:
     return f'{silence}, the last line of metrics.jsonl'
-  if found.get('host') != socket.gethostname():
-    return f'{silence} from process {found["pid"]} on {found["host"]}; look there'
-  if not _gone(found):
-    return f'{silence}, but process {found["pid"]} is there: it may be compiling, or stuck'
-  return (f'{silence} and process {found["pid"]} is gone; the same command goes on from the last '
-          'checkpoint')
+  if fields.get('host') != socket.gethostname():
+    return f'{silence} from process {fields["pid"]} on {fields["host"]}; check that machine'
+  if not _gone(fields):
+    return f'{silence}, but process {fields["pid"]} is alive: it may be compiling, or stuck'
+  return (f'{silence} and process {fields["pid"]} is gone; run the same command to resume from '
+          'the last checkpoint')
 
 
-def _gone(found: Mapping[str, Any]) -> bool:
-  """Whether the process that wrote status.json was of this machine and is no more."""
-  if found.get('pid') is None or found.get('host') != socket.gethostname():
+def _gone(fields: Mapping[str, Any]) -> bool:
+  """Whether the process that wrote status.json ran on this machine and has ended."""
+  if fields.get('pid') is None or fields.get('host') != socket.gethostname():
     return False
   try:
-    os.kill(found['pid'], 0)
+    os.kill(fields['pid'], 0)
   except ProcessLookupError:
     return True
   except PermissionError:
-    pass  # somebody else's, but there
+    pass  # another user's process, but alive
   return False
 
 
-def _checkpoint(found: Mapping[str, Any], now: float) -> str:
-  if 'last_good_checkpoint' not in found:
+def _checkpoint(fields: Mapping[str, Any], now: float) -> str:
+  if 'last_good_checkpoint' not in fields:
     return ''
-  step, when = found['last_good_checkpoint'], found.get('last_good_time')
+  step, when = fields['last_good_checkpoint'], fields.get('last_good_time')
   if step is None:
-    return 'none yet: a crash now would begin again from step 0'
+    return 'none yet; a crash now would restart from step 0'
   return f'step {step:,}' + (f', {duration(max(now - when, 0))} ago' if when else '')
 
 
@@ -219,27 +217,27 @@ def _sweep(workdir: pathlib.Path, now: float) -> list[str]:
   wide = min(max(long, 6), 30)
   lines = [f'{workdir.resolve().name}: a sweep of {len(members)} members, {counts}',
            f'  {"member":<{wide}}  {"state":<8} {"step":>13}  {"left":>12}  loss']
-  for name, state, step, left, loss, said in members:
+  for name, state, step, left, loss, note in members:
     shown = name if len(name) <= wide else name[:wide - 3] + '...'
     lines.append(f'  {shown:<{wide}}  {state:<8} {step:>13}  {left:>12}  {loss}'.rstrip())
-    if said:
-      lines += textwrap.wrap(said, WIDTH, initial_indent='    ', subsequent_indent='    ',
+    if note:
+      lines += textwrap.wrap(note, WIDTH, initial_indent='    ', subsequent_indent='    ',
                              max_lines=2, placeholder=' ...')
   return lines
 
 
 def _member(workdir: pathlib.Path, name: str, now: float) -> tuple[str, ...]:
   folder = workdir / name
-  kept, found = sweep.read_state(folder), read(folder)
-  state = kept.get('state', sweep.WAITING)
-  step, steps = found.get('step') or 0, kept.get('settings', {}).get('train', {}).get('steps')
+  member, fields = sweep.read_state(folder), read(folder)
+  state = member.get('state', sweep.WAITING)
+  step, steps = fields.get('step') or 0, member.get('settings', {}).get('train', {}).get('steps')
   left = ''
-  if state == sweep.RUNNING and found.get('rate') and steps and step < steps:
-    left = duration((steps - step) / found['rate'])
-  recent = [line['loss'] for line in found.get('lines', []) if 'loss' in line][-LINES:]
-  said = kept.get('error', '') if state == sweep.FAILED else ''
-  if state == sweep.RUNNING and found.get('state') not in OVER:
-    heard = news(found, now)
-    said = heard if heard.startswith('no news') else ''
+  if state == sweep.RUNNING and fields.get('rate') and steps and step < steps:
+    left = duration((steps - step) / fields['rate'])
+  recent = [line['loss'] for line in fields.get('lines', []) if 'loss' in line][-LINES:]
+  note = member.get('error', '') if state == sweep.FAILED else ''
+  if state == sweep.RUNNING and fields.get('state') not in ENDED:
+    update = last_update(fields, now)
+    note = update if update.startswith('no update') else ''
   return (name, state, f'{step:,}/{steps:,}' if steps else '', left,
-          f'{statistics.fmean(recent):.4g}' if recent else '', said)
+          f'{statistics.fmean(recent):.4g}' if recent else '', note)

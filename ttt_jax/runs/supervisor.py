@@ -1,17 +1,17 @@
-"""A command that is started again until it is done: what every launcher runs on each host.
+"""`ttt-jax supervise`: runs a command and restarts it until it succeeds; used by all launchers.
 
   how it ended                what happens
-  0                           done
-  2, a user's mistake         stop: the same command would end the same way
-  77, preempted               start again at once
+  0                           success: stop
+  2, user error               stop: a restart would fail the same way
+  77, preempted               restart at once
   130, interrupted            stop
-  anything else, a signal     start again after a wait that doubles; stop after so many failures
+  anything else, a signal     restart after a delay that doubles; stop after a number of failures
                               in a row without a newer checkpoint
 
-Several processes of one run live and die together: when one has crashed, the others wait for
-it in a collective operation for ever, so they are ended and all start again.
+The processes of one run are restarted together: when one has crashed, the others block for ever
+in a collective operation, so they are killed.
 
-Nothing here touches signals of this process: the command line calls ``Supervisor.ask``.
+This module installs no signal handlers: the command line calls ``Supervisor.forward_signal``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +28,9 @@ from ttt_jax.system.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, 
 
 LOGS = 'logs'  # in the workdir
 
-# The child asks the kernel for a SIGTERM at its parent's death and becomes the command: nothing
-# trains on behind the back of a supervisor that was killed.
-_TIED = ('import ctypes, os, sys\n'
+# The child asks the kernel for a SIGTERM at its parent's death (PR_SET_PDEATHSIG = 1) and then
+# becomes the command, so that no training continues after a supervisor was killed.
+_EXEC_TIED_TO_PARENT = ('import ctypes, os, sys\n'
          'if sys.platform == "linux": ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)\n'
          'if os.getppid() != int(sys.argv[1]): sys.exit(77)\n'
          'os.execvp(sys.argv[2], sys.argv[2:])')
@@ -38,12 +38,12 @@ _TIED = ('import ctypes, os, sys\n'
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """When to give up and how long to wait; seconds."""
+  """When to stop restarting, and delays in seconds."""
   failures: int = 5            # in a row without a newer checkpoint, then stop
-  wait: float = 10.0           # after the first failure; doubles with each
+  wait: float = 10.0           # before the restart after the first failure; doubles with each
   longest_wait: float = 300.0
-  crashed: float = 5.0         # others get this long to end by themselves after a crash
-  orderly: float = 900.0       # ... and after one of them is done or preempted: they may save
+  crashed: float = 5.0         # until the others are killed after one has crashed
+  orderly: float = 900.0       # ... and after one has ended in order: they may be saving
 
 
 class Supervisor:
@@ -63,23 +63,23 @@ class Supervisor:
 
     Args:
       commands: attempt (0, 1, ...) -> one command per process, all started together.
-      workdir: of the run; its newest checkpoint is what counts as progress, and it gets
-        logs/NAME.log per process.
-      rules: when to give up.
-      environments: variables to add, per process.
+      workdir: of the run; a newer checkpoint there counts as progress, and the output goes to
+        logs/NAME.log, per process.
+      rules: when to restart and when to stop.
+      environments: environment variables to add, per process.
       names: of the logs; process-0, process-1, ... if empty.
-      say: takes a sentence about what happens.
-      show: takes what process 0 writes, as it comes.
+      say: takes a sentence about each restart.
+      show: takes the output of process 0 while it runs.
     """
     self.workdir = pathlib.Path(workdir)
-    self.code: int | None = None  # how it all ended
+    self.code: int | None = None  # the exit code, once this has stopped
     self.attempts = 0
-    self.error = ''               # the last failure, for people
+    self.error = ''               # of the last failure, one sentence
     self._commands, self._rules, self._say, self._show = commands, rules, say, show
     self._environments, self._names = environments, names
     self._children: list[subprocess.Popen] = []
     self._killed: set[int] = set()
-    self._asked: int | None = None
+    self._signal: int | None = None
     self._ended_at: float | None = None  # when the first child of this attempt ended
     self._due = 0.0                      # when the next attempt may start
     self._failures = self._fruitless = 0
@@ -87,19 +87,19 @@ class Supervisor:
     self._shown = 0
 
   def log(self, process: int) -> pathlib.Path:
-    """Where a process's output goes."""
+    """The file that takes the output of a process."""
     name = self._names[process] if self._names else f'process-{process}'
     return self.workdir / LOGS / f'{name}.log'
 
-  def ask(self, number: int) -> None:
-    """Pass signal ``number`` on to the processes and do not start them again."""
-    self._asked = number
+  def forward_signal(self, number: int) -> None:
+    """Send signal ``number`` to the processes and do not restart them."""
+    self._signal = number
     for child in self._children:
       if child.poll() is None:
         child.send_signal(number)
 
-  def end(self) -> None:
-    """Kill what still runs."""
+  def kill(self) -> None:
+    """Kill the processes that are still running."""
     for index, child in enumerate(self._children):
       if child.poll() is None:
         self._killed.add(index)
@@ -107,28 +107,29 @@ class Supervisor:
         child.wait()
 
   def poll(self) -> int | None:
-    """Look after the processes; the exit code once it is all over."""
+    """Check the processes and restart them if needed; the exit code once this has stopped."""
     now = time.monotonic()
     if self.code is not None:
       return self.code
     if not self._children:
-      if self._asked is not None:
-        self.code = self._answer()
+      if self._signal is not None:
+        self.code = self._stopped_code()
       elif now >= self._due:
         self._start()
       return self.code
     codes = [child.poll() for child in self._children]
-    self._follow()
+    self._show_output()
     if None not in codes:
-      self._follow()
+      self._show_output()
       self._children = []
-      self._judge([code for index, code in enumerate(codes) if index not in self._killed])
+      self._handle_exit([code for index, code in enumerate(codes)
+                         if code is not None and index not in self._killed])
     elif any(code is not None for code in codes):
       self._ended_at = self._ended_at or now
       orderly = all(code in (None, SUCCESS, PREEMPTED) for code in codes)
       patience = self._rules.orderly if orderly else self._rules.crashed
       if now - self._ended_at > patience:
-        self.end()
+        self.kill()
     return self.code
 
   def _start(self) -> None:
@@ -143,12 +144,12 @@ class Supervisor:
                   f'{" ".join(command)}\n'.encode())
         log.flush()
         self._children.append(subprocess.Popen(
-            [sys.executable, '-c', _TIED, str(os.getpid()), *command], stdin=subprocess.DEVNULL,
-            stdout=log, stderr=log, env={**os.environ, **extra},
-            start_new_session=True))  # a terminal's Ctrl-C reaches it once, through ``ask``
+            [sys.executable, '-c', _EXEC_TIED_TO_PARENT, str(os.getpid()), *command],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **extra},
+            start_new_session=True))  # so that Ctrl-C reaches it once, through forward_signal
     self.attempts += 1
 
-  def _follow(self) -> None:
+  def _show_output(self) -> None:
     if self._show is None:
       return
     with self.log(0).open('rb') as log:
@@ -158,52 +159,52 @@ class Supervisor:
       self._shown += len(new)
       self._show(new)
 
-  def _judge(self, codes: list[int]) -> None:
-    code = verdict(codes)
+  def _handle_exit(self, codes: list[int]) -> None:
+    code = combined_code(codes)
     if code in (SUCCESS, USER_ERROR):
-      self.error = last_words(self.log(0)) if code == USER_ERROR else ''
+      self.error = last_error(self.log(0)) if code == USER_ERROR else ''
       self.code = code
-    elif self._asked is not None:
-      self.code = self._answer()
+    elif self._signal is not None:
+      self.code = self._stopped_code()
     elif code == INTERRUPTED:
       self.code = code
     else:
-      self._again(code, codes)
+      self._restart(code, codes)
 
-  def _again(self, code: int, codes: list[int]) -> None:
+  def _restart(self, code: int, codes: list[int]) -> None:
     step = newest_checkpoint(self.workdir)
     if step > self._step:
       self._step, self._failures, self._fruitless = step, 0, 0
     else:
       self._fruitless += 1
     if code == PREEMPTED:
-      # At once, unless the time between two preemptions is too short for a checkpoint.
+      # At once, unless the last preemptions came too fast for a checkpoint.
       wait = 0.0 if self._fruitless < 2 else self._wait(self._fruitless - 1)
-      self._say('preempted; starting again' + (f' in {wait:g} s.' if wait else '.'))
+      self._say('preempted; restarting' + (f' in {wait:g} s.' if wait else '.'))
     else:
       self._failures += 1
       which = next((i for i, c in enumerate(codes) if c not in (SUCCESS, PREEMPTED)), 0)
-      self.error = last_words(self.log(which)) or how(code)
+      self.error = last_error(self.log(which)) or describe_exit(code)
       if self._failures >= self._rules.failures:
-        self._say(f'{how(code)}; {self._failures} failures in a row without a newer checkpoint, '
-                  f'so this stops. The last words: {self.error}')
+        self._say(f'{describe_exit(code)}; {self._failures} failures in a row without a newer '
+                  f'checkpoint; stopping. Last error: {self.error}')
         self.code = FAILURE
         return
       wait = self._wait(self._failures)
-      self._say(f'{how(code)} (failure {self._failures} of {self._rules.failures} without a newer '
-                f'checkpoint); starting again in {wait:g} s. The last words: {self.error}')
+      self._say(f'{describe_exit(code)} (failure {self._failures} of {self._rules.failures} '
+                f'without a newer checkpoint); restarting in {wait:g} s. Last error: {self.error}')
     self._due = time.monotonic() + wait
 
   def _wait(self, failures: int) -> float:
     return min(self._rules.wait * 2 ** min(failures - 1, 20), self._rules.longest_wait)
 
-  def _answer(self) -> int:
-    return INTERRUPTED if self._asked == signal.SIGINT else PREEMPTED
+  def _stopped_code(self) -> int:
+    return INTERRUPTED if self._signal == signal.SIGINT else PREEMPTED
 
 
-def verdict(codes: Sequence[int]) -> int:
-  """How a run ended whose processes ended with ``codes``: the worst of them, where a user's
-  mistake comes before an interruption, that before a crash, and that before a preemption."""
+def combined_code(codes: Sequence[int]) -> int:
+  """The exit code of a run from those of its processes: a user error takes precedence over an
+  interruption, that over a crash, that over a preemption, and that over success."""
   for code in (USER_ERROR, INTERRUPTED):
     if code in codes:
       return code
@@ -211,27 +212,27 @@ def verdict(codes: Sequence[int]) -> int:
   return crashed[0] if crashed else PREEMPTED if PREEMPTED in codes else SUCCESS
 
 
-def how(code: int) -> str:
-  """'ended with exit code 3' or 'was ended by SIGKILL'."""
+def describe_exit(code: int) -> str:
+  """An exit code of ``subprocess`` in words: 'exited with code 3' or 'was killed by SIGKILL'."""
   if code >= 0:
-    return f'ended with exit code {code}'
+    return f'exited with code {code}'
   try:
-    return f'was ended by {signal.Signals(-code).name}'
+    return f'was killed by {signal.Signals(-code).name}'
   except ValueError:
-    return f'was ended by signal {-code}'
+    return f'was killed by signal {-code}'
 
 
 def _kill(child: subprocess.Popen) -> None:
-  """The process and those that it started."""
+  """Kill a process and its children."""
   try:
-    os.killpg(child.pid, signal.SIGKILL)  # it leads a session of its own
+    os.killpg(child.pid, signal.SIGKILL)  # it is a session leader
   except ProcessLookupError:
     pass
 
 
 def newest_checkpoint(workdir: pathlib.Path) -> int:
-  """Step of the newest checkpoint that counts: what status.json calls good, else the newest
-  folder under checkpoints/; -1 if there is none."""
+  """Step of the newest checkpoint: last_good_checkpoint of status.json, else the newest folder
+  under checkpoints/; -1 if there is none."""
   try:
     step = json.loads((workdir / 'status.json').read_text(encoding='utf-8'))[
         'last_good_checkpoint']
@@ -244,12 +245,12 @@ def newest_checkpoint(workdir: pathlib.Path) -> int:
              default=-1) if folder.is_dir() else -1
 
 
-def last_words(log: pathlib.Path, within: int = 20_000) -> str:
-  """The error that a log ends with, without its traceback; '' if it says nothing.
+def last_error(log: pathlib.Path, within: int = 20_000) -> str:
+  """The last error in a log, without its traceback; '' if there is none.
 
   Args:
-    log: the output of a process, all its starts one after the other.
-    within: bytes at the end that are looked at.
+    log: output of a process, including its earlier starts.
+    within: how many bytes at the end are searched.
   """
   try:
     with log.open('rb') as file:
@@ -257,7 +258,7 @@ def last_words(log: pathlib.Path, within: int = 20_000) -> str:
       text = file.read().decode('utf-8', errors='replace')
   except OSError:
     return ''
-  text = text[max(text.rfind('\n== '), 0):]  # of the last start alone
+  text = text[max(text.rfind('\n== '), 0):]  # of the last start only
   lines = [line.strip() for line in text.splitlines() if line.strip()
            and not line.startswith('== ')]
   errors = [line for line in lines if line.startswith('ttt-jax: error: ')]

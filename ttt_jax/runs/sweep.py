@@ -1,16 +1,16 @@
-"""Sweeps: a list of variations of one config, each a run of its own, compared in one table.
+"""Sweeps: variations of one config, each trained as a run of its own, compared in one table.
 
-A file under configs/sweeps/ says which settings its members change:
+A file under configs/sweeps/ defines the settings that its members change:
 
   from ttt_jax import sweep
 
   def get_sweep():
     return sweep.product({'optimizer.learning_rate': [1e-3, 3e-3]}, sweep.seeds(2))
 
-  DIR/sweep.json          what was asked for: the members in order, with their overrides
-  DIR/NAME/               a member's workdir, like any other run's
-  DIR/NAME/member.json    how far it is, as the runner sees it
-  DIR/sweep.csv           one line per member: its settings, state and figures
+  DIR/sweep.json          the members in order, with their overrides
+  DIR/NAME/               a member's workdir, like that of any other run
+  DIR/NAME/member.json    the state of the member
+  DIR/sweep.csv           one line per member: its settings, state and metrics
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,28 +30,34 @@ from ttt_jax.storage import files
 FILE, MEMBER = 'sweep.json', 'member.json'
 WAITING, RUNNING, DONE, FAILED, STOPPED = 'waiting', 'running', 'done', 'failed', 'stopped'
 
-# What `ttt-jax prepare` reads from a config: members that differ here need other rows.
+# What `ttt-jax prepare` reads from a config: members that differ here need rows of their own.
 PREPARED = ('vocab', 'codec', 'data')
 NOT_PREPARED = ('path', 'stages', 'sst', 'shuffle', 'threads')  # of `data`: read by training
 
 Point = dict[str, Any]  # config key -> value
 
 
-# -- what a file says ---------------------------------------------------------------
+# -- the sweep file ------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-  """What get_sweep() returns; a list of points or a dict of named ones is taken for its members."""
-  members: Mapping[str, Point] | Sequence[Point]  # names are made from the settings if it is a list
+  """What get_sweep() returns; it may also return the members alone."""
+  members: Mapping[str, Point] | Sequence[Point]  # a list is named after its settings
   evaluate: bool = False                          # run `ttt-jax evaluate` after training
+
+  @property
+  def named(self) -> Mapping[str, Point]:
+    """The members by name, once ``load`` has named them."""
+    assert isinstance(self.members, Mapping), 'members have no names yet'
+    return self.members
 
 
 def product(*axes: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]:
-  """Every combination.
+  """All combinations of values.
 
   Args:
-    axes: config key -> values, or points that another helper made.
+    axes: config key -> values, or points from another helper.
 
   Returns:
     Points; the last axis changes fastest.
@@ -66,7 +72,7 @@ def product(*axes: Mapping[str, Sequence[Any]] | Sequence[Point]) -> list[Point]
 
 
 def zip_(values: Mapping[str, Sequence[Any]]) -> list[Point]:
-  """Values that belong together: the first of each key, the second of each key, and so on.
+  """Values combined one by one: the first of each key, the second of each key, and so on.
 
   Raises:
     UserError: the lists have different lengths.
@@ -79,7 +85,7 @@ def zip_(values: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def seeds(count: int) -> list[Point]:
-  """The same run ``count`` times, with seeds 0, 1, ..."""
+  """The same run with seeds 0 to ``count`` - 1."""
   return [{'seed': seed} for seed in range(count)]
 
 
@@ -97,10 +103,10 @@ def load(path: str | os.PathLike) -> Sweep:
   """Read a sweep file.
 
   Returns:
-    The sweep, its members as a dict name -> overrides.
+    The sweep, with named members.
 
   Raises:
-    UserError: no such file, no get_sweep, something that is not a sweep, two equal names.
+    UserError: no such file, no get_sweep, a wrong return value, two members of one name.
   """
   file = pathlib.Path(path)
   if not file.is_file():
@@ -114,15 +120,15 @@ def load(path: str | os.PathLike) -> Sweep:
       raise UserError(f'sweep file {file}: member {name} is {point!r}; it must be a dict of config '
                       'keys and values.')
     if not re.fullmatch(r'[\w=,.+-]*[\w=+-]', name) or name.startswith('-'):
-      raise UserError(f'sweep file {file}: {name!r} cannot name a folder; use letters, digits and '
-                      "any of '_=,.+-'.")
+      raise UserError(f'sweep file {file}: {name!r} is not usable as a folder name; use letters, '
+                      "digits and any of '_=,.+-'.")
   if not members:
     raise UserError(f'sweep file {file}: get_sweep() returns no members.')
   return Sweep({name: dict(point) for name, point in members.items()}, found.evaluate)
 
 
 def _named(points: Sequence[Point], file: pathlib.Path) -> dict[str, Point]:
-  """A name for each point, from the settings that are not the same in all of them."""
+  """Name each point after the settings that differ between points."""
   points = list(points)
   if not all(isinstance(point, Mapping) for point in points):
     raise UserError(f'sweep file {file}: get_sweep() must return a list of dicts, a dict of named '
@@ -135,8 +141,8 @@ def _named(points: Sequence[Point], file: pathlib.Path) -> dict[str, Point]:
            for point in points]
   twice = [name for name in names if names.count(name) > 1]
   if twice:
-    raise UserError(f'sweep file {file}: two members are called {twice[0]}; return a dict with '
-                    'names of your own.')
+    raise UserError(f'sweep file {file}: two members are named {twice[0]}; return a dict that '
+                    'names them.')
   return dict(zip(names, points))
 
 
@@ -160,22 +166,22 @@ class Member:
 
 
 def members(sweep: Sweep, path: str | os.PathLike, overrides: Mapping[str, str]) -> list[Member]:
-  """Check every member's settings before anything runs.
+  """The members of a sweep; all settings are checked before anything runs.
 
   Args:
     sweep: from ``load``.
     path: the config file of all members.
-    overrides: of all members, from the command line; a member's own win.
+    overrides: of all members, from the command line; a member's own take precedence.
 
   Raises:
-    UserError: naming the member and what is wrong with it.
+    UserError: naming the member and what is wrong with its settings.
   """
   base = config_lib.load(path, dict(overrides))
   out = []
-  for name, point in sweep.members.items():
+  for name, point in sweep.named.items():
     own = {key: value if isinstance(value, str) else repr(value) for key, value in point.items()}
     shared = {}
-    if 'data.path' not in own:  # rows are prepared once, beside the members
+    if 'data.path' not in own:  # rows are prepared once, next to the members' workdirs
       data = pathlib.PurePath(base.data.path)
       shared['data.path'] = str(data if data.is_absolute() else '..' / data)
     shared.setdefault('name', f'{base.name}-{name}')
@@ -186,43 +192,43 @@ def members(sweep: Sweep, path: str | os.PathLike, overrides: Mapping[str, str])
     if 'data.path' not in own:
       _check_rows(name, base, config)
     out.append(Member(name, {**shared, **own}, config))
-  if base.data.path in sweep.members:
+  if base.data.path in sweep.named:
     raise UserError(f'sweep member {base.data.path} has the name of the prepared data '
-                    '(config key data.path); name it otherwise.')
+                    '(config key data.path); choose another name.')
   return out
 
 
 def _check_rows(name: str, base: config_lib.Config, config: config_lib.Config) -> None:
-  """UserError if a member shares rows that were made with other settings."""
+  """UserError if a member would use rows that were prepared with other settings."""
   for group in PREPARED:
     one, other = (config_lib.to_dict(getattr(c, group)) for c in (base, config))
     for key in one:
       if one[key] != other[key] and not (group == 'data' and key in NOT_PREPARED):
         raise UserError(
-            f'sweep member {name} changes {group}.{key}, which needs rows of its own: prepare them '
-            'with `ttt-jax prepare` in a folder of their own, and let the member name it in '
-            'data.path.')
+            f'sweep member {name} changes {group}.{key}, which needs rows of its own; run '
+            '`ttt-jax prepare` with these settings in another folder, and set data.path of the '
+            'member to it.')
 
 
-def settle(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member]) -> None:
-  """Write DIR/sweep.json and the members' files that are missing.
+def write_sweep(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member]) -> None:
+  """Write DIR/sweep.json, and member.json of members that have none.
 
   Raises:
-    UserError: a member of that name was begun with other settings.
+    UserError: a member of the same name was started with other settings.
   """
   workdir = pathlib.Path(workdir)
   for member in found:
     known = read_state(member.folder(workdir))
     if 'settings' not in known:
       continue
-    # Through the dataclasses: a setting that is newer than the member has its default.
+    # from_dict, because a setting that is newer than the member takes its default.
     before = config_lib.from_dict(config_lib.Config, known['settings'])
     if before != member.config:
       old, new = (config_lib.flat(c) for c in (before, member.config))
       key = next(key for key in new if old.get(key) != new.get(key))
-      raise UserError(f'sweep member {member.folder(workdir)} was begun with {key}='
-                      f'{old.get(key)!r}, now it is {new.get(key)!r}; use another --workdir, or '
-                      'the settings it was begun with.')
+      raise UserError(f'sweep member {member.folder(workdir)} was started with {key}='
+                      f'{old.get(key)!r}, but it is {new.get(key)!r} now; use another --workdir, '
+                      'or the original settings.')
   for member in found:
     if not (member.folder(workdir) / MEMBER).is_file():
       write_state(member.folder(workdir), state=WAITING,
@@ -230,23 +236,23 @@ def settle(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member]) ->
   write(workdir / FILE, json.dumps({
       'evaluate': sweep.evaluate,
       'members': [{'name': m.name, 'overrides': {
-          key: value for key, value in m.overrides.items() if key in sweep.members[m.name]}}
+          key: value for key, value in m.overrides.items() if key in sweep.named[m.name]}}
                   for m in found]}, indent=2) + '\n')
 
 
 def read_state(folder: pathlib.Path) -> dict[str, Any]:
-  """member.json; empty if there is none."""
+  """The fields of member.json; {} if there is none."""
   return files.read_json(folder / MEMBER)
 
 
 def write_state(folder: pathlib.Path, **values: Any) -> None:
-  """Change some values of member.json: state, error, settings."""
+  """Update fields of member.json: state, error, settings."""
   folder.mkdir(parents=True, exist_ok=True)
   write(folder / MEMBER, json.dumps(read_state(folder) | values, indent=2) + '\n')
 
 
 def write(path: pathlib.Path, text: str) -> None:
-  """Replace a file; tasks on several machines may do so at once."""
+  """Replace a file atomically; several machines may do so at the same time."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'{path.name}.{socket.gethostname()}-{os.getpid()}.partial')
   partial.write_text(text, encoding='utf-8')

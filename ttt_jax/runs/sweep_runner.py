@@ -1,4 +1,4 @@
-"""The members of a sweep on this machine, some at a time, each under a supervisor's rules."""
+"""Runs the members of a sweep on this machine, several at a time, each with a supervisor."""
 
 from collections.abc import Callable, Mapping, Sequence
 import os
@@ -7,7 +7,7 @@ import signal
 import time
 
 from ttt_jax.runs import sweep, sweep_table
-from ttt_jax.runs.supervisor import Rules, Supervisor, how
+from ttt_jax.runs.supervisor import Rules, Supervisor, describe_exit
 from ttt_jax.storage import files
 from ttt_jax.system.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS
 
@@ -17,8 +17,8 @@ Commands = Callable[[sweep.Member], list[list[str]]]
 class Runner:
   """Runs members; call ``poll`` a few times per second.
 
-  A member is a chain of commands (train, then perhaps evaluate), each started again after
-  preemptions and crashes. One that fails is written down as failed, and the next one starts.
+  A member is a sequence of commands (train, then possibly evaluate), each restarted after
+  preemptions and crashes. A member that fails is recorded as failed, and the next one starts.
   """
 
   def __init__(self, workdir: str | os.PathLike, members: Sequence[sweep.Member],
@@ -28,14 +28,15 @@ class Runner:
     """Nothing starts before the first ``poll``.
 
     Args:
-      workdir: of the sweep, which ``sweep.settle`` has prepared.
-      members: those to run; who is done already is left out.
+      workdir: of the sweep; ``sweep.write_sweep`` has written its files.
+      members: those to run; members that are done are skipped.
       commands: member -> its commands, one after the other.
-      jobs: members at a time.
+      jobs: how many members run at the same time.
       rules: of every member's supervisor.
-      environments: variables to add, one mapping per member that runs at a time (its GPUs).
-      record: False on the processes that help with a member and do not write about it.
-      say: takes a sentence about what happens.
+      environments: environment variables to add, one mapping per job (its GPUs).
+      record: whether this process writes member.json and the table; False on all but the first
+        process of a member.
+      say: takes a sentence about failures and restarts.
     """
     self.workdir, self.jobs = pathlib.Path(workdir), jobs
     self.code: int | None = None
@@ -45,26 +46,26 @@ class Runner:
     self._commands, self._rules, self._say, self._record = commands, rules, say, record
     self._environments = environments
     self._running: dict[int, _Run] = {}  # by slot
-    self._asked: int | None = None
+    self._signal: int | None = None
 
   @property
   def running(self) -> int:
     return len(self._running)
 
-  def ask(self, number: int) -> None:
-    """Pass signal ``number`` on and start nothing more."""
-    self._asked = number
+  def forward_signal(self, number: int) -> None:
+    """Send signal ``number`` to the members and start no more of them."""
+    self._signal = number
     for run in self._running.values():
-      run.supervisor.ask(number)
+      run.supervisor.forward_signal(number)
 
-  def end(self) -> None:
-    """Kill what still runs."""
+  def kill(self) -> None:
+    """Kill the members that are still running."""
     for run in self._running.values():
-      run.supervisor.end()
+      run.supervisor.kill()
 
   def poll(self) -> int | None:
-    """Look after the members; the exit code when all are over: 0, 1 if one failed, 77 or 130
-    if this was asked to stop."""
+    """Check the members and start the next ones; the exit code once all have ended: 0, 1 if one
+    failed, 77 or 130 after a signal."""
     if self.code is not None:
       return self.code
     for slot, run in list(self._running.items()):
@@ -72,9 +73,9 @@ class Runner:
       if code is not None:
         del self._running[slot]
         self._over(run, code)
-    while self._waiting and self._asked is None and len(self._running) < self.jobs:
+    while self._waiting and self._signal is None and len(self._running) < self.jobs:
       self._begin(self._waiting.pop(0))
-    if not self._running and (not self._waiting or self._asked is not None):
+    if not self._running and (not self._waiting or self._signal is not None):
       self.code = self._result()
     return self.code
 
@@ -89,11 +90,11 @@ class Runner:
     if code == SUCCESS:
       self.done += 1
       self._note(run.member, state=sweep.DONE, error='', ended=time.time())
-    elif self._asked is not None and code in (PREEMPTED, INTERRUPTED):
+    elif self._signal is not None and code in (PREEMPTED, INTERRUPTED):
       self._note(run.member, state=sweep.STOPPED, ended=time.time())
     else:
       self.failed += 1
-      error = run.supervisor.error or how(code)
+      error = run.supervisor.error or describe_exit(code)
       self._note(run.member, state=sweep.FAILED, error=error, ended=time.time())
       log = run.supervisor.log(0)
       self._say(f'{run.member.name} failed: {error} (its log is {log})')
@@ -105,8 +106,8 @@ class Runner:
       sweep.write_state(member.folder(self.workdir), **values)
 
   def _result(self) -> int:
-    if self._asked is not None:
-      return INTERRUPTED if self._asked == signal.SIGINT else PREEMPTED
+    if self._signal is not None:
+      return INTERRUPTED if self._signal == signal.SIGINT else PREEMPTED
     return FAILURE if self.failed else SUCCESS
 
 
@@ -134,11 +135,11 @@ class _Run:
 
 
 def gpu_shares(gpus: Sequence[str], jobs: int) -> list[dict[str, str]]:
-  """Variables that give each of ``jobs`` members its own GPUs; empty where there are none.
+  """Environment variables that give each job its own GPUs; empty without GPUs.
 
   Args:
     gpus: their numbers or ids.
-    jobs: members at a time, at most as many as GPUs.
+    jobs: how many members run at the same time, at most as many as GPUs.
   """
   each = len(gpus) // jobs
   assert each or not gpus, (gpus, jobs)
@@ -147,7 +148,7 @@ def gpu_shares(gpus: Sequence[str], jobs: int) -> list[dict[str, str]]:
 
 
 def steps_done(workdir: str | os.PathLike, members: Sequence[sweep.Member]) -> int:
-  """Training steps that all members together have behind them, for a progress bar."""
+  """Training steps that all members have done together, for a progress bar."""
   total = 0
   for member in members:
     folder = member.folder(workdir)

@@ -1,4 +1,4 @@
-"""The table of a sweep: one line per member, its settings, state and figures side by side."""
+"""The table of a sweep, sweep.csv: one line per member with its settings, state and metrics."""
 
 from collections.abc import Mapping, Sequence
 import csv
@@ -15,14 +15,14 @@ from ttt_jax.train import metrics
 
 TABLE = 'sweep.csv'
 
-# Means over the end of training; speed is a median over all of it.
+# Metrics averaged over the end of training; the speed is a median over all of it.
 AT_THE_END = ('loss', 'ar', 'diffusion', 'text_nll', 'masked_nll')
 SPEED = 'useful_tokens_per_second'
 
 
 def rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   """One dict per member, in the sweep's order: 'member', 'state', its overrides by their keys,
-  'step', 'steps', 'error', and its figures as far as there are any."""
+  'step', 'steps', 'error', and the metrics that exist so far."""
   workdir = pathlib.Path(workdir)
   out = []
   for entry in files.read_json(workdir / sweep.FILE).get('members', []):
@@ -32,12 +32,12 @@ def rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     steps = state.get('settings', {}).get('train', {}).get('steps')
     out.append({'member': entry['name'], 'state': state.get('state', sweep.WAITING),
                 **entry['overrides'], 'step': lines[-1]['step'] if lines else 0, 'steps': steps,
-                **figures(lines), **scores(folder), 'error': state.get('error', '')})
+                **summary(lines), **scores(folder), 'error': state.get('error', '')})
   return out
 
 
-def figures(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
-  """What a member's metrics come to: losses at the end, its speed, the newest eval/ figures."""
+def summary(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """Summary of a member's log lines: losses at the end, speed, the newest eval/ metrics."""
   out = {}
   for name in AT_THE_END:
     values = [line[name] for line in lines if name in line and math.isfinite(line[name])]
@@ -53,22 +53,22 @@ def figures(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def scores(folder: pathlib.Path) -> dict[str, float]:
   """The numbers of a member's evaluation.json, as 'score/NAME'."""
-  summary = files.read_json(folder / 'evaluation.json').get('summary', {})
-  return {f'score/{name}': value for name, value in summary.items()
+  found = files.read_json(folder / 'evaluation.json').get('summary', {})
+  return {f'score/{name}': value for name, value in found.items()
           if isinstance(value, (int, float)) and not isinstance(value, bool)}
 
 
 def columns(table: Sequence[Mapping[str, Any]]) -> list[str]:
-  """All of a table's columns; the error, which is long, comes last."""
+  """The columns of a table; 'error', which is long, comes last."""
   found = dict.fromkeys(name for row in table for name in row)
   return [name for name in found if name != 'error'] + ['error']
 
 
 def write_table(workdir: str | os.PathLike) -> pathlib.Path:
-  """Write DIR/sweep.csv from what the members have so far; returns its path.
+  """Write DIR/sweep.csv from the members' files; returns its path.
 
-  Members that end at the same time on different machines all do so; each looks once more
-  afterwards, so that the last one to look has seen everything.
+  Members that end at the same time on different machines all write it. Each compares the table
+  again afterwards, so that the last one to write has seen all members.
   """
   path = pathlib.Path(workdir) / TABLE
   while True:

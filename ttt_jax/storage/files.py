@@ -1,4 +1,4 @@
-"""Small files by rename: a reader finds the old text or the new one, never half of it."""
+"""Small files: written atomically, by rename; JSON; hashes; errors of a full disk."""
 
 import errno
 import hashlib
@@ -12,19 +12,19 @@ from ttt_jax.errors import UserError
 
 FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the quota of the disk is used up',
         errno.EFBIG: 'a file there would grow beyond its limit'}
-_QUOTED = re.compile(r"os_error_code='(\d+)'")  # how TensorStore quotes the system
+_TENSORSTORE = re.compile(r"os_error_code='(\d+)'")  # how TensorStore reports an errno
 
 
 def write_text(path: str | os.PathLike, text: str, *, durable: bool = False) -> None:
-  """Replace the file at ``path``.
+  """Replace the file at ``path`` atomically: a reader sees the old text or the new text.
 
   Args:
     path: in a folder that exists.
-    text: all of it, written as UTF-8.
-    durable: wait until it is on the disk itself, so that it outlives a power cut.
+    text: of the file, written as UTF-8.
+    durable: wait for fsync, so that the text survives a power failure.
 
   Raises:
-    UserError: it cannot be written, for want of space for example; what was there stays.
+    UserError: it cannot be written, as when the disk is full; the old file stays.
   """
   path = pathlib.Path(path)
   partial = path.with_name(f'{path.name}.partial')
@@ -68,20 +68,20 @@ def sha256(path: str | os.PathLike) -> str:
 
 def cannot_write(path: str | os.PathLike, error: BaseException,
                  kept: str = 'older checkpoints are intact') -> UserError:
-  """The sentence for a write to ``path`` that the system refused; ``kept`` is what is safe."""
+  """The error for a failed write to ``path``; ``kept`` says what is not lost."""
   code = system_code(error)
   why = FULL.get(code) or (os.strerror(code) if code else str(error))
-  return UserError(f'{path} could not be written: {why}; {kept}, so make room or put it '
-                   'right, and start the same command again.')
+  return UserError(f'{path} could not be written: {why}; {kept}; free some space '
+                   'or change the permissions, then run the same command again.')
 
 
 def system_code(error: BaseException | None) -> int:
-  """The errno behind an exception or behind one of its causes; 0 if the system had no part."""
+  """The errno of an exception or of one of its causes; 0 if none has one."""
   while error is not None:
     if isinstance(error, OSError) and error.errno:
       return error.errno
-    quoted = _QUOTED.search(str(error))
-    if quoted:
-      return int(quoted.group(1))
+    reported = _TENSORSTORE.search(str(error))
+    if reported:
+      return int(reported.group(1))
     error = error.__cause__ or error.__context__
   return 0

@@ -1,12 +1,12 @@
-"""Safetensors, tensor by tensor: what is read and written is never more than one at a time.
+"""Reads and writes safetensors files tensor by tensor, with one tensor in memory at a time.
 
-A file is eight bytes of length N, N bytes of JSON, and the tensors' bytes, little-endian:
+A file is eight bytes of length N, N bytes of JSON, and the bytes of the tensors, little-endian:
 
   {"lm_head.weight": {"dtype": "BF16", "shape": [4, 2], "data_offsets": [0, 16]}, ...}
 
-Large models are several files with an index that says which tensor lies where. The usual
-library maps whole files into memory or wants a whole file's tensors at once; a few lines
-over plain reads and writes keep the peak at one tensor (format: safetensors 0.5's README).
+Large models have several files and an index from tensors to files. The safetensors library maps
+complete files into memory or takes all tensors of a file at once; plain reads and writes keep the
+peak at one tensor. The format is that of the README of safetensors 0.5.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ INDEX = 'model.safetensors.index.json'
 DTYPES = {'BF16': np.dtype(ml_dtypes.bfloat16), 'F16': np.dtype(np.float16),
           'F32': np.dtype(np.float32), 'F64': np.dtype(np.float64)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_MOST_HEADER = 100_000_000  # bytes, as the library has it
-_CHUNK = 2**24              # bytes written, and checked, at once
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+_CHUNK = 2**24              # bytes written or checked at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """Where a tensor lies: file, dtype, shape, and the position of its first byte."""
+  """Where a tensor is stored: file, dtype, shape, and the position of its first byte."""
   file: pathlib.Path
   dtype: np.dtype
   shape: tuple[int, ...]
@@ -58,8 +58,8 @@ class Folder(Mapping):
       directory: holds ``single``, or ``index`` with the files that it names.
 
     Raises:
-      UserError: neither is there, a file is missing, cut off or no safetensors, or the index
-        and the files do not agree.
+      UserError: neither exists, a file is missing, truncated or not safetensors, or the index
+        and the files contradict each other.
     """
     self.directory = pathlib.Path(directory)
     if not self.directory.is_dir():
@@ -70,8 +70,8 @@ class Folder(Mapping):
       found = read_header(file)
       for name in wanted if wanted is not None else found:
         if name not in found:
-          raise UserError(f'{self.directory / index} says that tensor {name} is in {file.name}, '
-                          'but it is not; the download is incomplete or files were mixed.')
+          raise UserError(f'{self.directory / index} lists tensor {name} in {file.name}, which '
+                          'does not have it; the download is incomplete or files were mixed.')
         self._entries[name] = found[name]
 
   def _files(self, single: str, index: str) -> list[tuple[pathlib.Path, list[str] | None]]:
@@ -79,7 +79,7 @@ class Folder(Mapping):
     if not path.is_file():
       if not (self.directory / single).is_file():
         raise UserError(f'{self.directory} has neither {single} nor {index}; weights in another '
-                        'format must be saved as safetensors first.')
+                        'format must be converted to safetensors first.')
       return [(self.directory / single, None)]
     try:
       places = json.loads(path.read_text(encoding='utf-8'))['weight_map']
@@ -107,10 +107,11 @@ class Folder(Mapping):
     return len(self._entries)
 
   def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
-    """One tensor, in its own dtype.
+    """One tensor, in its stored dtype.
 
     Args:
-      out: takes the first rows of it, as many as it has, instead of a new array.
+      name: of the tensor.
+      out: array to read into instead of a new one; it takes as many of the first rows as it has.
     """
     entry = self[name]
     array = np.empty(entry.shape, entry.dtype) if out is None else out
@@ -118,9 +119,9 @@ class Folder(Mapping):
     assert array.shape[1:] == entry.shape[1:] and array.shape[:1] <= entry.shape[:1]
     with entry.file.open('rb') as file:
       file.seek(entry.start)
-      got = file.readinto(array.reshape(-1).view(np.uint8)) if array.nbytes else 0
+      got = file.readinto(array.reshape(-1).view(np.uint8).data) if array.nbytes else 0
     if got != array.nbytes:
-      raise UserError(f'{entry.file} ends inside tensor {name}; the file is cut off.')
+      raise UserError(f'{entry.file} ends inside tensor {name}; the file is truncated.')
     return array
 
 
@@ -128,13 +129,13 @@ def read_header(file: pathlib.Path) -> dict[str, Entry]:
   """The tensors of one file, in the order of their offsets.
 
   Raises:
-    UserError: it is no safetensors file, or shorter than its header says.
+    UserError: it is not a safetensors file, or shorter than its header says.
   """
   size = file.stat().st_size
   try:
     with file.open('rb') as stream:
       length = int.from_bytes(stream.read(8), 'little')
-      if not 0 < length <= min(_MOST_HEADER, size - 8):
+      if not 0 < length <= min(_MAX_HEADER, size - 8):
         raise ValueError('no header')
       values = json.loads(stream.read(length))
     values.pop('__metadata__', None)
@@ -147,8 +148,8 @@ def read_header(file: pathlib.Path) -> dict[str, Entry]:
                     'again.') from error
   end = max((entry.start + entry.nbytes for entry in entries.values()), default=0)
   if end > size:
-    raise UserError(f'{file} has {size:,} bytes where its header speaks of {end:,}; the file is '
-                    'cut off, download it again.')
+    raise UserError(f'{file} has {size:,} bytes, but its header needs {end:,}; the file is '
+                    'truncated, download it again.')
   return entries
 
 
@@ -168,7 +169,7 @@ def _entry(file: pathlib.Path, name: str, value: dict[str, Any], first: int) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """One tensor to be written."""
+  """A tensor that will be written."""
   name: str
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -179,17 +180,16 @@ class Plan:
 
 
 class Writer:
-  """Writes tensors into the files of a directory, in the order of the plan.
+  """Writes tensors into the files of a directory, in the order of the plans.
 
-  The header comes first in a file, so names, shapes and dtypes are planned before a byte of
-  a tensor is known.
+  A file starts with its header, so names, shapes and dtypes must be known before any tensor.
   """
 
   def __init__(self, directory: pathlib.Path, plans: Iterable[Plan], shard_bytes: int):
     """Args:
       directory: exists.
-      plans: all tensors.
-      shard_bytes: a file holds at most this many bytes of tensors, or a single tensor.
+      plans: of all tensors.
+      shard_bytes: maximum bytes of tensors in a file, unless a single tensor is larger.
     """
     self.directory = directory
     self.sums: dict[str, int] = {}  # name -> CRC-32 of its bytes
@@ -200,17 +200,17 @@ class Writer:
       self._shards[-1].append(plan)
 
   def names(self) -> list[str]:
-    """Of the files."""
+    """Names of the files."""
     count = len(self._shards)
     return [SINGLE] if count == 1 else [
         f'model-{number:05d}-of-{count:05d}.safetensors' for number in range(1, count + 1)]
 
   def write(self, get: Any, single: str = SINGLE) -> None:
-    """Write all of it.
+    """Write all files.
 
     Args:
       get: name -> array of the planned shape and dtype; called once per tensor, in order.
-      single: the name of the file if there is one only.
+      single: name of the file if there is only one.
     """
     names = self.names() if len(self._shards) > 1 else [single]
     for file, plans in zip(names, self._shards):
@@ -227,7 +227,7 @@ class Writer:
       for plan in plans:
         array = np.asarray(get(plan.name))
         assert array.shape == plan.shape and array.dtype == plan.dtype, (plan, array.shape)
-        view = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         total = 0
         for at in range(0, plan.nbytes, _CHUNK):
           total = zlib.crc32(view[at:at + _CHUNK], total)
@@ -245,7 +245,7 @@ def _header(plans: list[Plan]) -> bytes:
                          'data_offsets': [at, at + plan.nbytes]}
     at += plan.nbytes
   text = json.dumps(values).encode()
-  text += b' ' * (-len(text) % 8)  # tensors begin at a multiple of eight
+  text += b' ' * (-len(text) % 8)  # aligns the tensors to eight bytes
   return len(text).to_bytes(8, 'little') + text
 
 

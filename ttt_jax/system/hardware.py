@@ -1,4 +1,4 @@
-"""Accelerators in numbers: what a plan and a utilisation are measured against.
+"""Specifications of accelerators, for plans and for model FLOPs utilisation (MFU).
 
 TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, tables of specifications. A chip's
 "bidirectional ICI bandwidth" is all its links in both directions; one link carries one 4th (2-D
@@ -25,9 +25,9 @@ class Chip:
     name: as in a topology, 'v5p' in 'v5p:4x4x4'.
     platform: 'tpu' or 'gpu', JAX's word.
     flops: peak of dense bfloat16 products, FLOP/s.
-    hbm_bytes: memory that a program can have. TPU: what XLA's compiler allows, a little
-      less than the data sheet's; GPU: 92 % of it, the most that JAX is usually given
-      (XLA_PYTHON_CLIENT_MEM_FRACTION=.92; its default is 75 %).
+    hbm_bytes: memory available to a program. TPU: what XLA's compiler allows, slightly less
+      than the data sheet's; GPU: 92 % of the data sheet's, as launch/xla_flags.sh sets
+      XLA_PYTHON_CLIENT_MEM_FRACTION (JAX's default is 75 %).
     hbm_bandwidth: bytes/s.
     link_bandwidth: bytes/s one way; TPU: of one ICI link, GPU: of all NVLinks together.
     dcn_bandwidth: bytes/s one way per chip over the data-centre network.
@@ -62,7 +62,7 @@ def _gpu(name, tflops, hbm_gb, hbm_gbps, nvlink_gbps, dcn_gbps, kind):
               dcn_gbps * GB, kind)
 
 
-# The order matters for `kind`: the first pattern that is found in a device kind wins.
+# The order matters for `kind`: the first pattern that matches a device kind is taken.
 CHIPS = {chip.name: chip for chip in (
     # name, peak TFLOP/s, usable HBM GiB, HBM GB/s, link GB/s, DCN GB/s
     _tpu('tpu7x', 2307, 189.5, 7380, 100, 12.5, r'tpu ?v?7', (8, 16, 16), 4, devices=2),
@@ -81,19 +81,19 @@ CHIPS = {chip.name: chip for chip in (
     _gpu('l4', 121, 24, 300, 32, 12.5, r'\bl4\b'),
 )}
 
-# Names that other tools use, and what to write here.
+# Names that other tools use, and ours.
 _OTHER_NAMES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'trillium': 'v6e', 'ironwood': 'tpu7x',
                 'v7x': 'tpu7x', 'v7': 'tpu7x', 'tpu7': 'tpu7x', 'v5': 'v5p', 'a100': 'a100-80',
                 'gb200': 'b200'}
 
 
 class Topology(NamedTuple):
-  """Chips as they are wired.
+  """Chips and the network between them.
 
   Attributes:
-    chip: of which there are many.
+    chip: the kind of chip.
     shape: chips along each axis of the torus; (n,) for n GPUs.
-    slices: how many of these, joined by the data-centre network.
+    slices: number of such tori, joined by the data-centre network.
   """
   chip: Chip
   shape: tuple[int, ...]
@@ -101,17 +101,17 @@ class Topology(NamedTuple):
 
   @property
   def chips(self) -> int:
-    """In all slices."""
+    """Number of chips in all slices."""
     return math.prod(self.shape) * self.slices
 
   @property
   def devices(self) -> int:
-    """JAX devices in all slices."""
+    """Number of JAX devices in all slices."""
     return self.chips * self.chip.devices
 
   @property
   def name(self) -> str:
-    """'v5p:4x4x4', without the slices."""
+    """As on the command line, without the slices: 'v5p:4x4x4'."""
     return f'{self.chip.name}:{"x".join(map(str, self.shape))}'
 
   def __str__(self) -> str:
@@ -119,20 +119,20 @@ class Topology(NamedTuple):
 
 
 def chip_of(device_kind: str) -> Chip | None:
-  """The chip behind ``jax.Device.device_kind``; None for a CPU and for what is not known."""
+  """The chip of a ``jax.Device.device_kind``; None for a CPU or an unknown device."""
   kind = device_kind.lower()
   return next((chip for chip in CHIPS.values() if re.search(chip.kind, kind)), None)
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
-  """'v5p:4x4x4' or 'h100:8' as a Topology.
+  """Parse 'v5p:4x4x4' or 'h100:8'.
 
   Args:
-    text: chip, colon, chips along each axis; the number of GPUs.
-    slices: how many of these.
+    text: chip, colon, and the chips along each axis, or the number of GPUs.
+    slices: number of slices.
 
   Raises:
-    UserError: no such chip or shape; the sentence says what would be right.
+    UserError: unknown chip or impossible shape; the sentence suggests a valid one.
   """
   name, colon, size = text.strip().lower().partition(':')
   chip = CHIPS.get(name)
@@ -155,16 +155,16 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     return Topology(chip, shape)
   largest = 'x'.join(map(str, chip.largest))
   if len(shape) != chip.axes:
-    raise UserError(f'topology {text!r} has {len(shape)} axes, but {chip.name} is wired in '
+    raise UserError(f'topology {text!r} has {len(shape)} axes, but slices of {chip.name} have '
                     f'{chip.axes}, up to {largest}; write for example {example(chip)}.')
-  if min(shape) < 1 or any(n > most for n, most in zip(sorted(shape), sorted(chip.largest))):
+  if min(shape) < 1 or any(n > limit for n, limit in zip(sorted(shape), sorted(chip.largest))):
     raise UserError(f'topology {text!r} does not exist in one slice, of which the largest is '
                     f'{chip.name}:{largest}; join smaller ones with --slices.')
   return Topology(chip, shape, slices)
 
 
 def example(chip: Chip) -> str:
-  """A topology of this chip, as one writes it."""
+  """An example of a topology of this chip, for messages."""
   return f'{chip.name}:{"x".join("4" * chip.axes) if chip.axes else chip.largest[0]}'
 
 
@@ -180,9 +180,9 @@ def _suggestion(name: str) -> str:
 
 
 def parse_preset(name: str) -> tuple[str, int, int] | None:
-  """What a config's preset is for: (chip, chips in a slice, slices).
+  """The hardware that a preset of a config is named after: (chip, chips in a slice, slices).
 
-  'v5p-64', 'h100', 'h100x8', '8xh100', '4xv5e-256', 'v5e-256x4'; None for another name.
+  Understands 'v5p-64', 'h100', 'h100x8', '8xh100', '4xv5e-256', 'v5e-256x4'; None otherwise.
   """
   match = re.fullmatch(r'(?:(\d+)x)?(.+?)(?:-(\d+))?(?:x(\d+))?', name.lower())
   if not match:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then in a log.
+"""Progress of long work: a bar on a terminal, a line every ten seconds in a log.
 
   with Progress(1000, 'train') as progress:
     for step in range(1000):
@@ -11,33 +11,33 @@ import time
 from typing import Any, TextIO
 
 LOG_EVERY = 10.0  # seconds between lines in a log
-RATE_OVER = 60.0  # seconds: the rate shown forgets what is older
+RATE_WINDOW = 60.0  # seconds that the displayed rate is averaged over
 
 
 class Progress:
-  """Counts towards ``total`` and says how fast, how much longer, and the latest figures."""
+  """Shows how much of ``total`` is done, the rate, the time left and the latest metrics."""
 
   def __init__(self, total: int, label: str, *, done: int = 0, unit: str = '',
                stream: TextIO | None = None, shown: bool = True):
     """Start the clock.
 
     Args:
-      total: units of work in all; 0 if nobody knows.
-      label: one or two words that open the bar or the line.
-      done: units that an earlier run did; they count as done but not towards the rate.
+      total: units of work; 0 if unknown.
+      label: one or two words at the start of the bar or the line.
+      done: units done by an earlier run; they do not count towards the rate.
       unit: name of the units, for the rate: 'steps' shows '3.1 steps/s'.
-      stream: where to write; standard error if None. A terminal that can redraw gets
+      stream: where to write; standard error if None. A terminal that can redraw lines shows
         a bar.
-      shown: False keeps silent: for all processes of a run but one.
+      shown: False writes nothing: for all processes of a run but one.
     """
     self.total, self.label, self.done, self.unit = total, label, done, unit
-    self.figures: dict[str, Any] = {}
+    self.metrics: dict[str, Any] = {}
     self.closed = False
     self._shown = shown
-    self._said: Any = None  # (done, figures) of the last line in a log
+    self._last_line: Any = None  # (done, metrics) of the last line in a log
     self._stream = stream or sys.stderr
     self._started = self._logged = time.monotonic()
-    self._marks: list[tuple[float, int]] = []  # (time, done) at updates, at most RATE_OVER old
+    self._marks: list[tuple[float, int]] = []  # (time, done) at updates, at most RATE_WINDOW old
     self._bar = self._make_bar() if shown and self._stream.isatty() else None
 
   def _make_bar(self):
@@ -56,20 +56,20 @@ class Progress:
     bar.start()
     return bar
 
-  def update(self, n: int = 1, **figures: Any) -> None:
-    """``n`` more units are done; ``figures`` (name -> number or text) replace older ones.
+  def update(self, n: int = 1, **metrics: Any) -> None:
+    """Add ``n`` units; ``metrics`` (name -> number or text) replace older ones.
 
-    Where a line has no room for all figures, the last ones are left out.
+    Where a terminal has no room for all metrics, the last ones are left out.
     """
     self.done += n
-    self.figures.update(figures)
+    self.metrics.update(metrics)
     now = time.monotonic()
     if not self._marks:
-      if n:  # the rate starts here: the first unit often waits for a compilation
+      if n:  # the rate starts after the first unit, which often includes compilation
         self._marks.append((now, self.done))
     elif now - self._marks[-1][0] >= 1:
       self._marks.append((now, self.done))
-      while len(self._marks) > 2 and now - self._marks[0][0] > RATE_OVER:
+      while len(self._marks) > 2 and now - self._marks[0][0] > RATE_WINDOW:
         self._marks.pop(0)
     if self._bar:
       self._bar.update(self._task, completed=self.done, tail=self._tail(now, self._room()))
@@ -77,21 +77,21 @@ class Progress:
       self._log(now)
 
   def say(self, sentence: str) -> None:
-    """Write a line above the bar, or between the lines of a log."""
+    """Write a message above the bar, or as a line of the log."""
     if self._bar:
       self._bar.console.print(sentence, markup=False, highlight=False)
     elif self._shown:
       print(f'{_now()}  {self.label}: {sentence}', file=self._stream, flush=True)
 
   def close(self) -> None:
-    """Write the last state; call it also when the work stopped early."""
+    """Write the final state; call it also if the work stops early."""
     self.closed = True
     now = time.monotonic()
     if self._bar:
       self._bar.update(self._task, completed=self.done, tail=self._tail(now, self._room()))
       self._bar.stop()
       self._bar = None
-    elif self._said != (self.done, self.figures):  # not the same line twice
+    elif self._last_line != (self.done, self.metrics):  # unless that line was just written
       self._log(now)
 
   def __enter__(self) -> 'Progress':
@@ -100,7 +100,7 @@ class Progress:
   def __exit__(self, *unused) -> None:
     self.close()
 
-  # -- wording ----------------------------------------------------------------------
+  # -- text ----------------------------------------------------------------------
   def _rate(self, now: float) -> float:
     since, done = self._marks[0] if self._marks else (now, self.done)
     return (self.done - done) / max(now - since, 1e-9)
@@ -108,6 +108,7 @@ class Progress:
   def _room(self) -> int:
     """Columns that label, bar and count leave on the terminal."""
     count = len(f'{self.total or "?"}/{self.total or "?"}')
+    assert self._bar is not None
     return self._bar.console.width - len(self.label) - self._bar_width - count - 3
 
   def _tail(self, now: float, room: int | None = None) -> str:
@@ -118,7 +119,7 @@ class Progress:
     elif rate and self.total:
       parts.append(f'{duration((self.total - self.done) / rate)} left')
     tail = '  '.join(parts)
-    for name, value in self.figures.items():
+    for name, value in self.metrics.items():
       longer = f'{tail}  {name} {_number(value)}' if tail else f'{name} {_number(value)}'
       if room is not None and len(longer) > room:
         break
@@ -129,33 +130,34 @@ class Progress:
     if not self._shown:
       return
     self._logged = now
-    self._said = (self.done, dict(self.figures))
+    self._last_line = (self.done, dict(self.metrics))
     share = f'/{self.total} ({100 * self.done // self.total} %)' if self.total else ''
     print(f'{_now()}  {self.label} {self.done}{share}  '
           f'{self._tail(now)}'.rstrip(), file=self._stream, flush=True)
 
 
 class Stages:
-  """Shows work that comes in stages: a callable (what, done, total), one Progress per stage.
+  """Shows work in several stages: a callable (label, done, total), one Progress per stage.
 
-  Use it as a context manager, so that the last stage is closed too.
+  Use it as a context manager, which closes the last stage.
   """
 
   def __init__(self, stream: TextIO | None = None):
-    self._stream, self._now = stream, None
+    self._stream = stream
+    self._current: Progress | None = None
 
-  def __call__(self, what: str, done: int, total: int) -> None:
-    """``done`` of ``total`` (0 = unknown) units of stage ``what`` are done."""
-    if self._now is None or self._now.label != what:
+  def __call__(self, label: str, done: int, total: int) -> None:
+    """``done`` of ``total`` (0 = unknown) units of stage ``label`` are done."""
+    if self._current is None or self._current.label != label:
       self.close()
-      self._now = Progress(total, what, stream=self._stream)
-    self._now.total = total
-    self._now.update(done - self._now.done)
+      self._current = Progress(total, label, stream=self._stream)
+    self._current.total = total
+    self._current.update(done - self._current.done)
 
   def close(self) -> None:
-    if self._now:
-      self._now.close()
-      self._now = None
+    if self._current:
+      self._current.close()
+      self._current = None
 
   def __enter__(self) -> 'Stages':
     return self
@@ -165,7 +167,7 @@ class Stages:
 
 
 def duration(seconds: float) -> str:
-  """'8 s', '3 min 20 s' or '2 h 05 min'."""
+  """Seconds for display: '8 s', '3 min 20 s' or '2 h 05 min'."""
   seconds = int(round(seconds))
   if seconds < 60:
     return f'{seconds} s'

@@ -263,7 +263,7 @@ class Checkpoints:
       if state.opt_state is not None:
         items[_OPTIMIZER] = {'step': state.step, 'opt_state': state.opt_state}
       with _write_options(items):
-        writing = ocp.save_checkpointables_async(self._path(step), items, overwrite=True)
+        writing = ocp.save_checkpointables_async(str(self._path(step)), items, overwrite=True)
     except (OSError, ValueError, RuntimeError) as error:
       self._remove_unfinished(step)
       raise self._as_user_error(step, error) from error
@@ -343,13 +343,13 @@ class Checkpoints:
   def stored(self, step: int) -> dict[str, Any]:
     """'params' and, unless weights alone were saved, 'step' and 'opt_state' of a complete step,
     with shapes and dtypes in place of arrays."""
-    items = ocp.checkpointables_metadata(self._path(step)).metadata
+    items = ocp.checkpointables_metadata(str(self._path(step))).metadata
     if _STATE in items:
       return items[_STATE]
     return {_PARAMS: items[_PARAMS], **items.get(_OPTIMIZER, {})}
 
   def _is_version_0_1(self, step: int) -> bool:
-    return _STATE in ocp.checkpointables_metadata(self._path(step)).metadata
+    return _STATE in ocp.checkpointables_metadata(str(self._path(step))).metadata
 
   def restore(self, step: int, target: TrainState) -> TrainState:
     """Load onto the shardings of ``target`` (train_state.abstract).
@@ -360,9 +360,9 @@ class Checkpoints:
     wanted = target._asdict()
     self._compare(step, wanted)
     if self._is_version_0_1(step):
-      return TrainState(**ocp.load_checkpointables(self._path(step), {_STATE: wanted})[_STATE])
+      return TrainState(**ocp.load_checkpointables(str(self._path(step)), {_STATE: wanted})[_STATE])
     params = wanted.pop('params')
-    loaded = ocp.load_checkpointables(self._path(step), {_PARAMS: params, _OPTIMIZER: wanted})
+    loaded = ocp.load_checkpointables(str(self._path(step)), {_PARAMS: params, _OPTIMIZER: wanted})
     return TrainState(params=loaded[_PARAMS], **loaded[_OPTIMIZER])
 
   def restore_params(self, step: int, target: Params) -> Params:
@@ -374,11 +374,11 @@ class Checkpoints:
     """
     self._compare(step, {'params': target}, dtypes=False)
     if not self._is_version_0_1(step):
-      return ocp.load_checkpointables(self._path(step), {_PARAMS: target})[_PARAMS]
+      return ocp.load_checkpointables(str(self._path(step)), {_PARAMS: target})[_PARAMS]
     loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
     with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
       return ocp.load_checkpointables(
-          self._path(step), {_STATE: {'params': target}})[_STATE]['params']
+          str(self._path(step)), {_STATE: {'params': target}})[_STATE]['params']
 
   def _compare(self, step: int, target: dict[str, Any], dtypes: bool = True) -> None:
     """UserError unless the stored arrays have the shapes (and dtypes) of ``target``; parts of the

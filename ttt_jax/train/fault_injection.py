@@ -1,12 +1,12 @@
-"""Faults on purpose, for tests and drills: batches whose loss is not a number.
+"""Injected faults, for tests and drills: batches whose loss is NaN, and stalls.
 
-The environment variable TTT_JAX_FAULT, read by `ttt-jax train` alone, makes some:
+`ttt-jax train` (not the Python API) reads the environment variable TTT_JAX_FAULT:
 
   TTT_JAX_FAULT=nan:7-9     batches 7, 8 and 9 (counted from 0, in the order of the data)
   TTT_JAX_FAULT=stall:12:90 the host sleeps 90 s before batch 12
 
-What happens then is the real thing: the marked batch reaches the compiled step like any
-other, and its loss and gradients are NaN there.
+Nothing is mocked: the marked batch reaches the compiled train step like any other, and its loss
+and gradients are NaN there.
 """
 
 import dataclasses
@@ -20,12 +20,14 @@ from ttt_jax.errors import UserError
 from ttt_jax.tokens.batch import Batch
 
 VARIABLE = 'TTT_JAX_FAULT'
-_MARK = 2**31 - 1  # a document id that no prepared set reaches
+_MARK = 2**31 - 1  # a document id larger than any in prepared data
 
 
 @dataclasses.dataclass(frozen=True)
 class Faults:
-  """Attributes:
+  """The faults of a run.
+
+  Attributes:
     poison: indices of the global batches whose loss is NaN.
     stall: index of a global batch -> seconds that the host sleeps before it.
   """
@@ -33,7 +35,7 @@ class Faults:
   stall: tuple[tuple[int, float], ...] = ()
 
   def apply(self, index: int, batch: Batch) -> Batch:
-    """Batch ``index`` (int32 [B, T], numpy) as this run is to see it."""
+    """Batch ``index`` (int32 [B, T], numpy), marked if it is to fail; may sleep first."""
     time.sleep(dict(self.stall).get(index, 0.0))
     if index not in self.poison:
       return batch
@@ -43,15 +45,15 @@ class Faults:
 
 
 def poisoned(batch: Batch) -> jax.Array:
-  """Whether ``apply`` has marked this batch: a bool scalar, inside jit."""
+  """Whether ``apply`` has marked this batch: a bool scalar, traceable."""
   return jnp.any(batch.document == _MARK)
 
 
 def parse(text: str) -> Faults | None:
-  """The value of the environment variable; None if it is empty.
+  """The faults in the value of the environment variable; None if it is empty.
 
   Raises:
-    UserError: it says something else.
+    UserError: the value is malformed.
   """
   poison, stall = set(), []
   for word in text.split(',') if text else ():
@@ -61,6 +63,6 @@ def parse(text: str) -> Faults | None:
     elif kind == 'stall' and len(numbers) == 2 and all(n.isdigit() for n in numbers):
       stall.append((int(numbers[0]), float(numbers[1])))
     else:
-      raise UserError(f'environment variable {VARIABLE} is {text!r}; it must be like nan:7-9 or '
-                      'stall:12:90.')
+      raise UserError(f'environment variable {VARIABLE} is {text!r}; use nan:FIRST-LAST or '
+                      'stall:BATCH:SECONDS, such as nan:7-9,stall:12:90.')
   return Faults(frozenset(poison), tuple(stall)) if text else None

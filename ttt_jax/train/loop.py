@@ -121,7 +121,7 @@ class Loop:
       self._watch = telemetry.CompileWatch(self._bar.say)
       if progress.step:
         self._bar.say(f'resuming from checkpoint {progress.step}.')
-      context.status.good(context.checkpoints.last_good)
+      context.status.set_checkpoint(context.checkpoints.last_good)
       context.status.update(state='running', step=progress.step)
       context.clock.lap('start')
       while progress.step < settings.steps and not self._stopping:
@@ -134,7 +134,7 @@ class Loop:
     self.context.stop.agreed = stopped
     state = {preemption.NONE: 'done', preemption.PREEMPTED: 'preempted',
              preemption.INTERRUPTED: 'interrupted'}[stopped]
-    self.context.status.good(self.context.checkpoints.last_good)
+    self.context.status.set_checkpoint(self.context.checkpoints.last_good)
     self.context.status.update(state=state, step=self.progress.step,
                                time_split=self._split())
     return self.state
@@ -237,7 +237,7 @@ class Loop:
 
   def _update_status(self, state: str, **values: Any) -> None:
     self._status_is_saving = state == 'saving'
-    self.context.status.good(self.context.checkpoints.last_good)
+    self.context.status.set_checkpoint(self.context.checkpoints.last_good)
     self._try(lambda: self.context.status.update(state=state, **values))
 
   def _split(self) -> dict[str, float]:

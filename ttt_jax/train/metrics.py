@@ -1,45 +1,45 @@
-"""Numbers of a run on disk: one JSON object per line; TensorBoard; Weights & Biases if asked for.
+"""Metrics of a run: metrics.jsonl with one JSON object per line, TensorBoard, Weights & Biases.
 
   {"step": 40, "time": 1760000000.1, "loss": 3.2, "ar": 0.9, "diffusion": 2.3, ...}
 
   key                       meaning
   step                      updates done
-  time                      seconds since the epoch when the line was written
+  time                      when the line was written, seconds since the epoch
 
   of that step, over all devices:
-  loss                      what is minimised
+  loss                      the objective that is minimised
   ar, diffusion             its two terms, means over documents
   text_nll, masked_nll      nats per text target and per masked audio token, plain means
   masked_fraction           masked audio tokens among all targets
   documents                 in the batch
   grad_norm                 before clipping
   learning_rate             of the update
-  skipped                   updates left out in the run so far, their loss or gradient not being
-                            finite
-  blocks_skipped            of all blocks of attention, the fraction that nobody reads; a dense
-                            form computes them all the same
+  skipped                   updates skipped in the run so far because the loss or the gradient was
+                            not finite
+  blocks_skipped            fraction of the blocks of attention in which no pair is allowed; the
+                            dense form computes them nevertheless
 
-  of the steps since the line before (telemetry.Speed), per second of training time, which
-  leaves out start-up, compilation, checkpoints and evaluation but not waits for data:
-  tokens_per_second         positions of rows, padding included
+  of the steps since the previous line (telemetry.Speed), per second of training time, which
+  excludes start-up, compilation, checkpoints and evaluation but includes waits for data:
+  tokens_per_second         positions of rows, including padding
   useful_tokens_per_second  positions that belong to documents
   documents_per_second
   steps_per_second
   padding_fraction          positions of rows that belong to no document
-  model_flops_per_second    FLOPs that the model needs for these documents (flops.py)
-  mfu                       the same as a fraction of what the devices can do at most, in
-                            bfloat16 (hardware.py); left out where that is not known: on a CPU
+  model_flops_per_second    FLOPs that the model needs for these documents (model/flops.py)
+  mfu                       the same as a fraction of the devices' peak in bfloat16
+                            (system/hardware.py); absent where the peak is unknown, as on a CPU
 
-  of the whole run so far, including the runs it resumed (telemetry.Clock):
+  of the run so far, including earlier starts (telemetry.Clock):
   time/total                seconds
   time/PART                 fractions of them: start, compile, data, step, checkpoint, eval,
                             other; time/step is the goodput
-  recompiles                times that the train step was compiled again, in this process
+  recompiles                how often the train step was compiled again, in this process
 
-  of `ttt-jax evaluate`, and of train.eval_every during the run, on held-out records:
+  on held-out records, of train.eval_every during the run and of `ttt-jax evaluate`:
   eval/...                  the same names where they mean the same
 
-A number that is not finite is written as null, since JSON knows no NaN, and read back as NaN.
+A number that is not finite is written as null, because JSON has no NaN, and read back as NaN.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,11 +56,11 @@ from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 
 FILE = 'metrics.jsonl'
-WANDB_RUN = 'wandb_run'  # in the workdir: the run's id there, so that a resume goes on in it
+WANDB_RUN = 'wandb_run'  # in the workdir: the run's id at Weights & Biases, for a resume
 
 
 class Writer:
-  """Appends to WORKDIR/metrics.jsonl, at once, and to the boards that are switched on.
+  """Writes WORKDIR/metrics.jsonl, flushed line by line, and to TensorBoard and Weights & Biases.
 
   Use it as a context manager, or call ``close``.
   """
@@ -71,44 +71,45 @@ class Writer:
     """Open all of them.
 
     Args:
-      workdir: made if it does not exist.
-      step: None appends to whatever is there. N >= 0 says that the run goes on after its
-        first N steps: later lines, left by a run that got further than its last
-        checkpoint, are dropped, so that curves never fold back. 0 is a new run and
-        starts with an empty file.
-      tensorboard: write WORKDIR/tensorboard, too.
+      workdir: created if it does not exist.
+      step: None appends to an existing file. N >= 0: the run resumes after step N; later lines,
+        from a run that got further than its last checkpoint, are dropped, so that no step
+        appears twice. 0 is a new run and starts with an empty file.
+      tensorboard: also write WORKDIR/tensorboard.
       wandb: project at Weights & Biases, '' for none; see ``check``.
-      name, settings: of the run, shown there.
+      name, settings: of the run, for Weights & Biases.
 
     Raises:
-      UserError: the existing file is not ours, or Weights & Biases says no.
+      UserError: the existing file is malformed, or Weights & Biases reports an error.
     """
     self.path = pathlib.Path(workdir) / FILE
     self.path.parent.mkdir(parents=True, exist_ok=True)
     if self.path.exists():
-      self._keep(lambda line: step is None or (step > 0 and line['step'] <= step))
-    self._boards = [_TensorBoard(self.path.parent, step)] if tensorboard else []
+      self._filter(lambda line: step is None or (step > 0 and line['step'] <= step))
+    self._sinks: list[_TensorBoard | _WeightsAndBiases] = []
+    if tensorboard:
+      self._sinks.append(_TensorBoard(self.path.parent, step))
     if wandb:
-      self._boards.append(_WeightsAndBiases(self.path.parent, step, wandb, name, settings))
+      self._sinks.append(_WeightsAndBiases(self.path.parent, step, wandb, name, settings))
     self._file = self.path.open('a', encoding='utf-8')
 
-  def _keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+  def _filter(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
     kept = [line for line in read(self.path) if wanted(line)]
     files.write_text(self.path, ''.join(_line(line) for line in kept))
 
   def drop_after(self, step: int) -> None:
-    """Drop the lines beyond ``step``, to which the run has gone back. TensorBoard and Weights &
-    Biases keep theirs, and show both courses."""
+    """Drop the lines after ``step``, to which the run has rolled back. TensorBoard and Weights &
+    Biases keep theirs and show both curves."""
     self._file.close()
-    self._keep(lambda line: line['step'] <= step)
+    self._filter(lambda line: line['step'] <= step)
     self._file = self.path.open('a', encoding='utf-8')
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Add one line.
 
     Args:
-      step: training steps done when this was measured.
-      values: name -> number (Python, numpy or a JAX scalar already on the host).
+      step: training steps done when the values were measured.
+      values: name -> number (Python, numpy, or a JAX scalar that is already on the host).
 
     Raises:
       UserError: the disk is full.
@@ -121,17 +122,17 @@ class Writer:
       self._file.flush()
     except OSError as error:
       raise files.cannot_write(self.path, error) from error
-    for board in self._boards:
-      board.write(int(step), now, numbers)
+    for sink in self._sinks:
+      sink.write(int(step), now, numbers)
 
   def close(self) -> None:
     try:
       self._file.close()
-    except OSError as error:  # what did not fit is still in its buffer
+    except OSError as error:  # closing flushes what the disk had no room for
       raise files.cannot_write(self.path, error) from error
     finally:
-      for board in self._boards:
-        board.close()
+      for sink in self._sinks:
+        sink.close()
 
   def __enter__(self) -> 'Writer':
     return self
@@ -141,7 +142,7 @@ class Writer:
 
 
 class NullWriter:
-  """A Writer's stand-in on the processes that do not write."""
+  """Has a Writer's methods and writes nothing: for all processes but the first."""
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     pass
@@ -157,12 +158,12 @@ class NullWriter:
 
 
 class _TensorBoard:
-  """Hands points to tensorboardX's own thread, which puts them on disk every few seconds."""
+  """Writes through tensorboardX, whose thread flushes every few seconds."""
 
   def __init__(self, workdir: pathlib.Path, step: int | None):
-    from tensorboardX import SummaryWriter  # a second of imports that reading does without
-    # A queue that takes many lines: with the default of ten points the host would wait for
-    # the thread, and the thread for the disk.
+    from tensorboardX import SummaryWriter  # takes a second, which readers of this module save
+    # A long queue: with the default of ten points the host would wait for tensorboardX's thread,
+    # and that thread for the disk.
     self._board = SummaryWriter(str(workdir / 'tensorboard'), max_queue=10_000, flush_secs=5,
                                 purge_step=None if step is None else step + 1)
 
@@ -175,7 +176,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-  """One run there; WANDB_MODE=offline keeps it in WORKDIR/wandb."""
+  """A run at Weights & Biases; WANDB_MODE=offline stores it in WORKDIR/wandb."""
 
   def __init__(self, workdir: pathlib.Path, step: int | None, project: str, name: str,
                settings: Mapping[str, Any] | None):
@@ -187,12 +188,12 @@ class _WeightsAndBiases:
       self._run = wandb.init(
           project=project, dir=str(workdir), id=known.read_text(encoding='utf-8').strip(),
           resume='allow', name=name or None, config=dict(settings or {}),
-          settings=wandb.Settings(console='off'))  # the progress bar is nobody's log
+          settings=wandb.Settings(console='off'))  # a progress bar makes no useful log
     except wandb.Error as error:
-      raise UserError(f'config key train.wandb is {project!r}, but Weights & Biases says: '
+      raise UserError(f'config key train.wandb is {project!r}, but Weights & Biases reports: '
                       f'{str(error).rstrip(".")}; log in with `wandb login`, set '
                       'WANDB_MODE=offline, or leave the key empty.') from error
-    # Its own step counter refuses to go back, which a resumed run does; ours is a number.
+    # Their step counter cannot go back, but a resumed run's steps can: log ours as a metric.
     self._run.define_metric('*', step_metric='step')
 
   def write(self, step: int, now: float, numbers: Mapping[str, float]) -> None:
@@ -203,7 +204,7 @@ class _WeightsAndBiases:
 
 
 def check(wandb: str) -> None:
-  """UserError if Weights & Biases is asked for (``wandb`` is not empty) and not installed."""
+  """UserError if Weights & Biases is requested (``wandb`` is not empty) but not installed."""
   if wandb:
     _import_wandb(wandb)
 
@@ -229,8 +230,8 @@ def read(path: str | os.PathLike) -> list[dict[str, float]]:
     path: metrics.jsonl, or the workdir that holds one.
 
   Returns:
-    A dict per line: 'step' (int), 'time' (seconds since the epoch) and the numbers. A last
-    line without its line break was cut off by a crash and is left out.
+    A dict per line: 'step' (int), 'time' (seconds since the epoch) and the metrics. A last line
+    without a line break was cut off by a crash and is ignored.
 
   Raises:
     UserError: no such file, or a line that is not a JSON object with a step.

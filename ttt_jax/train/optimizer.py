@@ -1,7 +1,7 @@
-"""The optimizers, all of optax, under one warm-up and cosine schedule.
+"""The optimizers, all from optax, with one schedule: linear warm-up, then cosine decay.
 
   name       state per parameter  for
-  adamw      8 bytes              everything (arXiv 1711.05101); the method's own choice
+  adamw      8 bytes              everything (arXiv 1711.05101); used in the paper
   adafactor  almost none          a model that would not fit otherwise (arXiv 1804.04235)
   muon       4 bytes              layer matrices, orthogonalised momentum scaled to AdamW's
                                   update size (arXiv 2502.16982); the rest by Adam, not decayed
@@ -18,7 +18,7 @@ from ttt_jax.config import OptimizerConfig
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-  """Learning rate by update number: linear warm-up, then a cosine to final_fraction."""
+  """Learning rate by update number: linear warm-up, then cosine decay to final_fraction."""
   warmup = max(1, round(config.warmup_ratio * steps))
   return optax.warmup_cosine_decay_schedule(
       0.0, config.learning_rate, warmup, max(steps, warmup + 1),
@@ -26,19 +26,19 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def _is_stacked(path: Any) -> bool:
-  """Layer weights carry one more, leading, axis."""
+  """Layer weights have an additional leading axis, over the layers (model/transformer.py)."""
   return path[0].key == 'layers'
 
 
 def _decayed(params: Any) -> Any:
-  """Weight decay acts on matrices, not on norms and biases."""
+  """Mask of what weight decay applies to: matrices, not norm scales and biases."""
   return jax.tree_util.tree_map_with_path(
       lambda path, leaf: jnp.ndim(leaf) - _is_stacked(path) >= 2, params)
 
 
 def _muon_matrices(params: Any) -> Any:
-  """Which axes Muon takes as a matrix: the last two of a stack of layers. Embeddings and
-  vectors are not its business (None)."""
+  """The axes that Muon orthogonalises: the last two of stacked layer matrices. None, for
+  embeddings and vectors, leaves a parameter to Adam."""
   def one(path, leaf):
     if _is_stacked(path) and jnp.ndim(leaf) == 3:
       return contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
@@ -47,14 +47,14 @@ def _muon_matrices(params: Any) -> Any:
 
 
 def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-  """The optimizer of a run of ``steps`` updates; gradients are clipped by their global norm."""
+  """The optimizer for a run of ``steps`` updates, with clipping by the global gradient norm."""
   c, rate = config, schedule(config, steps)
   if c.name == 'adamw':
     update = optax.adamw(rate, b1=c.beta1, b2=c.beta2, eps=c.eps,
                          weight_decay=c.weight_decay, mask=_decayed)
   elif c.name == 'adafactor':
-    # Without optax.adafactor's scaling by the size of the parameter: learning rates then
-    # mean what they mean for AdamW, and weight decay follows the schedule.
+    # Unlike optax.adafactor, updates are not multiplied by the parameter's scale: learning rates
+    # then mean the same as for AdamW, and weight decay follows the schedule.
     update = optax.chain(
         optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0),
         optax.add_decayed_weights(c.weight_decay, _decayed), optax.scale_by_learning_rate(rate))
@@ -62,6 +62,7 @@ def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     update = contrib.muon(
         rate, beta=c.beta1, weight_decay=c.weight_decay, weight_decay_mask=_decayed,
         adam_b1=c.beta1, adam_b2=c.beta2, eps=c.eps,
-        muon_weight_dimension_numbers=_muon_matrices, consistent_rms=0.2)
+        muon_weight_dimension_numbers=_muon_matrices,
+        consistent_rms=0.2)  # the RMS of AdamW's updates, so that learning rates carry over
   return optax.chain(optax.clip_by_global_norm(c.max_grad_norm),
                      update) if c.max_grad_norm > 0 else update

@@ -1,26 +1,26 @@
-"""Asking a run to stop: signal handlers ask, the training loop answers at the end of a step."""
+"""Stop requests: signal handlers set them, the training loop acts on them after a step."""
 
 from collections.abc import Callable
 
-NONE, INTERRUPTED, PREEMPTED = 0, 1, 2  # the larger one wins when processes disagree
+NONE, INTERRUPTED, PREEMPTED = 0, 1, 2  # the maximum over processes is taken
 
 
 class Stop:
-  """What was asked for, and what all processes have agreed on.
+  """Which stop was requested in this process, and which one all processes have agreed on.
 
-  The command line sets ``level`` from its signal handlers (Ctrl-C, SIGTERM, SIGUSR1); a run
-  that was never given a Stop cannot be stopped. The loop reads ``level`` at every step and
-  writes ``agreed`` once all processes know, so that they save the same step and leave.
+  The command line calls ``request`` from its signal handlers (Ctrl-C, SIGTERM, SIGUSR1). The loop
+  reads ``level`` at every step and sets ``agreed`` once all processes know of it, so that they
+  save the same step and exit.
   """
 
-  def __init__(self, leave: Callable[[], None] = lambda: None):
+  def __init__(self, exit_now: Callable[[], None] = lambda: None):
     """Args:
-      leave: ends the process at once, for a run that is stuck; the command line has one.
+      exit_now: ends the process at once; called for a run that is stuck.
     """
     self.level = NONE
     self.agreed = NONE
-    self.leave = leave
+    self.exit_now = exit_now
 
-  def ask(self, level: int) -> None:
-    """Ask to stop; safe in a signal handler."""
+  def request(self, level: int) -> None:
+    """Request a stop; safe in a signal handler."""
     self.level = max(self.level, level)

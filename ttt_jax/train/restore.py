@@ -1,9 +1,9 @@
-"""The parameters of a checkpoint, for whoever starts from them.
+"""Restores the parameters of a checkpoint, also where it does not hold all that is needed.
 
-  in the checkpoint      the config wants     then
-  all                    all                  they are read
-  weights in bfloat16    float32              they are widened, which is exact
-  no adapters            adapters             fresh adapters, which change nothing at first
+  in the checkpoint      in the config        result
+  all parameters         the same             loaded as they are
+  weights in bfloat16    float32              cast, which is exact
+  no LoRA adapters       LoRA adapters        new adapters, which change nothing at first (B = 0)
 """
 
 from typing import Any
@@ -18,16 +18,16 @@ from ttt_jax.train import checkpoint, state as train_state
 
 def load(checkpoints: checkpoint.Checkpoints, step: int, model: Model, target: Params,
          seed: int) -> Params:
-  """The parameters of a sealed checkpoint on the mesh.
+  """The parameters of a complete checkpoint, on the mesh.
 
   Args:
-    checkpoints, step: which.
-    model: that they are for.
-    target: train_state.abstract's params.
-    seed: of adapters that the checkpoint does not have.
+    checkpoints, step: where they are stored.
+    model: the model that they belong to.
+    target: their shapes, dtypes and shardings (train_state.abstract_params).
+    seed: for adapters that the checkpoint does not have.
 
   Raises:
-    UserError: naming every array whose presence, shape or type differs.
+    UserError: naming every array whose presence, shape or dtype differs.
   """
   if not lora.adapters(target) or lora.adapters(checkpoints.stored(step)['params']):
     return checkpoints.restore_params(step, target)
@@ -36,7 +36,7 @@ def load(checkpoints: checkpoint.Checkpoints, step: int, model: Model, target: P
 
 
 def fresh_adapters(model: Model, target: Params, seed: int) -> Params:
-  """The adapters that ``model`` begins with."""
+  """The adapters of a new ``model``, with the shardings of ``target``."""
   where = jax.tree.map(lambda leaf: leaf.sharding, lora.adapters(target))
   make = jax.jit(lambda key: lora.adapters(model.init(key)), out_shardings=where)
   return make(jax.random.key(seed))
@@ -44,13 +44,13 @@ def fresh_adapters(model: Model, target: Params, seed: int) -> Params:
 
 def restore(checkpoints: checkpoint.Checkpoints, step: int, model: Model, optimizer: Any,
             target: train_state.TrainState, seed: int) -> train_state.TrainState:
-  """The state of a sealed checkpoint; where it has weights alone, a new state around them.
+  """The state of a complete checkpoint; with parameters alone, a new optimizer state and step 0.
 
   Args:
     target: train_state.abstract; the others as for ``load``.
 
   Raises:
-    UserError: naming every array whose presence, shape or type differs.
+    UserError: naming every array whose presence, shape or dtype differs.
   """
   if 'opt_state' in checkpoints.stored(step):
     return checkpoints.restore(step, target)
@@ -58,12 +58,12 @@ def restore(checkpoints: checkpoint.Checkpoints, step: int, model: Model, optimi
 
 
 def retyped(target: Params, dtype: str) -> Params:
-  """``target`` with another dtype for all that is not an adapter."""
+  """``target`` with another dtype for everything but LoRA adapters."""
   one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
   return lora.join(target, jax.tree.map(one, lora.without(target)))
 
 
 def dtype(checkpoints: checkpoint.Checkpoints, step: int) -> str:
-  """Of the parameters of a sealed step, adapters aside."""
+  """Name of the dtype of the parameters of a complete step, LoRA adapters aside."""
   stored = lora.without(checkpoints.stored(step)['params'])
   return np.dtype(jax.tree.leaves(stored)[0].dtype).name

@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and where each array lives."""
+"""The training state, and the sharding of each of its arrays."""
 
 from typing import Any, NamedTuple
 
@@ -13,11 +13,13 @@ from ttt_jax.model.transformer import Model, Params
 
 
 class TrainState(NamedTuple):
-  """Attributes:
+  """What a run carries from step to step.
+
+  Attributes:
     step: int32 scalar, updates done.
-    params: plain nested dict, float32.
-    opt_state: optax's state, sharded like the parameters it belongs to; of the adapters alone
-      where there are some (model/lora.py).
+    params: nested dict of float32 arrays.
+    opt_state: optax's state, sharded like the parameters that it belongs to; with LoRA, that of
+      the adapters alone (model/lora.py).
   """
   step: Any
   params: Any
@@ -25,12 +27,14 @@ class TrainState(NamedTuple):
 
 
 def create(model: Model, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+  """A new state with random parameters; traceable, so that eval_shape and jit can take it."""
   params = model.init(key)
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(lora.trained(params)))
 
 
 def begin(params: Any, optimizer: optax.GradientTransformation, target: TrainState) -> TrainState:
-  """The state before the first step, around parameters on the mesh; target: ``abstract``'s."""
+  """The state before the first step, for given parameters on the mesh; ``target`` as ``abstract``
+  returns it."""
   where = jax.tree.map(lambda leaf: leaf.sharding, (target.step, target.opt_state))
   make = jax.jit(lambda params: (jnp.zeros((), jnp.int32), optimizer.init(lora.trained(params))),
                  out_shardings=where)
@@ -40,7 +44,7 @@ def begin(params: Any, optimizer: optax.GradientTransformation, target: TrainSta
 
 def state_shardings(model: Model, optimizer: optax.GradientTransformation,
                     mesh: Mesh) -> TrainState:
-  """A TrainState of NamedShardings: moments lie where their parameters lie."""
+  """A TrainState of NamedShardings; optimizer moments are sharded like their parameters."""
   shapes = jax.eval_shape(lambda: create(model, optimizer, jax.random.key(0)))
   params = sharding.shardings(mesh, model.axes(), shapes.params)
   everywhere = NamedSharding(mesh, PartitionSpec())
@@ -48,8 +52,11 @@ def state_shardings(model: Model, optimizer: optax.GradientTransformation,
 
 
 def _like_params(shapes: TrainState, params: Any, mesh: Mesh) -> Any:
-  """Shardings of the optimizer's state. A leaf belongs to the parameter whose path ends its
-  own; row and column statistics lack one of its dimensions, and the sharding lacks it, too."""
+  """Shardings of the optimizer's state.
+
+  A leaf belongs to the parameter whose path is a suffix of the leaf's path. Adafactor's row and
+  column statistics lack one of the parameter's dimensions, so their sharding lacks it, too.
+  """
   known = {jax.tree_util.keystr(path): (shape.shape, where.spec) for (path, shape), where in zip(
       jax.tree_util.tree_flatten_with_path(shapes.params)[0], jax.tree.leaves(params))}
 
@@ -67,7 +74,7 @@ def _like_params(shapes: TrainState, params: Any, mesh: Mesh) -> Any:
 
 def init_sharded(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh,
                  seed: int) -> TrainState:
-  """Create the state already sharded: no device ever holds a whole copy."""
+  """Create the state already sharded: no device ever holds a full copy."""
   make = jax.jit(lambda key: create(model, optimizer, key),
                  out_shardings=state_shardings(model, optimizer, mesh))
   return make(jax.random.key(seed))
@@ -82,7 +89,7 @@ def abstract_params(model: Model, mesh: Mesh) -> Params:
 
 
 def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-  """ShapeDtypeStructs with shardings: the target of a restore."""
+  """A TrainState of ShapeDtypeStructs with shardings: the target of a restore."""
   shapes = jax.eval_shape(lambda: create(model, optimizer, jax.random.key(0)))
   return jax.tree.map(
       lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
@@ -90,7 +97,7 @@ def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) 
 
 
 def described(tree: Any) -> dict[str, str]:
-  """'a.b.c' -> '(2, 3) float32' of every array."""
+  """Path -> shape and dtype of every array: {'a.b.c': '(2, 3) float32'}."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   name = lambda path: '.'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(
       key, 'idx', key)))) for key in path)

@@ -1,19 +1,18 @@
-"""WORKDIR/status.json: how a run is doing right now, in one small file.
+"""WORKDIR/status.json: the current state of a run.
 
   state                  'starting', 'running', 'evaluating', 'saving', 'preempted' (saved and
-                         left, to be started again), 'interrupted' (by Ctrl-C), 'failed' or 'done'
-  step, steps            updates done, and wanted
-  time                   seconds since the epoch when this was written
-  rate                   steps per second of training time, lately
-  last_good_checkpoint   newest sealed step; null if there is none yet
-  last_good_time         when it was sealed, seconds since the epoch
-  time_split             seconds of the whole run by part (telemetry.Clock)
-  errors                 the last 20 events: [{'time', 'step', 'text'}], kept over restarts
-  pid, host              of process 0, which writes this
+                         exited, to be resumed), 'interrupted' (by Ctrl-C), 'failed' or 'done'
+  step, steps            updates done, and updates of the full run
+  time                   when this was written, seconds since the epoch
+  rate                   recent steps per second of training time
+  last_good_checkpoint   newest complete step; null if there is none yet
+  last_good_time         when it was completed, seconds since the epoch
+  time_split             seconds of the run so far by part (telemetry.Clock)
+  errors                 the last 20 events: [{'time', 'step', 'text'}], including earlier starts
+  pid, host              of process 0, which writes this file
   process_count          processes of the run
 """
 
-from collections.abc import Mapping
 import json
 import logging
 import os
@@ -32,7 +31,8 @@ _LOG = logging.getLogger(__name__)
 
 
 class Status:
-  """Keeps the file up to date; on processes other than 0 it only logs events."""
+  """Writes the file; on processes other than 0 it only logs events. A context manager, which
+  records an exception as the end of the run."""
 
   def __init__(self, workdir: str | os.PathLike, steps: int, process: int, processes: int):
     self._path = pathlib.Path(workdir) / FILE
@@ -45,11 +45,11 @@ class Status:
         'process_count': processes}
 
   def _earlier(self) -> list[dict[str, Any]]:
-    """The events of the runs that this one goes on from."""
+    """The events of earlier starts of this run."""
     try:
       return list(json.loads(self._path.read_text(encoding='utf-8'))['errors'])
     except (OSError, ValueError, KeyError, TypeError):
-      return []  # none yet, or a file that somebody else wrote
+      return []  # no file yet, or not one of ours
 
   def update(self, **values: Any) -> None:
     """Change some fields and write.
@@ -65,14 +65,15 @@ class Status:
         self._values['time'] = round(time.time(), 3)
         files.write_text(self._path, json.dumps(self._values, indent=1) + '\n')
 
-  def good(self, checkpoint: tuple[int, float] | None) -> None:
-    """Note the newest sealed checkpoint, without writing yet."""
+  def set_checkpoint(self, checkpoint: tuple[int, float] | None) -> None:
+    """Set the newest complete checkpoint, (step, seconds since the epoch), without writing yet."""
     if checkpoint:
       self._values['last_good_checkpoint'] = checkpoint[0]
       self._values['last_good_time'] = round(checkpoint[1], 3)
 
   def event(self, text: str, **values: Any) -> None:
-    """Something that people should hear about: logged, and kept among the last ones."""
+    """Log a problem that a user should know of, and add it to ``errors``; ``values`` as
+    ``update``."""
     _LOG.warning('%s', text)
     with self._lock:
       event = {'time': round(time.time(), 3), 'step': values.get('step', self._values['step']),
@@ -84,7 +85,7 @@ class Status:
     return self
 
   def __exit__(self, kind, error, trace) -> None:
-    """A run that ends by an exception has failed, and says why."""
+    """Record an exception as the end of the run."""
     if kind is None:
       return
     text = str(error) if issubclass(kind, UserError) else f'{kind.__name__}: {error}'
@@ -94,10 +95,9 @@ class Status:
         event = {'time': round(time.time(), 3), 'step': self._values['step'], 'text': text}
         self.update(errors=[*self._values['errors'], event][-EVENTS:], state=state)
     except UserError:
-      _LOG.warning('%s could not be written either.', self._path)
+      _LOG.warning('%s could not be written.', self._path)
 
 
-def read(workdir: str | os.PathLike) -> Mapping[str, Any] | None:
-  """What the file says; None if there is none."""
-  path = pathlib.Path(workdir) / FILE
-  return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+def read(workdir: str | os.PathLike) -> dict[str, Any]:
+  """The fields of the file; {} if there is none."""
+  return files.read_json(pathlib.Path(workdir) / FILE)

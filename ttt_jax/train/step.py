@@ -1,4 +1,4 @@
-"""One update: a pure function of (state, batch)."""
+"""The train step: a pure function of (state, batch), compiled once for a mesh."""
 
 from typing import Any, Callable
 
@@ -19,7 +19,7 @@ Ranges = tuple[jax.Array, jax.Array]  # k_start and k_end of staircase.key_range
 
 
 def run_key(seed: int) -> jax.Array:
-  """The key that all of a run's noise descends from."""
+  """The PRNG key that all noise of a run is derived from."""
   return jax.random.fold_in(jax.random.key(seed), 0x7474)
 
 
@@ -29,7 +29,7 @@ def key_ranges(batch: Batch, config: Config) -> Ranges:
 
 
 def documents_in(batch: Batch) -> jax.Array:
-  """Number of documents in [..., B, T] rows: their first tokens, counted."""
+  """Number of documents in rows [..., B, T], a float32 scalar: counts their first tokens."""
   return jnp.sum((batch.position == 0) & (batch.document > 0)).astype(jnp.float32)
 
 
@@ -37,10 +37,17 @@ def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batc
               key: jax.Array, ranges: Ranges | None = None) -> tuple[Params, hybrid.Sums]:
   """Gradient of the mean over *all* documents of the batch, and the batch's sums.
 
-  The batch is cut into ``train.grad_accum_steps`` pieces along its rows. Each piece adds its
-  share of one global mean, so the cut changes nothing but rounding (and the adapters' dropout
-  masks). Gradients lie where their parameters lie: no device adds up a whole one. With adapters
-  they are those of the adapters alone.
+  The batch is split into ``train.grad_accum_steps`` microbatches along its rows. Each adds its
+  share of one global mean, so the split changes nothing but rounding (and the adapters' dropout
+  masks). Gradients are sharded like their parameters: no device accumulates a full one.
+
+  Args:
+    batch: int32 vectors [B, T].
+    key: of the noise of this step.
+    ranges: ``key_ranges`` of the batch; None computes them here.
+
+  Returns:
+    (gradients with respect to the trained parameters: with LoRA, of the adapters alone; sums).
   """
   pieces = config.train.grad_accum_steps
   documents = documents_in(batch)
@@ -64,7 +71,7 @@ def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batc
 
   def add(total, numbered):
     number, (piece, piece_ranges) = numbered
-    # Documents draw the same noise in any piece, unless BANOM is to be drawn once per piece.
+    # A document draws the same noise in any microbatch, unless BANOM is drawn per microbatch.
     piece_key = key if config.objective.banom_unit == 'document' else jax.random.fold_in(
         key, number)
     return jax.tree.map(jnp.add, total, piece_gradient(
@@ -84,15 +91,15 @@ def make_train_step(config: Config, model: Model, vocab: Vocabulary,
                     ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
   """The jitted step over a mesh; the state is donated.
 
-  A loss or gradient that is not finite leaves parameters and optimizer as they are: the
-  device decides, element by element while it updates, and only the step's number goes on.
+  If the loss or the gradient is not finite, parameters and optimizer state stay unchanged and only
+  the step number advances. The device decides this itself: asking the host would stall both.
 
   Args:
     config, model, vocab, optimizer, mesh: of the run.
-    poisoned: for drills (faults.py): whether the loss and gradients of a batch shall be NaN.
+    poisoned: of fault_injection.py: whether the loss and gradients of a batch are to be NaN.
 
   Returns:
-    step(state, batch) -> (state, figures), figures a dict of float32 scalars on the device.
+    step(state, batch) -> (state, metrics), metrics a dict of float32 scalars on the device.
   """
   def step(state: TrainState, batch: Batch):
     key = jax.random.fold_in(run_key(config.seed), state.step)
@@ -101,16 +108,16 @@ def make_train_step(config: Config, model: Model, vocab: Vocabulary,
     if poisoned is not None:
       harm = jnp.where(poisoned(batch), jnp.nan, 0.0)
       grads, sums = jax.tree.map(lambda x: x + harm.astype(x.dtype), (grads, sums))
-    figures = {**summary(sums, config), **shape_of_work(batch, ranges, config),
+    metrics = {**summary(sums, config), **shape_of_work(batch, ranges, config),
                'grad_norm': optax.tree.norm(grads)}
-    sound = jnp.isfinite(figures['loss']) & jnp.isfinite(figures['grad_norm'])
-    figures['skipped'] = 1.0 - sound
+    finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
+    metrics['skipped'] = 1.0 - finite
     trained = lora.trained(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    kept = lambda new, old: jnp.where(sound, new, old)
+    kept = lambda new, old: jnp.where(finite, new, old)
     changed = jax.tree.map(kept, optax.apply_updates(trained, updates), trained)
     return TrainState(state.step + 1, lora.join(state.params, changed),
-                      jax.tree.map(kept, opt_state, state.opt_state)), figures
+                      jax.tree.map(kept, opt_state, state.opt_state)), metrics
 
   where = state_shardings(model, optimizer, mesh)
   return jax.jit(step, in_shardings=(where, sharding.batch_sharding(mesh)),
@@ -118,13 +125,13 @@ def make_train_step(config: Config, model: Model, vocab: Vocabulary,
 
 
 def shape_of_work(batch: Batch, ranges: Ranges, config: Config) -> dict[str, jax.Array]:
-  """How much of a batch is real, and how much attention it needs; float32 scalars:
+  """How much of a batch is not padding, and how much attention it needs; float32 scalars:
 
     tokens            positions that belong to documents
-    padding_fraction  of all positions, those that do not
+    padding_fraction  fraction of positions that belong to none
     mask_pairs        (query, key) pairs that the staircase allows
-    blocks_skipped    of all blocks of attention, the fraction that nobody reads; a dense
-                      form computes them all the same
+    blocks_skipped    fraction of the blocks of attention in which no pair is allowed; the dense
+                      form computes them nevertheless
   """
   k_start, k_end = ranges
   tokens = jnp.sum(batch.document > 0).astype(jnp.float32)
@@ -134,7 +141,7 @@ def shape_of_work(batch: Batch, ranges: Ranges, config: Config) -> dict[str, jax
 
 
 def summary(sums: hybrid.Sums, config: Config) -> dict[str, jax.Array]:
-  """Means for people; the loss is the one that is minimised."""
+  """The metrics that metrics.py documents, from sums over a batch."""
   share = lambda total, count: total / jnp.maximum(count, 1.0)
   return {
       'loss': hybrid.loss(sums, sums.documents, config.objective),

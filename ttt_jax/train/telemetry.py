@@ -1,14 +1,14 @@
-"""How fast a run is and where its time goes, measured without holding the device up.
+"""Throughput of a run and where its time goes, measured without blocking the device.
 
-JAX gives a step to the device and returns at once, so a call says nothing about how long
-the step takes. The loop therefore reads the figures of every step one step late:
+JAX dispatches a step asynchronously and returns at once, so timing the call does not time the
+step. The loop therefore reads the metrics of every step one step late:
 
-  host    give 1 | give 2, read 1      | give 3, read 2      | ...
-  device         | 1         | 2         | 3         | ...
+  host    dispatch 1 | dispatch 2, read 1  | dispatch 3, read 2  | ...
+  device             | 1         | 2         | 3         | ...
 
-While the host waits for step 1, writes its line and fetches the next batch, the device has
-step 2; that is all the slack the host needs, and the moment a figure arrives is the moment
-its step is done. Speed and time split come from these moments.
+While the host waits for step 1, logs it and fetches the next batch, the device computes step 2.
+The moment at which metrics arrive is the moment at which their step is done; throughput and time
+split are computed from these moments.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,9 +21,9 @@ import numpy as np
 
 PARTS = ('start', 'compile', 'data', 'step', 'checkpoint', 'eval', 'other')
 TRAINING = ('data', 'step', 'other')  # the time that rates are taken over
-COMPILED = '/jax/core/compile/backend_compile_duration'  # JAX's own event, cached or not
+COMPILED = '/jax/core/compile/backend_compile_duration'  # JAX's event; also for cached programs
 
-# What steps report as sums over all devices; Speed turns them into rates.
+# Metrics of a step that are sums over all devices; Speed turns them into rates.
 SUMS = ('tokens', 'documents', 'scored', 'mask_pairs')
 
 
@@ -68,41 +68,41 @@ class InFlight:
 
   def busy(self) -> bool:
     """Whether the device is still computing the newest step."""
+    # jax.Array has is_ready(), but its type stub does not declare it.
     return self._metrics is not None and not all(
-        value.is_ready() for value in self._metrics.values())
+        value.is_ready() for value in self._metrics.values())  # type: ignore[attr-defined]
 
 
 class Clock:
-  """Splits the wall time of a run: every second goes to exactly one of PARTS.
+  """Splits the wall time of a run: every second counts towards exactly one of PARTS.
 
-    start       opening data and checkpoints, restoring or making the state
-    compile     calls of the train step that had to compile it
-    data        waiting for a batch when the device had nothing left to do
-    step        training proper: the device was at work on steps
+    start       opening data and checkpoints, restoring or creating the state
+    compile     calls of the train step that compiled it
+    data        waiting for a batch while the device was idle
+    step        training: the device was computing steps
     checkpoint  copying the state off the device; waiting for a save that is still being written
-    eval        measuring on held-out records during the run
-    other       the host's own work (log, progress) when the device had nothing left to do
+    eval        evaluating on held-out records during the run
+    other       work of the host (logging, progress) while the device was idle
 
-  It is a lap clock: ``lap('data')`` says what the time since the last lap went to. Work of
-  the host that the device did not notice, because it was busy all the while, counts as
-  'step': so 'data' and 'other' are what it would gain if the host were faster, at most
-  (a wait counts whole even when the device ran dry only towards its end).
+  ``lap('data')`` attributes the time since the last lap. Work of the host during which the device
+  stayed busy counts as 'step'. So 'data' and 'other' are an upper bound on what a faster host
+  would gain (a wait counts completely even if the device became idle only near its end).
   """
 
   def __init__(self, busy: Callable[[], bool] = lambda: False,
                now: Callable[[], float] = time.monotonic):
-    """Start it.
+    """Start the clock.
 
     Args:
-      busy: whether the device is at work (InFlight.busy).
-      now: seconds on a clock that never goes back.
+      busy: whether the device is computing; the loop sets it to InFlight.busy.
+      now: seconds on a monotonic clock.
     """
-    self.seconds = dict.fromkeys(PARTS, 0.0)
+    self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     self.busy, self._now = busy, now
     self._last = now()
 
   def lap(self, part: str) -> None:
-    """What was done since the last lap was ``part``."""
+    """Attribute the time since the last lap to ``part``."""
     if part in ('data', 'other') and self.busy():
       part = 'step'
     now = self._now()
@@ -110,50 +110,51 @@ class Clock:
     self._last = now
 
   def resume(self, seconds: Mapping[str, float]) -> None:
-    """Add what the run had spent before (the ``seconds`` of an earlier clock)."""
+    """Add the ``seconds`` of an earlier start of the run."""
     for part, spent in seconds.items():
       self.seconds[part] += spent
 
   def training(self) -> float:
-    """Seconds of training so far: without start, compilation, checkpoints and evaluation."""
+    """Seconds of training so far, without start, compilation, checkpoints and evaluation."""
     return sum(self.seconds[part] for part in TRAINING)
 
   def shares(self) -> dict[str, float]:
-    """'time/total' in seconds, and 'time/PART' as its fractions, which sum to 1."""
+    """'time/total' in seconds, and 'time/PART' as fractions of it, which sum to 1."""
     total = sum(self.seconds.values())
     return {'time/total': total} | {
         f'time/{part}': spent / max(total, 1e-9) for part, spent in self.seconds.items()}
 
 
 class Speed:
-  """Rates over the training time between two looks; metrics.py says what each number means."""
+  """Rates over the training time since the last ``take``; metrics.py documents each of them."""
 
   def __init__(self, clock: Clock, positions: int,
                flops: Callable[[Mapping[str, float]], float], peak: float | None):
     """Count from now on.
 
     Args:
-      clock: gives the training time.
-      positions: rows x length of a step, padding included.
-      flops: SUMS of some steps -> useful FLOPs in them.
-      peak: FLOP/s that all devices of the run can do together; None if nobody knows.
+      clock: of the run; measures the training time.
+      positions: per step, rows x row length, including padding.
+      flops: SUMS over some steps -> FLOPs that the model needs for them.
+      peak: FLOP/s of all devices of the run; None if unknown.
     """
     self._clock, self._positions, self._flops, self._peak = clock, positions, flops, peak
     self._reset()
 
   def _reset(self) -> None:
     self._since = self._clock.training()
-    self._steps, self._sums = 0, dict.fromkeys(SUMS, 0.0)
+    self._steps = 0
+    self._sums: dict[str, float] = dict.fromkeys(SUMS, 0.0)
 
-  def add(self, figures: Mapping[str, float]) -> None:
-    """Count one finished step by its figures, which must hold SUMS."""
+  def add(self, metrics: Mapping[str, float]) -> None:
+    """Count one finished step; its metrics must contain SUMS."""
     self._steps += 1
     for name in SUMS:
-      self._sums[name] += figures[name]
+      self._sums[name] += metrics[name]
 
   def take(self) -> dict[str, float]:
-    """The rates since the last look, which must have seen a step finish."""
-    assert self._steps, 'no step has finished since the last look'
+    """The rates since the last call, name -> value; at least one step must have finished."""
+    assert self._steps, 'no step has finished since the last call'
     seconds = max(self._clock.training() - self._since, 1e-9)
     sums, positions = self._sums, self._steps * self._positions
     flops = self._flops(sums) / seconds
@@ -172,19 +173,19 @@ class Speed:
 
 
 class CompileWatch:
-  """Hears whether a call of the train step compiled it; after the first time that is an alarm.
+  """Detects whether a call of the train step compiled it, and warns from the second time on.
 
     with watch:
-      state, figures = step_fn(state, batch)
+      state, metrics = step_fn(state, batch)
     watch.compiled(step, batch)
 
-  It listens only inside the ``with`` and only to its own thread, so that other programs
-  (a checkpoint's, an evaluation's) raise no alarm, and nothing stays registered.
+  It listens to JAX's events only inside the ``with`` and only for its own thread, so that other
+  compilations (of checkpointing, of evaluation) do not count, and no listener stays registered.
   """
 
   def __init__(self, warn: Callable[[str], None]):
     """Args:
-      warn: takes the alarm, one sentence.
+      warn: takes the warning, one sentence.
     """
     self.recompiles = 0
     self._warn, self._first = warn, ''
@@ -192,23 +193,23 @@ class CompileWatch:
 
   def __enter__(self) -> 'CompileWatch':
     self._programs, self._seconds, self._thread = 0, 0.0, threading.get_ident()
-    jax.monitoring.register_event_duration_secs_listener(self._hear)
+    jax.monitoring.register_event_duration_secs_listener(self._on_event)
     return self
 
   def __exit__(self, *unused) -> None:
-    jax.monitoring.unregister_event_duration_listener(self._hear)
+    jax.monitoring.unregister_event_duration_listener(self._on_event)
 
-  def _hear(self, event: str, seconds: float, **unused) -> None:
+  def _on_event(self, event: str, duration_secs: float, **unused: str | int) -> None:
     if event == COMPILED and threading.get_ident() == self._thread:
       self._programs += 1
-      self._seconds += seconds
+      self._seconds += duration_secs
 
   def compiled(self, step: int, batch: Any) -> bool:
-    """Whether the call just watched compiled anything.
+    """Whether the last watched call compiled anything.
 
     Args:
-      step: its number, for the alarm.
-      batch: what it was given, for the alarm: a tree of arrays.
+      step: its number, for the warning.
+      batch: its batch, a tree of arrays, for the warning.
     """
     if not self._programs:
       return False
@@ -216,8 +217,7 @@ class CompileWatch:
     if self._first:
       self.recompiles += 1
       why = (f'its batch is {given}, the first one was {self._first}' if given != self._first else
-             f'its batch is {given} as ever, so a type or a sharding in the state has changed')
-      self._warn(f'step {step} compiled the train step once more, in {self._seconds:.1f} s: '
-                 f'{why}.')
+             f'its batch is {given} as before, so a dtype or a sharding in the state has changed')
+      self._warn(f'step {step} recompiled the train step in {self._seconds:.1f} s: {why}.')
     self._first = self._first or given
     return True

@@ -1,4 +1,4 @@
-"""Training: opens what a run needs, decides where it starts, and hands over to the loop."""
+"""Training: opens what a run needs, decides where it starts, and runs the loop."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from ttt_jax.train import (
 from ttt_jax.train.loop import Loop, RunProgress, TrainContext, TrainSetup
 from ttt_jax.train.validation import Validator
 
-# Settings that must not change if a run is to go on with the same batches.
+# Settings that must not change for a resumed run to get the same batches.
 _SAME_DATA = (('train', 'batch_size'), ('data', 'stages'), ('data', 'shuffle'), ('data', 'sst'))
 
 
@@ -26,31 +26,32 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
   """Train until ``train.steps`` updates are done, resuming what is in ``workdir``.
 
   Where the run starts, in this order:
-    1. the newest sealed checkpoint in workdir/checkpoints whose files all have the sizes and
-       checksums of its seal, with its data position, counters and clock. Unfinished ones (the
-       run was killed while saving) are removed; damaged ones are reported, renamed to
+    1. the newest complete checkpoint in workdir/checkpoints whose files match their checksums
+       (``train.verify``), with its data position, counters and time split. Unfinished ones (the
+       run was killed while saving) are removed; corrupt ones are reported and renamed to
        STEP.damaged, and the next older one is tried;
-    2. if there were sealed checkpoints and all are damaged: a UserError, never step 0;
-    3. else the parameters of the newest good checkpoint in ``train.init_from``, step 0;
-    4. else random parameters from ``seed``, step 0.
+    2. if there were complete checkpoints and all are corrupt: a UserError, never step 0;
+    3. else the parameters of the newest good checkpoint in ``train.init_from``, at step 0;
+    4. else random parameters from ``seed``, at step 0.
 
-  A checkpoint with weights alone, as an import leaves it at step 0, is case 1 with a new
-  optimizer state; adapters that are asked for and not in a checkpoint begin as no change.
+  A checkpoint with parameters alone, as an import writes it at step 0, is case 1 with a new
+  optimizer state. LoRA adapters that the config asks for and a checkpoint does not have start as
+  the identity.
 
   Args:
-    config: everything about the run.
-    workdir: holds the prepared data; gets config.json, metrics.jsonl, status.json,
-      tensorboard/ and checkpoints/.
-    stop: asks the run to save and leave; ``stop.agreed`` says afterwards whether it did so.
-    faults: for drills only.
+    config: of the run.
+    workdir: holds the prepared data; config.json, metrics.jsonl, status.json, tensorboard/ and
+      checkpoints/ are written there.
+    stop: requests that the run save and exit; ``stop.agreed`` says afterwards whether it did.
+    faults: injected faults, for tests.
 
   Returns:
-    The last state, on the mesh; it is saved.
+    The last state, on the mesh; it has been saved.
 
   Raises:
     UserError: no data, another vocabulary or row length than the data's, a batch that the
-      mesh does not divide, a checkpoint that does not fit, only damaged checkpoints, a full
-      disk, a loss that stays not finite, no W&B where it is asked for.
+      mesh does not divide, a checkpoint that does not fit, only corrupt checkpoints, a full
+      disk, a loss that stays non-finite, Weights & Biases requested but not installed.
   """
   clock = telemetry.Clock()
   metrics.check(config.train.wandb)
@@ -68,8 +69,8 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
                           jax.process_index(), jax.process_count())
   status = status_file.Status(workdir, config.train.steps, jax.process_index(), jax.process_count())
   settings = config.train
-  with contextlib.ExitStack() as open_things:
-    enter = open_things.enter_context
+  with contextlib.ExitStack() as stack:
+    enter = stack.enter_context
     enter(status)
     dog = enter(watchdog.Watchdog(settings.stuck_minutes, workdir, jax.process_index(),
                                   lambda text: _stuck(text, settings.stuck_exit, status, stop)))
@@ -96,7 +97,7 @@ def _start(setup: TrainSetup, checkpoints: checkpoint.Checkpoints, batches: load
   if newest is not None:
     checkpoints.check_vocabulary(newest, setup.vocab)
     meta = checkpoints.meta(newest)
-    _say_what_changed(to_dict(config), meta['config'], newest, status)
+    _report_changes(to_dict(config), meta['config'], newest, status)
     state = restore.restore(checkpoints, newest, model, optimizer, setup.target, config.seed)
     batches.restore(meta['data'])
     clock.resume(meta['seconds'])
@@ -108,8 +109,8 @@ def _start(setup: TrainSetup, checkpoints: checkpoint.Checkpoints, batches: load
   return train_state.init_sharded(model, optimizer, setup.mesh, config.seed), RunProgress()
 
 
-def _say_what_changed(config: dict, earlier: dict, step: int, status: status_file.Status) -> None:
-  """A run whose data settings changed goes on, but not with the batches it would have had."""
+def _report_changes(config: dict, earlier: dict, step: int, status: status_file.Status) -> None:
+  """Report changed data settings: the run resumes, but with other batches than it would have."""
   for group, key in _SAME_DATA:
     now, before = config[group][key], earlier.get(group, {}).get(key)
     if now != before:
@@ -117,17 +118,17 @@ def _say_what_changed(config: dict, earlier: dict, step: int, status: status_fil
                    f'and is {now!r} now; batches are counted, so rows may repeat or be left out.')
 
 
-def _stuck(text: str, leave: bool, status: status_file.Status,
+def _stuck(text: str, exit_now: bool, status: status_file.Status,
            stop: preemption.Stop | None) -> None:
-  """In the watchdog's thread."""
+  """The watchdog's callback; runs in its thread."""
   status.event(text)
-  if leave and stop is not None:
-    stop.leave()
+  if exit_now and stop is not None:
+    stop.exit_now()
 
 
 def _writer(config: Config, workdir: pathlib.Path,
             done: int) -> metrics.Writer | metrics.NullWriter:
-  """Process 0 alone writes config.json, the metrics and the boards."""
+  """Process 0 alone writes config.json and the metrics."""
   if jax.process_index():
     return metrics.NullWriter()
   config_lib.save(config, workdir)

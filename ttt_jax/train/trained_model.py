@@ -1,4 +1,4 @@
-"""A trained model with all that belongs to it: what evaluation and generation start from."""
+"""A trained model with its vocabulary, tokenizer and codec, for evaluation, generation, export."""
 
 import dataclasses
 import functools
@@ -22,7 +22,15 @@ from ttt_jax.train import checkpoint, restore, state as train_state
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-  """Attributes: config as given; step of the checkpoint; the rest as named."""
+  """The parameters of a checkpoint and what is needed to use them.
+
+  Attributes:
+    config: as given to ``load``.
+    step: of the checkpoint.
+    model, params: the decoder; params on the mesh of the config.
+    vocab, tokenizer, codec: of the prepared data.
+    data_dir: the prepared data.
+  """
   config: Config
   step: int
   model: Model
@@ -38,24 +46,25 @@ class TrainedModel:
     return Renderer.from_config(self.config.data, self.vocab, self.tokenizer, self.codec)
 
   def encoded(self, record: Record, file: str | os.PathLike) -> Record:
-    """``record`` with the recordings that it names, relative to its ``file``, as codes."""
+    """``record`` with its recordings encoded as codes; their paths are relative to ``file``."""
     def fill(part: Part) -> Part:
       if part.codes is not None:
         return part
+      assert part.source is not None, 'audio has codes or a recording'
       codes = self.codec.encode(*io.read(pathlib.Path(file).parent / part.source))
       return Part('audio', part.text, codes, part.source)
     return record.map_audio(fill)
 
 
 def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float32') -> TrainedModel:
-  """The newest checkpoint of a workdir with its data's vocabulary, tokenizer and codec.
+  """Load the newest intact checkpoint of a workdir; its optimizer state is not read.
 
   Args:
     config, workdir: of the run.
     dtype: of the parameters; None = as they are stored.
 
   Raises:
-    UserError: no data or checkpoint, or they and the config do not belong together.
+    UserError: no data or checkpoint, or one that does not fit the data or the config.
   """
   workdir = pathlib.Path(workdir)
   data_dir = workdir / config.data.path
@@ -70,4 +79,4 @@ def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float3
     wanted = restore.retyped(target, dtype or restore.dtype(checkpoints, step))
     params = restore.load(checkpoints, step, model, wanted, config.seed)
   return TrainedModel(config, step, model, jax.block_until_ready(params), vocab, tokenizer,
-                 codecs.load(data_dir / 'codec'), data_dir)
+                      codecs.load(data_dir / 'codec'), data_dir)

@@ -1,4 +1,4 @@
-"""The training objective on held-out rows, during the run: always the same rows and noise."""
+"""Validation during a run: the training objective on held-out rows, with fixed rows and noise."""
 
 import pathlib
 from typing import Any
@@ -21,16 +21,16 @@ from ttt_jax.train import step as train_step
 class Validator:
   """params -> {'loss', 'text_nll', 'masked_nll'} over the first batches of a split.
 
-  The last batch is filled up with empty rows, which count for nothing; a split with fewer
-  rows than ``train.eval_batches`` batches is taken whole, once.
+  A split with fewer rows than ``train.eval_batches`` batches is used completely, once. The last
+  batch is filled with empty rows, which do not count.
   """
 
   def __init__(self, config: Config, model: Model, vocab: Vocabulary, mesh: Mesh,
                data_dir: pathlib.Path):
-    """Read the rows and keep them on the mesh.
+    """Read the rows and put them on the mesh.
 
     Raises:
-      UserError: no such split in the prepared set.
+      UserError: the prepared data has no such split.
     """
     rows = store.Rows(data_dir, config.train.eval_split)
     per_batch, index, count = (config.train.batch_size, jax.process_index(), jax.process_count())
@@ -42,6 +42,7 @@ class Validator:
       places = [number * per_batch + row for row in mine]
       local = stack([rows[place] if place < len(rows) else empty for place in places])
       self._batches.append(sharding.put_batch(mesh, local))
+    # A key of its own: the noise does not depend on the step, so that scores can be compared.
     key = jax.random.fold_in(train_step.run_key(config.seed), 0xE7A1)
 
     def sums(params: Any, batch: Batch) -> hybrid.Sums:
@@ -54,7 +55,7 @@ class Validator:
     self._add = jax.jit(lambda one, other: jax.tree.map(jnp.add, one, other))
 
   def __call__(self, params: Any) -> dict[str, float]:
-    """Measure; waits for the device."""
+    """The scores of ``params``; waits for the device."""
     total = self._sums(params, self._batches[0])
     for batch in self._batches[1:]:
       total = self._add(total, self._sums(params, batch))

@@ -1,4 +1,4 @@
-"""A thread that notices when steps stop finishing, and says where every thread stands."""
+"""A thread that reports a stuck run: it writes the stacks of all threads to a file."""
 
 from collections.abc import Callable
 import faulthandler
@@ -10,9 +10,9 @@ import time
 
 
 class Watchdog:
-  """Calls for help when nobody has called ``beat`` for too long. Use as a context manager.
+  """Reports when ``beat`` has not been called for too long. Use as a context manager.
 
-  It only reports, once per standstill; what a standstill is worth is for ``stuck`` to say.
+  It reports once until the next ``beat``; the callback ``stuck`` decides what follows.
   """
 
   def __init__(self, minutes: float, folder: str | os.PathLike, process: int,
@@ -23,7 +23,7 @@ class Watchdog:
       minutes: without a beat, after which it reports; 0 = never.
       folder: gets stacks-<process>.txt; standard error gets the same.
       process: index of this process.
-      stuck: takes one sentence; called in the watchdog's own thread.
+      stuck: takes one sentence; called in the watchdog's thread.
     """
     self._seconds, self._stuck = 60 * minutes, stuck
     self._file = pathlib.Path(folder) / f'stacks-{process}.txt'
@@ -34,10 +34,11 @@ class Watchdog:
       self._thread.start()
 
   def beat(self) -> None:
-    """Something was finished."""
+    """Record progress: a step, save or evaluation has finished."""
     self._last, self._reported = time.monotonic(), False
 
   def close(self) -> None:
+    """Stop watching."""
     self._over.set()
     if self._thread.is_alive():
       self._thread.join()
@@ -62,8 +63,9 @@ class Watchdog:
         file.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")}: nothing finished for {idle:.0f} s\n\n')
         file.flush()
         faulthandler.dump_traceback(file, all_threads=True)
-    except OSError as error:  # a full disk may be just what holds the run up
+    except OSError as error:  # a full disk may be what blocks the run
       where = f'standard error ({self._file}: {error.strerror})'
-    faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+    if sys.__stderr__ is not None:  # None without a console, as under pythonw
+      faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
     self._stuck(f'no step, save or evaluation has finished for {idle:.0f} s; the stacks of all '
                 f'threads are in {where}.')

@@ -1,4 +1,4 @@
-"""`ttt-jax inspect --record FILE:LINE`: a record as `prepare` would render it."""
+"""`ttt-jax inspect --record FILE:LINE`: a record as `ttt-jax prepare` would render it."""
 
 import contextlib
 import dataclasses
@@ -13,13 +13,13 @@ from ttt_jax.data import interleave
 from ttt_jax.data.records import readers, sources
 from ttt_jax.data.records.records import Part, Record
 from ttt_jax.errors import UserError
-from ttt_jax.runs.report.inspect_set import Reader, Set, describe
+from ttt_jax.runs.report.inspect_set import PreparedSet, Reader, describe
 from ttt_jax.tokens.batch import make_row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Found:
-  """The object at a place of a file; ``before`` = records of the file before it."""
+  """The object at a line of a file; ``before`` = how many records precede it."""
   path: pathlib.Path
   line: int
   before: int
@@ -32,15 +32,15 @@ def show(config: Config, workdir: pathlib.Path, place: str, task: str | None,
 
   Args:
     config: of the run.
-    workdir: its folder; a set that is prepared there gives vocabulary and codec.
-    place: 'FILE:LINE', or 'FILE' for its first record; the file is looked for here and in
-      workdir, like those of data.sources. Lines count as in the messages of prepare: lines of
-      text and tables, records of .json and .parquet.
+    workdir: of the run; prepared data there provide vocabulary and codec.
+    place: 'FILE:LINE', or 'FILE' for its first record. The file is searched for in the current
+      folder and in workdir, like those of data.sources. Lines are numbered as in the messages
+      of `prepare`: lines of text files and tables, records of .json and .parquet.
     task: of a file that data.sources does not name; None = records as they are.
-    out, ids: as inspect_data.describe.
+    out, ids: as inspect_set.describe.
 
   Raises:
-    UserError: no such file or line, a record or recording that cannot be used, no codec yet.
+    UserError: no such file or line, an unusable record or recording, no codec yet.
   """
   found = _find(place, workdir)
   entries = _entries(config, workdir, found.path, task)
@@ -62,8 +62,8 @@ def _find(place: str, workdir: pathlib.Path) -> _Found:
     name, line = place, ''
   paths = readers.find(name, [pathlib.Path(), workdir])
   if not paths:
-    raise UserError(f'--record is {place!r}: there is no file {name!r}, neither here '
-                    f'({pathlib.Path.cwd()}) nor in {workdir}.')
+    raise UserError(f'--record is {place!r}: file {name!r} is neither in '
+                    f'{pathlib.Path.cwd()} nor in {workdir}.')
   path, last = paths[0], 0
   piece = readers.Piece(str(path))
   lines = readers.is_lines(path)
@@ -73,41 +73,42 @@ def _find(place: str, workdir: pathlib.Path) -> _Found:
       continue
     return _Found(path, last, before, readers.parse_line(where, value) if isinstance(value, bytes)
                   else value)
-  raise UserError(f'--record is {place!r}: {path} has no record there; its last one is at {last}.')
+  raise UserError(f'--record is {place!r}: {path} has no such record; its last one is at {last}.')
 
 
 def _entries(config: Config, workdir: pathlib.Path, path: pathlib.Path, task: str | None
              ) -> list[tuple[int, Source]]:
-  """(number, source) of each entry of data.sources that reads a file; (-1, a plain one) if none."""
+  """(index, source) of each entry of data.sources that reads a file; (-1, a plain one) if none."""
   out = []
   for number, source in enumerate(config.data.sources):
-    with contextlib.suppress(UserError):  # a folder without a manifest: prepare will say so
+    with contextlib.suppress(UserError):  # a folder without a manifest: `prepare` reports that
       if any(
           path.samefile(other) for other in readers.find(source.path, [pathlib.Path(), workdir])):
         out.append((number, source))
   if task and out:
-    raise UserError(f'--task is {task!r}, but data.sources[{out[0][0]}] says what {path} is for; '
-                    'leave it out.')
+    raise UserError(f'--task is {task!r}, but data.sources[{out[0][0]}] already sets the task of '
+                    f'{path}; remove --task.')
   if task:
     sources.check_task(task, '--task')
   return out or [(-1, Source(path=str(path), task=task or ''))]
 
 
 def _reader(config: Config, workdir: pathlib.Path, path: pathlib.Path) -> Reader:
-  """The prepared set's vocabulary and codec; else the codec beside the file, or the config's."""
+  """With the vocabulary and codec of the prepared data, else the codec next to the file, else the
+  one of the config."""
   if (workdir / config.data.path / 'manifest.json').is_file():
-    return Set(config, workdir)
+    return PreparedSet(config, workdir)
   beside = path.parent / 'codec'
   if (beside / codecs.FILE).is_file():
     return Reader(config, codecs.load(beside))
   if config.codec.name == 'mel':
-    raise UserError(f'codec mel is fitted by `ttt-jax prepare`, and there is no prepared data in '
-                    f'{workdir / config.data.path}; prepare first, or choose another codec.name.')
+    raise UserError(f'codec mel is fitted by `ttt-jax prepare`, but there is no prepared data in '
+                    f'{workdir / config.data.path}; prepare first, or use another codec.name.')
   return Reader(config, codecs.create(config.codec))
 
 
 def _record(reader: Reader, found: _Found, source: Source, number: int) -> tuple[Record, int]:
-  """What prepare makes of the object: parsed, with codes, with its prompt; and how often."""
+  """(the object as `prepare` parses and encodes it, how many copies `prepare` makes of it)."""
   where = f'{found.path}:{found.line}'
   one = sources.Input(source, number, readers.Piece(str(found.path)), (0, 0))
   item = one.parse(where, found.value)
@@ -130,18 +131,18 @@ def _record(reader: Reader, found: _Found, source: Source, number: int) -> tuple
 
 def _document(reader: Reader, record: Record, source: Source, times: int
               ) -> tuple[interleave.Example, list[str]]:
-  """The record as it goes into rows, and what prepare does beyond that."""
+  """(the record as it goes into rows, notes about truncation and repetition)."""
   data, notes = reader.config.data, []
   renderer = interleave.Renderer.from_config(data, reader.vocab, reader.tokenizer, reader.codec)
-  whole = renderer.render(record)
+  full = renderer.render(record)
   how = 'no' if sources.is_heldout(source.split) else data.truncate
-  length, most = len(whole.token), data.seq_len
-  document = whole
-  if length > most:
-    cut = interleave.truncate(whole, most, how, reader.vocab) if how != 'no' else None
-    document = whole if cut is None else cut
-    notes.append(f'the whole record has {length:,} tokens, a row {most:,}; ' + (
-        'prepare rejects it.' if cut is None else f'cut by data.truncate={how!r}.'))
+  length, limit = len(full.token), data.seq_len
+  document = full
+  if length > limit:
+    cut = interleave.truncate(full, limit, how, reader.vocab) if how != 'no' else None
+    document = full if cut is None else cut
+    notes.append(f'the record has {length:,} tokens, a row {limit:,}; ' + (
+        '`prepare` rejects it.' if cut is None else f'truncated by data.truncate={how!r}.'))
   if times != 1:
-    notes.append(f'repeat={source.repeat:g} takes this record {times} times.')
+    notes.append(f'repeat={source.repeat:g} uses this record {times} times.')
   return document, notes

@@ -1,4 +1,4 @@
-"""The staircase mask of a real record as a picture: rows are queries, columns are keys."""
+"""Plots of the staircase mask of a record: rows are queries, columns are keys."""
 
 from collections.abc import Sequence
 import os
@@ -15,21 +15,21 @@ from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary
 
-TEXT_WASH, AUDIO_WASH = '#a9cfe8', '#f8d3b4'  # cells
-TEXT_INK, AUDIO_INK = '#0b5c92', '#a84300'    # letters: dark enough to read on white
+TEXT_WASH, AUDIO_WASH = '#a9cfe8', '#f8d3b4'  # of cells
+TEXT_INK, AUDIO_INK = '#0b5c92', '#a84300'    # of labels: readable on white
 
 
-def draw(data: pathlib.Path, config: Config, whole: pathlib.Path, part: pathlib.Path) -> int:
-  """Draw one training record of a prepared set: all of it, and a part token by token.
+def draw(data: pathlib.Path, config: Config, full: pathlib.Path, detail: pathlib.Path) -> int:
+  """Plot one training record of prepared data: the full mask, and a part of it token by token.
 
   Args:
-    data: the prepared set.
-    config: of the run; its objective decides the mask.
-    whole: PNG of the whole record to write.
-    part: PNG of the enlarged part to write.
+    data: folder of the prepared data.
+    config: of the run; its objective determines the mask.
+    full: PNG of the full mask.
+    detail: PNG of the enlarged part.
 
   Returns:
-    The record's tokens; 0 if no record near the start of the set speaks.
+    The number of tokens of the record; 0 if no record near the start has spoken output.
   """
   document, vocab = _shortest_spoken(data, config)
   if document is None:
@@ -37,13 +37,14 @@ def draw(data: pathlib.Path, config: Config, whole: pathlib.Path, part: pathlib.
   is_audio = np.asarray(vocab.is_audio(document.token))
   reads = ranges(document, config)
   labels = token_labels(document.token, vocab, tokenizers.create(config.vocab))
-  picture(whole, document, is_audio, reads, labels)
-  picture(part, document, is_audio, reads, labels, _window(document, is_audio))
+  plot(full, document, is_audio, reads, labels)
+  plot(detail, document, is_audio, reads, labels, _window(document, is_audio))
   return len(labels)
 
 
 def _shortest_spoken(data: pathlib.Path, config: Config):
-  """The shortest of some training documents that hear and speak (or only speak)."""
+  """(document, vocabulary): the shortest of some training documents with audio input and output,
+  or else with audio output; None if there is none."""
   vocab = Vocabulary(**store.read_manifest(data)['vocabulary'])
   rows = store.Rows(data, next(iter(config.data.stages[-1].splits())))
   best, least = None, None
@@ -59,31 +60,31 @@ def _shortest_spoken(data: pathlib.Path, config: Config):
   return best, vocab
 
 
-def _window(document: Batch, is_audio: np.ndarray, most: int = 64) -> tuple[int, int]:
-  """At most ``most`` tokens from a little before the first spoken span to just after it."""
+def _window(document: Batch, is_audio: np.ndarray, limit: int = 64) -> tuple[int, int]:
+  """(first, end) of at most ``limit`` tokens around the first spoken span."""
   spoken = np.flatnonzero(is_audio & (document.supervised > 0))
   last = np.flatnonzero(document.span == document.span[spoken[0]])[-1]
   end = min(len(is_audio), last + 7)
   start = max(0, spoken[0] - 10)
-  return (start, end) if end - start <= most else (start, start + most)
+  return (start, end) if end - start <= limit else (start, start + limit)
 
 
 def ranges(document: Batch, config: Config) -> tuple[np.ndarray, np.ndarray]:
-  """(k_start, k_end), int [n] each, of one document's vectors [n]."""
-  found = staircase.key_ranges(Batch(*(v[None] for v in document)), config.objective.mode,
-                               config.objective.prompt_audio)
-  return tuple(np.asarray(r[0]) for r in found)
+  """(k_start, k_end) of the staircase, int [n] each, of one document's vectors [n]."""
+  k_start, k_end = staircase.key_ranges(Batch(*(v[None] for v in document)),
+                                        config.objective.mode, config.objective.prompt_audio)
+  return np.asarray(k_start[0]), np.asarray(k_end[0])
 
 
 def draw_document(path: pathlib.Path, document: Batch, vocab: Vocabulary,
                   text: tokenizers.Tokenizer, config: Config) -> None:
-  """The whole mask of one document, as ``picture`` draws it."""
-  picture(path, document, np.asarray(vocab.is_audio(document.token)), ranges(document, config),
+  """Plot the full mask of one document, as ``plot`` draws it."""
+  plot(path, document, np.asarray(vocab.is_audio(document.token)), ranges(document, config),
           token_labels(document.token, vocab, text))
 
 
 def token_labels(tokens: np.ndarray, vocab: Vocabulary, text: tokenizers.Tokenizer) -> list[str]:
-  """What to call each token: its text, its code, or its name in <>."""
+  """Label of each token: its text, its audio code, or the name of a control token in <>."""
   labels = []
   for token in tokens.tolist():
     name = vocab.name(token)
@@ -97,19 +98,19 @@ def token_labels(tokens: np.ndarray, vocab: Vocabulary, text: tokenizers.Tokeniz
   return labels
 
 
-def picture(path: str | os.PathLike, document: Batch, is_audio: np.ndarray,
+def plot(path: str | os.PathLike, document: Batch, is_audio: np.ndarray,
             reads: tuple[np.ndarray, np.ndarray], labels: Sequence[str],
             window: tuple[int, int] | None = None) -> None:
-  """The mask of one document: rows are queries, columns are the keys they read.
+  """Plot the mask of one document: rows are queries, columns are keys.
 
   Args:
     path: PNG to write.
     document: the vectors [n] of one document.
     is_audio: bool [n].
-    reads: (k_start, k_end), int [n], counted from the document's first token.
-    labels: what to call each token [n]; a control token stands in <>.
-    window: (first, last + 1): draw only these, with a label for every token; None draws
-      all, with a label for every run of text or audio.
+    reads: (k_start, k_end), int [n], relative to the document's first token.
+    labels: of each token [n], from ``token_labels``.
+    window: (first, last + 1): plot only these tokens, with a label for each; None plots all,
+      with a label for each run of text or audio.
   """
   first, end = window or (0, len(labels))
   n = end - first
@@ -120,7 +121,7 @@ def picture(path: str | os.PathLike, document: Batch, is_audio: np.ndarray,
   kind = np.where(ahead, 3, np.where(allowed, 1 + is_audio[first:end], 0))
 
   size = 6.0
-  with plots.picture(path, size, size if window else 0.72 * size) as figure:
+  with plots.figure_file(path, size, size if window else 0.72 * size) as figure:
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
     axes = figure.add_subplot()
@@ -134,14 +135,14 @@ def picture(path: str | os.PathLike, document: Batch, is_audio: np.ndarray,
       _label_tokens(axes, labels[first:end], is_audio[first:end], size)
     else:
       _label_runs(axes, document, is_audio, labels)
-    axes.set_xlabel('rows read (queries), columns are read (keys)')
+    axes.set_xlabel('rows: queries, columns: keys')
     axes.xaxis.set_label_position('top')
     axes.set_xlim(-0.5, n - 0.5)
     axes.set_ylim(n - 0.5, -0.5)
     figure.legend(
-        handles=[Patch(color=TEXT_WASH, label='text, read'),
-                 Patch(color=AUDIO_WASH, label='audio, read'),
-                 Patch(color=plots.AUDIO, label='audio ahead in the same span, read')],
+        handles=[Patch(color=TEXT_WASH, label='text key, attended'),
+                 Patch(color=AUDIO_WASH, label='audio key, attended'),
+                 Patch(color=plots.AUDIO, label='later audio of the same span, attended')],
         loc='outside lower center', ncols=3, fontsize=9)
 
 
@@ -160,17 +161,17 @@ def _label_tokens(axes, labels: Sequence[str], is_audio: np.ndarray, size: float
 def _label_runs(axes, document: Batch, is_audio: np.ndarray, labels: Sequence[str]) -> None:
   n = len(labels)
   cuts = [0, *(np.flatnonzero(np.diff(np.asarray(document.span))) + 1), n]
-  least = n / 20  # labels closer than this would touch
-  row = -least
+  spacing = n / 20  # labels closer than this would overlap
+  row = -spacing
   ticks = []
   for start, end in zip(cuts[:-1], cuts[1:]):
     audio = bool(is_audio[start])
     color = AUDIO_INK if audio else TEXT_INK
     name = (f'audio, {end - start} tokens' if audio
             else f'text, {end - start}: “{_shorten("".join(labels[start:end]))}”')
-    if not ticks or start - ticks[-1] >= least:
+    if not ticks or start - ticks[-1] >= spacing:
       ticks.append(start)
-    row = max((start + end - 1) / 2, row + least)
+    row = max((start + end - 1) / 2, row + spacing)
     axes.annotate(name, xy=(-0.5, (start + end - 1) / 2), xytext=(-0.04 * n, row), color=color,
                   ha='right', va='center', fontsize=8.5, annotation_clip=False,
                   arrowprops={'arrowstyle': '-', 'color': color, 'linewidth': 0.6})
@@ -183,6 +184,6 @@ def _label_runs(axes, document: Batch, is_audio: np.ndarray, labels: Sequence[st
 
 
 def _shorten(text: str, head: int = 10, tail: int = 16) -> str:
-  """Without control tokens, and the middle left out if it is long."""
+  """Remove control tokens, and the middle of a long text."""
   text = re.sub(r'<\w+>', ' ', text).replace('␣', ' ').strip()
   return text if len(text) <= head + tail + 1 else f'{text[:head]}…{text[-tail:]}'

@@ -1,10 +1,9 @@
-"""One HTML page about a run: scores, sounds, curves, speed, staircase, configuration.
+"""`ttt-jax report`: an HTML page about a run: scores, audio, curves, speed, mask, configuration.
 
-Reads what the other commands left in the workdir (config.json, metrics.jsonl,
-evaluation.json with its sounds, the prepared rows) and writes WORKDIR/report.html, which
-holds its pictures and sounds inside itself, and the pictures once more as
-WORKDIR/report/*.png. What is missing is said in a sentence in its place. The folder of a sweep
-gets a page that shows its members side by side (report_sweep.py).
+Reads the files that the other commands wrote into the workdir (config.json, metrics.jsonl,
+evaluation.json with its audio, the prepared rows) and writes WORKDIR/report.html, with images and
+audio embedded, and the images also as WORKDIR/report/*.png. A missing input is named in its
+section. For a sweep, the page compares its members (sweep_page.py).
 """
 
 import base64
@@ -28,12 +27,12 @@ from ttt_jax.system.progress import duration
 from ttt_jax.train import metrics
 
 PAGE = 'report.html'
-SAMPLES_PER_TASK = 6  # sounds are 0.1 MB each; the rest stays in WORKDIR/samples
+SAMPLES_PER_TASK = 6  # embedded, 0.1 MB each; the others stay in WORKDIR/samples
 
 TASKS = {
-    'audio_qa': ('Spoken questions', 'A spoken question in, a written and spoken answer out.'),
-    'tts': ('Reading aloud', 'Text in, the same text spoken out.'),
-    'asr': ('Transcription', 'Speech in, its transcript out, spoken again.'),
+    'audio_qa': ('Spoken questions', 'Spoken question in, text and spoken answer out.'),
+    'tts': ('Text to speech', 'Text in, the same text as speech out.'),
+    'asr': ('Speech recognition', 'Speech in, its transcript out, as text and speech.'),
     'text_chat': ('Text chat', 'Text in, text out.'),
 }
 
@@ -51,7 +50,7 @@ CURVES = (
 
 
 def report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Write the page.
+  """Write the page of a run or a sweep.
 
   Args:
     workdir: folder of a run or of a sweep.
@@ -74,8 +73,8 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
   name = config.name if config else workdir.resolve().name
   page = string.Template(template).substitute(
       title=_text(f'Text-to-Talk run “{name}”'),
-      lead=_text('One Transformer that writes text token by token and speaks by diffusion: what '
-                 'it learned, how well, and how it sounds.'),
+      lead=_text('One Transformer that generates text autoregressively and audio by diffusion: '
+                 'scores, audio samples, training curves and speed.'),
       facts=_facts(lines),
       scores=_scores(evaluation),
       samples=_samples(evaluation, workdir),
@@ -110,7 +109,7 @@ def _facts(lines: Sequence[dict]) -> str:
   facts = [('steps', f'{lines[-1]["step"]:,}')]
   times = np.array([line['time'] for line in lines])
   if len(times) > 2:
-    gaps = np.diff(times)  # a pause between two runs is no training time
+    gaps = np.diff(times)  # a pause between two starts is no training time
     facts.append(('of training', duration(gaps[gaps < 20 * np.median(gaps) + 60].sum())))
   for name, label, form in (('useful_tokens_per_second', 'useful tokens per second', '{:,.0f}'),
                             ('text_nll', 'nats per text token', '{:.3f}'),
@@ -119,8 +118,8 @@ def _facts(lines: Sequence[dict]) -> str:
     values = values[np.isfinite(values)]
     if len(values):
       last = len(values) if name.endswith('per_second') else max(len(values) // 20, 5)
-      middle = np.median(values[-last:])  # speed: of the whole run; quality: at its end
-      facts.append((label, form.format(middle)))
+      # The speed is a median over the full run, a loss over its last twentieth.
+      facts.append((label, form.format(np.median(values[-last:]))))
   return '<dl class="facts">' + ''.join(
       f'<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>' for label, value in facts
   ) + '</dl>'
@@ -128,20 +127,20 @@ def _facts(lines: Sequence[dict]) -> str:
 
 def _scores(evaluation: dict[str, Any]) -> str:
   if not evaluation.get('table'):
-    return _missing('There is no evaluation yet; <code>ttt-jax evaluate</code> makes one.')
+    return _missing('Not evaluated yet; run <code>ttt-jax evaluate</code>.')
   rows = ''.join(
       f'<tr><th scope="row"{_indent(label)}>{_text(label.strip())}</th>'
       f'<td class="number">{_text(value_text(value))}</td><td class="note">{_text(note)}</td></tr>'
       for label, value, note in evaluation['table'])
   return ('<table class="scores stack"><thead><tr><th scope="col">Measure</th>'
-          '<th scope="col" class="number">Result</th><th scope="col">What it means</th></tr>'
+          '<th scope="col" class="number">Result</th><th scope="col">Meaning</th></tr>'
           f'</thead><tbody>{rows}</tbody></table>') + _ceilings(evaluation.get('summary', {}))
 
 
 def _ceilings(summary: dict[str, float]) -> str:
-  """Word error rates of the recogniser on three voices, side by side."""
-  kinds = (('reference', 'Original voice'), ('roundtrip', 'Through the codec'),
-           ('generated', 'The model'))
+  """Word error rates of the recogniser on original, codec and generated speech, side by side."""
+  kinds = (('reference', 'Original recording'), ('roundtrip', 'Encoded and decoded'),
+           ('generated', 'Generated'))
   rows = ''
   for task, (title, _) in TASKS.items():
     found = {kind: summary.get(f'{task}_wer_{kind}') for kind, _ in kinds}
@@ -152,9 +151,9 @@ def _ceilings(summary: dict[str, float]) -> str:
   if not rows:
     return ''
   head = ''.join(f'<th scope="col" class="number">{label}</th>' for _, label in kinds)
-  return ('<h3>How well the voice is understood</h3><p class="note">Word error rate of an '
-          'independent recogniser. The first two columns are ceilings: the recogniser’s own '
-          'errors, and what the codec adds. The model can at best come close to the second.</p>'
+  return ('<h3>Intelligibility of the speech</h3><p class="note">Word error rate of an '
+          'independent recogniser. The first two columns are lower bounds: the errors of the '
+          'recogniser, and those with the codec added. The model can at best reach the second.</p>'
           f'<table class="scores stack"><thead><tr><th scope="col">Task</th>{head}</tr></thead>'
           f'<tbody>{rows}</tbody></table>')
 
@@ -164,28 +163,29 @@ def _percent(share: float | None) -> str:
 
 
 def _indent(label: str) -> str:
-  return ' class="sub"' if label.startswith(' ') else ''  # a part of the row above, or its ceiling
+  return ' class="sub"' if label.startswith(' ') else ''  # details the row above
 
 
 COLUMNS = (('question', 'Question'), ('reference', 'Reference'),
-           ('roundtrip', 'Through the codec'), ('generated', 'The model'))
+           ('roundtrip', 'Encoded and decoded'), ('generated', 'Generated'))
 
 
 def _samples(evaluation: dict[str, Any], workdir: pathlib.Path) -> str:
   samples = evaluation.get('samples')
   if not samples:
-    return _missing('There are no answers to hear yet; <code>ttt-jax evaluate</code> makes some.')
-  parts = ['<p>The first evaluated records of each task, in their order, not picked. “Through the '
-           'codec” is the reference encoded and decoded again: no model can sound better than '
-           'that. “Heard” is what an independent recogniser understood of the model’s voice.</p>']
+    return _missing('There are no audio samples yet; run <code>ttt-jax evaluate</code>.')
+  parts = ['<p>The first evaluated records of each task, not selected. “Encoded and decoded” is '
+           'the reference after the codec, an upper bound on the audio quality of the model. '
+           '“Recognised” is what an independent recogniser transcribed from the generated '
+           'speech.</p>']
   tasks = [task for task in TASKS if any(s['task'] == task for s in samples)]
   tasks += sorted({s['task'] for s in samples} - set(tasks))
   for task in tasks:
     mine = [sample for sample in samples if sample['task'] == task]
     title, blurb = TASKS.get(task, (task, ''))
-    right = sum(bool(sample.get('correct')) for sample in mine)
+    correct = sum(bool(sample.get('correct')) for sample in mine)
     shown = mine[:SAMPLES_PER_TASK]
-    count = f'Text right in {right} of {len(mine)}' + (
+    count = f'Text correct in {correct} of {len(mine)}' + (
         f'; the first {len(shown)} are shown.' if len(shown) < len(mine) else '.')
     parts.append(f'<h3>{_text(title)}</h3><p class="note">{_text(blurb)} {count}</p>')
     parts.append(_sample_table(shown, workdir))
@@ -211,13 +211,14 @@ def _sample_cell(sample: dict, key: str, workdir: pathlib.Path) -> str:
   if sound:
     parts.append(_player(workdir / sound, f'{key}, {sample["id"]}'))
   if sample.get(f'{key}_text'):
-    parts.append(f'<div class="said">{_text(sample[f"{key}_text"])}</div>')
+    parts.append(f'<div class="transcript">{_text(sample[f"{key}_text"])}</div>')
   if key == 'generated':
     if sample.get('heard_text') is not None:
-      parts.append(f'<div class="heard">heard: {_text(sample["heard_text"] or "(nothing)")}</div>')
+      recognised = _text(sample['heard_text'] or '(nothing)')
+      parts.append(f'<div class="heard">recognised: {recognised}</div>')
     if sample.get('correct') is not None:
-      parts.append('<div class="right">✓ text right</div>' if sample['correct']
-                   else '<div class="wrong">✗ text wrong</div>')
+      parts.append('<div class="right">✓ text correct</div>' if sample['correct']
+                   else '<div class="wrong">✗ text incorrect</div>')
   return ''.join(parts) or '<span class="note">–</span>'
 
 
@@ -229,40 +230,37 @@ def _curves(lines: Sequence[dict], workdir: pathlib.Path) -> str:
                      smoothed=noisy):
       drawn.append(f'<figure>{_image(path, f"{title}, against the training steps")}</figure>')
   if not drawn:
-    return _missing('There are no measurements yet; <code>ttt-jax train</code> writes them.')
-  return ('<p>Text and audio come from the same forward pass. The first two curves are plain means '
-          'over the tokens that were scored. The terms of the loss are means over records, those '
-          'without audio (or with their audio kept clean) counting as zero; the audio term weighs '
-          'each masked token by the inverse of its probability to be masked, which makes it a '
-          'bound, and noisy.</p>'
+    return _missing('There are no metrics yet; run <code>ttt-jax train</code>.')
+  return ('<p>Text and audio losses come from the same forward pass. The first two curves are '
+          'means over the scored tokens. The terms of the loss are means over records, where a '
+          'record without (noisy) audio counts as zero; the audio term weighs each masked token '
+          'by the inverse of its masking probability, which makes it a bound, and noisy.</p>'
           f'<div class="figures">{"".join(drawn)}</div>')
 
 
 def _staircase(config: config_lib.Config | None, workdir: pathlib.Path) -> str:
-  data = None if config is None else workdir / config.data.path
-  if data is None or not (data / 'manifest.json').is_file():
-    return _missing('There are no prepared rows to draw; <code>ttt-jax prepare</code> makes them.')
-  whole, part = (workdir / 'report' / f'staircase_{name}.png' for name in ('record', 'part'))
-  length = mask_plot.draw(data, config, whole, part)
+  if config is None or not (workdir / config.data.path / 'manifest.json').is_file():
+    return _missing('There are no prepared rows; run <code>ttt-jax prepare</code>.')
+  full, detail = (workdir / 'report' / f'staircase_{name}.png' for name in ('record', 'part'))
+  length = mask_plot.draw(workdir / config.data.path, config, full, detail)
   if not length:
-    return _missing('No row of the prepared set holds a spoken answer to draw.')
+    return _missing('The prepared data has no spoken answer to draw.')
   return (
-      '<p>Each row is a token that reads, each column a token that may be read. Text reads '
-      'what came before it. Audio reads, besides, the whole span it stands in, so that its '
-      'codes can be filled in any order. Nothing reads a later span, and nothing reads another '
-      'record of the packed row.</p>'
+      '<p>Rows are queries, columns are keys. Text attends to earlier positions only. Audio '
+      'attends, in addition, to its complete span, so that codes can be predicted in any order. '
+      'No token attends to a later span or to another record of the packed row.</p>'
       '<figure class="wide">'
-      f'{_image(whole, "Mask of one whole record, a staircase whose steps are spans")}'
+      f'{_image(full, "Attention mask of one record, a staircase whose steps are spans")}'
       f'<figcaption>One training record, {length} tokens.</figcaption></figure>'
       '<figure class="wide"><div class="scroll" tabindex="0">'
-      f'{_image(part, "The same mask enlarged around the start of a spoken answer")}</div>'
-      '<figcaption>The same record around its spoken answer, token by token; a number is an '
-      'audio code.</figcaption></figure>')
+      f'{_image(detail, "Part of the same mask around the start of a spoken answer")}</div>'
+      '<figcaption>Part of the same record around its spoken answer, token by token; numbers '
+      'are audio codes.</figcaption></figure>')
 
 
 def _configuration(config: config_lib.Config | None) -> str:
   if config is None:
-    return _missing('There is no config.json in this folder; the other commands write it.')
+    return _missing('This folder has no config.json.')
   mine, default = (config_lib.flat(c) for c in (config, config_lib.Config()))
   changed = {key: value for key, value in mine.items() if value != default[key]}
   return ('<p>Settings that differ from the defaults of '
@@ -287,7 +285,7 @@ def _setting(value: Any) -> str:
   return _text(repr(value))
 
 
-# -- pieces -------------------------------------------------------------------------
+# -- helpers ------------------------------------------------------------------------
 
 
 def _text(value: Any) -> str:

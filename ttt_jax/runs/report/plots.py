@@ -1,29 +1,31 @@
-"""The report's curves, and the one style of all its pictures."""
+"""Plots of the report: the shared style, and curves of metrics."""
 
 from collections.abc import Sequence
 import contextlib
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
-# Blue and orange that stay apart for every common kind of colour blindness and in grey.
+# Blue and orange that remain distinct with colour blindness and in greyscale.
 TEXT, AUDIO, INK, SOFT = '#0b6bab', '#d55e00', '#1f2933', '#52606d'
 
 
 @contextlib.contextmanager
-def picture(path: str | os.PathLike, width: float, height: float):
-  """A figure of ``width`` x ``height`` inches that is written to ``path`` at the end."""
+def figure_file(path: str | os.PathLike, width: float, height: float):
+  """A Matplotlib figure of ``width`` x ``height`` inches that is saved to ``path`` at exit."""
   import matplotlib
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  style = {'font.size': 10, 'axes.titlesize': 10.5, 'axes.titlelocation': 'left',
-           'axes.titleweight': 'bold', 'axes.spines.top': False, 'axes.spines.right': False,
-           'axes.edgecolor': SOFT, 'axes.labelcolor': SOFT, 'xtick.color': SOFT,
-           'ytick.color': SOFT, 'text.color': INK, 'axes.titlecolor': INK, 'axes.grid': True,
-           'grid.color': '#e4e7eb', 'axes.axisbelow': True, 'legend.frameon': False,
-           'font.family': 'DejaVu Sans'}
+  style: dict[Any, Any] = {
+      'font.size': 10, 'axes.titlesize': 10.5, 'axes.titlelocation': 'left',
+      'axes.titleweight': 'bold', 'axes.spines.top': False, 'axes.spines.right': False,
+      'axes.edgecolor': SOFT, 'axes.labelcolor': SOFT, 'xtick.color': SOFT,
+      'ytick.color': SOFT, 'text.color': INK, 'axes.titlecolor': INK, 'axes.grid': True,
+      'grid.color': '#e4e7eb', 'axes.axisbelow': True, 'legend.frameon': False,
+      'font.family': 'DejaVu Sans'}
   with matplotlib.rc_context(style):
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)
@@ -45,26 +47,26 @@ def smooth(values: np.ndarray, window: float) -> np.ndarray:
 
 def curve(path: str | os.PathLike, lines: Sequence[dict], name: str, title: str, *,
           color: str = INK, heldout: str = '', smoothed: bool = True) -> bool:
-  """One number of a run against the steps, raw and smoothed.
+  """Plot one metric of a run against the steps, raw and smoothed.
 
   Args:
     path: PNG to write.
-    lines: what metrics.read gives.
-    name: which number.
-    title: what it is, with its unit.
+    lines: from metrics.read.
+    name: of the metric.
+    title: of the plot, with the unit.
     color: of the smoothed line; the raw one is lighter.
-    heldout: name of the same number on held-out records, drawn as points.
-    smoothed: False for what has no noise: one line.
+    heldout: name of the same metric on held-out records, drawn as points.
+    smoothed: False for a metric without noise, drawn as a single line.
 
   Returns:
-    Whether there was anything to draw.
+    Whether there was anything to plot.
   """
   points = _points(lines, name)
   if len(points) < 2:
     return False
   step, value = points.T
   mean = smooth(value, len(value) / 20) if smoothed else value
-  with picture(path, 4.9, 3.1) as figure:
+  with figure_file(path, 4.9, 3.1) as figure:
     axes = figure.add_subplot(title=title, xlabel='step')
     if smoothed:
       axes.plot(step, value, color=color, alpha=0.3, linewidth=0.8, label='each log line')

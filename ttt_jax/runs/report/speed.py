@@ -1,4 +1,4 @@
-"""The report's section about speed: what a run did per second, and where its time went."""
+"""The report's section about speed: throughput of a run and where its time went."""
 
 from collections.abc import Sequence
 import html
@@ -14,39 +14,38 @@ RATES = (
     ('tokens_per_second', 'Tokens per second, with padding', 'count', 'all positions of the rows'),
     ('documents_per_second', 'Records per second', 'count', ''),
     ('steps_per_second', 'Steps per second', 'count', ''),
-    ('padding_fraction', 'Padding', 'share', 'of the positions: room that packing left over'),
+    ('padding_fraction', 'Padding', 'share', 'fraction of positions that belong to no record'),
     ('blocks_skipped', 'Attention skipped', 'share',
-     'of its blocks: those where nobody reads (a dense form makes them all the same)'),
-    ('model_flops_per_second', 'Work of the model', 'flops',
+     'fraction of its blocks without an allowed pair; the dense form computes them anyway'),
+    ('model_flops_per_second', 'Model FLOP/s', 'flops',
      'operations that these records need, forward and backward'),
-    ('mfu', 'Use of the hardware (MFU)', 'share',
-     'of the operations that the devices can do at most, in bfloat16'),
+    ('mfu', 'Model FLOPs utilisation (MFU)', 'share',
+     'fraction of the peak of the devices in bfloat16'),
 )
 
-# What telemetry.Clock tells apart, in the order of the table.
+# The parts of telemetry.Clock, in the order of the table.
 PARTS = {
-    'step': ('Training', 'the devices were at work on steps'),
-    'compile': ('Compiling', 'turning the train step into a program'),
-    'data': ('Waiting for data', 'the devices had nothing to do before the next batch came'),
+    'step': ('Training', 'the devices were computing steps'),
+    'compile': ('Compiling', 'compiling the train step'),
+    'data': ('Waiting for data', 'the devices were idle until the next batch arrived'),
     'checkpoint': ('Checkpoints', 'copying the state off the devices'),
-    'eval': ('Evaluation', 'measuring on held-out records during the run'),
-    'start': ('Start', 'opening data and checkpoints, making the first state'),
-    'other': ('Other', 'the host’s own work while the devices had nothing to do'),
+    'eval': ('Evaluation', 'evaluating on held-out records during the run'),
+    'start': ('Start', 'opening data and checkpoints, creating or restoring the state'),
+    'other': ('Other', 'work of the host while the devices were idle'),
 }
 
 
 def section(lines: Sequence[dict]) -> str:
-  """HTML of the section.
+  """The section as HTML.
 
   Args:
-    lines: what metrics.read gives.
+    lines: from metrics.read.
   """
   split = next((line for line in reversed(lines) if 'time/total' in line), None)
   if split is None:
-    return ('<p class="missing">The speed of this run was not measured; <code>ttt-jax train'
-            '</code> does so.</p>')
-  return ('<p>Rates are medians over the log lines, per second of training: compilation and '
-          'checkpoints are left out, waits for data are not.</p>'
+    return '<p class="missing">The speed of this run was not measured.</p>'
+  return ('<p>Rates are medians over the log lines, per second of training, which excludes '
+          'compilation and checkpoints but includes waits for data.</p>'
           f'{_rates(lines)}<h3>Where the time went</h3>{_split(split)}{_recompiles(split)}')
 
 
@@ -57,7 +56,7 @@ def _rates(lines: Sequence[dict]) -> str:
     values = values[np.isfinite(values)]
     if len(values):
       rows += _row(label, _FORMS[kind](float(np.median(values))), note)
-  return _table(('Measure', 'Typical', 'What it means'), rows)
+  return _table(('Measure', 'Median', 'Meaning'), rows)
 
 
 def _split(line: dict) -> str:
@@ -67,8 +66,8 @@ def _split(line: dict) -> str:
     share = line[f'time/{part}']
     if share > 0:
       rows += _row(label, _share(share), f'{duration(share * total)}: {note}', bar=share)
-  return (f'<p class="note">Of {duration(total)} in all, earlier runs that this one went on from '
-          f'included.</p>{_table(("Part", "Share", "Time, and what it went to"), rows)}')
+  return (f'<p class="note">Of {duration(total)} in total, including earlier starts of the run.'
+          f'</p>{_table(("Part", "Share", "Time and meaning"), rows)}')
 
 
 def _recompiles(line: dict) -> str:
@@ -76,8 +75,8 @@ def _recompiles(line: dict) -> str:
   if not times:
     return ''
   return (f'<p class="missing">The train step was compiled again {times} time'
-          f'{"s" if times > 1 else ""} after the first; the log names the steps. Each time the '
-          'devices stood still.</p>')
+          f'{"s" if times > 1 else ""} after the first; the log names the steps. The devices '
+          'were idle meanwhile.</p>')
 
 
 def _table(heads: tuple[str, str, str], rows: str) -> str:
