@@ -158,7 +158,7 @@ def test_a_record_that_cannot_be_shown_is_one_sentence(tmp_path, config, place, 
 
 @pytest.mark.parametrize('words, sentence', [
     (['--split', 'x'], "--split is 'x'; .* has heldout, train"),
-    (['--document', '99999'], "no document of that number")])
+    (['--document', '99999'], "has no such document")])
 def test_mistakes(workdir, capsys, words, sentence):
   assert main.main(['inspect', '--workdir', str(workdir), *words]) == 2
   assert re.search(sentence, capsys.readouterr().err)
