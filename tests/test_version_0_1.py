@@ -51,7 +51,8 @@ def test_it_exports(workdir, tmp_path):
 
 
 def test_it_resumes(workdir):
-  config = config_lib.load(workdir / 'config.json', {'train.steps': '9', 'mesh.fsdp': '1'})
+  mesh = {'mesh.fsdp': '2', 'mesh.seq': '4'}  # 8 devices; it was trained on 1
+  config = config_lib.load(workdir / 'config.json', {'train.steps': '9'} | mesh)
   assert int(train(config, workdir).step) == 9
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   assert [line['step'] for line in lines if 'loss' in line] == list(range(1, 10))
