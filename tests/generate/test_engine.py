@@ -1,4 +1,4 @@
-"""Generation against the slow reference, token for token, and what batching must not change."""
+"""Generation equals a slow reference token for token, and does not depend on batching."""
 
 import dataclasses
 
@@ -38,13 +38,12 @@ SAMPLED = GenerateConfig(block=4, steps=2, slots=2, max_span=12, max_tokens=48, 
 
 @pytest.fixture(scope='module', autouse=True)
 def quick_compiles():
-  """Many small programs, each run a few times: compile them without the long passes."""
+  """Many small programs, each run a few times: compile them without the expensive passes."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(compiled, 'steps', quick.jit(
-        compiled.steps.__wrapped__, static_argnames=('model', 'rules', 'width', 'null', 'mixed'),
-        donate_argnames=('state', 'kept')))
+        compiled.steps.__wrapped__, static_argnames=('setup', 'launch'), donate_argnames='pool'))
     patch.setattr(compiled, 'prefill', quick.jit(
-        compiled.prefill.__wrapped__, static_argnames='model', donate_argnames='kept'))
+        compiled.prefill.__wrapped__, static_argnames='model', donate_argnames='cache'))
     yield
 
 
@@ -116,7 +115,7 @@ def test_answers_match_the_reference(name):
   assert len({tuple(trace.ids) for trace in traces}) > len(traces) // 2, 'answers must vary'
 
 
-def test_the_sweep_meets_every_corner():
+def test_the_reference_covers_every_corner_case():
   """One-token spans, several blocks in a span, forced ends, and answers that stop by im_end."""
   traces = sweep(range(10, 14), SETTINGS['plain'], end=1.5)
   spans = [span for trace in traces for span in trace.spans]
@@ -133,7 +132,7 @@ def test_causal_prompt():
 
 
 def test_guidance_changes_answers():
-  """0.1 is a small push, so use a large one beside it to see that it pushes at all."""
+  """A weight of 0.1 may change nothing here, so it is compared with a large one."""
   rng = np.random.default_rng(5)
   params, prompts = random_model(rng), random_prompts(rng)
   traces, _ = compare(params, prompts, dataclasses.replace(SETTINGS['guided'], guidance=3.0))
@@ -180,8 +179,8 @@ def test_only_codes_in_spans_and_only_text_outside():
   assert spans >= 8
 
 
-def test_a_request_does_not_feel_its_neighbours():
-  """Sampled answers of the same numbered requests, in another order and company."""
+def test_an_answer_does_not_depend_on_the_other_requests():
+  """Sampled answers of the same named requests, in another order and other batches."""
   rng = np.random.default_rng(41)
   params, prompts = random_model(rng), [np.array(p) for p in random_prompts(rng)]
   first = engine.generate(MODEL, params, V, prompts, SAMPLED)

@@ -62,8 +62,8 @@ def by_hand(table, hidden, null, params, want, place, softmax):
 
 @pytest.mark.parametrize('softmax', ['full', 'audio'])
 @pytest.mark.parametrize('how', [
-    dict(sizes=(64,), whole=64, tile=None), dict(sizes=(1, 8, 16, 24, 32, 64), tile=7000),
-    dict(sizes=(4,), whole=4, tile=None), dict(sizes=(1, 32), tile=12_500)])
+    dict(sizes=(64,), dense=64, tile=None), dict(sizes=(1, 8, 16, 24, 32, 64), tile=7000),
+    dict(sizes=(4,), dense=4, tile=None), dict(sizes=(1, 32), tile=12_500)])
 def test_every_way_to_sweep_is_right(how, softmax):
   args = world(0)
   found = run(Rules(V, softmax=softmax, **how), *args)
@@ -83,7 +83,7 @@ def test_a_small_vocabulary_may_be_one_group():
   rng = np.random.default_rng(3)
   table, hidden = rng.normal(size=(321, WIDTH)), rng.normal(size=(1, WIDTH))
   one, none = jnp.ones(1, bool), jnp.zeros(1, jnp.int32)
-  rules = Rules(small, softmax='audio', sizes=(1,), whole=1, tile=None)
+  rules = Rules(small, softmax='audio', sizes=(1,), dense=1, tile=None)
   found = choose(rules, make_head(rules, jnp.asarray(table, jnp.float32)),
                  jax.tree.map(jnp.asarray, sampling_params.make([GenerateConfig()], [0])),
                  jnp.asarray(hidden, jnp.float32), None, one, Place(one, one, one, *[none] * 4))

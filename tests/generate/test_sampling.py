@@ -33,7 +33,7 @@ def run(rules, scores, config, in_span, names):
 def sample(logits, config, mode, in_span):
   """DRAWS independent choices [DRAWS] from the same logits [V]."""
   names = np.stack([np.arange(DRAWS), *np.zeros((4, DRAWS))], 1)
-  rules = Rules(V, mode, sizes=(DRAWS // 4,), whole=DRAWS, tile=None)
+  rules = Rules(V, mode, sizes=(DRAWS // 4,), dense=DRAWS, tile=None)
   choice = run(rules, np.tile(logits, (DRAWS, 1)), config, in_span, names)
   return np.asarray(choice.token), np.asarray(choice.confidence)
 
@@ -73,7 +73,7 @@ SPAN_IDS = [*range(V.code_start, V.mask), V.end_of_chunk, V.end_of_last]
 ])
 def test_frequencies(settings, mode, in_span, can, cut):
   logits = np.random.default_rng(0).normal(size=V.size) * 1.5
-  logits[V.mask] = 9  # the likeliest of all, and never to be said
+  logits[V.mask] = 9  # the most likely id, and never allowed
   temperature = settings.get('audio_temperature' if in_span else 'temperature')
   want = expected(logits, can, temperature, **cut)
   token, confidence = sample(logits, GenerateConfig(seed=3, **settings), mode, in_span)

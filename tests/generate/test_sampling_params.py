@@ -1,4 +1,4 @@
-"""Rules as data: schedules and ranks by hand, limits, events, one program for all of them."""
+"""Sampling parameters are data: schedules and ranks by hand, limits, events, one program."""
 
 import dataclasses
 
@@ -76,7 +76,7 @@ def world():
 
 def test_events_add_up_to_the_answer(world):
   params, prompts = world
-  whole = engine.generate(MODEL, params, V, prompts, PLAIN)
+  expected = engine.generate(MODEL, params, V, prompts, PLAIN)
   for eager in (False, True):
     running = engine.Engine(MODEL, params, V, PLAIN)
     for prompt in prompts:
@@ -90,11 +90,11 @@ def test_events_add_up_to_the_answer(world):
         spans.setdefault(event.request, []).append(event.span)
       else:
         answers[event.request] = event.answer
-    for number, answer in enumerate(whole):
+    for number, answer in enumerate(expected):
       assert ids[number] == answer.ids.tolist() == answers[number].ids.tolist()
       assert spans.get(number, []) == answer.spans == answers[number].spans
       assert (answers[number].first_audio is not None) == bool(answer.spans)
-  assert any(answer.spans for answer in whole)
+  assert any(answer.spans for answer in expected)
 
 
 def test_limits(world):
@@ -118,7 +118,7 @@ RULES = [dict(rule='margin'), dict(rule='entropy', entropy_budget=2.0), dict(rul
 
 
 def test_settings_compile_nothing_and_do_not_leak(world):
-  """Every rule beside every other one, in a pool of two slots: each answers as if alone."""
+  """Requests with different parameters in two slots: no new program, answers as if alone."""
   params, prompts = world
   configs = [dataclasses.replace(PLAIN, **change) for change in RULES]
   warm = engine.generate(MODEL, params, V, prompts, PLAIN)
@@ -148,7 +148,7 @@ def test_the_audio_softmax_changes_confidence_alone(world):
 
 
 @pytest.mark.slow
-def test_the_cheap_guidance_is_another_one(world):
+def test_guidance_contexts_differ(world):
   params, prompts = world
   strong = dataclasses.replace(PLAIN, guidance=3.0, guidance_context='begin')
   plain = engine.generate(MODEL, params, V, prompts, PLAIN)
@@ -189,7 +189,7 @@ def test_a_mesh_gives_the_same_tokens(axes):
   assert any(answer.spans for answer in alone)
 
 
-def test_a_cache_that_is_too_large_is_refused(world):
+def test_a_cache_that_is_too_large_is_rejected(world):
   with pytest.raises(UserError, match='generate.slots=2 and generate.max_tokens=48 need'):
     engine.Engine(MODEL, world[0], V, dataclasses.replace(PLAIN, memory=1e-6))
 
@@ -200,7 +200,7 @@ def test_by_default_the_cache_may_take_what_is_free(world):
     engine.Engine(MODEL, world[0], V, vast)
 
 
-def test_a_request_larger_than_the_engine_is_refused(world):
+def test_a_request_larger_than_the_engine_is_rejected(world):
   pool = engine.Engine(MODEL, world[0], V, PLAIN)
-  with pytest.raises(UserError, match='max_tokens=100, but the engine was made for 48'):
+  with pytest.raises(UserError, match='max_tokens=100, but the engine was made for at most 48'):
     pool.submit(world[1][0], dataclasses.replace(PLAIN, max_tokens=100))

@@ -1,16 +1,19 @@
-"""The generation algorithm as one step over rows of arrays (TTT.md section 6).
+"""One decode step of the generation algorithm, over rows of arrays (docs/method.md).
 
-A row is a request in one of three phases:
+Text is generated token by token; a begin token opens an audio span, which is filled block by
+block by iterative unmasking (block diffusion, arXiv 2503.09573, with the low-confidence
+remasking of LLaDA, arXiv 2502.09992) until it has an end token. A row is a request in one of
+three phases:
 
-  TEXT   its window is what is final but not cached yet: the last text token, or a closed
-         span after its begin token. The step caches it and chooses the next text token.
-  SPAN   its window is a begin token and the open span. The step chooses at every mask of
-         the last block and commits some; nothing is cached.
-  IDLE   nothing to do.
+  TEXT   Its window holds the final tokens that are not cached yet: the last text token, or a
+         closed span after its begin token. The step caches them and chooses the next text token.
+  SPAN   Its window holds a begin token and the open span. The step makes a choice at every mask
+         of the last block and commits some of them. Nothing is cached.
+  IDLE   No request, or a finished one.
 
-So no forward pass is made only to cache something. Committed tokens never change; a block
-is done when it has no masks left, or earlier, when an end token is committed and no mask
-stands left of it: what follows would be cut off.
+So no forward pass is made only to cache something. Committed tokens never change. A block is
+done when it has no masks left, or earlier, when an end token is committed and no mask stands
+to its left: the tokens behind it would be cut off.
 
 S = slots, B = rows, W = positions of the window, T = tokens of a slot.
 """
@@ -26,29 +29,29 @@ from ttt_jax.generate.sampling_params import SamplingParams
 from ttt_jax.tokens.vocab import Vocabulary
 
 IDLE, TEXT, SPAN = 0, 1, 2
-# What a step brought about; bits.
+# Events of a step, as bits.
 OPENED, BLOCK, CLOSED, DONE = 1, 2, 4, 8
 
 
 class State(NamedTuple):
-  """int32 arrays [S], but for ``token`` [S, T].
+  """The state of S rows: int32 arrays [S], but for ``token`` [S, T].
 
   Attributes:
-    token: prompt and answer, masks where a block is open.
-    length: tokens there.
-    known: of them, how many are cached; the window is the rest.
-    lead: tokens at the window's start that see only themselves: the begin token; or the
-      whole window, where it is a prompt's last, two-way audio.
+    token: prompt and answer, with masks where a block is open.
+    length: number of those tokens.
+    known: how many of them are cached; the others are the window.
+    lead: tokens at the window's start that see each other but nothing behind them: the begin
+      token; or the complete window, where it is the bidirectional audio at a prompt's end.
     phase, event: see above.
-    prompt: its length.
-    begin: index of the open or last span's begin token.
-    block_at: index of the block's first token.
-    step: steps made in the block.
-    spans, blocks: opened so far; in the open or last span.
-    ended: 1 if the last span ended by itself.
+    prompt: length of the prompt.
+    begin: index of the begin token of the open or last span.
+    block_at: index of the first token of the open or last block.
+    step: steps made in that block.
+    spans, blocks: number of spans opened so far; of blocks in the open or last span.
+    ended: 1 if the model generated the last span's end token, 0 if a limit forced it.
     gap: text tokens since the last span.
     calls: forward passes that the request took part in.
-    finished: 1 if the model said im_end.
+    finished: 1 if the model generated im_end.
   """
   token: jax.Array
   length: jax.Array
@@ -77,8 +80,14 @@ def empty(slots: int, tokens: int) -> State:
 def window(state: State, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(token, position, k_end) of the rows' windows, int32 [B, W].
 
-  k_end says which tokens of the window a token reads: those of its bidirectional group and
-  all before; 0 beyond the window's end.
+  Token i of a window attends to the window's tokens 0 .. k_end[i]-1, beside the cache; 0 beyond
+  the window's end. With a begin token b and a span o o o (1 = attends to):
+
+          b o o o     k_end
+      b   1 . . .     1       lead
+      o   1 1 1 1     4
+      o   1 1 1 1     4
+      o   1 1 1 1     4
   """
   index = jnp.arange(width)
   position = state.known[:, None] + index
@@ -90,7 +99,8 @@ def window(state: State, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def wanted(state: State, vocab: Vocabulary, token: jax.Array, position: jax.Array) -> jax.Array:
-  """bool [B, W]: where the step needs a choice."""
+  """bool [B, W]: positions that need a choice: the masks of the open block, or the last token of
+  a text row, whose hidden state predicts the next one."""
   column = lambda x: x[:, None]
   masks = (token == vocab.mask) & (position >= column(state.block_at)) & (
       position < column(state.length))
@@ -99,10 +109,11 @@ def wanted(state: State, vocab: Vocabulary, token: jax.Array, position: jax.Arra
 
 
 def places(state: State, sampling_params: SamplingParams, position: jax.Array) -> Place:
-  """What may stand at each position of the windows, and the names of the draws; [B, W]."""
+  """Constraints on the choice at each position of the windows, and names of its draw; [B, W]."""
   column = lambda x: jnp.broadcast_to(x[:, None], position.shape)
   in_span = column(state.phase == SPAN)
-  # As text is drawn, its place in the answer is its name; in a span, the place in the block.
+  # A draw is named by what it decides, never by its row or launch, so that batching does not
+  # change it: in text by the index in the answer; in a span by span, block, step and index.
   text = position + 1 - column(state.prompt)
   pick = lambda span, other: jnp.where(in_span, column(span), other)
   return Place(
@@ -116,18 +127,18 @@ def places(state: State, sampling_params: SamplingParams, position: jax.Array) -
 
 def advance(state: State, sampling_params: SamplingParams, rules: Rules, width: int, choice: Choice,
             want: jax.Array) -> State:
-  """Take the choices of one step.
+  """The rows after the choices of one step are taken.
 
   Args:
-    state, sampling_params: rows [B].
-    rules: gives vocabulary and mode.
+    state, sampling_params: of the rows, [B].
+    rules: only vocabulary and mode are read.
     width: W.
     choice, want: [B, W].
   """
   in_span = state.phase == SPAN
-  spoken, opens = _text(state, rules, width, choice)
-  filled, closes, resolved = _span(state, sampling_params, rules, width, choice, want)
-  after = _where(in_span, filled, spoken)
+  after_text, opens = _text(state, rules, width, choice)
+  after_span, closes, resolved = _span(state, sampling_params, rules, width, choice, want)
+  after = _where(in_span, after_span, after_text)
   opens &= ~in_span & (after.length < sampling_params.max_tokens)
   after = _where(opens, _open(after), after)
   closes &= in_span
@@ -137,7 +148,7 @@ def advance(state: State, sampling_params: SamplingParams, rules: Rules, width: 
 
 
 def begin_answer(state: State, sampling_params: SamplingParams, rules: Rules) -> State:
-  """Rows of mode 'nar': the whole answer is one span after the prompt's last token."""
+  """Rows of mode 'nar': the complete answer is one span after the prompt's last token."""
   every = jnp.ones(state.phase.shape, bool)
   return _grow(_open(state), sampling_params, rules, every, ~every)
 
@@ -148,34 +159,34 @@ def _where(row: jax.Array, a: State, b: State) -> State:
 
 
 def _text(state: State, rules: Rules, width: int, choice: Choice) -> tuple[State, jax.Array]:
-  """The window is final, and one more text token follows it; (state, whether it opens a span)."""
+  """Append one text token; (state, whether it is a begin token and so opens a span)."""
   vocab = rules.vocab
   last = jnp.clip(state.length - 1 - state.known, 0, width - 1)
   chosen = jnp.take_along_axis(choice.token, last[:, None], axis=1)[:, 0]
   finished = chosen == vocab.im_end
-  said = state._replace(
-      token=_put(state, chosen), length=state.length + 1, known=state.length,
+  state = state._replace(
+      token=_appended(state, chosen), length=state.length + 1, known=state.length,
       lead=jnp.ones_like(state.lead), gap=state.gap + 1, event=jnp.zeros_like(state.event),
       finished=finished.astype(jnp.int32), phase=jnp.where(finished, IDLE, TEXT))
   opens = vocab.is_begin(chosen) if rules.mode == 'hybrid' else jnp.zeros_like(finished)
-  return said, opens
+  return state, opens
 
 
-def _put(state: State, chosen: jax.Array) -> jax.Array:
-  """The tokens with one more at the end."""
+def _appended(state: State, chosen: jax.Array) -> jax.Array:
+  """``token`` with ``chosen`` [B] behind each row's last token."""
   here = jnp.arange(state.token.shape[1]) == state.length[:, None]
   return jnp.where(here, chosen[:, None], state.token)
 
 
 def _span(state: State, sampling_params: SamplingParams, rules: Rules, width: int, choice: Choice,
           want: jax.Array) -> tuple[State, jax.Array, jax.Array]:
-  """Commit some masks of the block; (state, whether the span has its end, whether the block
-  has no masks left)."""
+  """Commit some masks of the block; (state, whether the span has its end token, whether the
+  block has no masks left)."""
   vocab = rules.vocab
   index = jnp.arange(state.token.shape[1])
   take = unmasking.accept(sampling_params, choice.score, choice.confidence, choice.entropy, want,
                           state.length - state.block_at, state.step)
-  # The windows' tokens go back to their places in the rows.
+  # From window coordinates back to positions of the rows.
   offset = jnp.clip(index - state.known[:, None], 0, width - 1)
   fresh = jnp.take_along_axis(jnp.where(take, choice.token, -1), offset, axis=1)
   inside = (index >= state.block_at[:, None]) & (index < state.length[:, None])
@@ -183,6 +194,7 @@ def _span(state: State, sampling_params: SamplingParams, rules: Rules, width: in
   is_end = (token == vocab.im_end) if rules.mode == 'nar' else vocab.is_end(token)
   first = lambda flags: jnp.min(jnp.where(inside & flags, index, index.size), axis=1)
   mask, end = first(token == vocab.mask), first(is_end)
+  # An end token closes the span once no mask is left before it; what follows is cut off.
   closes = end < mask
   state = state._replace(token=token, step=state.step + 1, event=jnp.zeros_like(state.event),
                          length=jnp.where(closes, end + 1, state.length))
@@ -199,11 +211,15 @@ def _open(state: State) -> State:
 
 def _grow(state: State, sampling_params: SamplingParams, rules: Rules, more: jax.Array,
           closes: jax.Array) -> State:
-  """Another block where ``more`` says so, the span's end where ``closes`` does, and the request's
-  where there is no room left.
+  """Append a block of masks, close a span, or finish the request.
 
-  One place of a span's room is kept for an end token: where no mask would fit beside it, it
-  is put there, and the span is closed by force.
+  Args:
+    state, sampling_params, rules: as for ``advance``.
+    more: bool [B], rows that need another block.
+    closes: bool [B], rows whose span has its end token.
+
+  One position of every span is reserved for its end token. Where no mask fits beside it, the
+  end token is appended instead, and the span is closed by force.
   """
   vocab = rules.vocab
   nar = rules.mode == 'nar'
@@ -220,7 +236,7 @@ def _grow(state: State, sampling_params: SamplingParams, rules: Rules, more: jax
   block = more & ~forced
   closed = closes | forced
   length = state.length + added
-  # A span's end leaves its window to be cached by the next text step, if there is one.
+  # A closed span stays in the window; the next text step caches it, if there is one.
   full = (length >= sampling_params.max_tokens) & ((state.phase == TEXT) | closed)
   done = full | (closed if nar else False) | (state.phase == IDLE)
   return state._replace(
@@ -236,13 +252,23 @@ def _grow(state: State, sampling_params: SamplingParams, rules: Rules, more: jax
 
 
 def score(rules: Rules, head: sampling.Head, sampling_params: SamplingParams, state: State,
-          hidden: jax.Array, null: jax.Array | None, position: jax.Array,
+          hidden: jax.Array, uncond: jax.Array | None, position: jax.Array,
           want: jax.Array) -> Choice:
-  """Choices [B, W] from hidden states [B, W, E]; zeros where none is wanted."""
+  """Choices [B, W] at the positions of ``want``; zeros elsewhere.
+
+  Args:
+    rules, head: of the output head.
+    sampling_params, state: of the rows, [B].
+    hidden: [B, W, E].
+    uncond: [B, W, E], hidden states of guidance's unconditional pass; None without guidance.
+    position: int32 [B, W].
+    want: bool [B, W].
+  """
   rows, width = want.shape
   flat = lambda x: x.reshape(rows * width, *x.shape[2:])
   row = jnp.repeat(jnp.arange(rows), width)
   place = jax.tree.map(flat, places(state, sampling_params, position))
-  found = sampling.choose(rules, head, jax.tree.map(lambda x: x[row], sampling_params),
-                          flat(hidden), None if null is None else flat(null), flat(want), place)
-  return jax.tree.map(lambda x: x.reshape(rows, width), found)
+  choice = sampling.choose(
+      rules, head, jax.tree.map(lambda x: x[row], sampling_params), flat(hidden),
+      None if uncond is None else flat(uncond), flat(want), place)
+  return jax.tree.map(lambda x: x.reshape(rows, width), choice)

@@ -1,9 +1,10 @@
-"""Answering requests: slots, admission, and which rows make the next steps together.
+"""The inference engine: slots, admission of requests, and scheduling of decode steps.
 
-The device runs the algorithm (machine.py) until some row needs the host; the host then reads a
-few numbers, reports what is final, gives free slots to waiting requests, and picks the next
-group of rows: those that need the same program. Text rows go first, so that requests
-gather in the same phase, but nobody waits for more than ``_PATIENCE`` turns.
+The device runs decode steps (decode_step.py) until some row needs the host. The host then
+reads a few integers per row, reports events, admits waiting requests into free slots, and
+launches the next group of rows: those that need the same compiled program. Text rows go
+first, so that requests gather in the same phase, but no row waits for more than
+``_PATIENCE`` launches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,26 +20,41 @@ from ttt_jax.errors import UserError
 from ttt_jax.generate import compiled, decode_step, prefix_cache, sampling, sampling_params
 from ttt_jax.generate.decode_step import State
 from ttt_jax.generate.outputs import Answer, Event, Span
-from ttt_jax.model import kv_cache
+from ttt_jax.model import kv_cache, sharding
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.tokens.vocab import Vocabulary
 
-_PATIENCE = 8      # launches of other rows that a row waits for at most
-_UNTIL_EVENT = 1_000_000  # steps: until an event
-_LONGEST = 512     # tokens of a prompt that are read at once, unless a span is longer
-_NULL_STEP = 256   # the published guidance's rows are rounded up to this
+_PATIENCE = 8             # launches of other rows that a row waits for at most
+_UNTIL_EVENT = 1_000_000  # decode steps of a launch: no limit in practice
+_LONGEST = 512            # tokens of a prompt that are read at once, unless a span is longer
+_NULL_STEP = 256          # rows of the published guidance are rounded up to a multiple of this
 
 
 @dataclasses.dataclass
 class _Request:
+  """A request, and the host's copy of what matters of its row.
+
+  Attributes:
+    number: as ``Engine.submit`` returned it.
+    config: its sampling parameters.
+    name: of its random draws.
+    prefix: the prompt, and how far each of its tokens sees.
+    seen: tokens, prompt included, that were reported.
+    spans: closed ones.
+    opened, open: spans opened so far; whether one is open.
+    waited: launches of other rows since its last step.
+    length, known, phase: as in decode_step.State.
+    since: time.monotonic() at admission.
+    first_audio: seconds from admission to the first final audio token.
+  """
   number: int
   prompt: np.ndarray
   config: GenerateConfig
-  name: int              # of its random draws
-  text: prefix_cache.Text      # the prompt, and what its tokens see
-  seen: int = 0          # tokens, prompt included, that were reported
+  name: int
+  prefix: prefix_cache.Prefix
+  seen: int = 0
   spans: list[Span] = dataclasses.field(default_factory=list)
-  opened: int = 0        # spans
+  opened: int = 0
   open: bool = False
   waited: int = 0
   length: int = 0
@@ -49,28 +65,34 @@ class _Request:
 
 
 class Engine:
-  """Answers requests on the devices that hold the parameters; see the module's docstring."""
+  """Answers requests on the devices that hold the parameters; see the module's docstring.
+
+  Attributes:
+    model, vocab, config, mode, prompt_audio: as given.
+    launches: calls of ``compiled.steps`` so far.
+    read: tokens of prompts that were read so far, without those found in a slot's cache.
+  """
 
   def __init__(self, model: Model, params: Params, vocab: Vocabulary, config: GenerateConfig, *,
                mode: str = 'hybrid', prompt_audio: str = 'bidirectional',
                mixed: bool | None = None):
-    """Make room for ``config.slots`` requests of up to ``config.max_tokens`` tokens.
+    """Allocate a cache for ``config.slots`` requests of up to ``config.max_tokens`` tokens.
 
     Args:
-      model, params, vocab: the decoder. On a mesh call this, and run, under jax.set_mesh.
-      config: the sampling parameters of requests that bring none, and the engine's own settings.
-      mode: 'hybrid', or a baseline's own decoding: 'ar' emits every token as text is, 'nar'
+      model, params, vocab: the decoder. On a mesh, call this and every method under jax.set_mesh.
+      config: default sampling parameters of requests, and the engine's own settings.
+      mode: 'hybrid', or a baseline's decoding: 'ar' generates every token as text, 'nar'
         fills blocks of masks until im_end.
       prompt_audio: as the model was trained.
-      mixed: text rows share wide windows with spans. Default: on accelerators, where a
-        step of few tokens is bound by reading the weights; not on a CPU.
+      mixed: text rows share wide windows with spans. Default: True on accelerators, where a
+        step of few tokens is bound by reading the weights; False on a CPU.
 
     Raises:
-      UserError: the cache would need more than ``config.memory``, or than is free.
+      UserError: the cache needs more than ``config.memory``, or more than is free.
     """
     self.model, self.vocab, self.config, self.mode = model, vocab, config, mode
     self.prompt_audio = prompt_audio
-    self.mixed = model.platform != 'cpu' if mixed is None else mixed
+    mixed = model.platform != 'cpu' if mixed is None else mixed
     needed = kv_cache.size_in_bytes(model.config, config.slots, config.max_tokens)
     memory = config.memory * 2**30 or kv_cache.free_bytes()
     if needed > memory:
@@ -79,40 +101,42 @@ class Engine:
           f'{config.max_tokens} need {needed / 2**30:.2f} GiB for keys and values, but '
           f'{memory / 2**30:.2f} GiB are free for them; lower one of the two, or '
           'raise generate.memory if that is set.')
-    # Rounded, so that near sizes share programs; a window never reaches beyond the row.
+    # Rounded, so that similar limits share programs; a window never extends beyond the row.
     tokens = kv_cache.tokens_of(config.max_tokens)
     self._widths = compiled.widths(tokens)
-    room = tokens + self._widths[-1]
-    self._whole = bool(not jax.sharding.get_abstract_mesh().empty
-                       and jax.sharding.get_abstract_mesh().size > 1)
-    self._rules = sampling.Rules.fitting(vocab, mode, config.softmax, model.platform, self._whole)
-    self._params = _cast(params, model.config.dtype)
-    self._head = sampling.make_head(self._rules, model.head_table(self._params))
-    self._cache = jax.jit(kv_cache.empty, static_argnums=(0, 1, 2))(
+    row_tokens = tokens + self._widths[-1]
+    self._on_mesh = sharding.in_use()
+    rules = sampling.Rules.fitting(vocab, mode, config.softmax, model.platform, self._on_mesh)
+    self._setup = compiled.Setup(model, rules, mixed or self._on_mesh)
+    params = _cast(params, model.config.dtype)
+    self._weights = compiled.Weights(params, sampling.make_head(rules, model.head_table(params)))
+    cache = jax.jit(kv_cache.empty, static_argnums=(0, 1, 2))(
         model.config, config.slots, config.max_tokens)
-    self._state = decode_step.empty(config.slots, room)
-    self._sampling_params = jax.tree.map(jnp.asarray, sampling_params.nothing(config.slots))
-    self._held = [prefix_cache.NOTHING] * config.slots  # what the caches of the slots hold
+    self._pool = compiled.Pool(
+        decode_step.empty(config.slots, row_tokens), cache,
+        jax.tree.map(jnp.asarray, sampling_params.empty(config.slots)))
+    self._cached = [prefix_cache.EMPTY] * config.slots  # tokens in each slot's cache
     self._waiting: list[_Request] = []
     self._slots: list[_Request | None] = [None] * config.slots
     self._count = 0
     self.launches = 0
-    self.read = 0  # tokens of prompts
+    self.read = 0
 
   # -- requests -------------------------------------------------------------------------
 
   def submit(self, prompt: np.ndarray, config: GenerateConfig | None = None,
              name: int | None = None, where: str = '') -> int:
-    """Queue a request; its number.
+    """Queue a request, and return its number.
 
     Args:
-      prompt: ids up to and including the assistant's header.
+      prompt: int32 [n], ids up to and including the assistant's header.
       config: its sampling parameters; the engine's own settings in it are ignored.
-      name: names its random draws; its number if None.
-      where: what error messages call it.
+      name: seeds its random draws together with ``config.seed``; its number if None.
+      where: its name in error messages.
 
     Raises:
-      UserError: an empty prompt, an id outside the vocabulary, no room for an answer.
+      UserError: an empty prompt, an id outside the vocabulary, or a prompt that reaches
+        max_tokens.
     """
     config = config or self.config
     number = self._count
@@ -121,10 +145,11 @@ class Engine:
     self._count += 1
     self._waiting.append(_Request(
         number, prompt, config, number if name is None else name,
-        prefix_cache.prompt(self.vocab, prompt, self.mode, self.prompt_audio),
+        prefix_cache.of_prompt(self.vocab, prompt, self.mode, self.prompt_audio),
         seen=prompt.size, length=prompt.size))
-    if config.rule == 'prior' and not self._head.prior.any():
-      self._head = self._head._replace(prior=self._prior())
+    head = self._weights.head
+    if config.rule == 'prior' and not head.prior.any():
+      self._weights = self._weights._replace(head=head._replace(prior=self._prior()))
     return number
 
   def _check(self, prompt: np.ndarray, config: GenerateConfig, where: str) -> None:
@@ -134,20 +159,20 @@ class Engine:
       bad = int(prompt.min() if prompt.min() < 0 else prompt.max())
       raise UserError(f'{where} holds id {bad}, outside the vocabulary (0..{self.vocab.size - 1}).')
     if self.mode == 'nar' and self.prompt_audio != 'causal' and self.vocab.is_audio(prompt[-1]):
-      raise UserError(f'{where} ends in audio; a baseline of mode nar starts after text.')
+      raise UserError(f"{where} ends in audio; in mode 'nar' a prompt must end in text.")
     if config.max_tokens > self.config.max_tokens:
-      raise UserError(f'{where} asks for generate.max_tokens={config.max_tokens}, but the engine '
-                      f'was made for {self.config.max_tokens}.')
+      raise UserError(f'{where} has generate.max_tokens={config.max_tokens}, but the engine was '
+                      f'made for at most {self.config.max_tokens}.')
     if prompt.size >= config.max_tokens:
       raise UserError(f'{where} has {prompt.size} tokens; generate.max_tokens='
                       f'{config.max_tokens} leaves no room for an answer.')
 
   def events(self, eager: bool = False) -> Iterator[Event]:
-    """Run until every request is answered; events as they come.
+    """Run until every request is answered, and yield events as they happen.
 
     Args:
-      eager: come back after every step, so that tokens are reported as soon as they are
-        final; otherwise when something happens to a request.
+      eager: return to the host after every decode step, so that tokens are reported as soon as
+        they are final; otherwise only when a row needs the host.
     """
     while self._waiting or any(self._slots):
       while self._waiting and None in self._slots:
@@ -157,32 +182,41 @@ class Engine:
   def generate(self, prompts: Sequence[np.ndarray],
                configs: Sequence[GenerateConfig] | None = None,
                names: Sequence[int] | None = None) -> list[Answer]:
-    """Answer prompts; the answers in their order."""
-    numbers = [self.submit(prompt, configs and configs[i], names and names[i])
+    """Answer prompts; returns the answers in the order of the prompts.
+
+    Args:
+      prompts: int32 [n] each.
+      configs: sampling parameters, one per prompt; None: the engine's.
+      names: of the prompts' random draws, see ``submit``; None: their numbers.
+    """
+    numbers = [self.submit(prompt, configs[i] if configs else None, names[i] if names else None)
                for i, prompt in enumerate(prompts)]
-    answers = {event.request: event.answer for event in self.events() if event.kind == 'done'}
+    answers = {event.request: event.answer for event in self.events() if event.answer}
     return [answers[number] for number in numbers]
 
   # -- reading a prompt -------------------------------------------------------------------
 
   def _admit(self, request: _Request) -> None:
-    """Read the prompt but for its last token, or its last bidirectional group, into the slot
-    that has most of it, or else the one that holds least."""
-    prompt, end = request.text
+    """Read a prompt into the free slot that shares its longest prefix, or else has the fewest
+    cached tokens.
+
+    The last token, or the last bidirectional group, stays in the window: the first decode step
+    needs its hidden state.
+    """
+    prompt, end = request.prefix
     tail = prompt.size - 1
     while tail and end[tail - 1] == prompt.size:
       tail -= 1
     free = [slot for slot, held in enumerate(self._slots) if held is None]
-    have = {slot: prefix_cache.shared(self._held[slot], request.text, tail) for slot in free}
-    slot = max(free, key=lambda slot: (have[slot], -self._held[slot].ids.size))
-    at = have[slot]
+    shared = {slot: prefix_cache.shared(self._cached[slot], request.prefix, tail) for slot in free}
+    slot = max(free, key=lambda slot: (shared[slot], -self._cached[slot].ids.size))
+    at = shared[slot]
     self.read += tail - at
-    self._held[slot] = prefix_cache.NOTHING  # whatever interrupts the reading
+    self._cached[slot] = prefix_cache.EMPTY  # stays so if reading is interrupted
     while at < tail:
-      at += self._read(slot, request.text, at, tail)
+      at += self._read(slot, request.prefix, at, tail)
     span = self.mode == 'nar'
-    state = jax.tree.map(lambda x: np.zeros(x.shape[1:], np.int32), decode_step.State(*(
-        jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self._state)))
+    state = decode_step.State(*(np.zeros(x.shape[1:], np.int32) for x in self._pool.state))
     state.token[:prompt.size] = prompt
     known = prompt.size - 1 if span else tail
     row = state._replace(
@@ -193,84 +227,87 @@ class Engine:
         [request.config], [request.name], self.config.max_tokens))
     if span:
       rows = jax.tree.map(lambda x: jnp.asarray(x)[None], (row, settings))
-      row = jax.tree.map(lambda x: x[0], decode_step.begin_answer(*rows, self._rules))
+      row = jax.tree.map(lambda x: x[0], decode_step.begin_answer(*rows, self._setup.rules))
       request.phase = int(row.phase)
     request.length, request.known, request.since = int(row.length), known, time.monotonic()
     self._slots[slot] = request
-    self._state, self._sampling_params = compiled.admit(self._state, self._sampling_params,
-                                                        np.int32(slot), row, settings)
+    self._pool = compiled.admit(self._pool, np.int32(slot), row, settings)
 
-  def _read(self, slot: int, text: prefix_cache.Text, at: int, end: int) -> int:
-    """Cache a piece from ``at`` on, without cutting a bidirectional group; its length."""
-    stop = compiled.piece_end(text.end, at, end, _LONGEST)
+  def _read(self, slot: int, prefix: prefix_cache.Prefix, at: int, end: int) -> int:
+    """Cache a piece of a prompt that starts at ``at``; returns its length. A bidirectional group
+    is never cut: its tokens see each other, so they must be computed together."""
+    stop = compiled.piece_end(prefix.end, at, end, _LONGEST)
     size = stop - at
     width = self._fit_piece(size)
     token, k_end = np.zeros(width, np.int32), np.zeros(width, np.int32)
-    token[:size] = text.ids[at:stop]
-    k_end[:size] = text.end[at:stop] - at
-    rows = self.config.slots if self._whole else 1
-    place = slot if self._whole else 0
+    token[:size] = prefix.ids[at:stop]
+    k_end[:size] = prefix.end[at:stop] - at
+    # On a mesh every slot is a row, so that rows stay on their devices; the others read nothing.
+    rows = self.config.slots if self._on_mesh else 1
+    place = slot if self._on_mesh else 0
     fill = lambda x: np.stack([x if row == place else np.zeros_like(x) for row in range(rows)])
-    slots = np.arange(rows) if self._whole else np.array([slot])
-    self._cache = compiled.prefill(
-        self.model, self._params, self._cache, slots.astype(np.int32),
+    slots = np.arange(rows) if self._on_mesh else np.array([slot])
+    cache = compiled.prefill(
+        self.model, self._weights.params, self._pool.cache, slots.astype(np.int32),
         fill(np.int32(at)), fill(token), fill(k_end))
+    self._pool = self._pool._replace(cache=cache)
     return size
 
   def _fit(self, size: int) -> int:
     return next(width for width in self._widths if width >= size)
 
   def _fit_piece(self, size: int) -> int:
-    """Pieces of prompts come in fewer sizes: every other window, but not 1."""
+    """Window of a piece of a prompt. Every other width only: fewer programs to compile."""
     return next(width for width in (*self._widths[1::2], self._widths[-1]) if width >= size)
 
   # -- steps ------------------------------------------------------------------------------
 
-  def _null(self, request: _Request) -> str:
+  def _null_kind(self, request: _Request) -> str:
+    """compiled.NullContext.kind that the request's next step needs."""
     guided = request.config.guidance > 0 and self.mode != 'ar'
-    return self.config.guidance_context if guided else ''
+    return self.config.guidance_context if guided and request.phase == decode_step.SPAN else ''
 
-  def _pick(self) -> tuple[list[int], int, str]:
-    """(slots, window, guidance) of the next launch."""
-    busy = [slot for slot, held in enumerate(self._slots) if held]
-    need = {slot: self._fit(self._slots[slot].length - self._slots[slot].known) for slot in busy}
-    kind = {
-        slot: self._null(self._slots[slot]) if self._slots[slot].phase == decode_step.SPAN else ''
-        for slot in busy
-    }
-    if self.mixed or self._whole:
-      null = max((kind[slot] for slot in busy), default='')
-      return busy, max(need.values()), null
-    first = min(busy, key=lambda slot: (self._slots[slot].waited < _PATIENCE, need[slot], slot))
-    group = [slot for slot in busy if (need[slot], kind[slot]) == (need[first], kind[first])]
-    return group, need[first], kind[first]
+  def _pick(self) -> tuple[dict[int, _Request], compiled.Launch]:
+    """The requests of the next launch, by slot, and its program."""
+    busy = {slot: request for slot, request in enumerate(self._slots) if request}
+    need = {slot: (self._fit(request.length - request.known), self._null_kind(request))
+            for slot, request in busy.items()}
+    if self._setup.mixed:
+      width = max(width for width, _ in need.values())
+      return busy, compiled.Launch(width, self._null(max(kind for _, kind in need.values()), busy))
+    first = min(busy, key=lambda slot: (busy[slot].waited < _PATIENCE, need[slot][0], slot))
+    group = {slot: request for slot, request in busy.items() if need[slot] == need[first]}
+    width, kind = need[first]
+    return group, compiled.Launch(width, self._null(kind, group))
+
+  def _null(self, kind: str, group: dict[int, _Request]) -> compiled.NullContext:
+    if kind != 'published':
+      return compiled.NullContext(kind)
+    # Room for the longest row and one more block, rounded so that near lengths share a program.
+    longest = max(request.length for request in group.values())
+    block = max(request.config.block for request in group.values())
+    length = -(-(longest + block + 1) // _NULL_STEP) * _NULL_STEP
+    return compiled.NullContext(kind, min(length, self._pool.state.token.shape[1]))
 
   def _launch(self, max_steps: int) -> Iterator[Event]:
-    group, width, null = self._pick()
-    for slot, held in enumerate(self._slots):
-      if held:
-        held.waited = 0 if slot in group else held.waited + 1
-    if null == 'published':
-      longest = max(self._slots[slot].length for slot in group)
-      block = max(self._slots[slot].config.block for slot in group)
-      null = min(-(-(longest + block + 1) // _NULL_STEP) * _NULL_STEP,
-                 self._state.token.shape[1])
+    group, launch = self._pick()
+    for slot, request in enumerate(self._slots):
+      if request:
+        request.waited = 0 if slot in group else request.waited + 1
     slots = None
-    if not self._whole:
+    if not self._on_mesh:
       slots = np.full(compiled.rows(len(group), self.config.slots), self.config.slots, np.int32)
-      slots[:len(group)] = group
-    self._state, self._cache, rows = compiled.steps(
-        self.model, self._rules, width, null, self.mixed or self._whole, self._params,
-        self._head, self._state, self._cache, self._sampling_params, slots, np.int32(max_steps))
+      slots[:len(group)] = list(group)
+    self._pool, rows = compiled.steps(self._setup, launch, self._weights, self._pool, slots,
+                                      np.int32(max_steps))
     self.launches += 1
     rows = jax.tree.map(np.asarray, rows)
-    for number, slot in enumerate(group):
-      yield from self._events_of(slot, jax.tree.map(
+    for number, (slot, request) in enumerate(group.items()):
+      yield from self._events_of(slot, request, jax.tree.map(
           lambda x: x[slot if slots is None else number], rows))
 
-  def _events_of(self, slot: int, row: State) -> Iterator[Event]:
-    """Compare a request with what is known of it, and report what is new."""
-    request = self._slots[slot]
+  def _events_of(self, slot: int, request: _Request, row: State) -> Iterator[Event]:
+    """What a request's new state adds to what was reported of it."""
     request.length, request.known = int(row.length), int(row.known)
     request.phase = int(row.phase)
     closing = request.open or row.spans > request.opened
@@ -293,8 +330,8 @@ class Engine:
       yield Event(request.number, 'span', span=closed)
     if request.phase == decode_step.IDLE:
       self._slots[slot] = None
-      self._held[slot] = prefix_cache.answered(
-          self.vocab, request.text, row.token[request.prompt.size:request.length],
+      self._cached[slot] = prefix_cache.with_answer(
+          self.vocab, request.prefix, row.token[request.prompt.size:request.length],
           request.known, self.mode)
       answer = Answer(row.token[request.prompt.size:request.length].copy(), request.spans,
                       bool(row.finished), int(row.calls), time.monotonic() - request.since,
@@ -302,7 +339,7 @@ class Engine:
       yield Event(request.number, 'done', answer=answer)
 
   def _tokens(self, request: _Request, ids: np.ndarray) -> Iterator[Event]:
-    """Runs of text and of audio."""
+    """One event per run of text or of audio."""
     audio = np.asarray(self.vocab.is_audio(ids))
     for run in np.split(np.arange(ids.size), np.flatnonzero(np.diff(audio)) + 1):
       if run.size:
@@ -312,8 +349,10 @@ class Engine:
         yield Event(request.number, kind, ids=ids[run])
 
   def _prior(self) -> jax.Array:
-    """Mean distribution of a first block that knows nothing but its begin token, in logs."""
+    """float32 [V], log of the mean distribution over a first block with no prefix but its begin
+    token; rule 'prior' ranks by the ratio to it."""
     block, vocab = self.config.block, self.vocab
+    rows = self._weights.head.table.shape[0]
     token = np.full((1, 1 + block), vocab.mask, np.int32)
     token[0, 0] = vocab.begin_of_audio
     end = np.full((1, 1 + block), 1 + block, np.int32)
@@ -324,19 +363,18 @@ class Engine:
     def run(params):
       hidden = self.model.hidden(params, token, position, np.zeros_like(end), end)[:, 1:]
       probability = jax.nn.softmax(self.model.logits(params, hidden), axis=-1).mean((0, 1))
-      missing = self._head.table.shape[0] - probability.size
-      return jnp.pad(jnp.log(jnp.maximum(probability, 1e-8)), (0, missing))
-    return run(self._params)
+      return jnp.pad(jnp.log(jnp.maximum(probability, 1e-8)), (0, rows - probability.size))
+    return run(self._weights.params)
 
 
 def _span_length(tokens: np.ndarray, vocab: Vocabulary, mode: str) -> int:
-  """Tokens up to the span's end, which is there."""
+  """Length of a closed span: tokens up to its end token, included."""
   ends = tokens == vocab.im_end if mode == 'nar' else vocab.is_end(tokens)
   return int(np.flatnonzero(ends)[0]) + 1
 
 
 def _cast(params: Params, dtype: str) -> Params:
-  """Matrices in the compute dtype, once; vectors stay float32."""
+  """Parameters with matrices in the compute dtype; vectors stay float32."""
   if dtype == 'float32':
     return params
   return jax.jit(lambda tree: jax.tree.map(
@@ -346,7 +384,7 @@ def _cast(params: Params, dtype: str) -> Params:
 def generate(model: Model, params: Params, vocab: Vocabulary, prompts: Sequence[np.ndarray],
              config: GenerateConfig, mode: str = 'hybrid', prompt_audio: str = 'bidirectional',
              numbers: Sequence[int] | None = None) -> list[Answer]:
-  """Answer prompts with an engine of their own; see ``Engine``."""
+  """Answer prompts with a new engine; see ``Engine``. ``numbers`` name the random draws."""
   slots = max(1, min(config.slots, len(prompts)))
   engine = Engine(model, params, vocab, dataclasses.replace(config, slots=slots), mode=mode,
                   prompt_audio=prompt_audio)

@@ -1,4 +1,4 @@
-"""`ttt-jax generate`: texts, recordings or records in; text, WAV and JSON out."""
+"""`ttt-jax generate`: answers texts, recordings or records, and writes WAV files and JSON."""
 
 import dataclasses
 import functools
@@ -28,25 +28,25 @@ def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str,
                    out: str | os.PathLike, stream: bool = False) -> list[dict[str, Any]]:
   """Answer every input and write OUT/<name>.wav and OUT/answers.json.
 
-  Outcomes: an answer that reaches ``generate.max_tokens`` is kept as it is, 'stopped' says
-  'length', and a span that was open then is closed by force ('ended': false in its entry).
-  A prompt that is empty, too long or holds an id outside the vocabulary is an error before
-  anything is generated. Text is never interpreted: markup in it stays text.
+  An answer that reaches ``generate.max_tokens`` ends there: its entry has 'stopped': 'length',
+  and a span that was open is closed by force ('ended': false). A prompt that is empty, too long
+  or has an id outside the vocabulary is an error before anything is generated. Text is never
+  interpreted: special tokens written in it stay text.
 
   Args:
     config: the generate section has the sampling parameters.
     workdir: of a trained model.
     inputs: 'text' and 'audio' (lists, answered as 'task'), 'records' (files of records).
-    out: folder, made if it does not exist.
-    stream: show text and write audio as they come, one answer after another.
+    out: folder, created if it does not exist.
+    stream: print text and write audio while they are generated, one answer after another.
 
   Returns:
-    What answers.json lists: {'name', 'task', 'prompt', 'text', 'audio' (file name or None),
+    The entries of answers.json: {'name', 'task', 'prompt', 'text', 'audio' (file name or None),
     'stopped' ('end' or 'length'), 'spans', 'calls', 'seconds', 'first_audio_seconds' (or
     None), 'ids'} per answer.
 
   Raises:
-    UserError: unreadable input, a prompt that leaves no room, no trained model.
+    UserError: unreadable input, a prompt that reaches max_tokens, no trained model.
   """
   run = trained_model.load(config, workdir)
   asked = _requests(run, inputs)
@@ -67,23 +67,23 @@ def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str,
 
 def _gathered(run: TrainedModel, engine: Engine, asked: list[Record],
               out: pathlib.Path) -> list[dict[str, Any]]:
-  """Many at a time; each is written when it is whole."""
-  found = {}
+  """Batched; each answer is written when it is complete."""
+  entries = {}
   with Progress(len(asked), 'generate', unit='answers') as progress:
     for event in engine.events():
       if event.kind == 'done':
         record, answer = asked[event.request], event.answer
         audio = _write_audio(run, record, answer, out)
-        found[event.request] = _entry(run, record, answer, audio)
-        progress.say(_line(found[event.request]))
+        entries[event.request] = _entry(run, record, answer, audio)
+        progress.say(_line(entries[event.request]))
         progress.update(1)
-  return [found[number] for number in range(len(asked))]
+  return [entries[number] for number in range(len(asked))]
 
 
 def _streamed(run: TrainedModel, engine: Engine, asked: list[Record],
               out: pathlib.Path) -> list[dict[str, Any]]:
-  """One after another, as they come."""
-  found, live = [], None
+  """One answer after another, while it is generated."""
+  entries, live = [], None
   for event in engine.events(eager=True):
     record = asked[event.request]
     if live is None:
@@ -97,25 +97,25 @@ def _streamed(run: TrainedModel, engine: Engine, asked: list[Record],
       audio = live.close()
       first = event.answer.first_audio
       print('' if audio is None else f'  ({audio}, first audio after {first:.2f} s)')
-      found.append(_entry(run, record, event.answer, audio and audio.name))
+      entries.append(_entry(run, record, event.answer, audio and audio.name))
       live = None
-  return found
+  return entries
 
 
 def _requests(run: TrainedModel, inputs: dict[str, Any]) -> list[Record]:
-  """Inputs -> records whose last assistant turn is to be generated."""
+  """The inputs as records whose last assistant turn is empty."""
   task = inputs['task']
   data = run.config.data
   system_prompt = functools.cache(lambda name: heldout.system_prompt(
       run.data_dir, name, data.text_chunk, data.audio_chunk))
-  found = []
+  named: list[tuple[str, Part]] = []
   for i, text in enumerate(inputs['text'], 1):
-    found.append((f'text{i}', Part('text', text)))
+    named.append((f'text{i}', Part('text', text)))
   for path in inputs['audio']:
     codes = run.codec.encode(*io.read(path))
-    found.append((pathlib.Path(path).stem, Part('audio', codes=codes, source=path)))
+    named.append((pathlib.Path(path).stem, Part('audio', codes=codes, source=path)))
   asked = [Record(name, task, 'IT', (Turn('user', (part,)), Turn('assistant', ())), name)
-           for name, part in found]
+           for name, part in named]
   if asked:
     prompt = system_prompt(task)
     asked = [tasks.with_prompt(record, prompt) for record in asked]
@@ -138,7 +138,7 @@ def _question_of(record: Record) -> Record:
 
 
 def _unique(asked: list[Record]) -> list[Record]:
-  """Names become file names, so two of a name are told apart by a number."""
+  """Records with unique ids that can be file names: duplicates get a number."""
   seen: dict[str, int] = {}
   out = []
   for record in asked:

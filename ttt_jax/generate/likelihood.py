@@ -1,14 +1,17 @@
-"""How likely recorded answers are: text exactly, audio by a bound.
+"""Likelihood of recorded answers: exact for text, an upper bound of the NLL for audio.
 
-Text: -log p of every answered text token after what stands before it, clean. Audio: a span
-is generated in some order, so its likelihood is bounded by the mean over orders (DECODING
-of absorbing diffusion, arXiv 2502.09992 appendix A): with k of L tokens masked at random,
+Text: -log p of every supervised text token given everything before it, without noise. Audio:
+unmasking a span one token at a time in a random order is an any-order autoregressive model.
+By Jensen's inequality its NLL is at most the mean over orders (arXiv 2502.09992, appendix A;
+the equality with the 1/p-weighted loss: arXiv 2406.03736). With k of the L tokens masked at
+random,
 
-    -log p(span | before)  <=  sum over k = 1..L of  mean over the masked of  -log p(x_i | rest)
+    -log p(span | prefix)  <=  sum over k = 1..L of
+                               E[mean over the masked i of -log p(x_i | prefix, unmasked)]
 
-in expectation. Every k is a row of one batch, and all rows share the cached prefix. Spans of
-more than ``levels`` tokens draw one k from each of ``levels`` equal strata instead of all
-(systematic sampling), which is unbiased as well.
+Every k is a row of one batch, and all rows share the cached prefix. For spans of more than
+``levels`` tokens one k is drawn from each of ``levels`` equal strata of (0, L], which keeps
+the estimate unbiased.
 
 B = rows, W = positions of a window, L = tokens of a span.
 """
@@ -30,21 +33,21 @@ from ttt_jax.objective import losses
 from ttt_jax.tokens import batch as batches
 from ttt_jax.tokens.vocab import Vocabulary
 
-BINS = 10        # of the profile: tenths of the span that are masked
-_CHUNK = 64      # positions whose logits exist at once
+BINS = 10        # of the profile, by the masked fraction of the span
+_CHUNK = 64      # positions whose logits are in memory at once
 _LONGEST = 512   # tokens that are read at once, unless a span is longer
 
 
 @dataclasses.dataclass
 class Score:
-  """Of one record, in nats.
+  """The likelihood of one record, in nats.
 
   Attributes:
-    text_nll, text_tokens: exact, and how many tokens that is.
-    audio_bound, audio_tokens: end tokens included.
+    text_nll, text_tokens: sum over text tokens, exact, and their number.
+    audio_bound, audio_tokens: sum over audio tokens, end tokens included, and their number.
     audio_error: standard error of audio_bound; NaN with one repeat.
-    profile: float64 [2, BINS], sums of -log p over masked tokens, and how many there were,
-      by the fraction of the span that was masked: the first bin is (0, 0.1].
+    profile: float64 [2, BINS], sums of -log p over masked tokens, and the number of these tokens,
+      by the masked fraction of the span: the first bin is (0, 0.1].
   """
   text_nll: float
   text_tokens: int
@@ -55,19 +58,26 @@ class Score:
 
 
 class Sweep(NamedTuple):
-  """Rows of one span."""
-  token: np.ndarray   # int32 [R, L]: masks in places
+  """Mask patterns of one span: R rows."""
+  token: np.ndarray   # int32 [R, L]: the span with some tokens masked
   masked: np.ndarray  # bool [R, L]
-  share: np.ndarray   # float64 [R]: what the row's mean counts for in the bound
+  share: np.ndarray   # float64 [R]: weight of the row's mean in the bound; the sum is L
 
 
 def sweep(span: np.ndarray, mask: int, levels: int, rng: np.random.Generator) -> Sweep:
-  """Random mask patterns of a span, from one masked token to all; see the module."""
+  """Random mask patterns of a span, from one masked token to all; see the module's docstring.
+
+  Args:
+    span: int32 [L].
+    mask: id of the mask.
+    levels: rows at most.
+    rng: of the patterns.
+  """
   length = span.size
   count = min(levels, length)
   edges = np.arange(count + 1) * length / count
-  # One number of masks per stratum: the strata are intervals of (0, L], which may cut a whole
-  # number; a number's chance is the part of it that a stratum holds.
+  # One draw per stratum (systematic sampling). A draw u in (k - 1, k] stands for k masks, so a
+  # k that two strata share is drawn in each with the probability of its part there.
   drawn = edges[:-1] + rng.random(count) * np.diff(edges)
   masks = np.minimum(np.floor(drawn).astype(int) + 1, length)
   order = np.argsort(rng.random((count, length)), axis=1)
@@ -75,38 +85,38 @@ def sweep(span: np.ndarray, mask: int, levels: int, rng: np.random.Generator) ->
   return Sweep(np.where(masked, mask, span).astype(np.int32), masked, np.diff(edges))
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'write'), donate_argnames='kept')
-def _nats(model: Model, write: bool, params: Params, kept: kv_cache.Cache, known: jax.Array,
+@functools.partial(jax.jit, static_argnames=('model', 'write'), donate_argnames='cache')
+def _nats(model: Model, write: bool, params: Params, cache: kv_cache.Cache, known: jax.Array,
           token: jax.Array, k_end: jax.Array, label: jax.Array,
           scored: jax.Array) -> tuple[kv_cache.Cache, jax.Array]:
-  """(cache, -log p of the labels [B, W]); rows of slot 0, written there if ``write``."""
+  """(cache, -log p of the labels [B, W]). All rows use slot 0; ``write`` caches the window."""
   rows, width = token.shape
   position = known[:, None] + jnp.arange(width)
   slots = jnp.zeros(rows, jnp.int32)
-  hidden, k, v = model.extend(params, kept, slots, known, token, position, k_end)
+  hidden, k, v = model.extend(params, cache, slots, known, token, position, k_end)
   ones = jnp.where(scored, 1.0, 0.0)
   labels = losses.Labels(scored, label, label, ones, jnp.zeros_like(ones))
   _, nats, _ = losses.pair_loss(hidden, model.head_table(params), labels, model.vocab_size,
                                 chunk=min(_CHUNK, scored.size), dtype=model.config.dtype)
   if write:
-    kept = kv_cache.write(kept, slots, known, jnp.sum(k_end > 0, axis=1), k, v)
-  return kept, nats
+    cache = kv_cache.write(cache, slots, known, jnp.sum(k_end > 0, axis=1), k, v)
+  return cache, nats
 
 
 class Scorer:
-  """Scores documents one after another; programs are shared by all of them."""
+  """Scores documents one after another; all share the compiled programs."""
 
   def __init__(self, model: Model, params: Params, vocab: Vocabulary, *, mode: str = 'hybrid',
                prompt_audio: str = 'bidirectional', longest: int, repeats: int = 2,
                levels: int = 64, tokens: int = 4096, seed: int = 0):
     """Args:
       model, params, vocab: the decoder.
-      mode, prompt_audio: as it was trained.
+      mode, prompt_audio: as the model was trained.
       longest: tokens of the longest document.
-      repeats: sweeps per span; two give a standard error.
-      levels: rows of a sweep at most.
-      tokens: of all rows that are computed at once.
-      seed: of the masks.
+      repeats: estimates per span; at least two give a standard error.
+      levels: mask patterns per estimate, at most.
+      tokens: rows x window that are computed at once, at most.
+      seed: of the mask patterns.
     """
     self.model, self.params, self.vocab = model, params, vocab
     self.mode, self.prompt_audio = mode, prompt_audio
@@ -120,21 +130,21 @@ class Scorer:
 
     Args:
       ids: int32 [n].
-      supervised: bool [n], the tokens that are scored.
-      number: names the document's draws.
+      supervised: bool [n], the tokens to score.
+      number: folded into the seed of the document's mask patterns.
 
     Raises:
-      UserError: a document that is longer than the scorer was made for.
+      UserError: a document longer than ``longest``.
     """
     if len(ids) > self.longest:
-      raise UserError(f'a document has {len(ids)} tokens, more than the {self.longest} that the '
-                      'scorer was made for.')
+      raise UserError(f'document {number} has {len(ids)} tokens; the scorer was made for at most '
+                      f'{self.longest}.')
     ids, supervised = np.asarray(ids, np.int32), np.asarray(supervised, bool)
     row = batches.make_row(self.vocab, [(1, ids, supervised.astype(np.int32))], ids.size)
     group = np.asarray(staircase.bidirectional_group(row, self.mode, self.prompt_audio))
     spoken = supervised & (group != 0)
     text = supervised & ~spoken
-    text[0] = False  # nothing stands before it
+    text[0] = False  # the first token has no prefix that predicts it
     nats = self._read(ids, group, text)
     bound, variance = 0.0, 0.0
     profile = np.zeros((2, BINS))
@@ -142,10 +152,10 @@ class Scorer:
     starts = [at for at in edges if at < ids.size and spoken[at]]
     for order, start in enumerate(starts):
       stop = start + int(np.argmin(np.append(group[start:] == group[start], False)))
-      found = [self._span(ids, start, stop, (self.seed, number, order, repeat), profile)
-               for repeat in range(self.repeats)]
-      bound += float(np.mean(found))
-      variance += float(np.var(found, ddof=1)) / self.repeats if self.repeats > 1 else math.nan
+      estimates = [self._span(ids, start, stop, (self.seed, number, order, repeat), profile)
+                   for repeat in range(self.repeats)]
+      bound += float(np.mean(estimates))
+      variance += float(np.var(estimates, ddof=1)) / self.repeats if self.repeats > 1 else math.nan
     return Score(float(nats[text].sum()), int(text.sum()), bound, int(spoken.sum()),
                  math.sqrt(variance), profile)
 
@@ -153,7 +163,7 @@ class Scorer:
     return next(width for width in self._widths if width >= size)
 
   def _read(self, ids: np.ndarray, group: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Cache the clean document; -log p of its text tokens [n]."""
+    """Cache the clean document; returns -log p of its text tokens, float64 [n], 0 elsewhere."""
     nats = np.zeros(ids.size)
     ends = compiled.ends_of(group)
     at = 0
@@ -163,20 +173,20 @@ class Scorer:
       pad = lambda x: np.pad(x, (0, width - len(x)))[None]
       following = np.append(ids[at + 1:stop + 1], 0)[:size]
       scored = np.append(text[at + 1:stop + 1], False)[:size]
-      self._cache, found = _nats(
+      self._cache, part = _nats(
           self.model, True, self.params, self._cache, np.array([at], np.int32), pad(ids[at:stop]),
           pad(ends[at:stop] - at), pad(following), pad(scored))
       where = at + 1 + np.flatnonzero(scored)
-      nats[where] = np.asarray(found)[0, where - at - 1]
+      nats[where] = np.asarray(part)[0, where - at - 1]
       at = stop
     return nats
 
   def _span(self, ids: np.ndarray, start: int, stop: int, names: tuple[int, ...],
             profile: np.ndarray) -> float:
-    """One sweep's estimate of a span's bound; adds to the profile."""
+    """One estimate of a span's bound, in nats; adds to the profile."""
     made = sweep(ids[start:stop], self.vocab.mask, self.levels, np.random.default_rng(names))
     count, length = made.token.shape
-    begin = max(start - 1, 0)  # the token before goes along: windows start at a begin token
+    begin = max(start - 1, 0)  # a window starts at the begin token, as in generation
     lead = start - begin
     width = self._fit(length + lead)
     rows = max(1, min(self.tokens // width, compiled.rows(count, self.levels)))
@@ -191,9 +201,9 @@ class Scorer:
       k_end[:n, lead:lead + length] = lead + length
       label[:n, lead:lead + length] = ids[start:stop]
       scored[:n, lead:lead + length] = made.masked[here]
-      self._cache, found = _nats(self.model, False, self.params, self._cache,
-                                 np.full(rows, begin, np.int32), token, k_end, label, scored)
-      nats = np.asarray(found, np.float64)[:n].sum(1)
+      self._cache, part = _nats(self.model, False, self.params, self._cache,
+                                np.full(rows, begin, np.int32), token, k_end, label, scored)
+      nats = np.asarray(part, np.float64)[:n].sum(1)
       masks = made.masked[here].sum(1)
       total += float(np.sum(made.share[here] * nats / masks))
       place = np.ceil(masks * BINS / length).astype(int) - 1

@@ -1,4 +1,4 @@
-"""An answer while it comes: text to print, a WAV file that grows."""
+"""Streaming output of one answer: text to print, and a WAV file that grows."""
 
 import pathlib
 import wave
@@ -6,32 +6,33 @@ import wave
 import numpy as np
 
 from ttt_jax.audio.codec import Codec
+from ttt_jax.tokens.tokenizer import Tokenizer
 
 
 class LiveOutput:
-  """One answer. The WAV can be played while it grows: its header is always right."""
+  """The output of one answer. The WAV file can be played while it grows: its header is updated
+  with every write."""
 
-  def __init__(self, codec: Codec, tokenizer, path: pathlib.Path):
+  def __init__(self, codec: Codec, tokenizer: Tokenizer, path: pathlib.Path):
     self._codec, self._tokenizer, self._path = codec, tokenizer, path
     self._stream = codec.stream()
     self._ids: list[int] = []
-    self._said = ''
+    self._shown = ''
     self._file: wave.Wave_write | None = None
 
   def text(self, ids: np.ndarray) -> str:
-    """The text that more ids add; a character that is cut in two waits for its rest."""
+    """The text that more ids add. A character whose bytes are incomplete is held back."""
     self._ids += [int(i) for i in ids if i < self._tokenizer.ranks]
-    whole = self._tokenizer.decode(self._ids)
-    ready = whole.rstrip('\N{REPLACEMENT CHARACTER}')
-    new, self._said = ready[len(self._said):], max(self._said, ready, key=len)
+    ready = self._tokenizer.decode(self._ids).rstrip('\N{REPLACEMENT CHARACTER}')
+    new, self._shown = ready[len(self._shown):], max(self._shown, ready, key=len)
     return new
 
   def audio(self, codes: np.ndarray) -> None:
-    """Write what more codes make final."""
+    """Write the samples that more codes make final."""
     self._write(self._stream.push(codes))
 
   def close(self) -> pathlib.Path | None:
-    """Write the rest; the file, or None if there was no audio."""
+    """Write the remaining samples; returns the file, or None if there was no audio."""
     self._write(self._stream.finish())
     if self._file is None:
       return None

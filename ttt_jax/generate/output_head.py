@@ -1,11 +1,12 @@
-"""The output head over a few positions: what a choice needs, and as little of it as can be.
-
-C = positions, V = rows of the head's table, E = width; rows come in G groups of g.
+"""The output head over a few positions, reduced to what a choice needs.
 
 A vocabulary of 168,072 ids is swept once for all positions of a step. Of every group of ids
-its largest logit and its sum of exponentials remain; that is enough for a softmax over any
-union of groups, and says in which group the best id is. On a CPU the sweep goes tile by
-tile where positions are many, so that logits never leave the cache.
+only the largest logit and the sum of exponentials are returned. That is enough for a softmax
+over any union of groups (as in online softmax, arXiv 1805.02867), and it tells which group has
+the best id. On a CPU with many positions the sweep goes tile by tile, so that logits stay in
+a core's cache.
+
+C = positions, V = rows of the head's table, E = width; the rows form G groups of g.
 """
 
 import math
@@ -15,16 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-GROUP = 128  # ids, at most; the largest power of two that divides the table
+GROUP = 128  # ids per group at most; fewer if the table is not a multiple of it
 
 
 class Groups(NamedTuple):
-  """Arrays [G, C] float32.
+  """Summaries of the logits of each group; float32 [G, C].
 
   Attributes:
     top: largest logit; -inf in a group that does not count.
     total: sum of exp(logit - top).
-    weighted: sum of exp(logit - top) * (logit - top); zeros unless it was asked for.
+    weighted: sum of exp(logit - top) * (logit - top), for entropies; zeros if not needed.
   """
   top: jax.Array
   total: jax.Array
@@ -36,15 +37,18 @@ class Groups(NamedTuple):
     return top + jnp.log(jnp.sum(self.total * jnp.exp(self.top - top), axis=0))
 
   def entropy(self, log_sum: jax.Array) -> jax.Array:
-    """Of the softmax over all groups, nats, [C]."""
+    """Entropy of the softmax over all groups, nats, [C]."""
     below = jnp.where(jnp.isneginf(self.top), 0.0, log_sum - self.top)
-    # Terms of one sign: a small entropy keeps its digits.
+    # sum p (Z - logit), with Z the log-sum-exp. All terms are >= 0, so that a small entropy does
+    # not come from cancellation.
     return jnp.sum(jnp.exp(self.top - log_sum) * (self.total * below - self.weighted), axis=0)
 
 
 class Swept(NamedTuple):
-  """Attributes:
-    groups: of all rows, whatever they are.
+  """The result of ``sweep``.
+
+  Attributes:
+    groups: summaries over all rows, allowed or not.
     table, hidden: the rows [V, E] and the positions [C, E].
     logits: float32 [G, g, C]; None after a sweep in tiles.
   """
@@ -55,10 +59,11 @@ class Swept(NamedTuple):
 
   @property
   def group(self) -> int:
+    """g."""
     return self.table.shape[0] // self.groups.top.shape[0]
 
   def of_each(self, group: jax.Array) -> jax.Array:
-    """Logits [g, C] of one group per position, ``group`` int32 [C]."""
+    """Logits [g, C] of one group per position; ``group``: int32 [C]."""
     if self.logits is not None:
       return jnp.take_along_axis(self.logits, group[None, None], axis=0)[0]
 
@@ -69,7 +74,7 @@ class Swept(NamedTuple):
     return lax.map(one, (group, self.hidden)).T
 
   def of_all(self, groups: tuple[int, ...]) -> jax.Array:
-    """Logits [len(groups), g, C] of some groups, for every position."""
+    """Logits [len(groups), g, C] of the given groups at every position."""
     if self.logits is not None:
       return jnp.stack([self.logits[i] for i in groups])
     rows = jnp.stack([self.table[i * self.group:(i + 1) * self.group] for i in groups])
@@ -77,14 +82,14 @@ class Swept(NamedTuple):
 
 
 def group_size(rows: int) -> int:
-  """g of a table of ``rows``."""
+  """g of a table of so many rows: their greatest common divisor with GROUP."""
   return math.gcd(rows, GROUP)
 
 
 def summary(logits: jax.Array, weigh: jax.Array | bool) -> Groups:
-  """Of logits [G, g, C]; -inf in them does not count. ``weigh``: bool, ask for ``weighted``."""
+  """Summaries of logits [G, g, C]; -inf does not count. ``weigh``: whether to sum ``weighted``."""
   top = logits.max(1)
-  # A group without any id: exp(-inf - 0), not exp(-inf + inf).
+  # In a group of -inf alone: exp(-inf - 0) = 0 instead of exp(-inf + inf) = NaN.
   below = logits - jnp.where(jnp.isneginf(top), 0.0, top)[:, None]
   share = jnp.exp(below)
   weighted = lax.cond(
@@ -94,14 +99,14 @@ def summary(logits: jax.Array, weigh: jax.Array | bool) -> Groups:
 
 
 def sweep(table: jax.Array, hidden: jax.Array, weigh: jax.Array, tile: int | None) -> Swept:
-  """Logits of all ids at some positions, summed up.
+  """Logits of all ids at C positions, summarised per group.
 
   Args:
     table: [V, E].
     hidden: [C, E].
     weigh: bool scalar, whether some position needs an entropy.
-    tile: ids that are scored at once, rounded down to whole groups; None for all, which keeps
-      the logits.
+    tile: ids per tile, rounded down to a multiple of g; None: all at once, and ``Swept`` has the
+      logits.
   """
   rows, size = table.shape[0], group_size(table.shape[0])
   if tile is None or tile >= rows:
@@ -110,7 +115,7 @@ def sweep(table: jax.Array, hidden: jax.Array, weigh: jax.Array, tile: int | Non
     return Swept(summary(logits, weigh), table, hidden, logits)
   tile = max(tile // size, 1) * size
 
-  def turn(number, groups):
+  def one_tile(number, groups):
     at = jnp.minimum(number * tile, rows - tile)  # the last tile may overlap the one before
     part = lax.dynamic_slice(table, (at, 0), (tile, table.shape[1]))
     logits = jnp.einsum('ve,ce->vc', part, hidden, preferred_element_type=jnp.float32)
@@ -119,5 +124,5 @@ def sweep(table: jax.Array, hidden: jax.Array, weigh: jax.Array, tile: int | Non
                         groups, made)
 
   empty = jnp.zeros((rows // size, hidden.shape[0]), jnp.float32)
-  groups = lax.fori_loop(0, -(-rows // tile), turn, Groups(empty, empty, empty))
+  groups = lax.fori_loop(0, -(-rows // tile), one_tile, Groups(empty, empty, empty))
   return Swept(groups, table, hidden, None)

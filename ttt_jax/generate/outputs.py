@@ -1,4 +1,4 @@
-"""What comes out of generation."""
+"""Outputs of generation: answers, their audio spans, and events while they are generated."""
 
 import dataclasses
 
@@ -12,8 +12,8 @@ class Span:
   Attributes:
     start: index of its first token in Answer.ids.
     length: tokens, end token included.
-    ended: True if the model ended it, False if the limit did.
-    blocks: blocks of masks used.
+    ended: True if the model generated its end token, False if a limit forced it.
+    blocks: blocks of masks that it took.
   """
   start: int
   length: int
@@ -23,16 +23,15 @@ class Span:
 
 @dataclasses.dataclass
 class Answer:
-  """What was generated for one prompt.
+  """The answer to one prompt.
 
   Attributes:
-    ids: int32 [n], generated ids (without the prompt).
+    ids: int32 [n], generated ids, without the prompt.
     spans: audio spans, in order.
     finished: True if im_end was generated, False at the length limit.
-    calls: forward passes this request took part in, without those that read the prompt.
+    calls: forward passes that the request took part in, without those that read the prompt.
     seconds: from the request's admission to its last token.
-    first_audio: from its admission to the first audio token that could no longer change;
-      None without audio.
+    first_audio: seconds from its admission to the first final audio token; None without audio.
   """
   ids: np.ndarray
   spans: list[Span]
@@ -44,15 +43,15 @@ class Answer:
 
 @dataclasses.dataclass
 class Event:
-  """Something that happened to a request.
+  """An event of a request.
 
   Attributes:
-    request: number of the request, as ``Engine.submit`` gave it.
-    kind: 'text' or 'audio', tokens that can no longer change; 'span', one was closed;
-      'done'.
-    ids: int32, the new tokens of 'text' and 'audio'.
-    span: of 'span'.
-    answer: of 'done'.
+    request: number of the request, as ``Engine.submit`` returned it.
+    kind: 'text' or 'audio': new tokens that are final; 'span': a span was closed; 'done': the
+      answer is complete.
+    ids: int32 [n], the new tokens of 'text' and 'audio'; else None.
+    span: of 'span'; else None.
+    answer: of 'done'; else None.
   """
   request: int
   kind: str

@@ -1,10 +1,11 @@
-"""From hidden states to choices: logits of the positions that need them, and no others.
+"""From hidden states to choices: sampling, confidence and scores, where a token is needed.
 
-N = positions, E = width, V = rows of the output head, C = positions scored at once.
+In a step only some positions of a batch need a token: the masked ones of each open block and
+the last one of each text row. They are compacted and scored in parts of a fitting size
+(output_head.py), so that a step costs the positions that are wanted, not rows times window.
 
-In a step few positions of a batch need a token: the masked ones of each open block and the
-last one of each text row. They are compacted, and scored in parts of the size that fits
-(head.py), so that a step costs what is asked, not rows times window.
+N = positions, E = width, V = rows of the output head, C = positions of one part,
+G = groups of g ids.
 """
 
 import dataclasses
@@ -23,35 +24,36 @@ from ttt_jax.tokens.vocab import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """What shapes the program, hashable.
+  """The static part of choosing; hashable.
 
   Attributes:
-    vocab: decides which ids may stand where.
-    mode: 'hybrid' keeps audio ids inside spans and text ids outside; the baselines 'ar' and
-      'nar' may choose any id that can stand in a sequence.
-    softmax: whose probability the confidence is: 'full', over the whole vocabulary, as
-      published; or 'audio', over the ids that can stand in a span, which spares their
-      positions most of the head.
-    sizes: positions that may be scored at once, rising; a part takes the smallest size that
+    vocab: decides which ids are allowed where.
+    mode: 'hybrid' allows audio ids inside spans and text ids outside; the baselines 'ar' and
+      'nar' allow every id that can occur in a sequence.
+    softmax: the support of the confidence's softmax: 'full', the complete vocabulary, as
+      published; or 'audio', the ids that are allowed in a span, which avoids most of the head
+      for positions in spans.
+    sizes: possible numbers of positions in a part, rising; a part has the smallest size that
       holds what is left. See ``Rules.fitting``.
-    whole: positions up to which all their logits are made at once; only then can any of
-      them be sampled.
-    tile: logits that are made at once for more positions than that: about what the cache of a
-      core holds. None: all.
+    dense: up to this size a part's logits are all in memory at once; only such parts can sample.
+    tile: logits in memory at once in larger parts: about what a core's cache holds. None: all.
   """
   vocab: Vocabulary
   mode: str = 'hybrid'
   softmax: str = 'full'
   sizes: tuple[int, ...] = (1, 8, 16, 24, 32, 64, 128)
-  whole: int = 16
+  dense: int = 16
   tile: int | None = 2**17
 
   @classmethod
   def fitting(cls, vocab: Vocabulary, mode: str, softmax: str, platform: str,
               mesh: bool) -> 'Rules':
-    """Sizes for a machine. A CPU pays for every position, but a small vocabulary is not worth
-    compiling several sizes; an accelerator pays for reading the table; over a mesh the
-    table has no tiles."""
+    """Rules with the sizes for a platform.
+
+    On a CPU the time grows with the positions, but a small vocabulary does not pay for compiling
+    several sizes. On an accelerator reading the table dominates, so one size is enough. On a
+    mesh the table is sharded and cannot be tiled.
+    """
     if platform != 'cpu' or vocab.size <= 4096:
       return cls(vocab, mode, softmax, (64,), 64, None)
     if mesh:
@@ -64,8 +66,8 @@ class Head(NamedTuple):
 
   Attributes:
     table: [V, E] in the compute dtype, padding rows included.
-    audio: its rows from ``first_audio`` on, a copy; None unless softmax is 'audio'.
-    prior: float32 [V], log probability of each id where nothing is known.
+    audio: a copy of its rows from ``_first_audio`` on; None unless softmax is 'audio'.
+    prior: float32 [V], log probability of each id without a prefix; read by rule 'prior'.
   """
   table: jax.Array
   audio: jax.Array | None
@@ -73,24 +75,26 @@ class Head(NamedTuple):
 
 
 def make_head(rules: Rules, table: jax.Array) -> Head:
-  """The head of a run whose table, padding included, is ``table``."""
+  """The output head of a model whose table [V, E], padding included, is ``table``."""
   narrow = rules.softmax == 'audio' and rules.mode == 'hybrid'
   return Head(table, table[_first_audio(rules, table.shape[0]):] if narrow else None,
               jnp.zeros(table.shape[0], jnp.float32))
 
 
 def _first_audio(rules: Rules, rows: int) -> int:
-  """Where the whole groups of ids that hold the audio ids start."""
+  """The first row of the first group that has audio ids."""
   size = output_head.group_size(rows)
   return rules.vocab.audio_threshold // size * size
 
 
 class Place(NamedTuple):
-  """What a position may hold, and the names of its draw; arrays [N].
+  """Constraints on the choice at a position, and the names of its random draw; arrays [N].
 
   Attributes:
-    in_span, may_end, may_begin: bool; an end token in a span, a begin token in text.
-    span, block, step, position: int32.
+    in_span: bool, the position lies in a span.
+    may_end: bool, an end token is allowed if it does.
+    may_begin: bool, a begin token is allowed if it does not.
+    span, block, step, position: int32, folded into the key of the draw.
   """
   in_span: jax.Array
   may_end: jax.Array
@@ -102,12 +106,12 @@ class Place(NamedTuple):
 
 
 class Choice(NamedTuple):
-  """Arrays [N], float32 but for the token.
+  """The chosen tokens; arrays [N], float32 but for the token.
 
   Attributes:
     token: int32.
-    confidence: softmax probability of the token, without temperature.
-    score: what the position is ranked by (sampling_params.SCORES).
+    confidence: softmax probability of the token, at temperature 1.
+    score: the key that ranks masked positions (sampling_params.SCORES).
     entropy: of the same softmax, nats; 0 where no rule reads it.
   """
   token: jax.Array
@@ -117,18 +121,24 @@ class Choice(NamedTuple):
 
 
 def choose(rules: Rules, head: Head, sampling_params: SamplingParams, hidden_NxE: jax.Array,
-           null_NxE: jax.Array | None, want: jax.Array, place: Place) -> Choice:
-  """A choice at every position of ``want`` (bool [N]); zeros elsewhere.
+           uncond_NxE: jax.Array | None, want: jax.Array, place: Place) -> Choice:
+  """A choice [N] at every wanted position; zeros elsewhere.
+
+  As in LLaDA (arXiv 2502.09992) a token is sampled by Gumbel-max at the request's temperature,
+  and its confidence is its probability at temperature 1.
 
   Args:
-    rules, head: of the run.
+    rules, head: of the model.
     sampling_params: arrays [N], of each position's request.
     hidden_NxE: final hidden states.
-    null_NxE: those without context, for guidance; None if no request is guided.
-    want, place: arrays [N].
+    uncond_NxE: those of guidance's unconditional pass; None if no request is guided.
+    want: bool [N].
+    place: arrays [N].
   """
   n = want.size
-  hidden = hidden_NxE if null_NxE is None else _guided(sampling_params, hidden_NxE, null_NxE, place)
+  hidden = hidden_NxE
+  if uncond_NxE is not None:
+    hidden = _guided(sampling_params, hidden_NxE, uncond_NxE, place)
   out = Choice(jnp.zeros(n, jnp.int32), *(jnp.zeros(n, jnp.float32) for _ in range(3)))
   if head.audio is None:
     return _compacted(rules, head.table, 0, head, sampling_params, hidden, want, place, out)
@@ -139,44 +149,51 @@ def choose(rules: Rules, head: Head, sampling_params: SamplingParams, hidden_NxE
                     place, out)
 
 
-def _guided(sampling_params: SamplingParams, hidden: jax.Array, null: jax.Array,
+def _guided(sampling_params: SamplingParams, hidden: jax.Array, uncond: jax.Array,
             place: Place) -> jax.Array:
-  """Hidden states whose logits are uncond + (1 + w)(cond - uncond): the head is linear, so
-  one product with it does for both."""
+  """Hidden states whose logits are uncond + (1 + w)(cond - uncond), classifier-free guidance
+  (arXiv 2207.12598) as in LLaDA. The head is linear, so it is applied once to the mixture."""
   guided = place.in_span & (sampling_params.guidance > 0)
-  cond, uncond = hidden.astype(jnp.float32), null.astype(jnp.float32)
+  cond, uncond = hidden.astype(jnp.float32), uncond.astype(jnp.float32)
   mixed = uncond + (1.0 + sampling_params.guidance[:, None]) * (cond - uncond)
   return jnp.where(guided[:, None], mixed, cond).astype(hidden.dtype)
 
 
 def _compacted(rules, table, first, head, sampling_params, hidden, want, place, out) -> Choice:
-  """The same with the rows of ``table``, which score the ids from ``first`` on."""
+  """``out`` with the choices of the wanted positions, part by part.
+
+  Args:
+    table: [V', E], head.table or head.audio; its rows score the ids from ``first`` on.
+    hidden, want, place, sampling_params: as in ``choose``.
+    out: Choice [N].
+  """
   n = want.size
   narrow = table is head.audio
   sizes = [size for size in rules.sizes if size < n]
   sizes += [size for size in rules.sizes if size >= n][:1]
-  most = sizes[-1]
+  largest = sizes[-1]
+  # order[k] is the k-th wanted position.
   at = jnp.cumsum(want, dtype=jnp.int32) - 1
   count = at[-1] + 1
-  order = jnp.zeros(n + most, jnp.int32).at[jnp.where(want, at, n + most)].set(
+  order = jnp.zeros(n + largest, jnp.int32).at[jnp.where(want, at, n + largest)].set(
       jnp.arange(n, dtype=jnp.int32), mode='drop')
-  # Few of the sizes can sample: that is long to compile.
-  whole = [size for size in sizes if size <= rules.whole] or sizes[:1]
-  drawn = sorted({whole[0], whole[-1]})
+  # Only the smallest and the largest dense size can sample: it is slow to compile.
+  dense = [size for size in sizes if size <= rules.dense] or sizes[:1]
+  drawn = sorted({dense[0], dense[-1]})
   draws = jnp.any(want & (_temperature(sampling_params, place) > 0))
 
   def part(size, draw, done):
     rows = lax.dynamic_slice(order, (done,), (size,))
     take = lambda x: x[rows]
-    tile = None if size in whole or rules.tile is None else rules.tile // size
+    tile = None if size in dense or rules.tile is None else rules.tile // size
     scored = _score(rules, table, first, take(hidden), tile,
                     jax.tree.map(take, sampling_params), jax.tree.map(take, place), draw)
     if len(sizes) == 1:
       return scored
-    # What follows is compiled once: for the largest size, whatever the part's is.
+    # Padded to the largest size, so that ``_choose`` is compiled once, not per size.
     scored = scored._replace(logits=None)
     return jax.tree.map(
-        lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, most - size)], 'edge'), scored)
+        lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, largest - size)], 'edge'), scored)
 
   parts = [functools.partial(part, size, False) for size in sizes]
   parts += [functools.partial(part, size, True) for size in drawn]
@@ -186,28 +203,30 @@ def _compacted(rules, table, first, head, sampling_params, hidden, want, place, 
     fits = jnp.sum(count - done > np.array(sizes[:-1]), dtype=jnp.int32)
     which = jnp.where(draws, len(sizes) + jnp.where(fits > 0, len(drawn) - 1, 0), fits)
     if len(sizes) == 1:
-      scored = part(most, draws, done)
+      scored = part(largest, draws, done)
     else:
       scored = lax.switch(which, parts, done)
-    rows = lax.dynamic_slice(order, (done,), (most,))
+    rows = lax.dynamic_slice(order, (done,), (largest,))
     take = lambda x: x[rows]
-    found = _choose(rules, table, first, narrow, head, jax.tree.map(take, sampling_params),
-                    take(hidden), jax.tree.map(take, place), scored)
+    choice = _choose(rules, table, first, narrow, head, jax.tree.map(take, sampling_params),
+                     take(hidden), jax.tree.map(take, place), scored)
     size = jnp.array(sizes + drawn)[which]
-    index = jnp.arange(most)
+    index = jnp.arange(largest)
     target = jnp.where((index < size) & (done + index < count), rows, n)
-    out = jax.tree.map(lambda all, new: all.at[target].set(new, mode='drop'), out, found)
+    out = jax.tree.map(lambda all, new: all.at[target].set(new, mode='drop'), out, choice)
     return done + size, out
 
   return lax.while_loop(lambda carry: carry[0] < count, turn, (jnp.int32(0), out))[1]
 
 
 class _Scored(NamedTuple):
-  """Attributes:
-    groups: of all ids.
-    special: logits [S, g, C] of the groups that ``_mixed`` names.
-    token, logit: [C], ids that were drawn and their logits; -1 where none was.
-    logits: [G, g, C] or None.
+  """One part's scores.
+
+  Attributes:
+    groups: summaries of all groups of ids.
+    special: logits [S, g, C] of the S groups that ``_mixed`` lists.
+    token, logit: [C], sampled ids and their logits; the id is -1 where temperature is 0.
+    logits: [G, g, C], or None after a sweep in tiles.
   """
   groups: output_head.Groups
   special: jax.Array
@@ -217,7 +236,7 @@ class _Scored(NamedTuple):
 
 
 def _score(rules, table, first, hidden, tile, sampling_params, place, draw) -> _Scored:
-  """Sweep the head for C positions; ``draw``: a bool, or a traced one, whether to sample."""
+  """Sweep the head for C positions; ``draw``, a bool or a traced bool: whether to sample."""
   swept = output_head.sweep(table, hidden, _ranked(sampling_params), tile)
   ids = first + np.arange(table.shape[0]).reshape(-1, swept.group)
   none = jnp.full(len(hidden), -1, jnp.int32), jnp.zeros(len(hidden), jnp.float32)
@@ -230,27 +249,28 @@ def _score(rules, table, first, hidden, tile, sampling_params, place, draw) -> _
 
 
 def _ranked(sampling_params: SamplingParams) -> jax.Array:
-  """Whether some position is ranked by more than its confidence."""
+  """Whether some position is ranked by anything but its confidence."""
   return jnp.any(sampling_params.score != SCORES.index('confidence'))
 
 
 def _choose(rules, table, first, narrow, head, sampling_params, hidden, place, scored) -> Choice:
-  """One part, [C] positions; ``narrow``: the softmax is over what can stand in a span."""
+  """Choice [C] of one part; ``narrow``: the softmax is over the ids allowed in a span."""
   swept = output_head.Swept(scored.groups, table, hidden, scored.logits)
   size = swept.group
   ids = first + np.arange(table.shape[0]).reshape(-1, size)
   mixed, other = _mixed(rules, ids), _ranked(sampling_params)
 
   def counted(rule, weigh):
-    # Most groups are of one kind, and their first id speaks for them; the others are looked at.
+    # In most groups all ids are of one kind, so the rule for the first id holds for the group;
+    # the mixed groups are summarised again from their logits.
     apart = output_head.summary(
         jnp.where(rule(ids[list(mixed)][..., None]), scored.special, -jnp.inf), weigh)
-    whole = scored.groups._replace(
+    uniform = scored.groups._replace(
         top=jnp.where(rule(ids[:, :1]), scored.groups.top, -jnp.inf))
-    return jax.tree.map(lambda all, some: all.at[np.array(mixed)].set(some), whole, apart)
+    return jax.tree.map(lambda all, some: all.at[np.array(mixed)].set(some), uniform, apart)
 
   allowed = lambda ids: _allowed(rules, ids, place)
-  # The copy of the audio rows has ids that cannot stand in a span, too.
+  # The first group of the audio rows may also have text ids.
   real = allowed if narrow else lambda ids: jnp.asarray(ids < rules.vocab.size)
   space = counted(real, other)
   total = space.log_sum()
@@ -282,19 +302,20 @@ def _mixed(rules: Rules, ids: np.ndarray) -> tuple[int, ...]:
   vocab = rules.vocab
   kinds = np.stack([ids < vocab.size, vocab.is_audio(ids), vocab.is_code(ids), vocab.is_end(ids),
                     vocab.is_begin(ids), ids == vocab.im_end])
-  found = np.flatnonzero((kinds != kinds[..., :1]).any((0, 2)))
-  return tuple(int(group) for group in found) or (0,)
+  mixed = np.flatnonzero((kinds != kinds[..., :1]).any((0, 2)))
+  return tuple(int(group) for group in mixed) or (0,)
 
 
 def _allowed(rules: Rules, ids: jax.Array, place: Place) -> jax.Array:
   """bool [..., C]: whether the ids [..., 1 or C] may be chosen at each position."""
   vocab = rules.vocab
-  sayable = (ids < vocab.audio_threshold) | vocab.is_code(ids) | vocab.is_end(ids)
+  # Neither the mask nor the audio threshold is ever generated.
+  real = (ids < vocab.audio_threshold) | vocab.is_code(ids) | vocab.is_end(ids)
   if rules.mode == 'hybrid':
-    side = sayable & (vocab.is_audio(ids) == place.in_span)
+    side = real & (vocab.is_audio(ids) == place.in_span)
     end, begin = vocab.is_end(ids), vocab.is_begin(ids)
   else:
-    side = sayable & jnp.ones_like(place.in_span)
+    side = real & jnp.ones_like(place.in_span)
     end, begin = ids == vocab.im_end, np.False_
   return side & (~end | place.may_end | ~place.in_span) & (
       ~begin | place.may_begin | place.in_span)
@@ -306,7 +327,7 @@ def _temperature(sampling_params: SamplingParams, place: Place) -> jax.Array:
 
 def _drawn(rules, logits, first, sampling_params: SamplingParams,
            place: Place) -> tuple[jax.Array, jax.Array]:
-  """(ids, their logits) [C], sampled from logits [G, g, C]; ids of -1 where temperature is 0."""
+  """(ids, their logits) [C], sampled from logits [G, g, C]; the id is -1 at temperature 0."""
   logits = logits.reshape(-1, place.in_span.size).T
   ids = first + np.arange(logits.shape[1])[:, None]
   masked = jnp.where(_allowed(rules, ids, place).T, logits, -jnp.inf)
@@ -317,7 +338,7 @@ def _drawn(rules, logits, first, sampling_params: SamplingParams,
 
 
 def _sampled(masked, temperature, sampling_params: SamplingParams, place: Place) -> jax.Array:
-  """Gumbel-max samples at ``temperature`` [C], int32."""
+  """int32 [C], samples by Gumbel-max: argmax of logits / temperature + Gumbel noise."""
   scaled = masked / jnp.maximum(temperature, 1e-6)[:, None]
   cut = ~place.in_span & ((sampling_params.top_k > 0) | (sampling_params.top_p < 1))
   scaled = lax.cond(jnp.any(cut),
@@ -328,8 +349,10 @@ def _sampled(masked, temperature, sampling_params: SamplingParams, place: Place)
 
   def noise(seed, names):
     fold = lambda key, name: (jax.random.fold_in(key, name), None)
-    key, _ = lax.scan(fold, jax.random.key(seed), names)  # a loop: threefry is long to compile
-    # mode='high': the default cuts the tail of float32 Gumbels at about 16.
+    # A scan, because each threefry call is slow to compile.
+    key, _ = lax.scan(fold, jax.random.key(seed), names)
+    # mode='high': by default float32 Gumbels end at about 16, which never draws ids of
+    # probability below 1e-7.
     return jax.random.gumbel(key, masked.shape[1:], jnp.float32, mode='high')
 
   return jnp.argmax(scaled + jax.vmap(noise)(sampling_params.seed, names),
@@ -337,7 +360,8 @@ def _sampled(masked, temperature, sampling_params: SamplingParams, place: Place)
 
 
 def _nucleus(scaled: jax.Array, sampling_params: SamplingParams) -> jax.Array:
-  """Keep the top_k ids, and of those the fewest that hold top_p of the probability."""
+  """-inf outside the top_k ids, and of those the fewest that hold top_p of the probability
+  (nucleus sampling, arXiv 1904.09751)."""
   descending = jnp.sort(scaled, axis=-1)[:, ::-1]
   place = jnp.arange(descending.shape[-1])
   keep = (sampling_params.top_k[:, None] == 0) | (place < sampling_params.top_k[:, None])

@@ -1,4 +1,4 @@
-"""`ttt-jax score`: how likely the recorded answers are, record by record."""
+"""`ttt-jax score`: the likelihood of recorded answers, record by record."""
 
 import json
 import math
@@ -27,12 +27,13 @@ def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
   """Score the answers of records and write OUT (default: WORKDIR/scores.json).
 
   Args:
-    config: the score section says how; the rest as trained.
+    config: its score section is used; the rest as trained.
     workdir: of a trained model.
-    files: .jsonl files of records; none: the held-out records of split ``score.split``.
+    files: .jsonl files of records; empty: the held-out records of split ``score.split``.
+    out: file to write.
 
   Returns:
-    What the file holds: {'step', 'text_nll' and 'audio_bound' (nats per token over all
+    The contents of the file: {'step', 'text_nll' and 'audio_bound' (nats per token over all
     records), 'audio_error', 'text_tokens', 'audio_tokens', 'profile': [[masked up to,
     nats per masked token or None], ...], 'records': [{'name', 'task', 'text_nll' and
     'audio_bound' (nats of the whole record), 'text_tokens', 'audio_tokens',
@@ -68,7 +69,7 @@ def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
 
 
 def summary(scores: list[likelihood.Score]) -> dict[str, Any]:
-  """Means per token over all records; None where there is no such token."""
+  """Means per token over all records, in nats; None without such tokens."""
   total = lambda name: sum(getattr(score, name) for score in scores)
   share = lambda value, count: value / count if count else None
   error = math.sqrt(sum(score.audio_error ** 2 for score in scores))
@@ -82,20 +83,20 @@ def summary(scores: list[likelihood.Score]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-  """For people, 80 columns."""
+  """The contents of scores.json for a terminal, 80 columns."""
   number = lambda value: '     -' if value is None else f'{value:6.3f}'
   error = '' if result['audio_error'] is None else f' +- {result["audio_error"]:.3f}'
   lines = [f'step {result["step"]}, {len(result["records"])} records', '',
            f'text    {number(result["text_nll"])} nats per token, exact, '
            f'{result["text_tokens"]:,} tokens',
-           f'audio   {number(result["audio_bound"])}{error} nats per token, at most, '
+           f'audio   {number(result["audio_bound"])}{error} nats per token, upper bound, '
            f'{result["audio_tokens"]:,} tokens']
   known = [(upto, nats) for upto, nats in result['profile'] if nats is not None]
   if known:
-    most = max(nats for _, nats in known) or 1.0
+    largest = max(nats for _, nats in known) or 1.0
     lines += ['', 'masked     nats per masked token']
     lines += [f'{100 * (upto - 1 / likelihood.BINS):3.0f}-{100 * upto:3.0f} %  {nats:6.3f}  '
-              f'{"#" * round(40 * nats / most)}' for upto, nats in known]
+              f'{"#" * round(40 * nats / largest)}' for upto, nats in known]
   return '\n'.join(lines)
 
 
@@ -113,5 +114,6 @@ def _records(run: TrainedModel, files: list[str]) -> list[Record]:
     for where, value in readers.read(path):
       out.append(run.encoded(records.parse(value, where), path))
   if not out:
-    raise UserError(f'{", ".join(files)}: no records to score.')
+    raise UserError(f'{", ".join(files)}: no records to score; name files with at least one '
+                    'record.')
   return out

@@ -1,6 +1,16 @@
-"""Which masked positions of a block a step commits: ranks, schedules, budgets.
+"""Which masked positions of a block a step commits: ranks, schedules, thresholds, budgets.
+
+  rule        commits per step                                        source
+  confidence  the scheduled number, highest probability first         LLaDA (arXiv 2502.09992)
+  margin      the same, ranked by p(best) - p(second best)            arXiv 2502.06768
+  prior       the same, ranked by log p(id) - log prior(id)           Chatterbox-Flash
+  threshold   the scheduled number at least, and every choice whose   Fast-dLLM (arXiv 2505.22618)
+              probability reaches the threshold
+  entropy     the scheduled number at least, lowest entropy first,    EB-Sampler (arXiv 2505.24857)
+              while the entropies before it sum to at most a budget
 
 Every rule is a mask over the same ranks, so rows with different rules share a program.
+
 B = rows, W = positions of a window.
 """
 
@@ -14,15 +24,16 @@ def scheduled(sampling_params: SamplingParams, size: jax.Array, masked: jax.Arra
               step: jax.Array) -> jax.Array:
   """How many positions a step commits at least; int32 [B].
 
-  Linear: size // steps, and the remainder one by one to the first steps (TTT.md section 6).
-  Shifted: the fraction done after step j of K is a u / (1 + (a - 1) u), u = (j + 1) / K; at
-  least one position per step, and all that are left in the last.
+  Linear: size // steps, and one more in each of the first size % steps steps (arXiv 2509.20072,
+  as in LLaDA). Shifted (OmniVoice, Chatterbox-Flash): the fraction done after step j of K is
+  a u / (1 + (a - 1) u) with u = (j + 1) / K, so a < 1 starts slowly. At least one position per
+  step, and all that are left in the last.
 
   Args:
-    sampling_params: steps and shift, [B].
+    sampling_params: steps and shift (a) are read, [B].
     size: int32 [B], masks that the block began with.
     masked: int32 [B], masks that are left.
-    step: int32 [B], steps that were made.
+    step: int32 [B], steps made in the block so far.
   """
   steps = sampling_params.steps
   linear = size // steps + (step < size % steps)
@@ -34,13 +45,13 @@ def scheduled(sampling_params: SamplingParams, size: jax.Array, masked: jax.Arra
 
 
 def ahead(score: jax.Array, masked: jax.Array) -> jax.Array:
-  """Order of commitment: the highest score first, equal ones from left to right.
+  """Order of commitment: the highest score first, ties from left to right.
 
-  All pairs are compared: a window is short, and sorting takes XLA far longer to compile.
+  All pairs are compared: a window is short, and XLA compiles a sort far more slowly.
 
   Args:
     score: float32 [B, W].
-    masked: bool [B, W], positions that stand for election.
+    masked: bool [B, W], the candidates.
 
   Returns:
     bool [B, W, W]: position j (last axis) is committed before position i.
@@ -57,13 +68,15 @@ def accept(sampling_params: SamplingParams, score: jax.Array, confidence: jax.Ar
 
   Args:
     sampling_params: [B].
-    score, confidence, entropy: float32 [B, W]: what ranks, probability of the choice, nats.
+    score, confidence, entropy: float32 [B, W]: the rank's key, probability of the choice, nats.
     masked, size, step: as above.
   """
-  first = ahead(score, masked)
-  place = first.sum(-1)
+  before = ahead(score, masked)
+  rank = before.sum(-1)
   count = scheduled(sampling_params, size, masked.sum(-1), step)
-  spent = jnp.sum(jnp.where(first, entropy[:, None, :], 0.0), axis=-1)
-  by_rule = (place < count[:, None]) | (confidence >= sampling_params.threshold[:, None]) | (
+  # The entropy budget bounds the error of committing in parallel: the sum without the
+  # position itself, which for the first one is 0 (arXiv 2505.24857).
+  spent = jnp.sum(jnp.where(before, entropy[:, None, :], 0.0), axis=-1)
+  by_rule = (rank < count[:, None]) | (confidence >= sampling_params.threshold[:, None]) | (
       spent <= sampling_params.entropy[:, None])
   return masked & by_rule
