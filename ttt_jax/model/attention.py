@@ -1,6 +1,6 @@
 """Grouped-query attention over staircase ranges: one function, four forms.
 
-  kind       runs on      memory  blocks nobody reads
+  kind       runs on      memory  blocks outside the mask
   dense      everything   O(T^2)  computed; the reference of the others
   blockwise  everything   O(T)    skipped (kernels/blockwise.py)
   pallas     TPU          O(T)    skipped (kernels/staircase_flash.py)
@@ -24,9 +24,10 @@ from ttt_jax.model import sharding
 
 KINDS = ('dense', 'blockwise', 'pallas', 'tokamax')
 
-# On the CPU, from this many keys on the blockwise form is faster than the dense one.
+# On a CPU the blockwise form is faster than the dense one from this many keys on.
 LONG_ROW = 256
-# Its largest block: more skips less, and a score block should stay in a core's cache.
+# The blockwise form's largest block: larger ones skip less, and a block of scores should stay in
+# a core's cache.
 BLOCKWISE_BLOCK = 128
 
 # Finite, so that a query with an empty range gives zeros and zero gradients, not NaN.

@@ -1,29 +1,30 @@
-"""THE model of a training step's floating-point operations, for plans and for the MFU metric.
+"""Floating-point operations of a training step, for the planner and for the MFU metric.
 
 A product of [m, k] and [k, n] is 2 m k n operations; a training step does every product of
 the forward pass three times: once forward, twice backward. Two counts:
 
   useful    what the method needs: products of the layers for real tokens, attention for the
-            (query, key) pairs that the staircase allows, logits where a loss falls
-  executed  what the device does: also padding, whole blocks of attention, whole chunks of
-            logits, padded vocabulary rows and whatever remat recomputes
+            (query, key) pairs that the mask allows, logits at scored positions
+  executed  what the device does: also padding, complete blocks of attention, complete chunks of
+            logits, padding rows of the vocabulary, and what remat recomputes
 
-MFU is useful operations per second over the chips' peak. Elementwise work, the optimizer and
-embedding look-ups are in neither: they are bound by memory, and a percent or two.
+MFU (model FLOPs utilization, arXiv 2204.02311) is useful operations per second over the chips'
+peak. Elementwise operations, the optimizer and embedding look-ups are in neither count: they are
+bound by memory and amount to a percent or two.
 """
 
 from typing import NamedTuple
 
 from ttt_jax.config import ModelConfig
 
-# Products of attention, in units of one [pairs, head_dim] product of every head. Forward:
-# scores, and weights times values. Backward: four; forms that do not keep the weights make
-# the scores again, and forms with a pass each for dq and for dk, dv make them, and the
-# weights' gradient, twice. tokamax's backward passes skip no block.
+# Products of attention, in units of one [pairs, head_dim] product of every head. Forward: scores,
+# and weights times values. Backward: four (dq, dk, dv and the weights' gradient); forms that do
+# not save the weights recompute the scores (5), and forms with separate passes for dq and for
+# dk, dv compute the scores and the weights' gradient twice (7).
 _FORWARD = 2
 _BACKWARD = {'dense': 4, 'blockwise': 5, 'pallas': 7, 'tokamax': 7}
 
-# Products of a layer that the backward pass makes again; 'down' is never needed for it.
+# Products of a layer that the backward pass recomputes, by remat policy; 'down' is never needed.
 _AGAIN = {
     'none': (),
     'dots': ('attention',),
@@ -50,7 +51,7 @@ def layer_products(model: ModelConfig) -> dict[str, int]:
 
 
 def parameters(model: ModelConfig, vocab_rows: int) -> int:
-  """Weights, all of them, with ``vocab_rows`` embedding rows (padding included)."""
+  """Number of parameters with ``vocab_rows`` embedding rows (padding included)."""
   c = model
   biases = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
   layer = sum(layer_products(c).values()) + biases + 2 * c.hidden_size
@@ -66,7 +67,7 @@ def useful(model: ModelConfig, vocab_size: int, *, tokens: float, scored: float,
     model: the size.
     vocab_size: ids, without padding.
     tokens: real tokens (not padding).
-    scored: positions at which a loss falls.
+    scored: positions with a loss.
     mask_pairs: (query, key) pairs that the mask allows: the sum of k_end - k_start.
   """
   c = model
@@ -85,7 +86,7 @@ def step_flops(model: ModelConfig, vocab_size: int, *, tokens: float, scored: fl
     model: the size and the remat policy.
     vocab_size, tokens, scored, mask_pairs: as for ``useful``.
     slots: tokens with padding; default: no padding.
-    logit_rows: positions for which logits are made; default: the scored ones.
+    logit_rows: positions for which logits are computed; default: the scored ones.
     visited_pairs: pairs in the blocks of attention that are computed (for the dense form
       T x T of every row); default: ``mask_pairs``.
     backward_pairs: the same of the backward pass; default: ``visited_pairs``.
@@ -103,7 +104,7 @@ def step_flops(model: ModelConfig, vocab_size: int, *, tokens: float, scored: fl
   # The TPU kernel pads a head to whole lanes of 128.
   head = -(-c.head_dim // 128) * 128 if attention == 'pallas' else c.head_dim
   per_pair = 2 * c.num_layers * c.num_attention_heads * head
-  # Of the dense form the output alone is kept by name: its weights need the scores again.
+  # The dense form saves only its output by name, so its weights need the scores again.
   scores = _FORWARD if 'attention' in again else int(attention == 'dense' and 'qkv' in again)
   parts = {
       'layers': 3 * 2 * c.num_layers * sum(products.values()) * slots,

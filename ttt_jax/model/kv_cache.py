@@ -1,16 +1,17 @@
-"""Keys and values of what will never change, and attention of a window to them.
+"""The KV cache of generation, and attention of a window to it.
 
-Everything before an open audio span never sees it, so its keys and values are final
-(TTT.md section 6). The open span itself is bidirectional: it is a *window*, computed again
-at every step beside the cache and written only once it is closed.
+Tokens before an open audio span never attend to it, so their keys and values are final and the
+cache is exact. The open span itself is bidirectional, so a new token changes all of its keys: it
+stays in the *window*, is computed again at every step, and is cached once it is closed.
 
-  cache    k v of tokens 0 .. known-1, one slot per request
-  window   W tokens that follow: one text token, or a begin token and its span so far
+  cache    keys and values of tokens 0 .. known-1, one slot per request
+  window   the W tokens that follow: one text token, or a begin token and its span so far
 
 L = layers, S = slots, B = rows of a call, W = window, T = tokens of a slot, H/K = query/key
 heads, D = head dim.
 """
 
+from collections.abc import Callable
 import math
 import pathlib
 from typing import NamedTuple
@@ -22,8 +23,8 @@ from jax import lax
 from ttt_jax.config import ModelConfig
 from ttt_jax.model import sharding
 
-CHUNK = 256       # keys of the prefix that are read at once
-_LOWEST = -1e30   # instead of -inf: a row without any key stays finite
+CHUNK = 256       # cached keys per step of the loop over the prefix
+_LOWEST = -1e30   # instead of -inf, so that a row without any key stays finite
 
 
 class Cache(NamedTuple):
@@ -33,18 +34,18 @@ class Cache(NamedTuple):
 
 
 def tokens_of(tokens: int) -> int:
-  """The length of a slot that holds ``tokens``: whole chunks."""
+  """``tokens`` rounded up to a multiple of CHUNK: the length of a slot."""
   return -(-tokens // CHUNK) * CHUNK
 
 
 def size_in_bytes(config: ModelConfig, slots: int, tokens: int) -> int:
-  """Of an ``empty`` cache, over all devices."""
+  """Bytes of an ``empty`` cache over all devices."""
   heads = 2 * config.num_layers * config.num_key_value_heads * config.head_dim
   return heads * slots * tokens_of(tokens) * jnp.dtype(config.dtype).itemsize
 
 
 def free_bytes() -> float:
-  """Memory that the devices in use have left, as far as they tell; infinite if they do not."""
+  """Free bytes of the devices in use; infinite where they do not report it."""
   mesh = jax.sharding.get_abstract_mesh()
   devices = jax.local_devices()[:1 if mesh.empty else mesh.size]
   if devices[0].platform == 'cpu':
@@ -68,31 +69,31 @@ def empty(config: ModelConfig, slots: int, tokens: int) -> Cache:
 
 
 def constrain(x: jax.Array) -> jax.Array:
-  """Slots lie over the mesh as rows of a batch do, key heads over 'tensor'."""
+  """Shard a cache array: slots as the rows of a batch, key heads over 'tensor'."""
   return sharding.constrain(x, (None, 'rows', 'kv_heads', None, None))
 
 
 def attend(cache: Cache, layer: jax.Array, slots: jax.Array | None, known: jax.Array,
-           k_end: jax.Array):
-  """The attention of one layer's window to its slot's prefix and to itself.
+           k_end: jax.Array) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+  """Attention of one layer's windows to their slots' prefixes and to themselves.
 
   Args:
     cache: of all slots.
     layer: int32 scalar.
     slots: int32 [B], the slot of each row; None if rows are slots 0 .. S-1.
-    known: int32 [B], keys of the slot that may be read.
-    k_end: int32 [B, W]: query i reads the window's keys 0 .. k_end[i]-1.
+    known: int32 [B], number of cached tokens of the slot that are attended to.
+    k_end: int32 [B, W]: query i attends to the window's keys 0 .. k_end[i]-1.
 
   Returns:
-    attend(q [B,W,H,D], k [B,W,K,D], v [B,W,K,D]) -> [B,W,H,D]; time and memory grow with
-    the longest ``known``, not with the cache's length.
+    A function of q [B, W, H, D], k and v [B, W, K, D] that returns [B, W, H, D]. Its time grows
+    with the largest ``known``, not with the length of a slot.
   """
-  turns = (jnp.max(known) + CHUNK - 1) // CHUNK
+  chunks = (jnp.max(known) + CHUNK - 1) // CHUNK
 
   def run(q, k, v):
     rows, width, heads, dim = q.shape
     groups = heads // k.shape[2]
-    # Queries of all the heads that share a key head stand one below another: [B, K, G W, D].
+    # The G query heads that share a key head become rows of one matrix: [B, K, G W, D].
     fold = lambda x: x.reshape(rows, width, -1, groups, dim).transpose(0, 2, 3, 1, 4).reshape(
         rows, -1, groups * width, dim)
     queries = fold(q * jnp.asarray(dim ** -0.5, q.dtype))
@@ -102,20 +103,24 @@ def attend(cache: Cache, layer: jax.Array, slots: jax.Array | None, known: jax.A
                   jnp.zeros(queries.shape, jnp.float32)),
                  queries, k.swapaxes(1, 2), v.swapaxes(1, 2), own[:, None])
 
-    def turn(number, carry):
+    def one_chunk(number, carry):
       at = number * CHUNK
       seen = at + jnp.arange(CHUNK) < known[:, None]
       return _add(carry, queries, _read(cache.k, layer, slots, at, rows),
                   _read(cache.v, layer, slots, at, rows), seen[:, None, None])
 
-    _, total, out = lax.fori_loop(0, turns, turn, start)
+    _, total, out = lax.fori_loop(0, chunks, one_chunk, start)
     out = (out / jnp.maximum(total, 1e-30)).astype(q.dtype)
     return out.reshape(rows, -1, groups, width, dim).transpose(0, 3, 1, 2, 4).reshape(q.shape)
   return run
 
 
 def _add(carry, queries, k, v, seen):
-  """One more set of keys for a running softmax: (max, sum, weighted values) in float32."""
+  """Add a set of keys to a running softmax (online softmax, arXiv 1805.02867).
+
+  The carry is (max, sum, weighted values), float32. When the maximum rises, the old sums are
+  rescaled by exp(old max - new max).
+  """
   top, total, out = carry
   score = jnp.einsum('bkqd,bkcd->bkqc', queries, k, preferred_element_type=jnp.float32)
   score = jnp.where(seen, score, _LOWEST)
@@ -128,18 +133,18 @@ def _add(carry, queries, k, v, seen):
 
 
 def _read(x: jax.Array, layer, slots, at, rows: int) -> jax.Array:
-  """[B, K, CHUNK, D]: keys or values at .. at+CHUNK-1 of every row's slot."""
+  """[B, K, CHUNK, D]: keys or values at .. at + CHUNK - 1 of each row's slot."""
   size = (1, x.shape[1] if slots is None else 1, x.shape[2], CHUNK, x.shape[4])
   if slots is None:
     return lax.dynamic_slice(x, (layer, 0, 0, at, 0), size)[0]
-  # Slices row by row: a gather would go through the elements one at a time on a CPU.
+  # One slice per row: XLA's CPU backend executes a gather element by element.
   return jnp.concatenate([lax.dynamic_slice(x, (layer, slots[row], 0, at, 0), size)[0]
                           for row in range(rows)])
 
 
 def write(cache: Cache, slots: jax.Array | None, at: jax.Array, count: jax.Array,
           k: jax.Array, v: jax.Array) -> Cache:
-  """Commit the first ``count`` tokens of every row's window.
+  """Cache the first ``count`` tokens of every row's window.
 
   Args:
     cache: of all slots; donate it.

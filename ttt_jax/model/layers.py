@@ -1,7 +1,7 @@
-"""Qwen2.5's decoder layer in Flax NNX: the pieces the transformer is made of.
+"""Qwen2.5's decoder layer in Flax NNX: linear layers, norms, rotary embeddings, attention, MLP.
 
 B = rows, T = tokens, E = width, H/K = query/key heads, D = head dim, F = ffn.
-Every parameter carries ``axes``, the logical names that sharding.py maps to the mesh.
+Every parameter has metadata ``axes``, the logical names that sharding.py maps to the mesh.
 """
 
 import math
@@ -15,12 +15,12 @@ from ttt_jax.config import LoraConfig, ModelConfig
 from ttt_jax.model import sharding
 from ttt_jax.model.lora import Dropout
 
-# attend(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> [B,T,H,D]: the caller owns mask and cache.
+# attend(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> [B,T,H,D]; the caller binds mask and cache.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Linear(nnx.Module):
-  """y = x W + b, weights float32, computed in ``dtype``; with an adapter where ``lora`` says so."""
+  """y = x W + b with float32 weights, computed in ``dtype``; with an adapter if ``lora`` is set."""
 
   def __init__(self, n_in: int, n_out: int, axes: tuple[str, str], rngs: nnx.Rngs, *,
                bias: bool = False, scale: float = 1.0, dtype: str, lora: LoraConfig | None):
@@ -28,7 +28,7 @@ class Linear(nnx.Module):
     self.kernel = nnx.Param(init(rngs.params(), (n_in, n_out), jnp.float32), axes=axes)
     if bias:
       self.bias = nnx.Param(jnp.zeros((n_out,), jnp.float32), axes=axes[1:])
-    if lora:  # B = 0: a new adapter changes nothing
+    if lora:  # B = 0, so a new adapter does not change the output
       spread = n_in ** -0.5
       self.lora_a = nnx.Param(jax.random.uniform(rngs.params(), (n_in, lora.rank), jnp.float32,
                                                  -spread, spread), axes=(axes[0], 'rank'))
@@ -50,8 +50,8 @@ def _adapter(config: ModelConfig, name: str) -> LoraConfig | None:
 
 
 def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """x [..., n] @ kernel [n, m]. XLA's CPU backend trains twice as fast on flat rows; on a
-  mesh with a seq axis flat rows would have to be gathered, so accelerators keep the shape."""
+  """x [..., n] @ kernel [n, m]. XLA's CPU backend trains twice as fast on 2-D inputs; on a mesh
+  with a seq axis flattening would need an all-gather, so accelerators keep the shape."""
   flat = lambda x, w: (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1])
   return jax.lax.platform_dependent(x, kernel, cpu=flat, default=jnp.matmul)
 
@@ -153,10 +153,10 @@ class Block(nnx.Module):
 
 
 class Trunk(nnx.Module):
-  """What is not a layer: embedding table, final norm, output head."""
+  """Everything but the layers: embedding table, final norm, output head."""
 
   def __init__(self, config: ModelConfig, rows: int, rngs: nnx.Rngs):
-    # Tied, the table is also the head: unit-variance logits at the start.
+    # A tied table is also the head: this scale gives logits of unit variance at initialisation.
     init = jax.nn.initializers.normal(config.hidden_size ** -0.5)
     self.embedding = nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32),
                                axes=('vocab', 'embed'))
@@ -168,9 +168,9 @@ class Trunk(nnx.Module):
     self.dtype = config.dtype
 
   def embed(self, token: jax.Array) -> jax.Array:
-    """[B, T, E]. On a mesh every device looks its columns up for all rows of its fsdp group,
-    then they swap rows for columns: the table never travels, and its gradient is summed
-    in float32 where it lives."""
+    """[B, T, E]. On a mesh every device looks up its columns for all rows of its fsdp group, then
+    an all-to-all exchanges rows for columns: the table is never gathered, and its gradient is
+    summed in float32 where it is stored."""
     token = sharding.constrain(token, ('row_groups', 'length'))
     x = sharding.constrain(self.embedding[...][token], ('row_groups', 'length', 'embed'))
     return sharding.constrain(x.astype(self.dtype), ('rows', 'length', 'width'))

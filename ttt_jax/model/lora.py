@@ -1,8 +1,8 @@
 """Low-rank adapters (arXiv 2106.09685): y = x W + b + (alpha / rank) * dropout(x) A B.
 
-A and B lie beside the matrix that they adapt, as leaves ``lora_a`` [in, rank] and ``lora_b``
-[rank, out], so that axes, scan, checkpoints and generation treat them like any parameter. Where a
-tree has such leaves, they alone are trained; these functions tell the two parts apart.
+A and B are stored beside the matrix that they adapt, as leaves ``lora_a`` [in, rank] and
+``lora_b`` [rank, out], so that sharding, scan, checkpoints and generation treat them like any
+parameter. If a tree has such leaves, only they are trained; these functions separate the two.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from ttt_jax.config import LoraConfig
 
 A, B = 'lora_a', 'lora_b'
-_DROPOUT = 0x6c6f7261  # folded into a step's key
+_DROPOUT = 0x6c6f7261  # folded into a step's key: the dropout's own stream
 
 
 def adapters(tree: Any) -> dict[str, Any]:
-  """The branches of a tree of nested dicts that end in adapters; {} without any."""
+  """The adapters of a tree of nested dicts, in nested dicts; {} if it has none."""
   return _select(tree, lambda key: key in (A, B))
 
 
@@ -32,7 +32,7 @@ def trained(tree: Any) -> Any:
 
 
 def join(tree: Any, part: Any) -> Any:
-  """``tree`` with the leaves of ``part`` in place of, or beside, its own."""
+  """``tree`` with the leaves of ``part`` added or replaced."""
   if not isinstance(part, dict):
     return part
   return {**tree, **{key: join(tree.get(key, {}), value) for key, value in part.items()}}
@@ -51,7 +51,7 @@ def _select(tree: Any, wanted: Any) -> dict[str, Any]:
 
 
 def merge(params: Any, config: LoraConfig) -> Any:
-  """Parameters without adapters that compute the same, but for dropout: W + scale * A B."""
+  """Parameters without adapters and with equal outputs (dropout aside): W + scale * A B."""
   def one(branch):
     if not isinstance(branch, dict):
       return branch
@@ -69,7 +69,7 @@ def _merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.
 
 
 class Dropout:
-  """Sets inputs of adapters to zero, each call with a mask of its own."""
+  """Dropout of the adapters' inputs; every call draws a new mask."""
 
   def __init__(self, key: jax.Array, rate: float):
     self._key, self._rate, self._calls = key, rate, 0
@@ -81,5 +81,5 @@ class Dropout:
 
 
 def dropout_key(key: jax.Array, config: LoraConfig) -> jax.Array | None:
-  """The key of a step's dropout masks; None where there is no dropout."""
+  """The key of a step's dropout masks; None without adapters or dropout."""
   return jax.random.fold_in(key, _DROPOUT) if config.rank and config.dropout else None

@@ -1,14 +1,14 @@
-"""What the forward pass keeps for the backward pass, by name (config key model.remat).
+"""Rematerialisation: what the forward pass saves for the backward pass (config key model.remat).
 
-  name       kept per layer                                 recomputed
+  name       saved per layer                                recomputed
   none       everything                                     nothing
   dots       results of the matrix products                 norms, activations, RoPE
   attention  its input, attention's output and log-sum-exp  all but attention itself
   full       its input                                      the whole layer
   offload    as attention, but in the host's memory         all but attention itself
 
-Gathered copies of the weights are never kept: each device holds its part of them anyway
-and gathers again. The source of the idea is arXiv 1604.06174.
+Gathered copies of the weights are never saved: each device has its shard and gathers again.
+The idea is that of arXiv 1604.06174 (gradient checkpointing).
 """
 
 from typing import Any, Callable
@@ -23,11 +23,12 @@ WEIGHT = 'gathered_weight'
 
 
 def named(x: jax.Array, name: str) -> jax.Array:
+  """``x`` under a name that policies refer to."""
   return checkpoint_name(x, name)
 
 
 def wrap(body: Callable[..., Any], policy: str, gathers: bool) -> Callable[..., Any]:
-  """A scan body that keeps what ``policy`` says.
+  """A scan body under jax.checkpoint with the policy of that name.
 
   Args:
     body: (carry, layer) -> (carry, None).

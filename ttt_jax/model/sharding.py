@@ -1,6 +1,6 @@
 """The mesh and ONE table from logical axes to mesh axes.
 
-  axis     holds                               what travels over it
+  axis     shards                              communication over it
   slice    copies of the model, one per TPU    gradients, once per step, over the
            slice                               data-centre network
   data     copies inside a slice               gradients, once per step
@@ -25,7 +25,7 @@ from ttt_jax.tokens.batch import Batch
 # From the slowest network to the fastest: 'slice' spans TPU slices, 'tensor' neighbours.
 AXES = ('slice', 'data', 'fsdp', 'seq', 'tensor')
 
-# A logical axis that is not here is an error, never a silent replication.
+# A logical axis that is missing here is an error; it is never replicated silently.
 TABLE: dict[str, Any] = {
     'rows': ('slice', 'data', 'fsdp'),  # rows of a batch
     'row_groups': ('slice', 'data'),    # rows, where fsdp cuts the width instead
@@ -50,13 +50,13 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
   place = _across_slices if sizes[0] > 1 else mesh_utils.create_device_mesh
   try:
     placed = place(sizes, devices)
-  except NotImplementedError:  # an axis is no product of the torus' own: it takes part of one
+  except NotImplementedError:  # a mesh axis that needs only a part of a torus axis
     placed = place(sizes, devices, allow_split_physical_axes=True)
   return Mesh(placed, AXES, axis_types=types)
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
-  """The shape of a mesh without its devices: enough to check shardings anywhere."""
+  """A mesh without devices, for checking shardings on any machine."""
   return AbstractMesh(tuple(_sizes(config, devices)), AXES,
                       axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -75,9 +75,9 @@ def _sizes(config: MeshConfig, devices: int) -> list[int]:
 
 
 def _across_slices(sizes: list[int], devices: Any, **torus: bool) -> np.ndarray:
-  """Devices of one slice stay together, in the order that suits its own network."""
+  """Devices [sizes], with each slice's devices ordered for the slice's own network."""
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
-  if slices == 1:  # slices by name only: virtual devices, or one slice cut up for a trial
+  if slices == 1:  # simulated slices: virtual devices, or one real slice split for a test
     return np.asarray(devices).reshape(sizes)
   if slices != sizes[0]:
     raise UserError(f'config key mesh.slices is {sizes[0]}, but the {len(devices)} devices belong '
@@ -88,6 +88,7 @@ def _across_slices(sizes: list[int], devices: Any, **torus: bool) -> np.ndarray:
 
 
 def spec(axes: tuple[str, ...]) -> PartitionSpec:
+  """The PartitionSpec of logical axes."""
   for axis in axes:
     assert axis in TABLE, f'logical axis {axis!r} is missing from sharding.TABLE'
   return PartitionSpec(*(TABLE[axis] for axis in axes))
@@ -128,18 +129,18 @@ def _size(mesh: Mesh, axis: Any) -> int:
 
 
 def in_use() -> bool:
-  """Whether a mesh of more than one device is in force (jax.set_mesh)."""
+  """Whether a mesh of more than one device is set (jax.set_mesh)."""
   mesh = jax.sharding.get_abstract_mesh()
   return not mesh.empty and mesh.size > 1
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-  """Pin a value inside jit to the mesh in force; without a mesh, nothing happens.
+  """Constrain the sharding of a value inside jit; without a mesh, return it unchanged.
 
   Args:
     x: an activation or a weight.
-    axes: a logical name or None per dimension. A mesh axis that does not divide its
-      dimension is left out: a batch of three requests is then simply not cut.
+    axes: a logical name or None per dimension. A dimension that its mesh axes do not divide
+      is replicated, for example a batch of three requests.
   """
   if not in_use():
     return x
@@ -152,10 +153,10 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  """A weight, whole along fsdp, inside jit. Its gradient is asked for in parts: the transpose
-  of a plain constraint would ask for the whole sum on every device, an all-reduce."""
-  whole = tuple(None if TABLE[axis] == TABLE['embed'] else axis for axis in axes)
-  return constrain(constrain(weight, axes), whole)
+  """A weight gathered along fsdp, inside jit. Its gradient is constrained to the shards, so that
+  XLA emits a reduce-scatter; the transpose of a plain constraint would be an all-reduce."""
+  gathered = tuple(None if TABLE[axis] == TABLE['embed'] else axis for axis in axes)
+  return constrain(constrain(weight, axes), gathered)
 
 
 gather.defvjp(lambda weight, axes: (gather(weight, axes), None),
@@ -163,7 +164,7 @@ gather.defvjp(lambda weight, axes: (gather(weight, axes), None),
 
 
 def check_heads(mesh: Mesh, num_attention_heads: int, kv_heads: int) -> None:
-  """UserError unless every device of the tensor axis gets whole heads."""
+  """Raise UserError unless the tensor axis divides the numbers of heads."""
   parts = _size(mesh, TABLE['heads'])
   if num_attention_heads % parts or kv_heads % parts:
     raise UserError(
@@ -173,43 +174,43 @@ def check_heads(mesh: Mesh, num_attention_heads: int, kv_heads: int) -> None:
 
 
 def report(mesh: Mesh, axes: Any, shapes: Any) -> list[str]:
-  """What every device holds a whole copy of, and why, in lines for people.
+  """Lines of text on which parameters are replicated on every device, and why.
 
   Args:
     mesh: from ``make_mesh``.
     axes, shapes: as for ``shardings``.
   """
   held: dict[str, list] = {}
-  total = whole = 0
+  total = replicated = 0
   leaf = lambda x: isinstance(x, tuple) and all(isinstance(name, str) for name in x)
   paths = jax.tree_util.tree_flatten_with_path(shapes)[0]
   for (path, shape), names in zip(paths, jax.tree.leaves(axes, is_leaf=leaf)):
     size = math.prod(shape.shape)
     total += size
     if all(_size(mesh, place) == 1 for place in spec(names)):
-      whole += size
+      replicated += size
       cut = [name for name in names if TABLE[name] is not None]
-      why = (f'its axes {" x ".join(names)} lie on mesh axes of one device' if cut else
-             f'{" x ".join(names)}: small, not cut by the sharding table')
+      why = (f'{" x ".join(names)}: sharded over mesh axes of size 1' if cut else
+             f'{" x ".join(names)}: small, not sharded by the sharding table')
       held.setdefault(why, []).append(jax.tree_util.keystr(path, simple=True, separator='.'))
-  lines = [f'{whole:,} of {total:,} parameters ({100 * whole / max(total, 1):.2f} %) are whole on '
-           'every device:']
+  lines = [f'{replicated:,} of {total:,} parameters ({100 * replicated / max(total, 1):.2f} %) are '
+           'replicated on every device:']
   return lines + [f'  {why}: {", ".join(names)}' for why, names in held.items()]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Of every [B, T] vector of a Batch."""
+  """The sharding of every [B, T] vector of a Batch."""
   return NamedSharding(mesh, spec(('rows', 'length')))
 
 
 def abstract_batch(mesh: Mesh, rows: int, length: int) -> Batch:
-  """ShapeDtypeStructs of a batch: what a step is compiled for beforehand."""
+  """A batch of ShapeDtypeStructs, for compiling a step ahead of time."""
   one = jax.ShapeDtypeStruct((rows, length), np.int32, sharding=batch_sharding(mesh))
   return Batch(*[one] * len(Batch._fields))
 
 
 def check_batch(mesh: Mesh, rows: int, microbatches: int, length: int) -> None:
-  """UserError unless every microbatch divides over the mesh."""
+  """Raise UserError unless the mesh divides every microbatch."""
   parts = _size(mesh, TABLE['rows'])
   if (rows // microbatches) % parts:
     raise UserError(
@@ -222,7 +223,7 @@ def check_batch(mesh: Mesh, rows: int, microbatches: int, length: int) -> None:
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-  """This process's rows (numpy) -> global arrays on the mesh."""
+  """Global arrays on the mesh from each process's own rows (numpy)."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

@@ -1,23 +1,30 @@
-"""The staircase: which keys a query may read, as two integers per position.
+"""The staircase: the hybrid attention mask as one range of keys per query.
 
-Allowed(i, j) = same document AND (j <= i OR i and j lie in the same audio span). A span
-is contiguous, so this is one range of keys per query (TTT.md section 3):
+Text is causal, an audio span is bidirectional inside (Text-to-Talk, arXiv 2509.20072, section 3):
+
+    allowed(i, j) = same document AND (j <= i OR i and j lie in the same audio span)
+
+A span is contiguous, so the allowed keys of a query are one range:
 
     k_start[i] <= j < k_end[i]
 
     k_start = start of i's document
     k_end   = i + 1 for text, end of i's span for audio
 
-One document, text a b, a span o o o, text c (1 = may read):
+Two packed documents: text a b, a span o o o, text c; then text d e (1 = query i, the row, attends
+to key j, the column). The upper edge is a staircase with one step per span:
 
-          a b o o o c     k_start  k_end
-      a   1 . . . . .     0        1
-      b   1 1 . . . .     0        2
-      o   1 1 1 1 1 .     0        5
-      o   1 1 1 1 1 .     0        5
-      o   1 1 1 1 1 .     0        5
-      c   1 1 1 1 1 1     0        6
+          a b o o o c d e     k_start  k_end
+      a   1 . . . . . . .     0        1
+      b   1 1 . . . . . .     0        2
+      o   1 1 1 1 1 . . .     0        5
+      o   1 1 1 1 1 . . .     0        5
+      o   1 1 1 1 1 . . .     0        5
+      c   1 1 1 1 1 1 . .     0        6
+      d   . . . . . . 1 .     6        7
+      e   . . . . . . 1 1     6        8
 
+So O(T) integers describe the mask, no T x T array is needed, and kernels skip the blocks outside.
 The ranges come from clean ids: masking an id never changes its class.
 """
 
@@ -28,10 +35,14 @@ from ttt_jax.tokens.batch import Batch
 
 
 def bidirectional_group(batch: Batch, mode: str, prompt_audio: str) -> jnp.ndarray:
-  """int32 [B, T]: equal non-zero neighbours read each other; 0 = causal.
+  """int32 [B, T]: neighbours with equal non-zero numbers attend to each other; 0 = causal.
 
-  'hybrid' groups by audio span, 'ar' groups nothing, 'nar' makes each run of supervised
-  tokens one group. A user's audio stays one group unless ``prompt_audio`` is 'causal'.
+  Args:
+    batch: vectors [B, T]; span and supervised are read.
+    mode: 'hybrid' groups by audio span, 'ar' groups nothing, 'nar' makes each run of
+      supervised tokens one group.
+    prompt_audio: 'bidirectional': a user's audio spans are groups too, as in the published
+      code; 'causal': they are not, as in the paper's text.
   """
   supervised = batch.supervised > 0
   span = jnp.asarray(batch.span)
@@ -52,7 +63,7 @@ def key_ranges(batch: Batch, mode: str = 'hybrid',
     prompt_audio: 'bidirectional' or 'causal' inside a user's audio.
 
   Returns:
-    (k_start, k_end), int32 [B, T]. Padding reads nothing: its range is 0, 0.
+    (k_start, k_end), int32 [B, T]. Padding attends to nothing: its range is 0, 0.
   """
   document = jnp.asarray(batch.document)
   group = bidirectional_group(batch, mode, prompt_audio)
@@ -72,7 +83,7 @@ def key_ranges(batch: Batch, mode: str = 'hybrid',
 
 def block_reach(k_start: jnp.ndarray, k_end: jnp.ndarray,
                 block: int) -> tuple[jnp.ndarray, jnp.ndarray]:
-  """The keys that each block of queries reads, from the first to one past the last.
+  """The keys that each block of queries attends to: the first, and one past the last.
 
   Args:
     k_start, k_end: int32 [..., T].
@@ -80,8 +91,8 @@ def block_reach(k_start: jnp.ndarray, k_end: jnp.ndarray,
 
   Returns:
     (first, end), int32 [..., ceil(T / block)]; 0, 0 for a block of empty ranges. Every
-    query of a block reads keys first <= j < end only, and in a staircase each of these
-    keys is read by one of them.
+    query of a block attends only to keys first <= j < end, and in a staircase each of these
+    keys is attended to by one of them, so nothing more can be skipped.
   """
   padding = [(0, 0)] * (k_start.ndim - 1) + [(0, -k_start.shape[-1] % block)]
   blocks = lambda x: jnp.pad(x, padding).reshape(*x.shape[:-1], -1, block)
@@ -93,10 +104,9 @@ def block_reach(k_start: jnp.ndarray, k_end: jnp.ndarray,
 
 
 def blocks_skipped(k_start: jnp.ndarray, k_end: jnp.ndarray, block: int) -> jnp.ndarray:
-  """Of all (query block, key block) pairs of all rows, the fraction that nobody reads.
+  """The fraction of (query block, key block) pairs that the mask excludes completely.
 
-  The blockwise and kernel forms of attention spend no time on these; the dense form
-  computes them all.
+  The blockwise and kernel forms of attention skip them; the dense form computes them all.
 
   Args:
     k_start, k_end: int32 [B, T], over the T keys of the same row.

@@ -1,8 +1,11 @@
 """Qwen2.5's decoder as pure functions over a plain dict of arrays.
 
-The NNX modules are split once, here, into a static graph and a dict; everything outside
-model/ sees only ``Model``'s functions and that dict. Layer weights are stacked on a
-leading axis and run under ``lax.scan``, one layer's graph merged in the body.
+The NNX modules are split once, here, into a static graph and a dict; code outside model/ uses
+only the methods of ``Model`` and that dict. The weights of all layers are stacked on a leading
+axis and run under ``lax.scan``, so that one layer is compiled, whatever their number.
+
+B = rows, T = tokens, W = window, E = width, V = vocabulary, L = layers, S = slots, K = key heads,
+D = head dim.
 """
 
 import functools
@@ -28,8 +31,8 @@ class Model:
   def __init__(self, config: ModelConfig, vocab_size: int, platform: str | None = None):
     """Args:
       config, vocab_size: the size; attention and remat by name.
-      platform: 'cpu', 'gpu' or 'tpu', for which an attention form is chosen; default: what
-        JAX runs on. A planner compiles for another one.
+      platform: 'cpu', 'gpu' or 'tpu', for which the attention form is chosen; default: the
+        platform JAX runs on. The planner compiles for others.
     """
     self.config = config
     self.platform = platform or jax.default_backend()
@@ -93,20 +96,20 @@ class Model:
                         unroll=min(c.scan_unroll, c.num_layers))
     return trunk.norm(sharding.constrain(x, ('rows', 'length', 'width')))
 
-  def extend(self, params: Params, kept: kv_cache.Cache, slots: jax.Array | None, known: jax.Array,
+  def extend(self, params: Params, cache: kv_cache.Cache, slots: jax.Array | None, known: jax.Array,
              token: jax.Array, position: jax.Array,
              k_end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Final-norm hidden states of a window that follows what the cache holds.
+    """Final-norm hidden states of a window that follows the cached tokens.
 
     Args:
       params: as from ``init``.
-      kept: keys and values of the prefixes; read, not written.
-      slots, known, k_end: see ``cache.attend``.
+      cache: keys and values of the prefixes; read, not written.
+      slots, known, k_end: see ``kv_cache.attend``.
       token, position: int32 [B, W].
 
     Returns:
-      hidden [B, W, E]; keys and values of the window, [L, B, K, W, D] each, for
-      ``cache.write``.
+      (hidden [B, W, E], keys, values): those of the window, [L, B, K, W, D] each, for
+      ``kv_cache.write``.
     """
     c = self.config
     trunk = nnx.merge(self._trunk[0], params['trunk'])
@@ -114,7 +117,7 @@ class Model:
 
     def body(x, numbered):
       number, layer = numbered
-      attend = kv_cache.attend(kept, number, slots, known, k_end)
+      attend = kv_cache.attend(cache, number, slots, known, k_end)
       made = []
       def remember(q, k, v):
         made.extend((k.swapaxes(1, 2), v.swapaxes(1, 2)))
@@ -125,8 +128,8 @@ class Model:
     return trunk.norm(x), k, v
 
   def _gathered(self, layer: Params) -> Params:
-    """One layer's matrices in the compute dtype, whole along fsdp. Cast before they travel:
-    half the bytes in bfloat16. Vectors stay as they are."""
+    """One layer's matrices in the compute dtype, gathered along fsdp. They are cast before the
+    all-gather, which halves its bytes in bfloat16. Vectors stay as they are."""
     def one(weight, axes):
       if weight.ndim < 2:
         return weight
@@ -140,6 +143,6 @@ class Model:
     return nnx.merge(self._trunk[0], params['trunk']).head_table()
 
   def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-    """float32 [..., vocab_size]; the padding rows are cut off."""
+    """float32 logits [..., vocab_size] of hidden states [..., E], without padding rows."""
     table = self.head_table(params)[:self.vocab_size].astype(self.config.dtype)
     return jnp.einsum('...e,ve->...v', hidden, table, preferred_element_type=jnp.float32)

@@ -1,15 +1,28 @@
 """The hybrid objective: text by next-token prediction, audio by absorbing diffusion.
 
-The only place where the two meet (TTT.md section 4). Per document with text targets and
-maskable audio:
+Text-to-Talk, arXiv 2509.20072, section 3; docs/method.md. Per document, with h[i] the hidden
+state of position i in ONE forward pass over the noisy inputs:
 
-    AR        = mean over supervised text targets of  -log p(x[i+1] | i)
-    diffusion = sum over masked positions of  -log p(x[i] | i) / p,  over the maskable count
+    AR        = mean over supervised text targets of  -log p(x[i+1] | h[i])
+    diffusion = 1 / maskable tokens * sum over masked positions of  -log p(x[i] | h[i]) / p
     loss      = mean over documents of  AR + diffusion
 
-both from the same noisy forward pass. Documents are the unit of the mean, so ``corrupt``
-writes every per-document denominator into per-token weights, and ``score`` divides once,
-by the number of documents of all microbatches; its sums are for reports.
+The AR term is shifted, the diffusion term is not: a masked position predicts its own clean id. A
+document without text targets has AR = 0, one without maskable audio has diffusion = 0; both
+count in the mean.
+
+Documents are the unit of the mean, so that packing, microbatches and data parallelism do not
+change the loss: ``targets`` writes every per-document denominator into per-token weights, and
+``loss_and_sums`` divides once by the number of documents in the complete batch.
+
+Two augmentations close gaps between training and generation (paper, section 3):
+
+  BANOM  batch-wise AR and NAR objective mixing: with probability ``banom`` a document's audio
+         stays clean and only the AR term remains, so that text is also trained behind clean
+         audio, as in generation.
+  PPM    prefix preservation masking: with probability ``ppm`` one maskable span is drawn uniformly,
+         and the document's audio before it stays clean and leaves the loss, so that spans are
+         also denoised behind clean spans.
 
 The two baselines are the same code with other sets: in 'ar' every supervised token is a
 next-token target and nothing is noisy; in 'nar' every supervised token is maskable,
@@ -30,7 +43,7 @@ from ttt_jax.tokens.vocab import Vocabulary
 
 
 class Targets(NamedTuple):
-  """What one noisy forward pass is scored on; arrays [B, T] unless said otherwise."""
+  """Inputs, labels and weights of one noisy forward pass; arrays [B, T] but for ``documents``."""
   token: jax.Array         # int32: noisy inputs
   next_label: jax.Array    # int32: x[i+1]
   next_weight: jax.Array   # float32: 1 / (text targets of the document), or 0
@@ -38,22 +51,23 @@ class Targets(NamedTuple):
   self_weight: jax.Array   # float32: 1 / (p * maskable tokens of the document), or 0
   masked: jax.Array        # bool: replaced by the mask
   maskable: jax.Array      # bool: after BANOM and PPM
-  rate: jax.Array          # float32: p of the token's document
-  documents: jax.Array     # float32 scalar: documents in the batch
+  rate: jax.Array          # float32: mask probability p of the token's document
+  documents: jax.Array     # float32 scalar: number of documents in the batch
 
 
 class Sums(NamedTuple):
-  """Sums over documents or tokens; float32 scalars. Add them, then divide once."""
+  """Sums over documents or tokens; float32 scalars. Add those of microbatches, then divide."""
   ar: jax.Array            # sum over documents of the AR term
   diffusion: jax.Array     # sum over documents of the diffusion term
-  documents: jax.Array
-  text_nll: jax.Array      # plain nats over all text targets ...
+  documents: jax.Array     # number of documents
+  text_nll: jax.Array      # unweighted nats over all text targets ...
   text_targets: jax.Array  # ... and their number
-  masked_nll: jax.Array    # plain nats over all masked tokens ...
+  masked_nll: jax.Array    # unweighted nats over all masked tokens ...
   masked: jax.Array        # ... and their number
 
 
 class _Draws(NamedTuple):
+  """U(0, 1) draws of each token's document, [B, T]."""
   t: jax.Array
   banom: jax.Array
   ppm: jax.Array
@@ -61,7 +75,7 @@ class _Draws(NamedTuple):
 
 
 def _per_document(value: jax.Array, segment: jax.Array) -> jax.Array:
-  """Sum ``value`` [B, T] over each document and give every token its document's sum."""
+  """float32 [B, T]: the sum of ``value`` [B, T] over the document of each token."""
   length = value.shape[-1]
   def row(v, s):
     return jax.ops.segment_sum(v, s, num_segments=length, indices_are_sorted=True)[s]
@@ -69,7 +83,7 @@ def _per_document(value: jax.Array, segment: jax.Array) -> jax.Array:
 
 
 def _segments(document: jax.Array) -> jax.Array:
-  """0-based number of the run of equal document ids that each token lies in, per row."""
+  """int32 [B, T]: index of each token's document in its row, 0-based."""
   change = document[:, 1:] != document[:, :-1]
   return jnp.pad(jnp.cumsum(change, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
 
@@ -77,7 +91,7 @@ def _segments(document: jax.Array) -> jax.Array:
 def _draw(key: jax.Array, document: jax.Array, config: ObjectiveConfig) -> _Draws:
   draws = diffusion.document_uniforms(key, document, 4)
   banom = draws[..., 1]
-  if config.banom_unit == 'batch':
+  if config.banom_unit == 'batch':  # as the published code: one draw for all documents
     banom = jnp.broadcast_to(jax.random.uniform(jax.random.fold_in(key, 0)), banom.shape)
   return _Draws(draws[..., 0], banom, draws[..., 2], draws[..., 3])
 
@@ -96,7 +110,7 @@ def _maskable(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, draws: _
   audio = supervised_maskable(batch, vocab, config.mode)
   if config.mode != 'hybrid':
     return audio
-  # PPM: number the document's maskable spans from 0 and keep those from a drawn one on.
+  # PPM: number the document's maskable spans 0, 1, ..., and keep those from a drawn one on.
   starts = audio & (jnp.pad(batch.span[:, :-1], ((0, 0), (1, 0))) != batch.span)
   spans = _per_document(starts, segment)
   before = _per_document(
@@ -109,14 +123,14 @@ def _maskable(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, draws: _
 
 def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig,
             key: jax.Array) -> Targets:
-  """Draw the noise of one step and write down what is to be predicted.
+  """Draw the noise of one step; returns the noisy inputs, labels and weights.
 
   Args:
     batch: clean rows, int32 [B, T].
     vocab: the id space.
     config: probabilities and mode.
-    key: fold_in(run key, step). Draws depend on (key, document id, position) alone, never
-      on the row or the neighbours, so a resume needs no random state.
+    key: fold_in(run key, step). Draws depend on (key, document id, position) alone, not on the
+      row or its other documents, so a resumed run needs no random state.
   """
   segment = _segments(batch.document)
   draws = _draw(key, batch.document, config)
@@ -128,14 +142,14 @@ def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig,
 
 def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: jax.Array, masked: jax.Array,
             rate: jax.Array) -> Targets:
-  """What is to be predicted, for a noise that is given.
+  """Noisy inputs, labels and weights for a given noise.
 
   Args:
     batch: clean rows, int32 [B, T].
     vocab: the id space.
     mode: 'hybrid', 'ar' or 'nar'.
-    maskable, masked: bool [B, T]: tokens that could become masks, and those that do.
-    rate: float32 [B, T]: p of the token's document.
+    maskable, masked: bool [B, T]: tokens that the noise may mask, and those that it masks.
+    rate: float32 [B, T]: mask probability p of the token's document.
   """
   segment = _segments(batch.document)
   shift = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
@@ -146,6 +160,7 @@ def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: jax.Array, mas
     target &= ~vocab.is_audio(next_token)
   elif mode == 'nar':
     target = jnp.zeros_like(target)
+  # 1 / number of a document's members: the mean over tokens as per-token weights.
   share = lambda member: 1.0 / jnp.maximum(_per_document(member, segment), 1.0)
   first = jnp.pad(batch.position[:, 1:] == 0, ((0, 0), (1, 0)), constant_values=True)
   return Targets(
@@ -166,19 +181,20 @@ def loss_and_sums(model: Model,
                   documents: jax.Array | float,
                   dropout: jax.Array | None = None,
                   ranges: tuple[jax.Array, jax.Array] | None = None) -> tuple[jax.Array, Sums]:
-  """One noisy forward pass: what to minimise, and its sums.
+  """One noisy forward pass: the loss to minimise, and sums for metrics.
 
   Args:
     model, params: the decoder.
-    batch: the clean rows that ``targets`` were made from (their staircase is used).
+    batch: the clean rows that ``targets`` were made from; the attention mask follows from them.
     targets: from ``corrupt``.
-    documents: in the *whole* batch, of which ``batch`` may be one piece.
+    config: weights of the two terms, mask settings, chunk of the loss.
+    documents: number of documents in the complete batch, of which ``batch`` may be a microbatch.
     dropout: key of the adapters' dropout masks; None = no dropout.
     ranges: the staircase of ``batch``, from staircase.key_ranges; None computes it here.
 
   Returns:
-    (objective, sums). The objective is this piece's share of the mean over all documents,
-    a float32 scalar, differentiable with respect to params; the sums carry no gradient.
+    (loss, sums). The loss is this microbatch's share of the mean over all documents, a float32
+    scalar, differentiable with respect to params; the sums carry no gradient.
   """
   k_start, k_end = ranges or staircase.key_ranges(batch, config.mode, config.prompt_audio)
   hidden = model.hidden(params, targets.token, batch.position, k_start, k_end, dropout)
@@ -188,10 +204,10 @@ def loss_and_sums(model: Model,
       text | masked, targets.next_label, targets.self_label,
       config.ar_weight * share * targets.next_weight,
       config.diffusion_weight * share * targets.self_weight)
-  objective, next_nll, self_nll = losses.pair_loss(
+  total, next_nll, self_nll = losses.pair_loss(
       hidden, model.head_table(params), labels, model.vocab_size, chunk=config.loss_chunk,
       dtype=model.config.dtype)
-  return objective, Sums(
+  return total, Sums(
       ar=jnp.sum(next_nll * targets.next_weight),
       diffusion=jnp.sum(self_nll * targets.self_weight),
       documents=targets.documents,
@@ -202,6 +218,6 @@ def loss_and_sums(model: Model,
 
 
 def loss(sums: Sums, documents: jax.Array, config: ObjectiveConfig) -> jax.Array:
-  """``score``'s objective from sums that are complete, for reports; it has no gradient."""
+  """The loss of ``loss_and_sums`` from the sums of all microbatches, for metrics."""
   total = config.ar_weight * sums.ar + config.diffusion_weight * sums.diffusion
   return total / jnp.maximum(documents, 1.0)

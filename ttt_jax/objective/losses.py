@@ -1,16 +1,21 @@
-"""Cross entropy of two labels per position, in the memory of one chunk of logits.
+"""Cross entropy of two labels per position, with one chunk of logits in memory at a time.
 
 A position of a Text-to-Talk row can have two labels, the next token and its own, and many
-have none. So the scored positions are compacted first, and their logits are made a chunk
-at a time, as many chunks as there are scored positions and no more: there is no capacity
-to exceed. One log-sum-exp serves both labels. The weights are known beforehand, so the
-gradient of a chunk is taken while its logits are there: three products with the
-vocabulary per chunk, none repeated, and a backward pass that only multiplies by a scalar.
+have none. So the scored positions are compacted first, and their logits are computed chunk by
+chunk, in as many chunks as the scored positions need. One log-sum-exp serves both labels:
 
-On a mesh the rows travel, not the table: for each chunk the devices of an fsdp group
-gather their chunks' hidden states, and each scores all of them on its own part of the
-vocabulary (the tensor and fsdp axes together). No device ever holds a whole table or the
-whole table's gradient, which for large models is more than all their logits.
+    loss       = w_next (Z - l[next]) + w_self (Z - l[self]),   Z = log sum_v exp(l[v])
+    d loss/d l = (w_next + w_self) softmax(l) - w_next onehot(next) - w_self onehot(self)
+
+The weights are known beforehand, so the gradient with respect to hidden states and table is
+computed in the forward pass, while a chunk's logits exist: three products with the table per
+chunk and no recomputation. The backward pass only multiplies by the cotangent. (Chunked head
+losses with the gradient in the forward pass: Liger Kernel, arXiv 2410.10989.)
+
+On a mesh the hidden states are communicated, not the table: for each chunk the devices of an
+fsdp group gather their chunks' hidden states, and each device scores all of them on its own
+part of the vocabulary (the tensor and fsdp axes together). No device ever holds the complete
+table or its complete gradient, which for large models is more than all logits of a chunk.
 
 B = rows, T = tokens, N = B T positions of a device, E = width, V = vocabulary rows of a
 device, R = positions scored at once: a chunk of every device of the fsdp group.
@@ -34,7 +39,7 @@ _COPIES = tuple(axis for axis in _ROWS if axis != _WIDTH)  # hold equal parts of
 
 
 class Labels(NamedTuple):
-  """What is predicted where; arrays [B, T]. A weight must be 0 where nothing is scored."""
+  """Labels and weights; arrays [B, T]. A weight must be 0 at positions that are not scored."""
   scored: jax.Array        # bool: positions with any label
   next_label: jax.Array    # int32 ids below vocab_size ...
   self_label: jax.Array
@@ -44,28 +49,28 @@ class Labels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-  """The static part of a call."""
+  """The static arguments of a call."""
   vocab_size: int
   chunk: int
   dtype: str
   form: str
-  meshed: bool             # runs inside shard_map
+  meshed: bool             # runs inside shard_map on a mesh
 
 
 def pair_loss(hidden_BxTxE: jax.Array, table_VxE: jax.Array, labels: Labels, vocab_size: int, *,
               chunk: int, dtype: str,
               form: str = 'auto') -> tuple[jax.Array, jax.Array, jax.Array]:
-  """sum(next_weight * next_nll + self_weight * self_nll), exactly, a chunk at a time.
+  """sum(next_weight * next_nll + self_weight * self_nll), computed chunk by chunk.
 
-  Differentiable with respect to ``hidden_BxTxE`` and ``table_VxE`` alone, and through the
-  total alone: weights are constants, and the nats per token are for metrics.
+  Only the total is differentiable, and only with respect to ``hidden_BxTxE`` and ``table_VxE``:
+  weights are constants, and the nats per token are for metrics.
 
   Args:
     hidden_BxTxE: final hidden states.
-    table_VxE: float32 output head, at least ``vocab_size`` rows; those beyond are padding:
-      no probability, no gradient.
-    labels: what is predicted where.
-    chunk: scored positions per device whose logits exist at once.
+    table_VxE: float32 output head with at least ``vocab_size`` rows; rows beyond are padding and
+      get neither probability nor gradient.
+    labels: of every position.
+    chunk: scored positions per device whose logits are in memory at once.
     dtype: of the products with the table; sums are float32 whatever it is.
     form: 'rows', 'dense', or 'auto': see ``_chunk``.
 
@@ -99,7 +104,7 @@ _pair_loss.defvjp(_forward, _backward)
 
 
 def _over_mesh(plan: _Plan, gradient: bool, hidden, table, labels):
-  """(total, next_nll, self_nll[, d_hidden, d_table]); every sum over devices is in here."""
+  """(total, next_nll, self_nll[, d_hidden, d_table]), summed over devices."""
   def local(*inputs):
     form = lambda name: functools.partial(
         _local, dataclasses.replace(plan, form=name), gradient)
@@ -126,18 +131,18 @@ def _local(plan: _Plan, gradient: bool, hidden_BxTxE, table, labels: Labels):
   size = -(-n // chunk) * chunk
   hidden = hidden_BxTxE.reshape(n, -1)
   labels = Labels(*(x.reshape(n) for x in labels))
-  # The k-th scored position has place k; order[k] is where it came from.
+  # Compaction: the k-th scored position has place k, and order[k] is its index.
   place = jnp.cumsum(labels.scored, dtype=jnp.int32) - 1
   count = place[-1] + 1
   order = jnp.zeros(size, jnp.int32).at[jnp.where(labels.scored, place, size)].set(
       jnp.arange(n, dtype=jnp.int32), mode='drop')
   real = jnp.arange(size) < count
-  turns = (count + chunk - 1) // chunk
+  chunks = (count + chunk - 1) // chunk
   head = _own_head(plan, table)
-  if plan.meshed:  # collectives inside: every device makes the same number of turns
-    turns = lax.pmax(turns, _EVERY)
+  if plan.meshed:  # the loop has collectives, so every device must run it equally often
+    chunks = lax.pmax(chunks, _EVERY)
 
-  def turn(number, carry):
+  def one_chunk(number, carry):
     at = number * chunk
     here = lax.dynamic_slice_in_dim(order, at, chunk)
     keep = lax.dynamic_slice_in_dim(real, at, chunk)
@@ -150,7 +155,7 @@ def _local(plan: _Plan, gradient: bool, hidden_BxTxE, table, labels: Labels):
       slopes = lax.dynamic_update_slice_in_dim(slopes, slope.astype(slopes.dtype), at, axis=0)
     return total, nlls, slopes, d_table
 
-  total, nlls, slopes, d_table = lax.fori_loop(0, turns, turn, (
+  total, nlls, slopes, d_table = lax.fori_loop(0, chunks, one_chunk, (
       jnp.float32(0), jnp.zeros((2, size), jnp.float32),
       jnp.zeros((size, hidden.shape[1]), hidden.dtype) if gradient else None,
       jnp.zeros(head.table.shape, jnp.float32) if gradient else None))
@@ -159,18 +164,18 @@ def _local(plan: _Plan, gradient: bool, hidden_BxTxE, table, labels: Labels):
   if not gradient:
     return out
   d_hidden = jnp.where(labels.scored[:, None], slopes[place], 0)
-  return *out, d_hidden.reshape(hidden_BxTxE.shape), _whole_gradient(plan, d_table, table.shape)
+  return *out, d_hidden.reshape(hidden_BxTxE.shape), _table_gradient(plan, d_table, table.shape)
 
 
 class _Head(NamedTuple):
-  """One device's part of the output head."""
+  """A device's part of the output head."""
   table: jax.Array              # [V, E] in the compute dtype
   first: jax.Array | int        # id of its first row
-  rows: jax.Array | int         # how many of its rows are ids; the others are padding
+  rows: jax.Array | int         # number of its rows that are ids; the others are padding
 
 
 def _own_head(plan: _Plan, table: jax.Array) -> _Head:
-  """From [rows over tensor, columns over fsdp] to whole rows over both axes."""
+  """From [rows over tensor, columns over fsdp] to complete rows, sharded over both axes."""
   table = table.astype(plan.dtype)
   if not plan.meshed:
     return _Head(table, 0, plan.vocab_size)
@@ -183,8 +188,8 @@ def _own_head(plan: _Plan, table: jax.Array) -> _Head:
   return _Head(table, group * rows + inside, jnp.clip(real, 0, table.shape[0]))
 
 
-def _whole_gradient(plan: _Plan, d_table_VxE: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """The way back of ``_own_head``, summed over the devices that have the same part."""
+def _table_gradient(plan: _Plan, d_table_VxE: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """The inverse of ``_own_head`` for the gradient, summed over devices with the same part."""
   if not plan.meshed:
     return d_table_VxE
   d_table = lax.all_to_all(lax.psum(d_table_VxE, _COPIES), _WIDTH, split_axis=1, concat_axis=0,
@@ -194,17 +199,17 @@ def _whole_gradient(plan: _Plan, d_table_VxE: jax.Array, shape: tuple[int, ...])
 
 def _chunk(plan: _Plan, hidden: jax.Array, head: _Head, mine: Labels,
            d_table: jax.Array | None):
-  """Score one chunk of every device of the group.
+  """Score one chunk of every device of the fsdp group.
 
-  Two forms, equal but for speed. 'rows' subtracts the labels' part of the gradient from
-  the few rows that it touches, so that each exponential is taken and read once: best on a
-  CPU in float32. 'dense' subtracts it inside the [R, V] probabilities before they are
+  There are two forms with equal results. 'rows' subtracts the one-hot part of the gradient from
+  the few table rows that it touches, so that each exponential is computed and read once: fastest
+  on a CPU in float32. 'dense' subtracts it inside the [R, V] probabilities before they are
   rounded to the compute dtype: no scatter, which is slow on a TPU, and no cancellation of
   rounded numbers.
 
   Args:
-    hidden: [chunk, E], and ``mine`` [chunk], of this device.
-    d_table: float32 [V, E] to add to; None asks for no gradient.
+    hidden: [chunk, E], of this device; ``mine``: its labels, [chunk].
+    d_table: float32 [V, E] to add to; None: no gradient is computed.
 
   Returns:
     (nll float32 [2, chunk], d_hidden float32 [chunk, E] or None, new d_table or None).
@@ -230,12 +235,13 @@ def _chunk(plan: _Plan, hidden: jax.Array, head: _Head, mine: Labels,
   largest = _group(lax.pmax, plan, jnp.max(logits_RxV, axis=1))
   power_RxV = jnp.exp(logits_RxV - largest[:, None])
   sums = _group(lax.psum, plan, jnp.stack([_mass(plan, power_RxV), *picked]))
-  nll = largest + jnp.log(sums[0]) - sums[1:]
+  nll = largest + jnp.log(sums[0]) - sums[1:]  # Z - l[label], Z by the shifted log-sum-exp
   if plan.meshed:
     nll = lax.dynamic_slice_in_dim(nll, lax.axis_index(_WIDTH) * chunk, chunk, axis=1)
   if d_table is None:
     return nll, None, None
 
+  # (w_next + w_self) softmax(l) = scale * exp(l - max): the division is done once per row.
   scale = (weights[0] + weights[1]) / sums[0][:, None]
   if plan.form == 'rows':
     power_RxV = power_RxV.astype(plan.dtype)
@@ -255,21 +261,21 @@ def _chunk(plan: _Plan, hidden: jax.Array, head: _Head, mine: Labels,
 
 
 def _place(label: jax.Array, head: _Head) -> jax.Array:
-  """Row of an id in this device's part of the table; one past its end if not there."""
+  """Row of an id in this device's part of the table; one past the end if it lies elsewhere."""
   place = label - head.first
   return jnp.where((place >= 0) & (place < head.rows), place, head.table.shape[0])
 
 
 def _mass(plan: _Plan, power_RxV: jax.Array) -> jax.Array:
-  """Sums of the rows. As a product it is not fused with the exponentials, which XLA's CPU
-  backend would otherwise take twice."""
+  """Row sums of the exponentials. As a matrix product the sum is not fused with them; XLA's CPU
+  backend would otherwise compute them twice."""
   if plan.form == 'rows':
     return _dot(power_RxV, jnp.ones((power_RxV.shape[1], 1)), 1, 0)[:, 0]
   return jnp.sum(power_RxV, axis=1)
 
 
 def _group(reduce, plan: _Plan, x: jax.Array) -> jax.Array:
-  """Over the devices that hold the parts of the vocabulary."""
+  """``reduce`` over the devices that hold the parts of the vocabulary."""
   return reduce(x, _PARTS) if plan.meshed else x
 
 

@@ -1,10 +1,15 @@
-"""Staircase attention in plain XLA, O(T) memory, that skips the blocks nobody reads.
+"""Staircase attention in plain XLA with O(T) memory and block skipping.
 
-A block of queries walks over the key blocks between the first and the last key that one of
-its queries reads, with a running maximum and sum (online softmax, arXiv 1805.02867; the
-backward pass recomputes the weights from the log-sum-exp as in arXiv 2205.14135). The walk
-is a loop with as many steps as there are blocks to read, so a packed row of short documents
-costs what its documents cost, not T x T.
+For every block of queries a loop runs over the key blocks from the first to the last key that one
+of its queries attends to. The forward pass is an online softmax (arXiv 1805.02867): a running
+maximum m and sum s, and when m rises to m', sums so far are multiplied by exp(m - m'). The
+backward pass recomputes the weights p = exp(score - lse) from the saved log-sum-exp, as in
+FlashAttention (arXiv 2205.14135), and uses
+
+    dv = p^T do,   ds = p * (do v^T - delta),   delta = sum(do * out)
+
+The loop has as many steps as there are blocks to compute, so a packed row of short documents
+costs the sum over its documents, not T x T.
 
 B = rows, T = queries, S = keys, H = query heads, K = key heads, G = H / K, D = head dim,
 N = B * K problems with keys of their own, I = query blocks, R = queries per block * G:
@@ -21,8 +26,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ttt_jax.model.staircase import block_reach
 
-# A score that may not be read, and a running maximum below every real score but far above
-# that: exp(_NEVER - anything the maximum can be) is exactly 0, so weights need no mask.
+# _NEVER replaces a masked score; the running maximum starts at _LOWEST, below every real score but
+# far above _NEVER. So exp(_NEVER - maximum) is exactly 0, and weights need no second mask.
 _NEVER = -0.7 * float(np.finfo(np.float32).max)
 _LOWEST = -1e30
 
@@ -56,8 +61,8 @@ def _attend_forward(q, k, v, k_start, k_end, block):
 def _attend_backward(block, saved, d_out):
   q, k, v, k_start, k_end, out, lse = saved
   dq, dk, dv = _backward(q, k, v, k_start, k_end, out, lse, d_out, block)
-  nothing = np.zeros(k_start.shape, jax.dtypes.float0)
-  return dq, dk, dv, nothing, nothing
+  no_gradient = np.zeros(k_start.shape, jax.dtypes.float0)  # of integer inputs
+  return dq, dk, dv, no_gradient, no_gradient
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -66,22 +71,22 @@ attend.defvjp(_attend_forward, _attend_backward)
 def _forward(q, k, v, k_start, k_end, block):
   """Output [B, T, H, D] and log-sum-exp, float32 [N * I, R]."""
   kv_heads, scale = k.shape[2], q.shape[-1] ** -0.5
-  walk = _Walk(k_start, k_end, block, kv_heads, q.shape[2] // kv_heads)
+  schedule = _Schedule(k_start, k_end, block, kv_heads, q.shape[2] // kv_heads)
   k_NxSxD, v_NxDxS = _keys(k, block), _keys(v, block).swapaxes(1, 2)
 
   def one_block(_, place_and_q):
     place, q_RxD = place_and_q
-    problem, start_R, end_R, first, last = walk.at(place)
+    problem, start_R, end_R, first, last = schedule.at(place)
 
     def step(j, state):
       out_DxR, top_R, total_R = state
       score_CxR = _score(_rows(k_NxSxD, problem, j, block), q_RxD, scale, j, start_R, end_R)
       new_top_R = jnp.maximum(top_R, score_CxR.max(0))
       weight_CxR = jnp.exp(score_CxR - new_top_R)
-      fade_R = jnp.exp(top_R - new_top_R)
-      out_DxR = out_DxR * fade_R + _dot(
+      rescale_R = jnp.exp(top_R - new_top_R)
+      out_DxR = out_DxR * rescale_R + _dot(
           _columns(v_NxDxS, problem, j, block), weight_CxR.astype(v.dtype), _ROWS_COLUMNS)
-      return out_DxR, new_top_R, total_R * fade_R + weight_CxR.sum(0)
+      return out_DxR, new_top_R, total_R * rescale_R + weight_CxR.sum(0)
 
     zero = jnp.zeros(q_RxD.shape[::-1], jnp.float32)
     out_DxR, top_R, total_R = lax.fori_loop(
@@ -89,14 +94,14 @@ def _forward(q, k, v, k_start, k_end, block):
     total_R = jnp.where(total_R > 0, total_R, 1.0)
     return None, ((out_DxR / total_R).astype(q.dtype).T, top_R + jnp.log(total_R))
 
-  _, (out, lse) = lax.scan(one_block, None, (walk.places, _queries(q, kv_heads, block)))
+  _, (out, lse) = lax.scan(one_block, None, (schedule.places, _queries(q, kv_heads, block)))
   return _from_blocks(out, q.shape, kv_heads), lse
 
 
 def _backward(q, k, v, k_start, k_end, out, lse_MxR, d_out, block):
   """Gradients of q, k and v, each in its array's dtype."""
   kv_heads, scale = k.shape[2], q.shape[-1] ** -0.5
-  walk = _Walk(k_start, k_end, block, kv_heads, q.shape[2] // kv_heads)
+  schedule = _Schedule(k_start, k_end, block, kv_heads, q.shape[2] // kv_heads)
   k_NxSxD, v_NxSxD = _keys(k, block), _keys(v, block)
   k_NxDxS = k_NxSxD.swapaxes(1, 2)
   d_out = d_out.astype(q.dtype)
@@ -105,7 +110,7 @@ def _backward(q, k, v, k_start, k_end, out, lse_MxR, d_out, block):
 
   def one_block(d_keys, inputs):
     place, q_RxD, d_out_RxD, lse_R, delta_Rx1 = inputs
-    problem, start_R, end_R, first, last = walk.at(place)
+    problem, start_R, end_R, first, last = schedule.at(place)
 
     def step(j, state):
       dq_DxR, dk_NxSxD, dv_NxSxD = state
@@ -125,14 +130,14 @@ def _backward(q, k, v, k_start, k_end, out, lse_MxR, d_out, block):
   zero = jnp.zeros(k_NxSxD.shape, jnp.float32)
   (dk, dv), dq = lax.scan(
       one_block, (zero, zero),
-      (walk.places, blocks(q), blocks(d_out), lse_MxR, blocks(delta)))
+      (schedule.places, blocks(q), blocks(d_out), lse_MxR, blocks(delta)))
   keys = lambda x, like: (x.reshape(k.shape[0], kv_heads, -1, k.shape[-1])[:, :, :k.shape[1]]
                           .swapaxes(1, 2).astype(like.dtype))
   return _from_blocks(dq, q.shape, kv_heads), keys(dk, k), keys(dv, v)
 
 
-class _Walk:
-  """Which key blocks each of the N * I query blocks visits, and its queries' ranges."""
+class _Schedule:
+  """The key blocks that each of the N * I query blocks visits, and the ranges of its queries."""
 
   def __init__(self, k_start, k_end, block, kv_heads, group):
     first, end = block_reach(k_start, k_end, block)
@@ -144,7 +149,7 @@ class _Walk:
     self._start, self._end = rows(k_start), rows(k_end)
 
   def at(self, place):
-    """Problem 0..N-1, the ranges [R] of the block's rows, first and one past the last block."""
+    """Problem 0..N-1, the ranges [R] of the block's rows, first and one past the last key block."""
     problem = place // self.blocks
     i = problem // self.kv_heads * self.blocks + place % self.blocks
     return problem, self._start[i], self._end[i], self._first[i], self._last[i]

@@ -1,8 +1,8 @@
 """Staircase attention on NVIDIA GPUs by tokamax's kernels, with a key range per query.
 
-tokamax's public function takes one range for all rows; its operations below that take
-``Mask(k_start, k_end)`` per row, and these are used here. They live in a private module, so
-the version is pinned exactly. From its sources, version 0.0.12:
+tokamax's public function takes one range for all rows; the operations below it take
+``Mask(k_start, k_end)`` per row, and those are used here. They are in a private module, so the
+version is pinned exactly. From the sources of version 0.0.12:
 
   operation   GPUs                   forward                backward
   mosaic_gpu  Hopper, Blackwell;     O(T), skips blocks     O(T), computes every block
@@ -10,9 +10,9 @@ the version is pinned exactly. From its sources, version 0.0.12:
   triton      Ampere and later       O(T), skips blocks     a boolean [B, T, S], every block
   xla         anything               O(T^2)                 O(T^2)
 
-The operations do not define the output of a query that reads nothing, and their backward
-pass would give NaN for a block of such queries: here these read one key, and their output
-and its gradient are dropped.
+The operations do not define the output of a query with an empty range, and their backward pass
+gives NaN for a block of such queries. So here these queries attend to one key, and their
+output and its gradient are dropped.
 
 B = rows, T = queries, S = keys, H/K = query/key heads, D = head dim.
 """
@@ -30,10 +30,10 @@ from ttt_jax.errors import UserError
 
 TOKAMAX = '0.0.12'
 
-# In order of preference; one that does not run on the GPU or on these types is passed over.
+# In order of preference; the first that supports the GPU and the dtype runs.
 KERNELS = ('mosaic_gpu', 'triton')
 
-_UNIT = 128  # the Mosaic kernels take ranges of whole pairs of blocks only
+_UNIT = 128  # the Mosaic kernels need lengths that are multiples of two blocks
 
 
 def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
@@ -44,7 +44,7 @@ def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
   Args:
     q_BxTxHxD, k_BxSxKxD, v_BxSxKxD: any T and S; H must be a multiple of K.
     k_start, k_end: int32 [B, T], key positions in 0..S.
-    operations: names from the table above, the first that runs is taken.
+    operations: names from the table above; the first that is implemented here runs.
 
   Returns:
     [B, T, H, D] in q's dtype; 0, with zero gradients, where the range is empty.
@@ -55,8 +55,8 @@ def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
   _tokamax()
   t = q_BxTxHxD.shape[1]
   real = k_end > k_start
-  # A query that reads nothing reads the first key of the last range before it, which keeps
-  # the span of keys of its block.
+  # A query with an empty range attends to the first key of the last range before it, which adds
+  # no key block to its own block.
   alone = jnp.minimum(lax.cummax(jnp.where(real, k_start, 0), axis=1), k_BxSxKxD.shape[1] - 1)
   k_start, k_end = jnp.where(real, k_start, alone), jnp.where(real, k_end, alone + 1)
   rest = -t % _UNIT
@@ -88,12 +88,12 @@ def _attend_backward(operations, saved, d_out):
     bound = operation.bind(q, k, v, mask=_mask(k_start, k_end))
     settings = {**bound.kwargs, 'return_residuals': False}
     gradient = operation.vjp or _tokamax().DotProductAttentionVjp()
-    # The kernels keep a maximum and a sum; the log-sum-exp and 1 say the same.
+    # The kernels expect a maximum m and a sum s of exp(score - m); (lse, 1) is an equal pair.
     return gradient((lse, jnp.ones_like(lse)), out, d_out.astype(q.dtype), *bound.args, **settings)
 
   d = _first_that_runs(operations, run)
-  nothing = np.zeros(k_start.shape, jax.dtypes.float0)
-  return d['q'], d['k'], d['v'], nothing, nothing
+  no_gradient = np.zeros(k_start.shape, jax.dtypes.float0)  # of integer inputs
+  return d['q'], d['k'], d['v'], no_gradient, no_gradient
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -111,7 +111,7 @@ def _mask(k_start, k_end):
 
 
 def _first_that_runs(operations, run):
-  """run(operation) of the first operation that does not say it is not implemented."""
+  """run(operation) of the first operation that does not raise NotImplementedError."""
   from tokamax._src.ops.attention import api
   reasons = []
   for name in operations:
@@ -128,7 +128,7 @@ def _first_that_runs(operations, run):
 
 @functools.cache
 def _tokamax():
-  """tokamax's base module of attention, of the version this file was written for."""
+  """tokamax's base module of attention; UserError unless the pinned version is installed."""
   try:
     version = importlib.metadata.version('tokamax')
   except importlib.metadata.PackageNotFoundError:
@@ -139,8 +139,8 @@ def _tokamax():
                     f"pip install tokamax=={TOKAMAX}, or use 'blockwise'.")
   from absl import flags
   from tokamax._src.ops.attention import base
-  # Its settings are absl flags, and reading one parses our own command line, which they do
-  # not know, unless it counts as parsed already; then they have their defaults.
+  # tokamax's settings are absl flags. Reading one would parse sys.argv, which has our own flags,
+  # unless the flags are marked as parsed; then they have their defaults.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
   return base

@@ -1,17 +1,17 @@
 """Staircase attention as a Pallas TPU kernel: flash attention with a key range per query.
 
-The method is FlashAttention-2's (arXiv 2307.08691): online softmax forward, weights computed
-again from the log-sum-exp backward, one kernel for dq and one for dk and dv. Ours are the
-ranges k_start <= j < k_end, which arrive as two vectors instead of a T x T mask:
+The method is FlashAttention-2 (arXiv 2307.08691): online softmax in the forward pass, weights
+recomputed from the log-sum-exp in the backward pass, one kernel for dq and one for dk and dv. New
+are the ranges k_start <= j < k_end, given as two vectors instead of a T x T mask:
 
-- The grid's last axis counts the key blocks that a query block reads, from the first one
-  on. Which one that is comes by scalar prefetch, before the block is fetched. A step beyond
-  the last one computes nothing and names the same block again, so nothing is fetched either.
-- Inside, a block that every query of the block reads entirely needs no comparison of
-  positions.
+- The last grid axis counts the key blocks that a query block attends to, from its first one. The
+  block's index comes by scalar prefetch, so it is known before the block is fetched. A grid step
+  beyond the last block computes nothing and names that block again, so Pallas fetches nothing.
+- A block pair that the mask allows completely skips the comparison of positions.
 
-Arrays are [B, T, H * D], heads beside each other: no transposes. D is padded with zeros to
-whole lanes and T to whole blocks. Scores are in units of log2, since the hardware has exp2.
+Arrays are [B, T, H * D], heads side by side, so nothing is transposed. D is padded with zeros to a
+multiple of 128 lanes and T to a multiple of the block. Scores are in units of log2, because the
+hardware computes exp2.
 
 B = rows, T = queries, S = keys, H/K = query/key heads, G = H / K, D = padded head dim,
 Q/C = queries/keys per block, I/J = number of query/key blocks.
@@ -40,7 +40,7 @@ _ROWS_COLUMNS = (((1,), (0,)), ((), ()))  # a b
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-  """Everything the kernels know before they run."""
+  """The static arguments of the kernels."""
   heads: int
   kv_heads: int
   dim: int        # padded
@@ -62,8 +62,8 @@ def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
   Args:
     q_BxTxHxD, k_BxSxKxD, v_BxSxKxD: any T, S and D; H must be a multiple of K.
     k_start, k_end: int32 [B, T], key positions in 0..S.
-    block: queries and keys per block, at most; compiled, it is a multiple of 128.
-    interpret: run on any hardware, slowly; blocks may then be multiples of 8.
+    block: queries and keys per block, at most; rounded to a multiple of 128.
+    interpret: run in Pallas' interpreter, on any hardware; blocks may then be multiples of 8.
 
   Returns:
     [B, T, H, D] in q's dtype; 0, with zero gradients, where the range is empty.
@@ -87,7 +87,7 @@ def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
 
 
 def _fit(length: int, block: int, unit: int) -> tuple[int, int]:
-  """(block, padded length): the largest block that divides the length in whole units."""
+  """(block, padded length): the largest block that divides the length rounded up to units."""
   padded = -(-length // unit) * unit
   sizes = range(unit, min(max(block, unit), padded) + 1, unit)
   return max(size for size in sizes if padded % size == 0), padded
@@ -114,18 +114,18 @@ def _attend_backward(plan, saved, d_out):
   per_query = (k_start[:, None], k_end[:, None], lse, delta)
   dq = _backward_queries(q, k, v, d_out, per_query, plan)
   dk, dv = _backward_keys(q, k, v, d_out, per_query, plan)
-  nothing = np.zeros(k_start.shape, jax.dtypes.float0)
-  return dq, dk, dv, nothing, nothing
+  no_gradient = np.zeros(k_start.shape, jax.dtypes.float0)  # of integer inputs
+  return dq, dk, dv, no_gradient, no_gradient
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-# --- which block is visited when ---
+# --- block skipping: which block a grid step visits ---
 
 def _visits(k_start, k_end, plan):
-  """int32 [B * I] each: first and one past the last key block of a query block; the last
-  start and the first end of its ranges, between which a key block needs no mask."""
+  """int32 [B * I] each: first and one past the last key block of a query block; the largest
+  start and the smallest end of its ranges. A key block between the two needs no mask."""
   blocks = lambda x: x.reshape(x.shape[0], -1, plan.queries)
   first, end = block_reach(k_start, k_end, plan.queries)
   flat = (first // plan.keys, -(-end // plan.keys), blocks(k_start).max(-1), blocks(k_end).min(-1))
@@ -133,27 +133,27 @@ def _visits(k_start, k_end, plan):
 
 
 def _visitors(first, last, rows, key_blocks):
-  """int32 [B * J] each: first and one past the last query block that reads a key block."""
+  """int32 [B * J] each: first and one past the last query block that visits a key block."""
   j = jnp.arange(key_blocks)[:, None]
-  reads_BxJxI = ((first.reshape(rows, 1, -1) <= j) & (j < last.reshape(rows, 1, -1)))
-  i = jnp.arange(reads_BxJxI.shape[-1])
-  end = jnp.where(reads_BxJxI, i + 1, 0).max(-1)
-  begin = jnp.where(reads_BxJxI, i, i.size).min(-1)
+  visits_BxJxI = ((first.reshape(rows, 1, -1) <= j) & (j < last.reshape(rows, 1, -1)))
+  i = jnp.arange(visits_BxJxI.shape[-1])
+  end = jnp.where(visits_BxJxI, i + 1, 0).max(-1)
+  begin = jnp.where(visits_BxJxI, i, i.size).min(-1)
   return (jnp.where(end > 0, begin, 0).astype(jnp.int32).reshape(-1),
           end.astype(jnp.int32).reshape(-1))
 
 
 def _run_block(visits, i, j, keys, body):
-  """body(masked) if query block i (flat over rows) reads key block j."""
+  """Run body(masked) if query block i (flat over rows) visits key block j."""
   first, last, latest_start, earliest_end = visits
-  read = (first[i] <= j) & (j < last[i])
-  whole = (latest_start[i] <= j * keys) & ((j + 1) * keys <= earliest_end[i])
-  pl.when(read & whole)(lambda: body(False))
-  pl.when(read & jnp.logical_not(whole))(lambda: body(True))
+  visited = (first[i] <= j) & (j < last[i])
+  unmasked = (latest_start[i] <= j * keys) & ((j + 1) * keys <= earliest_end[i])
+  pl.when(visited & unmasked)(lambda: body(False))
+  pl.when(visited & jnp.logical_not(unmasked))(lambda: body(True))
 
 
 def _nth(first, last, n):
-  """The n-th block from the first one on, and then the last one for ever."""
+  """The n-th block from the first one; the last block if n is beyond it."""
   return jnp.clip(first + n, 0, jnp.maximum(last - 1, 0))
 
 
@@ -201,12 +201,12 @@ def _forward_kernel(*refs, plan, blocks):
     old = top[...]
     new = jnp.maximum(old, score.max(-1, keepdims=True))
     weight = jnp.exp2(score - _wide(new, plan.keys))
-    if masked:  # a query that reads nothing here has equal scores
+    if masked:  # if a query attends to no key of the block, all its scores equal _NEVER
       weight = jnp.where(inside, weight, 0.0)
-    fade = jnp.exp2(old - new)
-    total[...] = fade * total[...] + weight.sum(-1, keepdims=True)
+    rescale = jnp.exp2(old - new)
+    total[...] = rescale * total[...] + weight.sum(-1, keepdims=True)
     top[...] = new
-    acc[...] = (acc[...] * _wide(fade, plan.dim)
+    acc[...] = (acc[...] * _wide(rescale, plan.dim)
                 + _dot(weight.astype(v.dtype), v[0], _ROWS_COLUMNS))
 
   _run_block(visits, i, j, plan.keys, body)
@@ -216,7 +216,7 @@ def _forward_kernel(*refs, plan, blocks):
     empty = total[...] == 0.0
     safe = jnp.where(empty, 1.0, total[...])
     out[0] = (acc[...] * _wide(1.0 / safe, plan.dim)).astype(out.dtype)
-    # An empty range gets a log-sum-exp that makes every weight 0 in the backward pass.
+    # An empty range gets a huge log-sum-exp, so that every weight of the backward pass is 0.
     lse[0, 0] = jnp.where(empty, -_NEVER, top[...] + jnp.log2(safe)).T[:1]
 
 
@@ -251,9 +251,9 @@ def _queries_kernel(*refs, plan, blocks):
 
 
 def _keys_kernel(*refs, plan, blocks):
-  """dk and dv of one key block, over the G heads and the query blocks that read it.
+  """dk and dv of one key block, over the G heads and the query blocks that visit it.
 
-  Scores are transposed, [C, Q], so that a value per query is a row as it arrives.
+  Scores are transposed, [C, Q], so that values per query are rows and need no transposition.
   """
   visits, begin, stop = refs[:4], refs[4], refs[5]
   q, k, v, d_out, start, end, lse, delta, dk, dv, dk_acc, dv_acc = refs[6:]
