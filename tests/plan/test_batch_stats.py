@@ -48,8 +48,8 @@ def test_a_codec_mode_that_nobody_knows():
     planned_vocabulary(Config(codec=CodecConfig(name='codec2', mode='9000')))
 
 
-def test_made_up_documents_are_like_speech_data():
-  batch = batch_stats.made_up(with_length(2048), qwen_glm4())
+def test_synthetic_documents_are_like_speech_data():
+  batch = batch_stats.synthetic(with_length(2048), qwen_glm4())
   numbers, lengths = np.unique(batch.document[batch.document > 0], return_counts=True)
   assert len(numbers) > 200 and 100 <= lengths.min() and lengths.max() <= 2048
   assert 620 < lengths.mean() < 780
@@ -73,7 +73,7 @@ def test_counts_are_those_of_brute_force(mode):
       with_length(128), model=ModelConfig(attention_block=32),
       objective=ObjectiveConfig(mode=mode, banom=0.0, ppm=0.0, mask_floor=0.999999))
   vocab = qwen_glm4()
-  batch = batch_stats.made_up(config, vocab)
+  batch = batch_stats.synthetic(config, vocab)
   rows = Batch(*(x[:6] for x in batch))
   counted = batch_stats.count(rows, config, vocab, 'test')
   pairs = blocks = 0

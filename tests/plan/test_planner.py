@@ -1,4 +1,4 @@
-"""Whole plans, through the command line as users make them."""
+"""Complete plans, mostly through the command line."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def plan(capsys, folder, *words, code=0):
   return (json.loads(file.read_text()) if file.exists() else None), out, err
 
 
-def test_a_gpu_gets_the_formulas_and_the_plan_says_so(tmp_path, capsys):
+def test_a_gpu_plan_uses_formulas_and_says_so(tmp_path, capsys):
   made, out, err = plan(capsys, tmp_path, '--config', config_file(tmp_path), '--topology', 'h100:8')
   assert KEYS <= set(made)
   assert made['fits'] is True and made['compiled'] is False and made['remat'] == 'attention'
@@ -77,13 +77,13 @@ def test_a_gpu_gets_the_formulas_and_the_plan_says_so(tmp_path, capsys):
   assert made['hbm_parts']['parameters'] == pytest.approx(made['parameters'] * 4 / 8, rel=0.02)
   assert made['hbm_parts']['optimizer'] == pytest.approx(made['parameters'] * 8 / 8, rel=0.02)
   assert 'can only be compiled on a machine with that GPU' in re.sub(r'\s+', ' ', out)
-  assert 'fits, by the formulas' in out and 'made-up documents' in out
+  assert 'fits, estimated' in out and 'synthetic documents' in out
   assert max(map(len, out.splitlines())) <= 80
   assert err == 'counting a sample of rows\n'
   assert summary.text(made) + '\n' == out
 
 
-def test_what_does_not_fit_says_what_to_change_and_leaves_with_0(tmp_path, capsys):
+def test_a_plan_that_does_not_fit_gives_advice_and_exits_with_0(tmp_path, capsys):
   config = config_file(tmp_path,
                        model={
                            'num_layers': 48,
@@ -146,7 +146,7 @@ def test_prepared_data_is_sampled(tmp_path):
     (['--topology', 'h100:8', '--config.model.layer=3'], 'did you mean model.num_layers?'),
     ([], 'required: --topology'),
 ])
-def test_nonsense_is_refused_in_one_sentence(tmp_path, capsys, words, expected):
+def test_bad_arguments_are_rejected_in_one_sentence(tmp_path, capsys, words, expected):
   _, out, err = plan(capsys, tmp_path, '--config', config_file(tmp_path), *words, code=2)
   assert expected in err and err.count('\n') == 1 and out == ''
   assert not (tmp_path / 'out').exists()
@@ -164,8 +164,8 @@ def test_nonsense_is_refused_in_one_sentence(tmp_path, capsys, words, expected):
     ({}, 'nowhere', 'no prepared data in nowhere'),
     ({'model.attention': 'pallas'}, None, 'runs on TPUs only'),
 ])
-def test_what_does_not_go_together_is_refused(tmp_path, override, workdir, expected):
-  """As the child process does it, which hands the sentence over."""
+def test_settings_that_do_not_fit_together_are_rejected(tmp_path, override, workdir, expected):
+  """As in the child process, which passes the sentence on."""
   with pytest.raises(UserError) as error:
     planner.plan(load(config_file(tmp_path), override), hardware.parse_topology('h100:8'),
                  workdir=workdir)
@@ -196,19 +196,19 @@ def test_the_real_step_compiles_for_a_tpu(tmp_path, capsys):
   matrices = 2 * 2 * (4 * 128 * 128 + 3 * 128 * 256)
   assert 2 * matrices <= made['collectives']['all-gather'] < 5 * matrices
   assert 'compiling the train step for v5e:2x2' in err
-  assert 'by the compiler' in out and out.rstrip().endswith("fits, with remat 'attention'.")
+  assert 'from the compiler' in out and out.rstrip().endswith("fits, with remat 'attention'.")
   assert max(map(len, out.splitlines())) <= 80
 
 
 @needs_libtpu
-def test_a_topology_that_libtpu_refuses(tmp_path):
+def test_a_topology_that_libtpu_rejects(tmp_path):
   path = config_file(tmp_path)
   with pytest.raises(UserError) as error:
     child_process.plan(load(path, {'train.batch_size': '15'}), hardware.parse_topology('v5p:3x5x1'))
   assert 'v5p:3x5x1' in str(error.value) and '\n' not in str(error.value)
 
 
-def test_a_child_that_dies_is_explained():
+def test_a_failed_child_process_is_explained():
   topology = hardware.parse_topology('v5e:4x4')
   aborted = child_process._failure(-6, 'I0000 hello\nF0000 00:00 Check failed: no such pod\n',
                                    topology)
@@ -218,7 +218,7 @@ def test_a_child_that_dies_is_explained():
   assert not isinstance(ours, UserError) and 'KeyError: 3' in str(ours)
 
 
-def test_without_libtpu_a_tpu_gets_the_formulas(tmp_path):
+def test_without_libtpu_a_tpu_plan_uses_formulas(tmp_path):
   """In a process without libtpu, whether this machine has it or not."""
   code = (
       'import json, sys\n'
@@ -241,8 +241,8 @@ def test_without_libtpu_a_tpu_gets_the_formulas(tmp_path):
     ('RESOURCE_EXHAUSTED: required for HLO temporaries (1.25T) exceeds available HBM (15.75G).',
      1.25 * 2**40),
     ('RESOURCE_EXHAUSTED: something else', 0)])
-def test_the_size_of_what_is_too_large(message, expected):
-  assert aot_compile.memory_asked(message) == expected
+def test_the_size_of_a_program_that_is_too_large(message, expected):
+  assert aot_compile.memory_needed(message) == expected
 
 
 def test_advice_names_settings_that_exist():

@@ -1,11 +1,15 @@
-"""Will it fit, and how fast can it be? Answered before a single chip is rented.
+"""The planner: whether a training step fits given chips, and how fast it can be at best.
 
-  vocabulary  the id space of a config whose data is not prepared yet
-  sample      what a batch holds: masked pairs, padding, scored positions, from real rows
-  estimate    memory and traffic from formulas: what a compiler will not be asked for
-  hlo         what the compiled step says: collectives, memory traffic
-  roofline    the least time a step can take on a chip, with its parts
-  compile     the child process: the real train step, compiled for chips that are not here
-  planner     one plan: asks the child, adds it all up
-  table       a plan for people
+  vocabulary      the id space of a config whose data is not prepared yet
+  batch_stats     statistics of a batch: allowed pairs, padding, scored positions
+  estimate        memory, traffic and collectives from formulas, without a compiler
+  hlo             a compiled program as text, parsed
+  collectives     communication of a compiled step
+  memory_traffic  bytes to and from main memory of a compiled step
+  roofline        a lower bound of the step time, by part
+  aot_compile     the real train step, compiled ahead of time for absent TPUs
+  child_process   runs the planner in a process with libtpu's environment
+  planner         one plan, from all of the above
+  advice          settings to change when a step does not fit
+  summary         a plan as text
 """

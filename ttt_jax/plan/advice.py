@@ -1,4 +1,4 @@
-"""What to change when a run does not fit, the cheapest first."""
+"""Settings to change when a step does not fit, the cheapest first."""
 
 import math
 
@@ -11,13 +11,13 @@ from ttt_jax.system.hardware import Topology
 
 def advice(config: Config, mesh: jax.sharding.Mesh, topology: Topology,
            all_policies: bool) -> list[str]:
-  """Changes that save memory, as settings to write.
+  """Changes that save memory, as command-line flags.
 
   Args:
     config: of the run that does not fit.
     mesh: its mesh.
     topology: its chips.
-    all_policies: no remat policy helps; otherwise a stronger one is named.
+    all_policies: whether all remat policies were tried; if not, a stronger one is suggested.
   """
   out, shape = [], mesh.shape
   policy = REMATS.index(config.model.remat)

@@ -1,8 +1,8 @@
-"""The real train step, compiled ahead of time for TPUs that are not here.
+"""The real train step, compiled ahead of time for TPUs that are not attached.
 
-Needs libtpu (the extra 'plan'), whose compiler runs on any Linux machine. It aborts the
-process for some topologies, and wants its environment set before JAX starts: so this runs
-in a child process (launch.py).
+Needs libtpu (the extra 'plan'), whose compiler runs on any Linux machine. For some topologies it
+aborts the process, and its environment must be set before JAX starts, so this runs in a child
+process (child_process.py).
 """
 
 import importlib.util
@@ -24,16 +24,16 @@ from ttt_jax.train import optimizer as optimizers, state as train_state, step as
 
 
 class Facts(NamedTuple):
-  """What the compiler says about one device's program.
+  """The compiler's numbers for one device's program.
 
   Attributes:
-    arguments, temporary, program: bytes of main memory; donated results are not counted twice.
-    peak: XLA's own figure for all of it.
+    arguments, temporary, program: bytes of main memory; donated buffers are counted once.
+    peak: XLA's own estimate of the peak memory, bytes.
     host: bytes in the host's memory (remat 'offload').
     collectives: of a step.
     traffic: bytes to and from main memory in a step; 0 if it did not compile.
-    seconds: of the compilation.
-    notes: what a reader should know.
+    seconds: compile time.
+    notes: warnings, one sentence each.
   """
   arguments: float
   temporary: float
@@ -47,7 +47,7 @@ class Facts(NamedTuple):
 
   @property
   def bytes(self) -> float:
-    """XLA's two figures disagree in both directions: plan with the larger."""
+    """Memory to plan with: the larger of XLA's two estimates, either of which can be too low."""
     return max(self.peak, self.arguments + self.temporary + self.program)
 
 
@@ -57,14 +57,14 @@ def available() -> bool:
 
 
 def tpu_devices(topology: Topology) -> list[Any]:
-  """Descriptions of the topology's devices; nothing is there.
+  """Device descriptions of a topology; no device is attached.
 
   Raises:
     UserError: libtpu does not know the topology.
   """
   from jax.experimental import topologies
   try:
-    # A v4 chip is one device of a program, as it is at run time, only if one says so.
+    # Only with this setting is a v4 chip one device, as it is at run time.
     megacore = {'chip_config_name': 'megacore'} if topology.chip.name == 'v4' else {}
     description = topologies.get_topology_desc(
         platform='tpu', topology_name=topology.name, num_slices=topology.slices, **megacore)
@@ -75,7 +75,7 @@ def tpu_devices(topology: Topology) -> list[Any]:
 
 
 def places(mesh: jax.sharding.Mesh) -> list[Place]:
-  """Where the devices of a mesh of TPUs are, in its order."""
+  """Slice and coordinates of the devices of a mesh of TPUs, in the order of the mesh."""
   return [Place(getattr(device, 'slice_index', None) or 0, tuple(device.coords))
           for device in mesh.devices.flat]
 
@@ -89,10 +89,10 @@ def compile_step(config: Config, vocab: Vocabulary, mesh: jax.sharding.Mesh, lim
     vocab: of its data.
     mesh: of ``tpu_devices``.
     limit: bytes of memory per device, for the message when a program does not fit.
-    turns: steps of loops whose number depends on the data (chunks of the loss).
+    turns: assumed trip count of loops that depend on the data (chunks of the loss).
 
   Returns:
-    Facts; a program too large for the device's memory has its size and nothing else.
+    Facts. Those of a program that is too large for the device have only its size.
   """
   model = Model(config.model, vocab.size, platform='tpu')
   optimizer = optimizers.make(config.optimizer, config.train.steps)
@@ -107,10 +107,10 @@ def compile_step(config: Config, vocab: Vocabulary, mesh: jax.sharding.Mesh, lim
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      used = max(memory_asked(str(error)), limit + 1)
+      used = max(memory_needed(str(error)), limit + 1)
       return Facts(0.0, 0.0, 0.0, used, 0.0, [], 0.0, time.monotonic() - started, [
-          f'the compiler gave up: the program wants {used / 1e9:.2f} GB of a device that has '
-          f'{limit / 1e9:.2f}.'])
+          f'the program needs {used / 1e9:.2f} GB per device, but a device has '
+          f'{limit / 1e9:.2f} GB, so it was not compiled.'])
   seconds = time.monotonic() - started
   return _facts(compiled, mesh, turns, seconds)
 
@@ -130,9 +130,9 @@ def _facts(compiled: Any, mesh: jax.sharding.Mesh, turns: float, seconds: float)
       collectives=found, traffic=memory_traffic.memory_bytes(program), seconds=seconds, notes=notes)
 
 
-def memory_asked(message: str) -> float:
-  """Bytes that XLA's message speaks of, 'Used 19.08G of 15.75G hbm' or 'required for HLO
-  temporaries (1.17T) exceeds'; 0 if it names none."""
+def memory_needed(message: str) -> float:
+  """Bytes that XLA's out-of-memory message names, as in 'Used 19.08G of 15.75G hbm' or 'required
+  for HLO temporaries (1.17T) exceeds available HBM'; 0 if it names none."""
   match = re.search(r'Used ([\d.]+)([KMGT])i?B? of [\d.]+[KMGT]i?B? hbm', message) or re.search(
       r'\(([\d.]+)([KMGT])\) exceeds available HBM', message)
   if not match:

@@ -1,8 +1,8 @@
-"""What a batch of this run holds: counted on rows, not assumed.
+"""Statistics of a batch, counted on rows.
 
-The rows are those of the prepared data when there are any, else made up: documents like
-speech data (150 to 2,048 tokens, about 700 on average, a third each of transcription,
-reading aloud and spoken answers), rendered and packed by the code that prepares real data.
+The rows are those of the prepared data if there is any, else synthetic: documents like speech data
+(150 to 2,048 tokens, about 700 on average, a third each of ASR, TTS and spoken question
+answering), rendered and packed by the code that prepares real data.
 """
 
 import dataclasses
@@ -24,22 +24,21 @@ from ttt_jax.objective import hybrid
 from ttt_jax.tokens.batch import Batch, make_row, stack
 from ttt_jax.tokens.vocab import Vocabulary
 
-_DOCUMENTS = 600   # of a made-up sample
-_ROWS = 128        # most rows that are counted
-# Speech at about 12.5 codes and 3.5 text tokens a second.
-_CODES_PER_WORD = 3.5
+_DOCUMENTS = 600   # of a synthetic sample
+_ROWS = 128        # rows that are counted, at most
+_CODES_PER_WORD = 3.5  # speech has about 12.5 codes and 3.5 text tokens per second
 
 
 class Sample(NamedTuple):
   """Averages per row of T tokens.
 
   Attributes:
-    source: where the rows are from, for people.
-    rows: how many were counted.
+    source: where the rows are from, as text.
+    rows: number of rows that were counted.
     documents, tokens: documents and real tokens.
-    scored: positions at which a loss falls.
-    mask_pairs: (query, key) pairs that the staircase allows.
-    visited: share of the attention blocks that are not skipped.
+    scored: positions with a loss.
+    mask_pairs: (query, key) pairs that the mask allows.
+    visited: fraction of the attention blocks that are not skipped.
   """
   source: str
   rows: int
@@ -57,13 +56,13 @@ def take(config: Config, vocab: Vocabulary,
   Args:
     config: row length, interleaving, objective and attention block matter.
     vocab: of the data.
-    workdir: of prepared data; None makes documents up.
+    workdir: of prepared data; None: synthetic documents.
 
   Raises:
     UserError: there is no prepared data, or it has another row length.
   """
   if workdir is None:
-    batch, source = made_up(config, vocab), 'made-up documents like speech data'
+    batch, source = synthetic(config, vocab), 'synthetic documents like speech data'
   else:
     batch = _prepared(config, vocab, pathlib.Path(workdir) / config.data.path)
     source = str(pathlib.Path(workdir) / config.data.path)
@@ -71,7 +70,7 @@ def take(config: Config, vocab: Vocabulary,
 
 
 def count(batch: Batch, config: Config, vocab: Vocabulary, source: str) -> Sample:
-  """A Sample of the given rows; noise is drawn once, as a training step draws it."""
+  """The Sample of given rows, with noise drawn once as in a training step."""
   k_start, k_end = staircase.key_ranges(batch, config.objective.mode,
                                         config.objective.prompt_audio)
   targets = hybrid.corrupt(Batch(*map(jnp.asarray, batch)), vocab, config.objective,
@@ -98,11 +97,11 @@ def _prepared(config: Config, vocab: Vocabulary, data_dir: pathlib.Path) -> Batc
   return Loader(data_dir, last, rows, config.seed, vocab).batch_at(0)
 
 
-# -- made-up documents ------------------------------------------------------------------
+# -- synthetic documents ------------------------------------------------------------------
 
 
 class _Words:
-  """A tokenizer for which every word is one id; the planner has no text to tokenize."""
+  """A tokenizer with one id per word: the planner has no real text."""
   name, ranks = 'words', 256
 
   def encode(self, text: str) -> list[int]:
@@ -112,8 +111,8 @@ class _Words:
     return ' '.join('w' for _ in ids)
 
 
-def made_up(config: Config, vocab: Vocabulary) -> Batch:
-  """Packed rows of made-up documents, the same for the same config: int32 [B, T]."""
+def synthetic(config: Config, vocab: Vocabulary) -> Batch:
+  """Packed rows of synthetic documents, int32 [B, T]; deterministic for a config."""
   length = config.data.seq_len
   rng = np.random.default_rng(0)
   documents = []
@@ -135,7 +134,7 @@ def _lengths(rng: np.random.Generator, seq_len: int) -> np.ndarray:
 
 
 def _record(number: int, goal: int, vocab: Vocabulary, rng: np.random.Generator) -> Record:
-  """A record of about ``goal`` tokens; the task goes by the number."""
+  """A record of about ``goal`` tokens; the task alternates with the number."""
   task = ('asr', 'tts', 'audio_qa')[number % 3]
   # Tokens per word of the answer: the word, its codes, its share of begin and end tokens.
   share = 1 + _CODES_PER_WORD + 2 / 13

@@ -1,4 +1,4 @@
-"""Run the planner in a child process, with the environment that libtpu's compiler wants."""
+"""Run the planner in a child process, with the environment that libtpu's compiler needs."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from ttt_jax.system.hardware import Topology
 def plan(config: Config, topology: Topology, remat: str | None = None,
          workdir: str | None = None, say: Callable[[str], None] = lambda what: None
          ) -> dict[str, Any]:
-  """``planner.plan`` in a process of its own; the arguments and the result are the same.
+  """``planner.plan`` in a process of its own, with the same arguments and result.
 
   Raises:
-    UserError: what the planner refuses, or a topology that makes libtpu abort.
+    UserError: as the planner, or a topology that makes libtpu abort.
   """
   with tempfile.TemporaryDirectory(prefix='ttt-jax-plan-') as folder:
     request, answer, log = (pathlib.Path(folder, name) for name in ('request', 'answer', 'log'))
@@ -35,7 +35,7 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
           say(line.rstrip('\n'))
         code = child.wait()
       finally:
-        child.kill()  # whatever ends us ends the child, too
+        child.kill()  # also if this process is interrupted
     if code or not answer.is_file():
       raise _failure(code, log.read_text(encoding='utf-8', errors='replace'), topology)
     result = json.loads(answer.read_text(encoding='utf-8'))
@@ -45,14 +45,14 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
 
 
 def environment() -> dict[str, str]:
-  """The child's environment: a CPU machine whose libtpu does not look for its TPU. Flags of
-  a TPU's compiler are taken from LIBTPU_INIT_ARGS, as in a run."""
+  """The child's environment: JAX on the CPU, and a libtpu that does not look for a TPU. Compiler
+  flags for TPUs are taken from LIBTPU_INIT_ARGS, as in a run."""
   package = str(pathlib.Path(__file__).parents[2])
   path = os.pathsep.join(filter(None, [package, os.environ.get('PYTHONPATH', '')]))
   return os.environ | {
       'PYTHONPATH': path,
       'JAX_PLATFORMS': 'cpu',
-      'JAX_ENABLE_COMPILATION_CACHE': 'false',  # the time is a result
+      'JAX_ENABLE_COMPILATION_CACHE': 'false',  # the compile time is reported
       'XLA_FLAGS': '',
       'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0',
       'TPU_ACCELERATOR_TYPE': 'v5p-8', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
@@ -61,7 +61,7 @@ def environment() -> dict[str, str]:
 
 
 def _failure(code: int, log: str, topology: Topology) -> Exception:
-  """A child that aborted is libtpu's; one with a traceback is our own mistake."""
+  """UserError if libtpu aborted the child, else RuntimeError with the end of its log."""
   lines = [line for line in log.splitlines() if line.strip()]
   if code < 0:
     reasons = [line for line in lines if re.match(r'[EF]\d{4} |F0000|.*Check failed', line)]

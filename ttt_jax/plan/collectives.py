@@ -1,13 +1,13 @@
-"""What travels between devices in one step of a compiled program.
+"""The collectives of one step of a compiled program.
 
-XLA writes some collectives in disguise; they are counted as what they are:
+XLA expresses some collectives by others. They are counted as follows:
 
-  all-reduce inside an "all-reduce-scatter" fusion      reduce-scatter
-  zeros, the own part written into them, all-reduce     all-reduce (an all-gather at twice
-                                                        the traffic): `instead` says so
-  all-reduce of which only the own part is used         all-reduce (a reduce-scatter at twice
-                                                        the traffic): likewise
-  a fusion that starts, carries on or ends a collective one collective, asynchronous
+  all-reduce inside an "all-reduce-scatter" fusion       a reduce-scatter
+  all-reduce of zeros with the device's part written in  an all-reduce; `instead` is 'all-gather',
+                                                         which would need half the traffic
+  all-reduce of which only the device's part is used     an all-reduce; `instead` is
+                                                         'reduce-scatter', likewise
+  fusions that start, continue and end a collective      one asynchronous collective
 """
 
 import re
@@ -19,7 +19,7 @@ from ttt_jax.plan.hlo import Computation, Instruction, Program, arrays, bytes_of
 
 KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
 _KIND = re.compile(rf'({"|".join(KINDS)}|ragged-all-to-all)(-start)?$')
-_TRIVIAL = 1024  # bytes: sums of scalars are not worth a line
+_TRIVIAL = 1024  # bytes; smaller wasteful collectives are not reported
 _PASS = ('bitcast', 'copy', 'convert', 'get-tuple-element', 'copy-start', 'copy-done', 'reshape',
          'tuple', 'transpose')
 
@@ -29,12 +29,13 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: one of KINDS.
-    bytes: of the whole array per device: what a gather gives, what a reduction takes.
-    times: how often a step does it.
+    bytes: of the complete array: the output of a gather, the input of a reduction.
+    times: executions per step.
     group: the first group of devices, as positions in the mesh.
-    asynchronous: whether computation goes on meanwhile.
-    instead: what it stands for at twice the traffic, 'all-gather' or 'reduce-scatter'; ''.
-    where: JAX's name of the operation, for people.
+    asynchronous: whether it overlaps with computation.
+    instead: the collective that would do with half the traffic, 'all-gather' or
+      'reduce-scatter'; '' if there is none.
+    where: JAX's name of the operation.
   """
   kind: str
   bytes: float
@@ -46,13 +47,12 @@ class Collective(NamedTuple):
 
 
 def find(program: Program, slices: int = 1, devices: int = 1) -> list[Collective]:
-  """All collectives of a step, those of single devices left out.
+  """All collectives of a step among more than one device.
 
   Args:
     program: of one device.
-    slices, devices: of the whole mesh. Between TPU slices XLA leaves sums to the runtime,
-      as messages to the host: they are given as all-reduces among the first devices of
-      the slices.
+    slices, devices: number of each in the mesh. Sums between TPU slices are sends to the host in
+      XLA's program; they are returned as all-reduces among the first devices of the slices.
   """
   homes = _homes(program)
   out: dict[object, Collective] = {}
@@ -66,7 +66,7 @@ def find(program: Program, slices: int = 1, devices: int = 1) -> list[Collective
         parts = _collectives(program, computation, i, name in homes)
       for number, one in enumerate(parts):
         if len(one.group) > 1:
-          # The fusions that start, carry and end a collective all hold it, under one channel.
+          # Fusions that start, continue and end a collective all contain it, with one channel.
           key = (homes.get(name, name), i.opcode, i.attribute('channel_id') or i.name, number)
           both = one.asynchronous or (key in out and out[key].asynchronous)
           out[key] = out.get(key, one)._replace(asynchronous=both)
@@ -74,7 +74,7 @@ def find(program: Program, slices: int = 1, devices: int = 1) -> list[Collective
 
 
 def _homes(program: Program) -> dict[str, str]:
-  """Name of a fused computation -> the computation that its fusion stands in."""
+  """Name of a fused computation -> name of the computation that has the fusion."""
   parent = {called: name for name, c in program.computations.items() for i in c
             if i.opcode in ('fusion', 'custom-call', 'async-start') for called in i.called()}
 
@@ -85,15 +85,15 @@ def _homes(program: Program) -> dict[str, str]:
 
 def _collectives(program: Program, computation: Computation, i: Instruction,
                  fused: bool) -> list[Collective]:
-  """One per array of a collective instruction; none for another instruction."""
+  """One Collective per array of a collective instruction; [] for other instructions."""
   match = _KIND.match(i.opcode)
   if not match:
     return []
   kind = match[1].removeprefix('ragged-')
   waits = not match[2] and not any(
       other.opcode == 'custom-call' and 'AsyncCollective' in other.rest for other in computation)
-  one = Collective(kind, _whole(computation, i), program.times[computation.name], groups(i.rest),
-                   not waits, '', _where(i))
+  one = Collective(kind, _array_bytes(computation, i), program.times[computation.name],
+                   groups(i.rest), not waits, '', _where(i))
   if kind != 'all-reduce':
     return [one]
   out = []
@@ -121,14 +121,14 @@ def by_kind(found: list[Collective]) -> dict[str, float]:
 
 
 def warnings(found: list[Collective]) -> list[str]:
-  """A sentence for each kind of waste; none when there is none worth mentioning."""
+  """One sentence per kind of wasteful collective."""
   out = []
   for stands_for, sentence in (
       ('all-gather', '{n} all-gathers compile to zeros + all-reduce ({gb:.2f} GB per step and '
-       'device, at twice the traffic, while nothing else runs): use fewer devices on mesh.fsdp '
+       'device, at twice the traffic and without overlap): use fewer devices on mesh.fsdp '
        'and more on mesh.data.'),
-      ('reduce-scatter', '{n} all-reduces ({gb:.2f} GB per step and device) give sums of which '
-       'each device then keeps its part only: a reduce-scatter would take half the traffic.')):
+      ('reduce-scatter', '{n} all-reduces ({gb:.2f} GB per step and device) compute sums of '
+       'which each device uses only its part: a reduce-scatter would need half the traffic.')):
     wasted = [c for c in found if c.instead == stands_for and c.bytes > _TRIVIAL]
     if wasted:
       out.append(sentence.format(n=len(wasted), gb=sum(c.bytes * c.times for c in wasted) / 1e9))
@@ -174,8 +174,8 @@ def _iota(text: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _along(devices: np.ndarray, sizes: dict[str, int], axes: str) -> tuple[int, ...]:
-  """Devices that differ along the named axes only; 'a':(2)4 is a part of an axis: of its
-  indices, written in base (2, 4, ...), the second digit."""
+  """Devices that differ along the named axes only. 'a':(2)4 is a sub-axis: the second digit of
+  the axis' index written in mixed radix (2, 4, ...)."""
   shape, moving = [], []
   wanted = {name: (int(before or 1), int(size)) if size else (1, sizes[name]) for name, before, size
             in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)}
@@ -188,16 +188,16 @@ def _along(devices: np.ndarray, sizes: dict[str, int], axes: str) -> tuple[int, 
 
 
 def _cycle(pairs: list[tuple[int, int]]) -> tuple[int, ...]:
-  """The devices that a permutation links with the first one."""
+  """The cycle of a permutation that contains its first device."""
   linked, following = [pairs[0][0]], dict(pairs)
   while linked[-1] in following and following[linked[-1]] not in linked:
     linked.append(following[linked[-1]])
   return tuple(linked)
 
 
-def _whole(computation: Computation, i: Instruction) -> float:
-  """Bytes of the whole array: the larger of what goes in and what comes out. What an
-  operation that only starts gives is (input, output, ...)."""
+def _array_bytes(computation: Computation, i: Instruction) -> float:
+  """Bytes of the complete array: the larger of input and output. The type of a -start operation is
+  (input, output, ...)."""
   given = sum(bytes_of(computation.get(name).type) for name in i.operands
               if computation.get(name) is not None)
   if i.opcode.endswith('-start'):
@@ -212,7 +212,7 @@ def _where(i: Instruction) -> str:
 
 
 def _sliced(program: Program, computation: Computation, name: str) -> bool:
-  """Whether every reader of a value takes a dynamic slice of it, also inside fusions."""
+  """Whether every user of a value takes a dynamic slice of it, also inside fusions."""
   users = computation.users.get(name, [])
   for user in users:
     if user.opcode == 'dynamic-slice' and user.operands[0] == name:
@@ -231,7 +231,7 @@ def _sliced(program: Program, computation: Computation, name: str) -> bool:
 
 
 def _padded_with_zeros(program: Program, computation: Computation, name: str) -> bool:
-  """Whether a value is a blank array into which a part has been written."""
+  """Whether a value is a constant array into which a part was written."""
   value = _origin(computation, name)
   if value is None or value.opcode not in ('dynamic-update-slice', 'fusion'):
     return False
@@ -248,7 +248,7 @@ def _padded_with_zeros(program: Program, computation: Computation, name: str) ->
 
 
 def _origin(computation: Computation, name: str) -> Instruction | None:
-  """The instruction that a value is a mere copy of."""
+  """The instruction whose value this is, through copies, casts and reshapes."""
   value = computation.get(name)
   while value is not None and value.opcode in ('bitcast', 'copy', 'convert', 'reshape'):
     value = computation.get(value.operands[0])
@@ -256,6 +256,6 @@ def _origin(computation: Computation, name: str) -> Instruction | None:
 
 
 def _blank(computation: Computation, name: str) -> bool:
-  """Whether a value is a constant all over."""
+  """Whether all elements of a value are one constant."""
   value = computation.get(name)
   return value is not None and value.opcode in ('broadcast', 'constant')

@@ -1,8 +1,8 @@
 """Memory, traffic and collectives of a step from formulas.
 
-For hardware that nothing can be compiled for here (GPUs, or TPUs without libtpu), and to
-know beforehand which remat policies cannot fit. Parameters and optimizer are exact; the
-rest follows what a layer keeps (model/remat.py) and is good to about a quarter.
+For hardware that nothing can be compiled for here (GPUs, or TPUs without libtpu), and to exclude
+remat policies that cannot fit without compiling them. Parameters and optimizer state are exact;
+the rest follows from what a layer saves (model/remat.py) and is accurate to about 25 %.
 
 Bytes per token and layer, b = bytes of the compute dtype, t = mesh.tensor:
 
@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
   """Per device.
 
   Attributes:
-    memory: bytes by part; what is there at the fullest moment.
+    memory: bytes by part, at the peak.
     traffic: bytes to and from main memory in a step.
     collectives: of a step, in the order fsdp, data, tensor, seq.
   """

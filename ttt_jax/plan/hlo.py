@@ -1,11 +1,11 @@
-"""A compiled program as text -> instructions, and how often each computation runs.
+"""A parser of compiled HLO text: instructions, and how often each computation runs.
 
 XLA prints one instruction per line:
 
   %all-gather.5 = bf16[256,512]{1,0:T(8,128)} all-gather(%x), channel_id=5, replica_groups=...
   %while.60 = (s32[], f32[8]{0}) while(%tuple.1), condition=%cond, body=%body, ...
 
-Layouts end in S(n) where an array is not in the device's main memory (1 = on-chip memory).
+A layout ends in S(n) if the array is not in the device's main memory (1 = on-chip memory).
 """
 
 import functools
@@ -68,13 +68,13 @@ class Computation:
 
   @functools.cached_property
   def parameters(self) -> list[Instruction]:
-    """In the order in which a caller gives them."""
+    """The parameter instructions, in order."""
     found = [i for i in self if i.opcode == 'parameter']
     return sorted(found, key=lambda i: int(i.argument))
 
   @functools.cached_property
   def users(self) -> dict[str, list[Instruction]]:
-    """Name -> the instructions that read it."""
+    """Name -> the instructions that use it."""
     out: dict[str, list[Instruction]] = {}
     for instruction in self:
       for operand in instruction.operands:
@@ -88,13 +88,13 @@ class Program:
   Attributes:
     computations: by name.
     entry: where it starts.
-    times: name -> how often a run executes it; 0 for code that is only applied inside
-      reductions. Of a conditional the branch with fewer instructions is taken to run.
-    guessed: names of loops whose number of steps depends on the data.
+    times: name -> executions per step; 0 for code that is only applied inside reductions.
+      Of a conditional the branch with fewer instructions is assumed to run.
+    guessed: names of loops whose trip count depends on the data.
   """
 
   def __init__(self, text: str, turns: float = 1.0):
-    """Parse the text of a compiled program, ``turns`` being the steps of guessed loops."""
+    """Parse the text of a compiled program; ``turns``: assumed trip count of guessed loops."""
     self.computations: dict[str, Computation] = {}
     self.entry = ''
     current = None
@@ -125,12 +125,12 @@ class Program:
           self._run(self.computations[name], times)
 
   def _size(self, computation: Computation) -> int:
-    """Instructions in it and in what it calls."""
+    """Number of instructions in a computation and in those that it calls."""
     return sum(1 + sum(self._size(self.computations[name]) for name in i.called())
                for i in computation)
 
   def trips(self, where: Computation, loop: Instruction) -> float:
-    """Steps of a while loop that counts an integer up to a constant, else ``turns``."""
+    """Trip count of a while loop that counts up to a constant, else ``turns``."""
     known = _TRIPS.search(loop.rest)
     if known:
       return int(known[1])
@@ -203,7 +203,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def arrays(kind: str) -> list[Array]:
-  """The arrays of a type, tuples flattened; tokens and other opaque things are left out."""
+  """The arrays of a type, with tuples flattened; tokens and opaque types are skipped."""
   out = []
   for name, dims, layout in _ARRAY.findall(kind):
     size = 1 if name.startswith('f8') else _BYTES.get(name)
@@ -215,5 +215,5 @@ def arrays(kind: str) -> list[Array]:
 
 
 def bytes_of(kind: str, space: int | None = None) -> float:
-  """Bytes of a type; of its arrays in one memory space, if given."""
+  """Bytes of a type; only of its arrays in one memory space, if ``space`` is given."""
   return sum(a.bytes for a in arrays(kind) if space is None or a.space == space)

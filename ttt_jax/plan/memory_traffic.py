@@ -1,9 +1,9 @@
 """Bytes that a step moves between a device and its main memory, from its compiled text.
 
-Every instruction outside fusions reads its operands and writes its result once. Parts are
-counted as parts: a dynamic slice reads what it gives, an update writes what it is given, also
-inside a fusion (a scan reads one layer of the stacked weights, not all of them). What lies
-in on-chip memory is free. A kernel that reads a block twice is counted once: this is a bound.
+Every instruction outside fusions reads its operands and writes its result once. A dynamic slice
+reads only its result and a dynamic update writes only its update, also inside a fusion (a scan
+reads one layer of the stacked weights, not all of them). On-chip memory does not count. A
+kernel that reads a block twice is counted once, so this is a lower bound.
 """
 
 from ttt_jax.plan.hlo import Computation, Instruction, Program, arrays, bytes_of
@@ -29,11 +29,11 @@ def memory_bytes(program: Program) -> float:
 def _moved(program: Program, computation: Computation, i: Instruction) -> float:
   if i.opcode in _FREE or i.opcode.endswith('-done'):
     return 0.0
-  if i.opcode.endswith('-start'):  # its result holds the source, too
+  if i.opcode.endswith('-start'):  # its type is (source, result, ...)
     return bytes_of(i.type, 0)
   operand = lambda at: bytes_of(computation.get(i.operands[at]).type, 0)
   if i.opcode in _SLICES:
-    return _alike(i.type, computation.get(i.operands[0]).type) + bytes_of(i.type, 0)
+    return _slice_bytes(i.type, computation.get(i.operands[0]).type) + bytes_of(i.type, 0)
   if i.opcode == 'dynamic-update-slice':
     return 2 * operand(1)
   if i.opcode == 'fusion':
@@ -42,9 +42,9 @@ def _moved(program: Program, computation: Computation, i: Instruction) -> float:
       operand(at) for at, name in enumerate(i.operands) if computation.get(name) is not None)
 
 
-def _alike(part: str, whole: str) -> float:
-  """Bytes of reading a part of something: none if the whole is not in main memory."""
-  return bytes_of(part) if any(a.space == 0 for a in arrays(whole)) else 0.0
+def _slice_bytes(part: str, array: str) -> float:
+  """Bytes read for a part of an array; 0 if the array is not in main memory."""
+  return bytes_of(part) if any(a.space == 0 for a in arrays(array)) else 0.0
 
 
 def _fusion(computation: Computation, i: Instruction, inner: Computation) -> float:
@@ -57,8 +57,8 @@ def _fusion(computation: Computation, i: Instruction, inner: Computation) -> flo
   return read + _written(inner, i)
 
 
-def _read(inner: Computation, value: Instruction, whole: float) -> float:
-  """Bytes of a parameter that the fusion's instructions look at."""
+def _read(inner: Computation, value: Instruction, size: float) -> float:
+  """Bytes of a fusion's parameter, of ``size`` bytes, that its instructions read."""
   total = 0.0
   for user in inner.users.get(value.name, []):
     if user.opcode in _SLICES and user.operands[0] == value.name:
@@ -66,14 +66,14 @@ def _read(inner: Computation, value: Instruction, whole: float) -> float:
     elif user.opcode == 'dynamic-update-slice' and user.operands[0] == value.name:
       continue  # updated in place
     elif user.opcode == 'bitcast':
-      total += _read(inner, user, whole)
+      total += _read(inner, user, size)
     elif user.opcode not in _PASSED_ON:
-      return whole
-  return min(total, whole)
+      return size
+  return min(total, size)
 
 
 def _written(inner: Computation, i: Instruction) -> float:
-  """Bytes that a fusion writes; an update in place writes its part."""
+  """Bytes that a fusion writes; an update in place writes only the update."""
   root = inner.root
   if root is None:
     return bytes_of(i.type, 0)

@@ -1,7 +1,7 @@
 """One plan, made in a child process: python -m ttt_jax.plan.planner REQUEST ANSWER.
 
-REQUEST is a JSON file {config, topology, slices, remat, workdir}; ANSWER gets the plan as
-JSON, or {'error': a sentence for the user}. What is being done is printed, a line each time.
+REQUEST is a JSON file {config, topology, slices, remat, workdir}. The plan is written to ANSWER as
+JSON, or {'error': message for the user}. Progress is printed line by line.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from ttt_jax.system.hardware import Topology, parse_topology
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import optimizer as optimizers, state as train_state
 
-# An estimate this much above the limit is believed without compiling.
+# With --remat auto a policy whose estimate exceeds the limit by this factor is not compiled.
 _HOPELESS = 1.35
-Say = Callable[[str], None]
+Say = Callable[[str], None]  # receives progress messages
 
 
 class _Case(NamedTuple):
-  """What is planned: everything that does not depend on the remat policy."""
+  """The inputs of a plan; only config.model.remat varies between the policies tried."""
   config: Config
   vocab: Vocabulary
   topology: Topology
@@ -56,7 +56,7 @@ class _Case(NamedTuple):
 
 
 class _Outcome(NamedTuple):
-  """One remat policy: what the formulas and, if asked, the compiler say."""
+  """One remat policy: the estimate and, if it was compiled, the compiler's numbers."""
   case: _Case
   guess: Estimate
   facts: aot_compile.Facts | None
@@ -73,29 +73,29 @@ class _Outcome(NamedTuple):
 
 def plan(config: Config, topology: Topology, remat: str | None = None,
          workdir: str | None = None, say: Say = lambda what: None) -> dict[str, Any]:
-  """What a training step of this config needs on these chips.
+  """Memory, time and communication of a training step of this config on these chips.
 
   Args:
     config: of the run; mesh.slices must be the topology's.
-    topology: the chips. TPUs need an environment that launch.py sets.
-    remat: a policy, 'auto' for the cheapest that fits, None for the config's own.
-    workdir: with prepared data to sample; None makes documents up.
-    say: told what is being done.
+    topology: the chips. TPUs need the environment that child_process.py sets.
+    remat: a policy; 'auto' for the cheapest that fits; None for the config's own.
+    workdir: with prepared data to sample; None: synthetic documents.
+    say: called with progress messages.
 
   Returns:
     The plan, JSON-ready. Bytes and seconds are of one step:
       hbm_bytes_per_chip, hbm_limit_bytes, fits; hbm_parts by name; hbm_estimate by formulas
-      remat, tried: the policy, and all that were looked at; advice: what to change
+      remat, tried: the policy, and all that were tried; advice: settings to change
       useful_flops, executed_flops, executed_parts: over all chips
       collectives: kind -> bytes per device; collective_list; warnings
       roofline: seconds by part; step_seconds_bound, mfu_bound, tokens_per_second_bound,
         chip_seconds_per_million_tokens
-      compiled: whether these are the compiler's figures, else not_compiled_because
-      compile_seconds; sample: what was counted; and what was planned for
+      compiled: whether the numbers are the compiler's, else not_compiled_because
+      compile_seconds; sample: batch statistics; and the settings of the plan
 
   Raises:
-    UserError: a mesh or a batch that does not divide over the chips, a codec or data that
-      cannot be planned for.
+    UserError: a mesh that does not fit the chips or does not divide the batch; a codec whose
+      vocabulary is unknown before its data is prepared; no data in ``workdir``.
   """
   compiles = topology.chip.platform == 'tpu' and aot_compile.available()
   mesh = (sharding.make_mesh(config.mesh, aot_compile.tpu_devices(topology)) if compiles else
@@ -116,7 +116,7 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
 
 
 def _try(case: _Case, choosing: bool, say: Say) -> _Outcome:
-  """Estimate, and compile unless that is impossible or hopeless."""
+  """Estimate, and compile unless that is impossible or the estimate is far above the limit."""
   model = case.model
   optimizer = optimizers.make(case.config.optimizer, case.config.train.steps)
   state = train_state.abstract(model, optimizer, case.mesh)
@@ -193,7 +193,7 @@ def _answer(chosen: _Outcome, tried: list[_Outcome]) -> dict[str, Any]:
       'collective_list': [one._replace(group=(one.group[:2], len(one.group)))._asdict()
                           for one in found],
       'warnings': facts.notes if facts else [],
-      'whole_on_every_device': sharding.report(case.mesh, model.axes(), shapes),
+      'replicated_parameters': sharding.report(case.mesh, model.axes(), shapes),
       'memory_traffic': facts.traffic if counted else chosen.guess.traffic,
       'roofline': line._asdict() | {'bound_by': line.bound_by},
       'step_seconds_bound': line.seconds,
@@ -205,14 +205,14 @@ def _answer(chosen: _Outcome, tried: list[_Outcome]) -> dict[str, Any]:
 
 
 def _why_not(case: _Case, facts: aot_compile.Facts | None) -> str:
-  """Why the figures are formulas; '' if they are the compiler's."""
+  """Why the numbers are estimates; '' if they are the compiler's."""
   if case.topology.chip.platform == 'gpu':
     return 'a GPU program can only be compiled on a machine with that GPU'
   if not case.compiles:
     return "libtpu is not installed (pip install 'ttt_jax[plan]')"
   if facts is None:
-    return 'the estimate is far beyond the memory'
-  return '' if facts.traffic else 'the program is too large for the memory'
+    return 'the estimate is far above the memory of a chip'
+  return '' if facts.traffic else 'the program is too large for the memory of a chip'
 
 
 def _places(case: _Case) -> list[roofline.Place]:
@@ -221,7 +221,7 @@ def _places(case: _Case) -> list[roofline.Place]:
   chip = case.topology.chip
   if chip.platform == 'gpu':
     return [roofline.Place(at // chip.largest[0], ()) for at in range(case.mesh.size)]
-  # Without libtpu nobody says where a device is: row by row, which is one legal order.
+  # Without libtpu the devices' coordinates are unknown: assume row-major order.
   inside = case.mesh.size // case.topology.slices
   return [roofline.Place(at // inside, _coordinates(at % inside // chip.devices,
                                                     case.topology.shape))
@@ -237,7 +237,7 @@ def _coordinates(at: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def main() -> None:
-  """Read a request, write its answer."""
+  """Entry point of the child process: read a request file, write its answer file."""
   request_file, answer_file = sys.argv[1:]
   request = json.loads(pathlib.Path(request_file).read_text(encoding='utf-8'))
   try:

@@ -1,15 +1,15 @@
-"""The least time that a step can take on given chips, and what it is made of.
+"""A lower bound of the step time on given chips, by part (a roofline model).
 
-  compute   executed FLOPs over the peak of the matrix units
-  memory    bytes to and from main memory over its bandwidth
-  network   collectives over the links that their groups of devices have: of a torus axis that
-            a group spans, both directions of a ring, one of a line; and over the
-            data-centre network, between slices or nodes
+  compute   executed FLOPs / peak FLOP/s of the matrix units
+  memory    bytes to and from main memory / its bandwidth
+  network   bytes of collectives / bandwidth of the links between their devices: for each torus
+            axis that a group spans two links of a ring or one of a line; between slices or
+            nodes the data-centre network
 
-Compute, memory and asynchronous collectives go on side by side, so the longest of them
-counts; a synchronous collective holds everything up, so its time is added. Ring formulas as
-in the scaling book (jax-ml.github.io/scaling-book): with n devices and a whole array of b
-bytes, a gather or a scatter moves b (n-1)/n over each device's links, a reduction twice that.
+Compute, memory and asynchronous collectives overlap, so the longest of them counts. A
+synchronous collective overlaps with nothing, so its time is added. Ring formulas as in the
+scaling book (jax-ml.github.io/scaling-book): with n devices and a complete array of b bytes, an
+all-gather or reduce-scatter moves b (n-1)/n over each device's links, an all-reduce twice that.
 """
 
 import math
@@ -20,7 +20,7 @@ from ttt_jax.system.hardware import Topology
 
 
 class Place(NamedTuple):
-  """Where a device is: its slice (of GPUs, its node) and its place in the slice's torus."""
+  """Location of a device: its slice (GPUs: its node) and its coordinates in the slice's torus."""
   slice: int
   coords: tuple[int, ...]
 
@@ -32,7 +32,7 @@ class Roofline(NamedTuple):
     seconds: the bound.
     compute, memory: see the module.
     ici, dcn: asynchronous collectives inside slices, and between them.
-    waiting: synchronous collectives, of either network.
+    waiting: synchronous collectives, on either network.
   """
   seconds: float
   compute: float
@@ -43,7 +43,7 @@ class Roofline(NamedTuple):
 
   @property
   def bound_by(self) -> str:
-    """The part that would have to shrink first."""
+    """The part that determines the bound."""
     beside = {'compute': self.compute, 'memory': self.memory, 'ICI': self.ici, 'DCN': self.dcn}
     return max(beside, key=beside.get) if self.waiting < max(beside.values()) else 'collectives'
 
@@ -74,10 +74,10 @@ def bound(executed: float, memory_bytes: float, collectives: Sequence[Collective
 
 def collective_seconds(one: Collective, topology: Topology,
                        group: Sequence[Place]) -> tuple[float, float]:
-  """Seconds over the slice's own network, and over the data-centre network.
+  """Seconds on the slice's own network, and on the data-centre network.
 
-  Between slices every device talks to its counterparts about its own part of the array,
-  which the fast network has reduced before or spreads afterwards.
+  Hierarchical: between slices every device exchanges only its 1/n of the array, which the fast
+  network reduces before or gathers afterwards.
   """
   local = [place for place in group if place.slice == group[0].slice]
   n, slices = len(local), len({place.slice for place in group})
@@ -89,16 +89,16 @@ def collective_seconds(one: Collective, topology: Topology,
 
 
 def _inside(kind: str, size: float, n: int) -> float:
-  """Bytes over a device's links of a collective among n."""
+  """Bytes over each device's links for a collective among n devices."""
   if kind == 'all-reduce':
     return 2 * size * (n - 1) / n
-  if kind == 'all-to-all':  # in a ring the average way is a quarter of it
+  if kind == 'all-to-all':  # on a ring the average distance is n / 4
     return max(size * n / 4, size * (n - 1) / n)
   return size if kind == 'collective-permute' else size * (n - 1) / n
 
 
 def _bandwidth(topology: Topology, group: Sequence[Place]) -> float:
-  """Bytes/s of one device's links towards a group inside a slice or node."""
+  """Bytes/s of one device's links to a group inside a slice or node."""
   chip = topology.chip
   if chip.axes == 0:
     return chip.link_bandwidth
@@ -108,12 +108,12 @@ def _bandwidth(topology: Topology, group: Sequence[Place]) -> float:
     if spanned > 1:
       ring = spanned == size and size % chip.wrap == 0
       links += 2 if ring else 1
-  # Devices of one chip are closer than that; the chip's links are shared by its devices.
+  # A chip's devices share its links; a group within one chip does not use them.
   return max(links, 1) * chip.link_bandwidth / chip.devices if links else (
       2 * chip.axes * chip.link_bandwidth)
 
 
 def mfu(useful: float, seconds: float, topology: Topology) -> float:
-  """Share of the chips' peak that useful FLOPs take in a step of so many seconds."""
+  """Model FLOPs utilization: useful FLOPs per second over the chips' peak; NaN for 0 seconds."""
   peak = topology.chip.flops * topology.chips
   return useful / (peak * seconds) if seconds else math.nan

@@ -1,22 +1,22 @@
-"""A plan for people, in 80 columns."""
+"""A plan as text, 80 columns wide."""
 
 import textwrap
 from typing import Any
 
 _WIDTH = 80
-_WHAT = 27  # columns of the left side
+_LABEL = 27  # columns of the labels
 
 
 def text(plan: dict[str, Any]) -> str:
-  """The plan as lines; ``plan`` is what planner.plan gives."""
+  """The text of a plan from planner.plan."""
   lines = [*_title(plan), '', *_memory(plan), '', *_work(plan), '', *_travel(plan), '',
            *_time(plan), '', *_verdict(plan)]
   return '\n'.join(lines)
 
 
 def _row(what: str, value: str) -> list[str]:
-  wrapped = textwrap.wrap(value, _WIDTH - _WHAT, break_on_hyphens=False) or ['']
-  return [f'{what:<{_WHAT}}{wrapped[0]}'.rstrip()] + [' ' * _WHAT + line for line in wrapped[1:]]
+  wrapped = textwrap.wrap(value, _WIDTH - _LABEL, break_on_hyphens=False) or ['']
+  return [f'{what:<{_LABEL}}{wrapped[0]}'.rstrip()] + [' ' * _LABEL + line for line in wrapped[1:]]
 
 
 def _title(plan: dict[str, Any]) -> list[str]:
@@ -35,13 +35,14 @@ def _title(plan: dict[str, Any]) -> list[str]:
             f'{sample["documents"]:.1f} documents each, '
             f'padding {1 - sample["tokens"] / plan["seq_len"]:.1%}, loss at '
             f'{sample["scored"] / plan["seq_len"]:.1%} of the positions, '
-            f'{sample["mask_pairs"] / plan["seq_len"] ** 2:.1%} of the T x T pairs read in '
-            f'{sample["visited"]:.1%} of the blocks')]
+            f'{sample["mask_pairs"] / plan["seq_len"] ** 2:.1%} of the T x T pairs allowed by the '
+            f'mask, in {sample["visited"]:.1%} of the blocks')]
 
 
 def _memory(plan: dict[str, Any]) -> list[str]:
   gb = lambda size: f'{size / 1e9:9.2f} GB'
-  source = 'by the compiler' if plan['compiled'] else 'by formulas: ' + plan['not_compiled_because']
+  source = ('from the compiler' if plan['compiled'] else
+            'estimated: ' + plan['not_compiled_because'])
   lines = _row('MEMORY per chip', source)
   lines += [line for name, size in plan['hbm_parts'].items() if size
             for line in _row('  ' + name, gb(size))]
@@ -53,10 +54,10 @@ def _memory(plan: dict[str, Any]) -> list[str]:
       how = 'compiled' if one['compiled'] else 'estimated'
       lines += _row(f'  remat {one["remat"]}', f'{gb(one["bytes"])}, {how}: '
                     + ('fits' if one['fits'] else 'does not fit'))
-  lines += [line for whole in plan['whole_on_every_device'][:1]
-            for line in _row('  not cut', whole.rstrip(':'))]
-  return lines + [line for whole in plan['whole_on_every_device'][1:]
-                  for line in _row('', whole.strip())]
+  lines += [line for text in plan['replicated_parameters'][:1]
+            for line in _row('  replicated', text.rstrip(':'))]
+  return lines + [line for text in plan['replicated_parameters'][1:]
+                  for line in _row('', text.strip())]
 
 
 def _work(plan: dict[str, Any]) -> list[str]:
@@ -80,10 +81,10 @@ def _travel(plan: dict[str, Any]) -> list[str]:
 def _time(plan: dict[str, Any]) -> list[str]:
   roof, ms = plan['roofline'], lambda seconds: f'{1e3 * seconds:9.1f} ms'
   lines = _row('TIME per step, at least', f'{ms(roof["seconds"])}, bound by {roof["bound_by"]}')
-  for part, what in (('compute', 'products'), ('memory', 'main memory'),
-                     ('ici', 'beside them, ICI' if plan['chip']['platform'] == 'tpu' else
-                      'beside them, NVLink'),
-                     ('dcn', 'beside them, DCN'), ('waiting', 'waiting for collectives')):
+  for part, what in (('compute', 'compute'), ('memory', 'main memory'),
+                     ('ici', 'overlapped ICI' if plan['chip']['platform'] == 'tpu' else
+                      'overlapped NVLink'),
+                     ('dcn', 'overlapped DCN'), ('waiting', 'exposed collectives')):
     if roof[part]:
       lines += _row('  ' + what, ms(roof[part]))
   lines += _row('  MFU, at most', f'{plan["mfu_bound"]:9.1%}')
@@ -91,13 +92,13 @@ def _time(plan: dict[str, Any]) -> list[str]:
   lines += _row('  chip seconds', f'{plan["chip_seconds_per_million_tokens"]:9.2f} '
                 'per million tokens')
   if plan['compile_seconds']:
-    lines += _row('compilation took', f'{plan["compile_seconds"]:9.0f} s')
+    lines += _row('compile time', f'{plan["compile_seconds"]:9.0f} s')
   return lines
 
 
 def _verdict(plan: dict[str, Any]) -> list[str]:
   if plan['fits']:
-    sure = '' if plan['compiled'] else ', by the formulas'
-    return [f'fits{sure}, with remat {plan["remat"]!r}.']
-  return ['does not fit. Change one of these, the first ones cost least:',
+    estimated = '' if plan['compiled'] else ', estimated'
+    return [f'fits{estimated}, with remat {plan["remat"]!r}.']
+  return ['does not fit. Change one of these; the first cost least:',
           *(f'  {change}' for change in plan['advice'])]
