@@ -44,7 +44,7 @@ def test_every_tensor_has_its_place(tmp_path, axes, tied, dtype, shard_bytes):
   for name, tensor in tensor_names.tensors(model).items():
     found = np.asarray(tensor_names.leaf(params, tensor.path))
     found = found[:V.size] if tensor.layer is None else found[tensor.layer]
-    np.testing.assert_array_equal(found.T if tensor.turned else found, values[name])
+    np.testing.assert_array_equal(found.T if tensor.transposed else found, values[name])
   assert (report.tensors, report.dtype, report.kept) == (len(values), dtype, V.size)
   assert report.lines()[-1] == f'all {V.size} ids have the rows of the directory'
   if axes:
@@ -128,7 +128,7 @@ def test_wrong_tensors_are_named(tmp_path, change, expected):
     ({'use_sliding_window': True}, 'has use_sliding_window = True'),
     ({'rope_scaling': {'type': 'yarn'}}, 'has rope_scaling = '),
     ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e6}}, 'has rope_scaling = '),
-    ({'hidden_size': 'wide'}, "has hidden_size = 'wide'; it must be a whole number"),
+    ({'hidden_size': 'wide'}, "has hidden_size = 'wide'; it must be an integer"),
     ({'num_hidden_layers': None}, 'has num_hidden_layers = None'),
     ({'audio_token_id_start': 12, 'mask_token': 30}, 'has audio_token_id_start = 12'),
     ({'ttt_vocabulary': {'text': 'bytes'}}, 'has ttt_vocabulary = '),
@@ -154,7 +154,7 @@ def test_not_a_model(tmp_path, harm, expected):
     import_hf.read(tmp_path / 'm')
 
 
-# -- the verb -----------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
@@ -212,7 +212,7 @@ def test_what_is_imported_is_never_replaced(tmp_path, prepared, capsys, place):
   directories.write(tmp_path / 'm', config.model, vocab.size)
   before = sorted(path.name for path in source.iterdir())
   assert command(tmp_path, config, '--hf', str(source)) == 2
-  assert 'is where an import keeps its own small files' in capsys.readouterr().err
+  assert 'would be replaced by the small files of the import' in capsys.readouterr().err
   assert command(tmp_path, config) == 2, 'nor when it only stands in the way'
   assert sorted(path.name for path in source.iterdir()) == before
 

@@ -43,7 +43,7 @@ def imported(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def after_training(imported, tmp_path_factory):
-  """(workdir, config) of the same run at step 2, with a whole state, as the loop saves it; the
+  """(workdir, config) of the same run at step 2, with a complete state, as the loop saves it; the
   compiling of a step is left to a slow test, and to that of adapters."""
   workdir, config = tmp_path_factory.mktemp('trained'), imported[1]
   shutil.copytree(imported[0], workdir, dirs_exist_ok=True)
@@ -162,7 +162,7 @@ def test_other_mistakes(after_training, tmp_path, capsys, words, expected):
   assert expected in capsys.readouterr().err
 
 
-def test_what_the_disk_changed_is_found(after_training, tmp_path, monkeypatch):
+def test_a_damaged_export_is_found(after_training, tmp_path, monkeypatch):
   """A byte that changes between writing and reading back ends the export, and nothing stays."""
   workdir, config = after_training
   write = safetensors_io.Writer.write
@@ -174,7 +174,7 @@ def test_what_the_disk_changed_is_found(after_training, tmp_path, monkeypatch):
     data[-1] ^= 1
     path.write_bytes(data)
   monkeypatch.setattr(safetensors_io.Writer, 'write', damaging)
-  with pytest.raises(UserError, match='did not come back from the disk as it was written'):
+  with pytest.raises(UserError, match='differs from what was written'):
     export_hf.export_hf(config, workdir, tmp_path / 'out')
   assert os.listdir(tmp_path) == []
 

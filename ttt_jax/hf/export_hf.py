@@ -1,13 +1,13 @@
-"""A checkpoint becomes a Hugging Face directory that runs in PyTorch, or a PEFT adapter.
+"""Export a checkpoint as a Hugging Face directory that runs in PyTorch, or as a PEFT adapter.
 
   OUT/config.json, generation_config.json    Qwen2's fields and those of Text-to-Talk
   OUT/model*.safetensors (and their index)   tensors under Qwen2's names, without padding rows
   OUT/tokenizer.json, tokenizer_config.json  with the audio vocabulary and a chat template
   OUT/modeling_ttt.py ...                    the PyTorch side (hf/torch_code)
-  OUT/README.md, training.json               the model card, and its facts for programs
+  OUT/README.md, training.json               the model card, and its contents as JSON
 
-All of it is written into a folder beside OUT, read back and compared, and renamed last: OUT
-is whole or not there.
+Everything is written to a temporary folder beside OUT, read back and compared, and renamed last,
+so OUT is complete or absent.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import trained_model
 
 PARTS = ('merged', 'base', 'adapter')
-FACTS = 'training.json'  # also what tells an export from any other folder
+FACTS = 'training.json'  # its presence identifies a folder as an export
 TOLERANCE = 1e-5         # of the probe's logits, relative to the largest
 SHARD = 5 * 10**9        # bytes, as transformers writes them
 CODE = pathlib.Path(__file__).with_name('torch_code')
@@ -43,7 +43,7 @@ CODE = pathlib.Path(__file__).with_name('torch_code')
 def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike, *,
               dtype: str = '', part: str = 'merged', overwrite: bool = False,
               shard_bytes: int = SHARD) -> dict[str, Any]:
-  """Write the newest checkpoint of a run for other people's programs.
+  """Export the newest checkpoint of a run.
 
   Args:
     config, workdir: of the run.
@@ -52,14 +52,14 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
     part: of a run with adapters: 'merged', the 'base' without them, or the 'adapter' alone as
       a PEFT directory.
     overwrite: replace an earlier export at ``out``.
-    shard_bytes: most bytes of a safetensors file.
+    shard_bytes: maximum size of a safetensors file.
 
   Returns:
-    What training.json has: step, parameters, tensors, dtype, files and more.
+    The contents of training.json: step, parameters, tensors, dtype, files and more.
 
   Raises:
-    UserError: no checkpoint, ``out`` is taken, a full disk, or what was written is not what was
-      to be written.
+    UserError: no checkpoint, ``out`` is not empty, a full disk, or files that read back
+      differently from what was written.
   """
   out = pathlib.Path(out).absolute()
   _check_target(out, overwrite)
@@ -113,13 +113,13 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 def _model(run: trained_model.TrainedModel, workdir: pathlib.Path, folder: pathlib.Path, dtype: str,
            part: str, shard_bytes: int) -> dict[str, Any]:
-  """Write a model's directory and read it back; returns the facts."""
+  """Write a model's directory and verify it; returns the contents of training.json."""
   config, vocab = run.config, run.vocab
   model = Model(dataclasses.replace(config.model, lora=LoraConfig(), dtype='float32'), vocab.size)
   dtype = dtype or model_card.imported(workdir, run.step).get('dtype', '')
   dtype = dtype if dtype in ('float16', 'bfloat16', 'float32') else run.params[
       'trunk']['embedding'].dtype.name
-  params = _taken(run.params, config.model.lora if part == 'merged' else None, dtype)
+  params = _converted(run.params, config.model.lora if part == 'merged' else None, dtype)
   expected = probe(model, params, vocab)
   writer = safetensors_io.Writer(folder, (
       safetensors_io.Plan(tensor.name, tensor.shape, np.dtype(dtype))
@@ -141,12 +141,12 @@ def _model(run: trained_model.TrainedModel, workdir: pathlib.Path, folder: pathl
       'parameters': sum(int(np.prod(t.shape)) for t in tensor_names.tensors(model).values())}
 
 
-def _taken(params: Params, merged: LoraConfig | None, dtype: str) -> Params:
-  """Parameters without adapters, in another dtype; ``params`` is emptied leaf by leaf, so that
-  both forms of all of it never exist together.
+def _converted(params: Params, merged: LoraConfig | None, dtype: str) -> Params:
+  """Parameters without adapters, in another dtype. ``params`` is emptied leaf by leaf, so that two
+  copies of all parameters never exist at once.
 
   Args:
-    merged: what the adapters are to be merged by; None leaves them out.
+    merged: settings of the adapters to merge; None drops the adapters.
   """
   out = {}
   for key in list(params):
@@ -154,31 +154,31 @@ def _taken(params: Params, merged: LoraConfig | None, dtype: str) -> Params:
     if isinstance(value, dict):
       if merged is not None and lora.A in value:
         value = lora.merge(value, merged)
-      out[key] = _taken(value, merged, dtype)
+      out[key] = _converted(value, merged, dtype)
     elif key not in (lora.A, lora.B):
       out[key] = value.astype(dtype)
   return out
 
 
 def _source(model: Model, params: Params) -> Callable[[str], np.ndarray]:
-  """name -> that tensor, on the host."""
+  """A function from a tensor's name to the tensor, on the host."""
   plan = tensor_names.tensors(model)
   def get(name: str) -> np.ndarray:
     tensor = plan[name]
     leaf = tensor_names.leaf(params, tensor.path)
     if tensor.layer is None:
       return np.asarray(leaf[:tensor.shape[0]])
-    return np.asarray(_slice(leaf, tensor.layer, tensor.turned))
+    return np.asarray(_slice(leaf, tensor.layer, tensor.transposed))
   return get
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _slice(stacked: jax.Array, layer: int, turned: bool) -> jax.Array:
-  return stacked[layer].T if turned else stacked[layer]
+def _slice(stacked: jax.Array, layer: int, transposed: bool) -> jax.Array:
+  return stacked[layer].T if transposed else stacked[layer]
 
 
 def probe(model: Model, params: Params, vocab: Vocabulary) -> np.ndarray:
-  """float32 [tokens, vocab] of a short document with text and a span of audio."""
+  """float32 [tokens, vocab]: logits of a short document with text and one span of audio."""
   text = np.linspace(0, vocab.text_ranks - 1, 5).astype(int).tolist()
   codes = np.linspace(vocab.code_start, vocab.mask - 1, 5).astype(int).tolist()
   ids = [vocab.im_start, *text, vocab.begin_of_audio, *codes, vocab.mask, vocab.end_of_chunk,
@@ -193,23 +193,23 @@ def probe(model: Model, params: Params, vocab: Vocabulary) -> np.ndarray:
 
 def _verify(folder: pathlib.Path, model: Model, mesh: Any, writer: safetensors_io.Writer,
             vocab: Vocabulary, expected: np.ndarray) -> None:
-  """Read back what was written, as an import would, and compare.
+  """Read the directory as an import would, and compare tensors and logits.
 
   Raises:
-    UserError: a tensor is missing, has other bytes, or the logits of a probe are others.
+    UserError: a tensor is missing or differs, or the logits of ``probe`` differ.
   """
   found = safetensors_io.Folder(folder)
   for name, tensor in tensor_names.tensors(model).items():
     if name not in found or found[name].shape != tensor.shape or (
         safetensors_io.checksum(found, name) != writer.sums[name]):
-      raise UserError(f'tensor {name} did not come back from the disk as it was written to '
-                      f'{folder}; the disk may be damaged, so export to another one.')
+      raise UserError(f'tensor {name} in {folder} differs from what was written; the disk may be '
+                      'damaged, so export to another one.')
   qwen_config.compare(qwen_config.read(folder), model.config, folder)
   params, _ = import_hf.load(folder, model, mesh)
   difference = np.abs(probe(model, params, vocab) - expected).max()
   if len(found) != len(writer.sums) or not difference <= TOLERANCE * np.abs(expected).max():
-    raise UserError(f'the model read back from {folder} does not compute what the checkpoint '
-                    'computes; the disk may be damaged, so export to another one.')
+    raise UserError(f'the model read back from {folder} gives other logits than the checkpoint; '
+                    'the disk may be damaged, so export to another one.')
 
 
 # -- an adapter ---------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def _verify(folder: pathlib.Path, model: Model, mesh: Any, writer: safetensors_i
 
 def _adapter(run: trained_model.TrainedModel, workdir: pathlib.Path,
              folder: pathlib.Path) -> dict[str, Any]:
-  """Write a PEFT directory and read it back; returns the facts."""
+  """Write a PEFT directory and verify it; returns the contents of training.json."""
   model = Model(run.config.model, run.vocab.size)
   adapters = lora.adapters(run.params)
   base = model_card.imported(workdir, 0).get('directory', '')
@@ -227,8 +227,8 @@ def _adapter(run: trained_model.TrainedModel, workdir: pathlib.Path,
   same = jax.tree.map(lambda one, other: np.array_equal(np.asarray(one), np.asarray(other)),
                       adapters, again)
   if not all(jax.tree.leaves(same)):
-    raise UserError(f'the adapter read back from {folder} is not the one that was written; the '
-                    'disk may be damaged, so export to another one.')
+    raise UserError(f'the adapter read back from {folder} differs from what was written; the disk '
+                    'may be damaged, so export to another one.')
   return model_card.facts(run, workdir, 'adapter') | {
       'dtype': 'float32', 'tensors': count, 'files': [peft.WEIGHTS],
       'parameters': sum(leaf.size for leaf in jax.tree.leaves(adapters))}

@@ -1,9 +1,8 @@
-"""A Qwen2 directory becomes parameters on the mesh, and those an initial checkpoint.
+"""Import a Qwen2 directory: parameters on the mesh, and from them an initial checkpoint.
 
-Tensors are read one at a time, in the order of the files, and put into their slice of the
-stacked parameter on the devices; the host never holds more than one tensor beside what
-lives on its own devices. The checkpoint has weights alone: training makes its optimizer's state
-when it starts.
+Tensors are read one at a time, in the order of the files, and written into their slice of the
+stacked parameter on the devices, so the host never holds more than one tensor beside its own
+devices' arrays. The checkpoint has only weights: training initialises the optimizer state.
 """
 
 import dataclasses
@@ -32,25 +31,25 @@ from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import checkpoint, state as train_state
 from ttt_jax.train.loop import RunProgress
 
-ORIGIN = 'imported'     # folder in the workdir: the small files of the directory
-IMPORT = 'import.json'  # in that folder: the report
-NOISE = 0.02            # of new rows: standard deviations of the old ones, column by column
+ORIGIN = 'imported'     # folder in the workdir with the small files of the directory
+IMPORT = 'import.json'  # the report, in that folder
+NOISE = 0.02            # of new rows, in standard deviations of the old rows, per column
 _KEPT = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
          'vocab.json', 'merges.txt', '*.tiktoken', 'LICENSE')
-_ROWS = 4096            # of a table, looked at together
+_ROWS = 4096            # rows of a table per pass over it
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What an import did.
+  """The report of an import.
 
   Attributes:
-    directory: that was read.
-    tensors, parameters: how many; without padding and new rows.
+    directory: the imported directory.
+    tensors, parameters: their numbers, without padding and new rows.
     dtype: of the tensors in the directory, and of the checkpoint.
-    rows: of the vocabulary in the directory.
-    kept: rows taken over as they are, from 0 on.
-    size: of our vocabulary; the rows from ``kept`` on are new.
+    rows: vocabulary rows in the directory.
+    kept: of these, the first ``kept`` are imported unchanged.
+    size: of our vocabulary; rows from ``kept`` on are new.
   """
   directory: str
   tensors: int
@@ -61,7 +60,7 @@ class Report:
   size: int
 
   def lines(self) -> list[str]:
-    """For people."""
+    """The report as lines of text."""
     out = [f'{self.tensors} tensors, {self.parameters:,} parameters in {self.dtype} from '
            f'{self.directory}']
     if self.rows > self.kept:
@@ -78,18 +77,18 @@ class Report:
 
 def read(directory: str | os.PathLike, dtype: str = 'float32',
          mesh: Mesh | None = None) -> tuple[ModelConfig, Vocabulary, Params]:
-  """The model of a directory, with the vocabulary that it has or is extended by.
+  """The model of a directory, with its own vocabulary or, for plain Qwen2.5, the extended one.
 
   Args:
-    directory: config.json and safetensors; Qwen2.5, or an exported Text-to-Talk model.
-    dtype: of the parameters, and to compute in: 'float32' or 'bfloat16'.
-    mesh: where they shall lie; default: the first device.
+    directory: config.json and safetensors of Qwen2.5 or of an exported Text-to-Talk model.
+    dtype: of the parameters and of the computation: 'float32' or 'bfloat16'.
+    mesh: of the parameters; default: the first device.
 
   Returns:
-    (size, id space, parameters as Model.init gives them).
+    (size, id space, parameters with the structure of Model.init).
 
   Raises:
-    UserError: the directory is not such a model, or not whole.
+    UserError: the directory is not such a model, or incomplete.
   """
   values = qwen_config.read(directory)
   vocab = qwen_config.vocabulary(values, directory)
@@ -108,12 +107,18 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, dtype: str = ''
   """The parameters of ``model`` from a directory whose config.json fits it.
 
   Args:
+    directory: with safetensors.
+    model: of the size and vocabulary to load.
+    mesh: of the parameters.
     dtype: of the parameters; '' = as in the directory: bfloat16 if all tensors are, else
       float32.
     seed: of the noise in new rows of the vocabulary.
 
+  Returns:
+    (parameters, report).
+
   Raises:
-    UserError: a tensor is missing, is one too many, has another shape, or cannot be read.
+    UserError: a tensor is missing, unexpected, of another shape, or unreadable.
   """
   folder = safetensors_io.Folder(directory)
   plan = tensor_names.tensors(model)
@@ -143,7 +148,7 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, dtype: str = ''
 
 
 def _check(folder: safetensors_io.Folder, plan: dict[str, tensor_names.Tensor], tied: bool) -> None:
-  """UserError unless the directory has just the tensors of the plan."""
+  """Raise UserError unless the directory has exactly the tensors of the plan."""
   missing = [name for name in plan if name not in folder]
   if missing:
     raise UserError(f'{folder.directory} lacks {_some(missing)}; the download is incomplete, or '
@@ -151,7 +156,7 @@ def _check(folder: safetensors_io.Folder, plan: dict[str, tensor_names.Tensor], 
   extra = [name for name in folder if name not in plan]
   if tied and tensor_names.HEAD in extra and _same_bytes(folder, tensor_names.HEAD,
                                                          tensor_names.EMBEDDING):
-    extra.remove(tensor_names.HEAD)  # written although it is the embedding table
+    extra.remove(tensor_names.HEAD)  # a tied head that was written as well
   if extra:
     raise UserError(f'{folder.directory} also has {_some(extra)}, which a Qwen2 model with its '
                     'config.json does not; config.json belongs to another model.')
@@ -163,7 +168,7 @@ def _check(folder: safetensors_io.Folder, plan: dict[str, tensor_names.Tensor], 
   if not tied and folder[tensor_names.HEAD].shape != folder[tensor_names.EMBEDDING].shape:
     raise UserError(f'tensor {tensor_names.HEAD} in {folder[tensor_names.HEAD].file} has '
                     f'{folder[tensor_names.HEAD].shape[0]:,} rows and {tensor_names.EMBEDDING} has '
-                    f'{folder[tensor_names.EMBEDDING].shape[0]:,}; they must be as many.')
+                    f'{folder[tensor_names.EMBEDDING].shape[0]:,}; the two numbers must be equal.')
 
 
 def _some(names: list[str]) -> str:
@@ -180,20 +185,21 @@ def _same_bytes(folder: safetensors_io.Folder, one: str, other: str) -> bool:
 
 
 def _put(array: np.ndarray, place: NamedSharding) -> jax.Array:
-  """A host array that every process has, on the mesh."""
+  """A host array that every process has, as a global array on the mesh."""
   return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
 
 def _into(stacked: jax.Array | None, array: np.ndarray, tensor: tensor_names.Tensor,
           shape: tuple[int, ...], place: NamedSharding, dtype: str) -> jax.Array:
-  """The stacked parameter with one layer's slice written, in place."""
+  """The stacked parameter with one layer's slice written; ``stacked`` is donated."""
   spec = list(place.spec[1:]) + [None] * (len(shape) - len(place.spec))
-  slice_place = NamedSharding(place.mesh, PartitionSpec(*(spec[::-1] if tensor.turned else spec)))
+  spec = spec[::-1] if tensor.transposed else spec
+  slice_place = NamedSharding(place.mesh, PartitionSpec(*spec))
   if stacked is None:
     stacked = _zeros(shape, place, dtype)()
-  # Waiting keeps the host at one tensor: accelerators would let it read ahead.
+  # Wait: dispatch is asynchronous, and the host must not hold more than one tensor.
   return jax.block_until_ready(
-      _writer(place, tensor.turned)(stacked, _put(array, slice_place), tensor.layer))
+      _writer(place, tensor.transposed)(stacked, _put(array, slice_place), tensor.layer))
 
 
 @functools.lru_cache(maxsize=None)
@@ -202,16 +208,16 @@ def _zeros(shape: tuple[int, ...], place: NamedSharding, dtype: str):
 
 
 @functools.lru_cache(maxsize=None)
-def _writer(place: NamedSharding, turned: bool):
+def _writer(place: NamedSharding, transposed: bool):
   def write(stacked, array, layer):
-    array = (array.T if turned else array).astype(stacked.dtype)
+    array = (array.T if transposed else array).astype(stacked.dtype)
     return jax.lax.dynamic_update_index_in_dim(stacked, array, layer, 0)
   return jax.jit(write, donate_argnums=0, out_shardings=place)
 
 
 def _table(folder: safetensors_io.Folder, name: str, shape: tuple[int, ...], size: int,
            place: NamedSharding, dtype: str, seed: int) -> jax.Array:
-  """Embedding or head [rows, E]: old rows as they are, new ones, and padding of zeros."""
+  """Embedding or head [rows, E]: the directory's rows, new rows, and padding rows of zeros."""
   entry = folder[name]
   kept = min(entry.shape[0], size)
   table = np.zeros(shape, entry.dtype)
@@ -222,8 +228,9 @@ def _table(folder: safetensors_io.Folder, name: str, shape: tuple[int, ...], siz
 
 
 def _fill(table: np.ndarray, kept: int, size: int, random: np.random.Generator) -> None:
-  """Write rows kept .. size - 1: the mean of those before plus a little noise, so that no two
-  tokens are the same to the model and none begins far from all others."""
+  """Write rows kept .. size - 1: the mean of the old rows plus noise. The mean keeps new logits
+  in the range of the old ones (Hewitt, "Initializing new word embeddings for pretrained language
+  models", 2021); the noise makes the new rows different from each other."""
   width = table.shape[1]
   total, squares = np.zeros(width), np.zeros(width)
   for at in range(0, kept, _ROWS):
@@ -238,7 +245,7 @@ def _fill(table: np.ndarray, kept: int, size: int, random: np.random.Generator) 
     rows[:] = (mean + NOISE * spread * noise).astype(table.dtype)
 
 
-# -- the verb -----------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------
 
 
 def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.PathLike,
@@ -246,15 +253,15 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
   """Write step 0 of a run: the weights of a Hugging Face directory.
 
   Args:
-    config: of the run; vocabulary, data and the model's size must fit the directory.
-    workdir: holds the prepared data, whose vocabulary the model is given; must have no
-      checkpoint yet. `train`, `evaluate` and `generate` start from what is written.
+    config: of the run; vocabulary, data and model size must fit the directory.
+    workdir: has the prepared data, whose vocabulary the model gets, and no checkpoint yet.
+      `train`, `evaluate` and `generate` start from the checkpoint that is written.
     directory: config.json and safetensors.
     adapter: a PEFT adapter directory for ``config.model.lora``; '' = none.
     dtype: of the checkpoint; '' = that of the directory.
 
   Raises:
-    UserError: they do not fit together, or something is missing or damaged.
+    UserError: config, data and directory do not fit together, or a file is missing or damaged.
   """
   values = qwen_config.read(directory)
   workdir = pathlib.Path(workdir)
@@ -283,15 +290,15 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
 
 
 def _check_origin(target: pathlib.Path, directory: pathlib.Path) -> None:
-  """The folder that will be replaced must be one that an import made, and not what is read."""
+  """Raise UserError unless ``target`` may be replaced: an earlier import's, and not the input."""
   if target.exists() and (directory.resolve().is_relative_to(target.resolve())
                           or not (target / IMPORT).is_file()):
-    raise UserError(f'{target} is where an import keeps its own small files; give that folder '
-                    'another name, or use another workdir.')
+    raise UserError(f'{target} would be replaced by the small files of the import, but an import '
+                    'did not create it; rename it, or use another workdir.')
 
 
 def _note(config: Config, vocab: Vocabulary, report: Report) -> dict[str, Any]:
-  """The JSON beside the checkpoint, as the loop writes it."""
+  """The JSON beside the checkpoint, with the keys that the training loop writes."""
   return {'data': {'next': 0}, 'progress': dataclasses.asdict(RunProgress()), 'seconds': {},
           'config': config_lib.to_dict(config), 'vocabulary': vocab.to_dict(),
           'fingerprint': vocab.fingerprint, 'revision': git_revision(), 'version': version(),
@@ -299,7 +306,7 @@ def _note(config: Config, vocab: Vocabulary, report: Report) -> dict[str, Any]:
 
 
 def _keep_small_files(directory: pathlib.Path, target: pathlib.Path, report: Report) -> None:
-  """What an export can take over: lengths, licence, the tokenizer."""
+  """Copy the files that an export reuses: config, licence, tokenizer; and write the report."""
   shutil.rmtree(target, ignore_errors=True)
   target.mkdir(parents=True)
   for path in (path for pattern in _KEPT for path in directory.glob(pattern)):

@@ -1,4 +1,4 @@
-"""The model card of an export: what was trained, on what, how far, and how to use it."""
+"""The model card of an export: model, data, training, losses, and how to load it."""
 
 import json
 import pathlib
@@ -36,17 +36,18 @@ The base is what `ttt-jax export-hf --part base` writes."""
 
 
 def imported(workdir: pathlib.Path, step: int) -> dict[str, Any]:
-  """What the import of a run reported, if ``step`` is still what was imported; else {}."""
+  """The import report of a run if ``step`` is the imported checkpoint; else {}."""
   return files.read_json(workdir / ORIGIN / IMPORT) if step == 0 else {}
 
 
 def facts(run: TrainedModel, workdir: pathlib.Path, part: str) -> dict[str, Any]:
-  """What training.json has beside the tensors' own numbers."""
+  """The contents of training.json, without the numbers of the tensors."""
   config = run.config
   splits = store.read_manifest(run.data_dir)['splits']
   return {
       'name': config.name, 'part': part, 'step': run.step, 'steps': config.train.steps,
-      'base': pathlib.Path(imported(workdir, 0).get('directory', '')).name,  # no path of yours
+      # The name alone: a path of the user's machine does not belong into a published file.
+      'base': pathlib.Path(imported(workdir, 0).get('directory', '')).name,
       'vocabulary': run.vocab.to_dict(), 'vocab_size': run.vocab.size,
       'fingerprint': run.vocab.fingerprint, 'data': splits,
       'losses': _losses(workdir / 'metrics.jsonl', run.step), 'config': to_dict(config),
@@ -54,7 +55,7 @@ def facts(run: TrainedModel, workdir: pathlib.Path, part: str) -> dict[str, Any]
 
 
 def _losses(path: pathlib.Path, step: int) -> dict[str, float]:
-  """The last logged figures up to a step."""
+  """The last logged losses up to a step."""
   found: dict[str, float] = {}
   if path.is_file():
     for line in path.read_text(encoding='utf-8').splitlines():
@@ -65,7 +66,7 @@ def _losses(path: pathlib.Path, step: int) -> dict[str, float]:
 
 
 def text(known: dict[str, Any]) -> str:
-  """README.md, from ``facts`` and the numbers of the tensors."""
+  """README.md, from the contents of training.json."""
   config = known['config']
   adapter = known['part'] == 'adapter'
   rows = [
@@ -92,8 +93,8 @@ def text(known: dict[str, Any]) -> str:
   kind = 'A LoRA adapter for a' if adapter else 'A'
   use = (_USE_ADAPTER if adapter else _USE).format(name=known['name'])
   head = '---\nlibrary_name: ' + ('peft' if adapter else 'transformers') + '\n---\n'
-  return (f'{head}# {known["name"]}\n\n{kind} Text-to-Talk model: one Transformer that writes text '
-          'token by token and speaks in blocks of audio by diffusion (arXiv 2509.20072).\n\n'
+  return (f'{head}# {known["name"]}\n\n{kind} Text-to-Talk model: one Transformer that generates '
+          'text token by token and audio block by block by diffusion (arXiv 2509.20072).\n\n'
           f'| | |\n|---|---|\n{table}\n\n{use}\n')
 
 

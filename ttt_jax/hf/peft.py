@@ -1,7 +1,7 @@
 """LoRA adapters in the format of `peft`: adapter_config.json and adapter_model.safetensors.
 
-  base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight   [rank, in]   our lora_a, turned
-  base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight   [out, rank]  our lora_b, turned
+  base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight   [rank, in]   lora_a transposed
+  base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight   [out, rank]  lora_b transposed
 """
 
 import json
@@ -24,7 +24,7 @@ CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 _LETTER = {'A': lora.A, 'B': lora.B}
-# What an adapter of peft may have beside the plain form, and what is the plain form.
+# Settings of a peft adapter, with the values that plain LoRA has. Other values are rejected.
 _ONLY = {'peft_type': ('LORA',), 'bias': ('none',), 'use_rslora': (False, None),
          'use_dora': (False, None), 'fan_in_fan_out': (False, None),
          'modules_to_save': (None, []), 'rank_pattern': ({}, None), 'alpha_pattern': ({}, None),
@@ -45,14 +45,16 @@ def plan(model: Model) -> list[tuple[str, tuple[str, ...], int, tuple[int, ...]]
   return out
 
 
-# -- out ----------------------------------------------------------------------------------
+# -- export ----------------------------------------------------------------------------------
 
 
 def save(directory: pathlib.Path, model: Model, params: Params, base: str) -> int:
-  """Write the adapters of ``params`` into a directory that exists; returns how many tensors.
+  """Write the adapters of ``params`` into an existing directory; returns the number of tensors.
 
   Args:
-    base: what adapter_config.json names as the model they belong to.
+    directory: to write to.
+    model, params: with adapters.
+    base: base_model_name_or_path of adapter_config.json.
   """
   config = model.config.lora
   planned = {name: (path, layer, shape) for name, path, layer, shape in plan(model)}
@@ -91,14 +93,14 @@ def _values(config: LoraConfig, base: str) -> dict[str, Any]:
   }
 
 
-# -- in -----------------------------------------------------------------------------------
+# -- import -----------------------------------------------------------------------------------
 
 
 def load(directory: str | os.PathLike, model: Model, mesh: Mesh, params: Params) -> Params:
   """``params`` with the adapters of a PEFT directory.
 
   Raises:
-    UserError: it is no such directory, or not the adapter that ``model.config.lora`` describes.
+    UserError: not such a directory, or an adapter that ``model.config.lora`` does not describe.
   """
   path = pathlib.Path(directory) / CONFIG
   if not path.is_file():

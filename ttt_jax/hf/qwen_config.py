@@ -1,14 +1,15 @@
 """config.json of a Qwen2 directory <-> the model's size and the id space.
 
-  ours            config.json          ours        config.json
-  width           hidden_size          ffn         intermediate_size
-  layers          num_hidden_layers    head_dim    head_dim, or hidden_size / heads
-  num_attention_heads         num_attention_heads  rope_theta  rope_theta, or inside rope_parameters
-  kv_heads        num_key_value_heads  rms_norm_eps    rms_norm_eps
-  tied            tie_word_embeddings
+  ours                 config.json               ours                 config.json
+  num_layers           num_hidden_layers         hidden_size          hidden_size
+  num_attention_heads  num_attention_heads       intermediate_size    intermediate_size
+  num_key_value_heads  num_key_value_heads       rms_norm_eps         rms_norm_eps
+  head_dim             head_dim, or              tie_word_embeddings  tie_word_embeddings
+                       hidden_size / heads       rope_theta           rope_theta, or inside
+                                                                      rope_parameters
 
-A Text-to-Talk model has two fields more, ``audio_token_id_start`` and ``mask_token``, from which
-all of its id space follows.
+A Text-to-Talk model has two more fields, ``audio_token_id_start`` and ``mask_token``, which
+determine its id space.
 """
 
 import dataclasses
@@ -36,17 +37,17 @@ KEYS = {
     'rms_norm_eps': 'rms_norm_eps',
     'tie_word_embeddings': 'tie_word_embeddings',
 }
-# What the decoder has built in: config.json may say so, or nothing.
+# Settings with one supported value (the first): config.json has it, or omits the field.
 _ONLY = {'hidden_act': ('silu',), 'use_sliding_window': (False, None),
          'rope_scaling': (None, {}), 'mlp_bias': (False, None), 'quantization_config': (None,)}
 _DEFAULTS = {'rms_norm_eps': 1e-6, 'tie_word_embeddings': False, 'rope_theta': 1e4}
 
 
 def read(directory: str | os.PathLike) -> dict[str, Any]:
-  """config.json of a directory, checked to be a decoder that we have.
+  """config.json of a directory, checked to be a supported decoder.
 
   Raises:
-    UserError: no directory or file, another architecture, a field missing or of another kind.
+    UserError: no directory or file, another architecture, a field missing or of another type.
   """
   path = pathlib.Path(directory) / CONFIG
   if not pathlib.Path(directory).is_dir():
@@ -74,12 +75,12 @@ def read(directory: str | os.PathLike) -> dict[str, Any]:
       raise UserError(f'{path} has {key} = {values[key]!r}; only {allowed[0]!r} can be imported.')
   for key in ('vocab_size', *(key for key in KEYS.values() if key not in (*_DEFAULTS, 'head_dim'))):
     if not isinstance(values.get(key), int):
-      raise UserError(f'{path} has {key} = {values.get(key)!r}; it must be a whole number.')
+      raise UserError(f'{path} has {key} = {values.get(key)!r}; it must be an integer.')
   return values
 
 
 def size(values: dict[str, Any]) -> dict[str, Any]:
-  """The fields of ModelConfig that config.json decides."""
+  """The fields of ModelConfig that config.json determines."""
   found = {**_DEFAULTS, **{key: value for key, value in values.items() if value is not None}}
   found.setdefault('head_dim', found['hidden_size'] // found['num_attention_heads'])
   out = {ours: found[theirs] for ours, theirs in KEYS.items()}
@@ -87,7 +88,7 @@ def size(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(values: dict[str, Any], config: ModelConfig, directory: str | os.PathLike) -> None:
-  """UserError that names every setting of ``config`` that is not the directory's."""
+  """Raise UserError that names every setting of ``config`` that differs from the directory's."""
   wrong = {key: value for key, value in size(values).items() if getattr(config, key) != value}
   if wrong:
     pairs = ', '.join(f'config key model.{key} is {getattr(config, key)} where {KEYS[key]} is '
@@ -98,10 +99,10 @@ def compare(values: dict[str, Any], config: ModelConfig, directory: str | os.Pat
 
 
 def vocabulary(values: dict[str, Any], directory: str | os.PathLike) -> Vocabulary:
-  """The id space of a directory, extended by the published one if it is plain Qwen2.5.
+  """The id space of a directory; that of the paper, if it is plain Qwen2.5.
 
   Raises:
-    UserError: neither: its ids mean nothing that is known here.
+    UserError: the vocabulary is neither Qwen2.5's nor a Text-to-Talk model's.
   """
   path = pathlib.Path(directory) / CONFIG
   if isinstance(values.get('ttt_vocabulary'), dict):
@@ -129,7 +130,7 @@ def vocabulary(values: dict[str, Any], directory: str | os.PathLike) -> Vocabula
 
 def check_vocabulary(values: dict[str, Any], vocab: Vocabulary,
                      directory: str | os.PathLike) -> None:
-  """UserError if a directory that is extended already has another id space than ``vocab``."""
+  """Raise UserError if a Text-to-Talk directory has another id space than ``vocab``."""
   for key, wanted in (('audio_token_id_start', vocab.audio_threshold), ('mask_token', vocab.mask)):
     if values.get(key, wanted) != wanted:
       raise UserError(f'{pathlib.Path(directory) / CONFIG} has {key} = {values[key]}, but in the '
@@ -142,10 +143,10 @@ def write(config: Config, vocab: Vocabulary, dtype: str,
   """config.json of an exported model.
 
   Args:
-    config: of the run; model, objective, generate and data matter.
+    config: of the run; sections model, objective, generate and data are read.
     vocab: its id space.
     dtype: of the tensors, 'float32' or 'bfloat16'.
-    origin: config.json that was imported, whose further fields (lengths, for example) stay.
+    origin: config.json that was imported; its other fields (lengths, for example) are kept.
   """
   model = config.model
   values = {
@@ -172,7 +173,7 @@ def write(config: Config, vocab: Vocabulary, dtype: str,
 
 
 def write_generation(config: Config, vocab: Vocabulary) -> dict[str, Any]:
-  """generation_config.json of an exported model: what `generate` of transformers needs."""
+  """generation_config.json of an exported model, for `generate` of transformers."""
   g = config.generate
   sampled = {'do_sample': True, 'temperature': g.temperature, 'top_p': g.top_p,
              'top_k': g.top_k or None}

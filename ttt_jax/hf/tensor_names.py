@@ -1,7 +1,7 @@
-"""ONE table between the tensors of a Qwen2 directory and our parameters, read in both directions.
+"""ONE table between the tensors of a Qwen2 directory and our parameters, for import and export.
 
-transformers keeps a matrix as [out, in], we keep it as [in, out]; it keeps layers apart, we
-stack them along a leading axis. Names and shapes are those of Qwen2ForCausalLM.
+transformers stores a matrix as [out, in], we store it as [in, out]; it has one tensor per layer, we
+stack layers along a leading axis. Names and shapes are those of Qwen2ForCausalLM.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ EMBEDDING = 'model.embed_tokens.weight'
 HEAD = 'lm_head.weight'
 LAYER = 'model.layers.{}.'
 
-# (name, path of the parameter, whether the two axes trade places)
+# (name, path of the parameter, whether it is transposed)
 TRUNK = (
     (EMBEDDING, ('trunk', 'embedding'), False),
     ('model.norm.weight', ('trunk', 'norm', 'scale'), False),
     (HEAD, ('trunk', 'head'), False),  # absent when tied
 )
-# Module of Qwen2 -> path of ours: also the modules that may carry an adapter.
+# Projection -> (module of Qwen2, path of ours); also the matrices that may have an adapter.
 PROJECTIONS = {
     'q': ('self_attn.q_proj', ('layers', 'attention', 'q')),
     'k': ('self_attn.k_proj', ('layers', 'attention', 'k')),
@@ -48,15 +48,15 @@ class Tensor:
   Attributes:
     name: as in the directory.
     path: keys of our parameter.
-    layer: which slice of the stacked parameter it is; None outside the layers.
-    shape: as in the directory; of an embedding table without our padding rows.
-    turned: whether it is the transpose of ours.
+    layer: index into the stacked parameter; None outside the layers.
+    shape: as in the directory; an embedding table is without our padding rows.
+    transposed: whether it is the transpose of ours.
   """
   name: str
   path: tuple[str, ...]
   layer: int | None
   shape: tuple[int, ...]
-  turned: bool
+  transposed: bool
 
   @property
   def is_table(self) -> bool:
@@ -71,26 +71,26 @@ def tensors(model: Model) -> dict[str, Tensor]:
 
 def _tensors(model: Model) -> Iterator[Tensor]:
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  for name, path, turned in TRUNK:
+  for name, path, transposed in TRUNK:
     if name == HEAD and model.config.tie_word_embeddings:
       continue
     shape = leaf(shapes, path).shape
     yield Tensor(name, path, None,
-                 (model.vocab_size, *shape[1:]) if name in (EMBEDDING, HEAD) else shape, turned)
+                 (model.vocab_size, *shape[1:]) if name in (EMBEDDING, HEAD) else shape, transposed)
   for layer in range(model.config.num_layers):
-    for name, path, turned in LAYERS:
+    for name, path, transposed in LAYERS:
       stacked = leaf(shapes, path).shape[1:]
       yield Tensor(LAYER.format(layer) + name, path, layer,
-                   stacked[::-1] if turned else stacked, turned)
+                   stacked[::-1] if transposed else stacked, transposed)
 
 
 def leaf(tree: Any, path: tuple[str, ...]) -> Any:
-  """What stands at a path of nested dicts."""
+  """The value at a path of nested dicts."""
   return functools.reduce(lambda branch, key: branch[key], path, tree)
 
 
 def nested(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:
-  """Paths and what stands there -> nested dicts."""
+  """Nested dicts from a dict of paths and values; the inverse of flattening."""
   tree: dict[str, Any] = {}
   for path, value in leaves.items():
     functools.reduce(lambda branch, key: branch.setdefault(key, {}), path[:-1], tree)[

@@ -1,11 +1,11 @@
-"""Text-to-Talk in PyTorch: Qwen2.5's decoder under the hybrid mask, and its way of speaking.
+"""Text-to-Talk in PyTorch: Qwen2.5's decoder under the hybrid attention mask, and generation.
 
   model = AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)
   answer = model.generate_speech(prompt_ids)           # .ids, .codes per span, .text
   for event in model.generate_speech(prompt_ids, stream=True): ...
 
-The weights are Qwen2's, name by name. Part of ttt_jax (Apache-2.0), which writes this file
-beside the weights; it needs torch and transformers alone.
+The weights have the names of Qwen2. Part of ttt_jax (Apache-2.0), which writes this file beside
+the weights; it needs only torch and transformers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,10 +25,10 @@ from .ttt_outputs import Answer, Event
 class TtTForCausalLM(PreTrainedModel):
   """The decoder, its head, and generation.
 
-  Beside Qwen2's, config.json has ``audio_token_id_start`` and ``mask_token``, from which every
-  other id follows; ``ttt_mode`` ('hybrid', 'ar', 'nar') and ``ttt_prompt_audio`` ('bidirectional',
-  'causal') if the model was trained otherwise than as published; and ``ttt_generate``, the
-  defaults of ``generate_speech``.
+  In addition to Qwen2's fields, config.json has ``audio_token_id_start`` and ``mask_token``, which
+  determine all other special ids; optionally ``ttt_mode`` ('hybrid', 'ar', 'nar') and
+  ``ttt_prompt_audio`` ('bidirectional', 'causal'), default 'hybrid' and 'bidirectional'; and
+  ``ttt_generate``, the defaults of ``generate_speech``.
   """
 
   config_class = Qwen2Config
@@ -41,7 +41,7 @@ class TtTForCausalLM(PreTrainedModel):
     super().__init__(config)
     for name in ('audio_token_id_start', 'mask_token'):
       if not isinstance(getattr(config, name, None), int):
-        raise ValueError(f'config.json lacks {name}, an id; this is no Text-to-Talk checkpoint.')
+        raise ValueError(f'config.json lacks {name}, an id; this is not a Text-to-Talk checkpoint.')
     self.ids = Ids(config.audio_token_id_start, config.mask_token)
     if config.vocab_size < self.ids.size:
       raise ValueError(f'config.json has vocab_size {config.vocab_size}, but mask_token '
@@ -54,7 +54,7 @@ class TtTForCausalLM(PreTrainedModel):
     self.post_init()
 
   def _init_weights(self, module: nn.Module) -> None:
-    """Random weights, for a model that is not loaded."""
+    """Initialise a module's weights at random."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
       module.weight.data.normal_(0.0, self.config.initializer_range)
       if getattr(module, 'bias', None) is not None:
@@ -81,15 +81,15 @@ class TtTForCausalLM(PreTrainedModel):
 
     Args:
       input_ids: int64 [B, T]; masks where the noise put them.
-      attention_mask: [B, T], 0 = padding on either side; or bool [B, T, T], which says itself
-        who reads whom.
+      attention_mask: [B, T], 0 = padding on either side; or bool [B, T, T], the complete mask,
+        True where query (axis 1) attends to key (axis 2).
       position_ids: [B, T]; by default 0.. in each document.
-      document_ids: [B, T] of packed rows, 0 = padding; equal neighbours are one document.
-      answer_mask: bool [B, T], the assistant's tokens. Needed by a model whose prompt audio
-        is causal, and in mode 'nar'; by default all audio is bidirectional.
+      document_ids: [B, T] for packed rows, 0 = padding; equal neighbours are one document.
+      answer_mask: bool [B, T], the assistant's tokens. Required if prompt audio is causal and in
+        mode 'nar'; otherwise all audio is bidirectional.
 
     Raises:
-      ValueError: answer_mask is needed and missing, or a padding mask of another shape.
+      ValueError: answer_mask is required and missing, or attention_mask has another shape.
     """
     if attention_mask is not None and attention_mask.dim() == 3:
       allowed, document = attention_mask.bool(), torch.ones_like(input_ids)
@@ -109,7 +109,7 @@ class TtTForCausalLM(PreTrainedModel):
   def _groups(self, token: torch.Tensor, document: torch.Tensor,
               answer: torch.Tensor | None) -> torch.Tensor:
     if answer is None and (self.mode == 'nar' or self.prompt_audio != 'bidirectional'):
-      raise ValueError('answer_mask is needed: this model treats prompts otherwise than answers '
+      raise ValueError('answer_mask is required: this model masks prompts and answers differently '
                        f'(ttt_mode {self.mode!r}, ttt_prompt_audio {self.prompt_audio!r}).')
     answer = torch.zeros_like(token, dtype=torch.bool) if answer is None else answer.bool()
     return bidirectional_group(token >= self.ids.threshold, document, answer, self.mode,
@@ -123,10 +123,10 @@ class TtTForCausalLM(PreTrainedModel):
     Args:
       input_ids: one prompt (list or [n] or [1, n] tensor of ids, up to and including the
         assistant's header), or a list of prompts.
-      stream: yield Events instead: text and audio tokens as soon as they are final.
-      tokenizer: adds text to events and answers.
-      names: name the prompts' random draws; the same name, seed and prompt give the same
-        answer in any company.
+      stream: return an iterator of Events: text and audio tokens as soon as they are final.
+      tokenizer: decodes the text of events and answers; without it they have none.
+      names: seed each prompt's random draws together with ``seed``; default: its index. The same
+        name, seed and prompt give the same answer whatever the other prompts are.
       **settings: see ``Options`` in ttt_choice.py: block, steps, max_span, max_tokens, temperature,
         top_k, top_p, audio_temperature, guidance, rule, schedule, seed, slots, ...
 
@@ -152,7 +152,7 @@ class TtTForCausalLM(PreTrainedModel):
 
 
 def _positions(document: torch.Tensor) -> torch.Tensor:
-  """0.. in each run of equal numbers."""
+  """int64 [B, T]: 0, 1, ... in each run of equal document numbers."""
   index = torch.arange(document.shape[1], device=document.device).expand_as(document)
   starts = torch.ones_like(document, dtype=torch.bool)
   starts[:, 1:] = document[:, 1:] != document[:, :-1]
@@ -160,7 +160,7 @@ def _positions(document: torch.Tensor) -> torch.Tensor:
 
 
 def _prompts(given: Any) -> tuple[list[list[int]], bool]:
-  """(prompts, whether it was only one)."""
+  """(prompts, whether ``given`` was a single one)."""
   if isinstance(given, torch.Tensor):
     rows = given.tolist() if given.dim() == 2 else [given.tolist()]
     return rows, len(rows) == 1
@@ -170,5 +170,5 @@ def _prompts(given: Any) -> tuple[list[list[int]], bool]:
   return [[int(x) for x in row] for row in rows], False
 
 
-# So that save_pretrained writes these files beside the weights, in older transformers, too.
+# Makes save_pretrained write these files beside the weights, also in older transformers.
 TtTForCausalLM.register_for_auto_class('AutoModelForCausalLM')

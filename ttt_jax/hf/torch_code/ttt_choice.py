@@ -1,6 +1,6 @@
 """From hidden states to choices, and which masks of a block a step commits.
 
-V = ids, P = positions that need a choice. Part of ttt_jax (Apache-2.0); needs torch alone.
+V = ids, P = positions that need a choice. Part of ttt_jax (Apache-2.0); it needs only torch.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ _NAMED = {'rule': RULES, 'schedule': ('linear', 'shifted'), 'softmax': ('full', 
 
 @dataclasses.dataclass(frozen=True)
 class Ids:
-  """The id space: text < threshold <= codes < mask < two end tokens, always in this order.
+  """The id space, in this order: text < threshold < codes < mask < two end tokens.
 
   Attributes:
     threshold: config.json's audio_token_id_start.
@@ -61,9 +61,9 @@ class Ids:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How to answer; names, meanings and defaults are those of ttt_jax's `generate` section."""
+  """Sampling parameters; names, meanings and defaults are those of ttt_jax's `generate` section."""
   block: int = 32              # masks appended at a time in an open span
-  steps: int = 10              # forward passes per block
+  steps: int = 10              # decode steps per block
   min_span: int = 1            # audio tokens in one span, its end included
   max_span: int = 640          # then its end is forced
   text_gap: int = 0            # text tokens between one span and the next, at least
@@ -74,14 +74,14 @@ class Options:
   audio_temperature: float = 0.0
   guidance: float = 0.0        # w of uncond + (1 + w)(cond - uncond)
   rule: str = 'confidence'     # which masks a step commits
-  threshold: float = 0.9       # rule 'threshold': surer choices are committed at once
+  threshold: float = 0.9       # rule 'threshold': choices this confident are committed at once
   entropy_budget: float = 0.35  # rule 'entropy': nats committed beyond the schedule
   schedule: str = 'linear'     # or 'shifted': how many per step
   shift: float = 0.5           # 'shifted': below 1 starts slowly
   seed: int = 0
-  guidance_context: str = 'published'  # the prefix behind masks; or 'begin': the span alone
+  guidance_context: str = 'published'  # unconditional pass: prefix masked; 'begin': span alone
   softmax: str = 'full'        # confidence over all ids, as published; or the 'audio' ids
-  slots: int = 8               # prompts answered side by side
+  slots: int = 8               # prompts answered at the same time
 
   def __post_init__(self):
     for name, known in _NAMED.items():
@@ -97,7 +97,7 @@ class Options:
 
 
 def options(defaults: dict[str, Any] | None, given: dict[str, Any]) -> Options:
-  """``given`` over the checkpoint's defaults over the dataclass's.
+  """Options from ``given``, then the checkpoint's ``defaults``, then the dataclass's defaults.
 
   Raises:
     ValueError: an option that does not exist, or a value out of range.
@@ -111,23 +111,24 @@ def options(defaults: dict[str, Any] | None, given: dict[str, Any]) -> Options:
 
 
 class Wanted(NamedTuple):
-  """Positions of one request in one step: P of them.
+  """The P positions of one request that need a choice in one step.
 
   Attributes:
-    hidden, null: [P, E]; null without context, for guidance, or None.
+    hidden: [P, E].
+    uncond: [P, E], hidden states of guidance's unconditional pass; None without guidance.
     in_span: True in a span, False for the next text token (P = 1).
-    limited: bool [P]: an end (in a span) or a begin token (in text) may not stand there yet.
-    generator: of the request's draws.
+    limited: bool [P]: an end token (in a span) or a begin token (in text) is not allowed yet.
+    generator: of the request's random draws.
   """
   hidden: torch.Tensor
-  null: torch.Tensor | None
+  uncond: torch.Tensor | None
   in_span: bool
   limited: torch.Tensor
   generator: torch.Generator
 
 
 class Choice(NamedTuple):
-  """Lists of P numbers: chosen id; its probability; what ranks it; the entropy, nats."""
+  """Lists of P numbers: chosen id; its probability; the key that ranks it; the entropy, nats."""
   token: list[int]
   confidence: list[float]
   score: list[float]
@@ -135,7 +136,7 @@ class Choice(NamedTuple):
 
 
 class Chooser:
-  """Picks ids under one set of options."""
+  """Chooses ids under one set of options."""
 
   def __init__(self, head: torch.Tensor, ids: Ids, mode: str, settings: Options):
     """Args:
@@ -152,8 +153,8 @@ class Chooser:
     if mode != 'hybrid':
       text = audio = text | audio
       end, begin = number == ids.im_end, torch.zeros_like(end)
-    # Rows: text, text without begin tokens, span, span without ends.
-    self._may = torch.stack([text, text & ~begin, audio, audio & ~end])
+    # Allowed ids [4, V]: text, text without begin tokens, span, span without end tokens.
+    self._allowed = torch.stack([text, text & ~begin, audio, audio & ~end])
 
   def logits(self, hidden: torch.Tensor, first: int = 0) -> torch.Tensor:
     """float32 [P, V - first]."""
@@ -161,15 +162,15 @@ class Chooser:
 
   def __call__(self, wanted: Wanted) -> Choice:
     s = self.settings
-    # Over the audio ids alone, the rest of the head is not needed.
+    # With softmax over the audio ids, only their rows of the head are needed.
     narrow = s.softmax == 'audio' and self.mode == 'hybrid' and wanted.in_span
     first = self.ids.threshold if narrow else 0
     logits = self.logits(wanted.hidden, first)
-    if wanted.null is not None:
-      blind = self.logits(wanted.null, first)
-      logits = blind + (1 + s.guidance) * (logits - blind)
-    may = self._may[2 * wanted.in_span + wanted.limited.long(), first:]
-    masked = logits.masked_fill(~may, -torch.inf)
+    if wanted.uncond is not None:
+      uncond = self.logits(wanted.uncond, first)
+      logits = uncond + (1 + s.guidance) * (logits - uncond)  # classifier-free guidance
+    allowed = self._allowed[2 * wanted.in_span + wanted.limited.long(), first:]
+    masked = logits.masked_fill(~allowed, -torch.inf)
     temperature = s.audio_temperature if wanted.in_span else s.temperature
     token = masked.argmax(-1)
     if temperature > 0:
@@ -179,36 +180,36 @@ class Chooser:
     log_p = space.gather(1, token[:, None])[:, 0] - total
     confidence = log_p.exp()
     score, entropy = self._scores(space, masked, total, log_p, confidence, first + token)
-    # One trip to the host; ids are exact in float64.
+    # One transfer to the host; ids are exact in float64.
     rows = torch.stack([x.double() for x in (first + token, confidence, score, entropy)]).tolist()
     return Choice([int(x) for x in rows[0]], *rows[1:])
 
   def _sample(self, scaled: torch.Tensor, wanted: Wanted) -> torch.Tensor:
-    """Gumbel-max; [P]."""
+    """int64 [P], samples by Gumbel-max."""
     if not wanted.in_span:
       scaled = _nucleus(scaled, self.settings.top_k, self.settings.top_p)
     wait = torch.empty_like(scaled).exponential_(generator=wanted.generator)
     return (scaled - wait.log()).argmax(-1)
 
   def _scores(self, space, masked, total, log_p, confidence, token):
-    """(what ranks, entropy), both [P]."""
+    """(scores, entropies), both [P]; entropies are 0 where the rule does not read them."""
     rule = self.settings.rule
-    nothing = torch.zeros_like(confidence)
+    zeros = torch.zeros_like(confidence)
     if rule in ('confidence', 'threshold'):
-      return confidence, nothing
+      return confidence, zeros
     if rule == 'margin':
       best = masked.topk(2, dim=-1).values
       p = (best - total[:, None]).exp()
-      return p[:, 0] - p[:, 1], nothing
+      return p[:, 0] - p[:, 1], zeros
     if rule == 'prior':
-      return log_p - (nothing if self.prior is None else self.prior[token]), nothing
+      return log_p - (zeros if self.prior is None else self.prior[token]), zeros
     p = (space - total[:, None]).exp()
     entropy = total - torch.where(p > 0, p * space, 0.0).sum(-1)
     return -entropy, entropy
 
 
 def _nucleus(scaled: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-  """Keep the top_k ids (0 = all), and of those the fewest that hold top_p of the probability."""
+  """-inf outside the top_k ids (0 = all), and of those the fewest with a sum of top_p."""
   if not top_k and top_p >= 1:
     return scaled
   descending = scaled.sort(dim=-1, descending=True).values
@@ -227,7 +228,7 @@ def _nucleus(scaled: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
 def scheduled(settings: Options, size: int, masked: int, step: int) -> int:
   """How many positions a step commits at least.
 
-  Linear: size // steps, and the remainder one by one to the first steps. Shifted: the
+  Linear: size // steps, and one more in each of the first size % steps steps. Shifted: the
   fraction done after step j of K is a u / (1 + (a - 1) u), u = (j + 1) / K; at least one
   position per step, and all that are left in the last.
 
@@ -242,23 +243,23 @@ def scheduled(settings: Options, size: int, masked: int, step: int) -> int:
     return max(size // steps + (step < size % steps), 1)
   if step + 1 >= steps:
     return max(masked, 1)
-  a, u = torch.tensor(shift), torch.tensor((step + 1) / steps)  # float32, as in training's engine
+  a, u = torch.tensor(shift), torch.tensor((step + 1) / steps)  # float32, as in ttt_jax
   return max(int((size * (a * u / (1 + (a - 1) * u))).round()) - (size - masked), 1)
 
 
 def accept(settings: Options, choice: Choice, size: int, step: int) -> list[int]:
-  """Indices (of the P masked positions) that this step commits: at least one.
+  """Indices, into the P masked positions, that this step commits: at least one.
 
-  The highest score goes first, equal ones from left to right.
+  Positions are ranked by score, highest first, ties from left to right.
   """
   masked = len(choice.token)
   order = sorted(range(masked), key=lambda i: (-choice.score[i], i))
   count = scheduled(settings, size, masked, step)
   taken, spent = [], 0.0
   for place, i in enumerate(order):
-    sure = settings.rule == 'threshold' and choice.confidence[i] >= settings.threshold
-    cheap = settings.rule == 'entropy' and spent <= settings.entropy_budget
-    if place < count or sure or cheap:
+    confident = settings.rule == 'threshold' and choice.confidence[i] >= settings.threshold
+    in_budget = settings.rule == 'entropy' and spent <= settings.entropy_budget
+    if place < count or confident or in_budget:
       taken.append(i)
     spent += choice.entropy[i]
   return taken

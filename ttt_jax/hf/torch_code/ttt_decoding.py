@@ -1,11 +1,11 @@
-"""Answers: text token by token, speech block by block, beside an exact cache of the prefix.
+"""Generation: text token by token, audio block by block, with an exact KV cache of the prefix.
 
-A request's *window* is what is not cached: in text the last token, or a closed span after
-its begin token; in a span the begin token and the open span. What stands before an open
-span never sees it, so its keys and values are final; the span is bidirectional and is
-computed again at every step. Rows of several requests go through the model together.
+A request's *window* has the tokens that are not cached: in text the last token, or a closed span
+after its begin token; in a span the begin token and the open span. Tokens before an open span
+never attend to it, so their keys and values are final. The span is bidirectional, so it is
+computed again at every step. Rows of several requests share a forward pass.
 
-Part of ttt_jax (Apache-2.0); this file needs torch and nothing else.
+Part of ttt_jax (Apache-2.0); this file needs only torch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from .ttt_choice import Chooser, Ids, Options, Wanted, accept
-from .ttt_layers import Decoder, bidirectional_group
+from .ttt_layers import Decoder, Pair, bidirectional_group
 from .ttt_outputs import Event, Reporter, Row, Span
 
 _LONGEST = 512    # tokens of a prompt that are read at once, unless a span is longer
-_POSITIONS = 128  # whose logits exist at once
+_POSITIONS = 128  # positions whose logits are in memory at once
 
 
 class Generation:
@@ -29,7 +29,8 @@ class Generation:
                decode: Callable[[list[int]], str] | None = None):
     """Args:
       decoder, head: the model; head is [V', E].
-      ids, settings, mode, prompt_audio: see Ids, Options and ttt_layers.
+      ids, settings: see ttt_choice.py.
+      mode, prompt_audio: see ttt_layers.bidirectional_group.
       decode: text ids to text, for events and answers that carry text.
     """
     self.decoder, self.ids, self.settings, self.mode = decoder, ids, settings, mode
@@ -38,18 +39,18 @@ class Generation:
     self.choose = Chooser(head, ids, mode, settings)
     self._guided = settings.guidance > 0 and mode != 'ar'
     self._rows: list[Row] = []
-    self._cache: list[tuple[torch.Tensor, torch.Tensor]] = []
+    self._cache: list[Pair] = []
 
   def run(self, prompts: Sequence[list[int]], names: Sequence[int] | None = None
           ) -> Iterator[Event]:
-    """Answer every prompt; events as they come, tokens as soon as they are final.
+    """Answer every prompt, and yield events as they happen.
 
     Args:
       prompts: ids up to and including the assistant's header.
-      names: name the requests' random draws; their indices if None.
+      names: seed the requests' random draws together with ``settings.seed``; None: indices.
 
     Raises:
-      ValueError: a prompt that is empty, too long, or holds an id outside the vocabulary.
+      ValueError: a prompt that is empty, too long, or has an id outside the vocabulary.
     """
     for number, prompt in enumerate(prompts):
       self._check(prompt, f'prompt {number + 1}')
@@ -78,14 +79,14 @@ class Generation:
       raise ValueError(f'{where} holds id {bad[0]}, outside the vocabulary '
                        f'(0..{self.ids.size - 1}).')
     if self.mode == 'nar' and self.prompt_audio != 'causal' and prompt[-1] >= self.ids.threshold:
-      raise ValueError(f'{where} ends in audio; a baseline of mode nar starts after text.')
+      raise ValueError(f"{where} ends in audio; in mode 'nar' a prompt must end in text.")
     if len(prompt) >= self.settings.max_tokens:
       raise ValueError(f'{where} has {len(prompt)} tokens; max_tokens={self.settings.max_tokens} '
                        'leaves no room for an answer.')
 
   # -- cache and prompt -----------------------------------------------------------------------
 
-  def _empty(self, slots: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+  def _empty(self, slots: int) -> list[Pair]:
     size = self.decoder.size
     shape = (slots, self.settings.max_tokens, size.num_key_value_heads, size.head_dim)
     like = self.decoder.embed_tokens.weight
@@ -94,7 +95,7 @@ class Generation:
 
   @torch.no_grad()
   def _admit(self, number: int, slot: int, prompt: list[int], name: int) -> None:
-    """Read the prompt but for its last token, or its last bidirectional group."""
+    """Cache a prompt without its last token, or without its last bidirectional group."""
     token = torch.tensor([prompt])
     one = torch.ones_like(token)
     group = bidirectional_group(token >= self.ids.threshold, one, one < 0, self.mode,
@@ -117,30 +118,30 @@ class Generation:
     self._rows.append(row)
 
   def _extend(self, rows: list[Row], tokens: list[list[int]], ends: list[list[int]],
-              blind: bool = False) -> tuple[torch.Tensor, list]:
-    """Hidden states [B, W, E], and keys and values, of windows after the rows' caches.
+              cached: bool = True) -> tuple[torch.Tensor, list[Pair]]:
+    """Hidden states [B, W, E], and keys and values, of windows that follow the cached tokens.
 
     Args:
       rows: B requests.
       tokens: each row's window, at most W tokens.
-      ends: how many of the window's tokens each of them reads.
-      blind: leave the caches out.
+      ends: token i of a window attends to the window's tokens 0 .. ends[i]-1.
+      cached: whether the windows attend to the cache.
     """
     width = max(map(len, tokens))
     pad = lambda values, fill: torch.tensor(
         [[*x, *[fill] * (width - len(x))] for x in values], device=self.device)
     known = torch.tensor([row.known for row in rows], device=self.device)
     index = torch.arange(width, device=self.device)
-    # Padding reads the window's first token: a query without keys would be NaN.
+    # Padding attends to the window's first token: a query without keys would give NaN.
     allowed = index < pad(ends, 1)[:, :, None]
-    longest = 0 if blind else max(row.known for row in rows)
-    kept = None
+    longest = max(row.known for row in rows) if cached else 0
+    prefix = None
     if longest:
       before = torch.arange(longest, device=self.device) < known[:, None]
       allowed = torch.cat([before[:, None].expand(-1, width, -1), allowed], dim=2)
-      kept = [(self._take(k, rows, longest), self._take(v, rows, longest))
-              for k, v in self._cache]
-    return self.decoder(pad(tokens, 0), known[:, None] + index, allowed, kept)
+      prefix = [(self._take(k, rows, longest), self._take(v, rows, longest))
+                for k, v in self._cache]
+    return self.decoder(pad(tokens, 0), known[:, None] + index, allowed, prefix)
 
   def _take(self, x: torch.Tensor, rows: list[Row], longest: int) -> torch.Tensor:
     slots = [row.slot for row in rows]
@@ -160,7 +161,7 @@ class Generation:
   # -- steps ----------------------------------------------------------------------------------
 
   def _groups(self) -> list[list[Row]]:
-    """Rows that share a forward pass. On a CPU single tokens do not wait in wide windows."""
+    """Rows that share a forward pass. On a CPU single tokens are not padded to wide windows."""
     rows = [row for row in self._rows if not row.done]
     if self.device.type != 'cpu':
       return [rows] if rows else []
@@ -169,27 +170,26 @@ class Generation:
 
   @torch.no_grad()
   def _step(self, rows: list[Row]) -> None:
-    """One forward pass; every row takes its choices."""
+    """One decode step of some rows: a forward pass, then the choices of each row."""
     tokens = [row.token[row.known:] for row in rows]
     ends = [[row.lead if i < row.lead else row.size for i in range(row.size)] for row in rows]
     hidden, made = self._extend(rows, tokens, ends)
-    null = self._without_context(rows, tokens, ends)
+    uncond = self._unconditional(rows, tokens, ends)
     self._write(rows, [0 if row.open else row.size for row in rows], made)
     for i, row in enumerate(rows):
       row.calls += 1
       if row.open:
-        self._span(row, hidden[i], null.get(i))
+        self._span(row, hidden[i], uncond.get(i))
       else:
         self._text(row, hidden[i, row.size - 1])
 
-  def _without_context(self, rows: list[Row], tokens: list[list[int]],
-                       ends: list[list[int]]) -> dict[int, torch.Tensor]:
-    """{index of a row: hidden states [W, E] of its window} when the model does not know what
-    came before.
+  def _unconditional(self, rows: list[Row], tokens: list[list[int]],
+                     ends: list[list[int]]) -> dict[int, torch.Tensor]:
+    """{index of a guided row: hidden states [W, E] of its window in the unconditional pass}.
 
-    As published, every id before the span becomes a mask: masks are audio, so prefix and
-    span are one run that reads itself in both directions. The other way hides the prefix:
-    the begin token stands at its true position, with nothing before it.
+    guidance_context 'published': every id up to the begin token becomes a mask. Masks are audio,
+    so prefix and span are one bidirectional run. 'begin': the window alone, with the begin
+    token at its true position.
     """
     chosen = [i for i, row in enumerate(rows) if row.open] if self._guided else []
     if not chosen:
@@ -197,7 +197,7 @@ class Generation:
     some = [rows[i] for i in chosen]
     if self.settings.guidance_context == 'begin':
       hidden, _ = self._extend(some, [tokens[i] for i in chosen], [ends[i] for i in chosen],
-                               blind=True)
+                               cached=False)
       return dict(zip(chosen, hidden))
     out = {}
     for i, row in zip(chosen, some):
@@ -209,7 +209,7 @@ class Generation:
     return out
 
   def _text(self, row: Row, hidden: torch.Tensor) -> None:
-    """The window is final, and one more text token follows it."""
+    """Append one text token; its hidden state is that of the window's last token."""
     limited = torch.tensor([row.gap < self.settings.text_gap], device=self.device)
     chosen = self.choose(Wanted(hidden[None], None, False, limited, row.generator)).token[0]
     row.known, row.lead = len(row.token), 1
@@ -228,7 +228,7 @@ class Generation:
     self._grow(row)
 
   def _grow(self, row: Row) -> None:
-    """Another block; or, where no mask would fit beside it, an end token by force."""
+    """Append a block of masks; or the end token, where no mask fits beside it."""
     nar = self.mode == 'nar'
     room = self.settings.max_tokens - len(row.token)
     limit = room if nar else self.settings.max_span - (len(row.token) - row.begin - 1)
@@ -243,7 +243,7 @@ class Generation:
     row.token.append(self.ids.im_end if nar else end)
     self._close(row, False)
 
-  def _span(self, row: Row, hidden: torch.Tensor, null: torch.Tensor | None) -> None:
+  def _span(self, row: Row, hidden: torch.Tensor, uncond: torch.Tensor | None) -> None:
     """Commit some masks of the block."""
     at = [i for i in range(row.block_at, len(row.token)) if row.token[i] == self.ids.mask]
     choice = None
@@ -252,7 +252,7 @@ class Generation:
       window = torch.tensor(part, device=self.device) - row.known
       limited = torch.tensor([i - row.begin < self.settings.min_span for i in part],
                              device=self.device)
-      more = self.choose(Wanted(hidden[window], None if null is None else null[window], True,
+      more = self.choose(Wanted(hidden[window], None if uncond is None else uncond[window], True,
                                 limited, row.generator))
       choice = more if choice is None else type(choice)(*(a + b for a, b in zip(choice, more)))
     for i in accept(self.settings, choice, row.block, row.step):
@@ -269,7 +269,7 @@ class Generation:
     self._grow(row)
 
   def _close(self, row: Row, ended: bool) -> None:
-    """The span has its end; its window is cached by the next text step, if there is one."""
+    """Close the span after its end token; the next text step caches it, if there is one."""
     start = row.begin + 1
     row.spans.append(Span(start - row.prompt, len(row.token) - start, ended, row.blocks))
     row.open, row.gap = False, 0
@@ -279,7 +279,8 @@ class Generation:
 
   @torch.no_grad()
   def _prior(self) -> Any:
-    """[V]: mean distribution of a first block that knows nothing but its begin token, in logs."""
+    """float32 [V], log of the mean distribution over a first block with no prefix but its begin
+    token."""
     block = self.settings.block
     token = torch.tensor([[self.ids.begin_of_audio, *[self.ids.mask] * block]],
                          device=self.device)
@@ -291,7 +292,7 @@ class Generation:
 
 
 def _piece_end(group: list[int], at: int, end: int) -> int:
-  """Where a piece of a prompt that starts at ``at`` ends: never inside a bidirectional group."""
+  """End of a piece of a prompt that starts at ``at``: never inside a bidirectional group."""
   inside = lambda i: bool(group[i]) and group[i - 1] == group[i]
   stop = min(end, at + _LONGEST)
   back = stop
@@ -305,7 +306,7 @@ def _piece_end(group: list[int], at: int, end: int) -> int:
 
 
 def _piece_ends(group: list[int], at: int, stop: int) -> list[int]:
-  """How many of the piece's tokens each of them reads."""
+  """Token i of the piece attends to the piece's tokens 0 .. result[i]-1."""
   ends, last = [0] * (stop - at), stop - at
   for i in range(stop - 1, at - 1, -1):
     if i + 1 < stop and group[i + 1] != group[i]:

@@ -1,7 +1,7 @@
 """Qwen2.5's decoder in plain PyTorch under Qwen2's parameter names, and the staircase mask.
 
 B = rows, T = tokens, N = keys, E = width, H/K = query/key heads, D = head dim.
-Part of ttt_jax (Apache-2.0); this file needs torch and nothing else.
+Part of ttt_jax (Apache-2.0); this file needs only torch.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Sizes(NamedTuple):
-  """What a Qwen2 config says about the decoder."""
+  """The decoder's settings in a Qwen2 config."""
   num_layers: int
   hidden_size: int
   num_attention_heads: int
@@ -28,10 +28,10 @@ class Sizes(NamedTuple):
 
 
 def sizes(config: Any) -> Sizes:
-  """Of a transformers.Qwen2Config.
+  """The sizes of a transformers.Qwen2Config.
 
   Raises:
-    ValueError: it asks for something that this decoder does not do.
+    ValueError: a setting that this decoder does not implement.
   """
   rope = getattr(config, 'rope_parameters', None) or getattr(config, 'rope_scaling', None) or {}
   kind = rope.get('rope_type', rope.get('type', 'default'))
@@ -40,7 +40,7 @@ def sizes(config: Any) -> Sizes:
       (f'rope_type={kind!r}', kind != 'default'),
       ('use_sliding_window=True', getattr(config, 'use_sliding_window', False))) if bad]
   if wrong:
-    raise ValueError(f'config.json says {", ".join(wrong)}; TtT models have silu, plain rotary '
+    raise ValueError(f'config.json has {", ".join(wrong)}; TtT models have silu, plain rotary '
                      'embeddings and no sliding window.')
   head_dim = getattr(config, 'head_dim', None)
   theta = getattr(config, 'rope_theta', None) or rope.get('rope_theta', 10_000.0)
@@ -65,8 +65,8 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(position: torch.Tensor, head_dim: int, theta: float) -> Pair:
-  """cos and sin, float32 [B, T, 1, D/2], of positions [B, T]. Made at every call: a buffer
-  would have to survive the empty tensors that transformers loads models through."""
+  """cos and sin, float32 [B, T, 1, D/2], of positions [B, T]. Computed at every call: transformers
+  loads models on the meta device, which would leave a buffer empty."""
   steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position.device)
   angle = position[..., None].float() * theta ** (-steps / head_dim)
   return angle.cos()[:, :, None], angle.sin()[:, :, None]
@@ -85,15 +85,15 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
 
   Args:
     q: [B, T, H, D].
-    k, v: [B, N, K, D]; a key head serves H / K query heads that follow each other.
-    allowed: bool [B, T, N]; every query reads something.
+    k, v: [B, N, K, D]; each key head serves H / K consecutive query heads.
+    allowed: bool [B, T, N]; every query needs at least one key.
 
   Returns:
     [B, T, H, D].
   """
   rows, count, heads, dim = q.shape
   groups = heads // k.shape[2]
-  # The query heads of a key head stand one below another, so that no key is copied.
+  # The query heads of a key head become rows of one matrix, so that no key is copied.
   folded = q.view(rows, count, -1, groups, dim).permute(0, 2, 3, 1, 4).reshape(
       rows, -1, groups * count, dim)
   out = functional.scaled_dot_product_attention(
@@ -114,11 +114,11 @@ class Attention(nn.Module):
     self.o_proj = nn.Linear(size.num_attention_heads * size.head_dim, size.hidden_size, bias=False)
 
   def forward(self, x: torch.Tensor, rope: Pair, allowed: torch.Tensor,
-              kept: Pair | None) -> tuple[torch.Tensor, Pair]:
+              cache: Pair | None) -> tuple[torch.Tensor, Pair]:
     heads = lambda y: y.view(*y.shape[:2], -1, self.head_dim)
     q, k = rotate(heads(self.q_proj(x)), rope), rotate(heads(self.k_proj(x)), rope)
     v = heads(self.v_proj(x))
-    every = (k, v) if kept is None else (torch.cat([kept[0], k], 1), torch.cat([kept[1], v], 1))
+    every = (k, v) if cache is None else (torch.cat([cache[0], k], 1), torch.cat([cache[1], v], 1))
     out = attend(q, *every, allowed)
     return self.o_proj(out.reshape(*out.shape[:2], -1)), (k, v)
 
@@ -147,8 +147,8 @@ class Layer(nn.Module):
     self.mlp = MLP(size)
 
   def forward(self, x: torch.Tensor, rope: Pair, allowed: torch.Tensor,
-              kept: Pair | None) -> tuple[torch.Tensor, Pair]:
-    read, made = self.self_attn(self.input_layernorm(x), rope, allowed, kept)
+              cache: Pair | None) -> tuple[torch.Tensor, Pair]:
+    read, made = self.self_attn(self.input_layernorm(x), rope, allowed, cache)
     x = x + read
     return x + self.mlp(self.post_attention_layernorm(x)), made
 
@@ -164,18 +164,18 @@ class Decoder(nn.Module):
     self.norm = RMSNorm(size.hidden_size, size.rms_norm_eps)
 
   def forward(self, token: torch.Tensor, position: torch.Tensor, allowed: torch.Tensor,
-              kept: list[Pair] | None = None) -> tuple[torch.Tensor, list[Pair]]:
-    """Final-norm hidden states [B, T, E], and keys and values of these tokens.
+              cache: list[Pair] | None = None) -> tuple[torch.Tensor, list[Pair]]:
+    """Final-norm hidden states [B, T, E], and keys and values of these tokens per layer.
 
     Args:
       token, position: int64 [B, T].
-      allowed: bool [B, T, N + T]: which of the kept keys, then of its own, a token reads.
-      kept: keys and values of N tokens before, per layer.
+      allowed: bool [B, T, N + T]: the cached keys, then the own keys, that a token attends to.
+      cache: keys and values of N tokens before, per layer; None: N = 0.
     """
     rope = rope_table(position, self.size.head_dim, self.size.rope_theta)
     x, made = self.embed_tokens(token), []
     for number, layer in enumerate(self.layers):
-      x, pair = layer(x, rope, allowed, None if kept is None else kept[number])
+      x, pair = layer(x, rope, allowed, None if cache is None else cache[number])
       made.append(pair)
     return self.norm(x), made
 
@@ -185,14 +185,14 @@ class Decoder(nn.Module):
 
 def bidirectional_group(audio: torch.Tensor, document: torch.Tensor, answer: torch.Tensor,
                         mode: str, prompt_audio: str) -> torch.Tensor:
-  """int64 [B, T]: equal non-zero neighbours read each other; 0 = causal.
+  """int64 [B, T]: neighbours with equal non-zero numbers attend to each other; 0 = causal.
 
   Args:
-    audio: bool [B, T], id >= audio threshold. A mask is audio, so noise changes nothing.
+    audio: bool [B, T], id >= audio threshold. A mask is audio, so noise does not change it.
     document: int [B, T], 0 = padding.
     answer: bool [B, T], the assistant's tokens.
-    mode: 'hybrid': audio spans; 'ar': nothing; 'nar': the answers whole.
-    prompt_audio: 'causal' leaves the prompt's audio out.
+    mode: 'hybrid': audio spans are groups; 'ar': none; 'nar': complete answers.
+    prompt_audio: 'causal': audio spans of prompts are not groups.
   """
   if mode == 'ar':
     return torch.zeros_like(document)
@@ -207,8 +207,8 @@ def bidirectional_group(audio: torch.Tensor, document: torch.Tensor, answer: tor
 
 
 def readable(group: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
-  """bool [B, T, T]: same document, and (not later, or in the same group). Padding reads
-  itself, so that no query is without a key."""
+  """bool [B, T, T]: same document, and (not later, or in the same group). Padding attends to
+  itself, so that every query has a key."""
   index = torch.arange(document.shape[1], device=document.device)
   causal = index[:, None] >= index
   inside = (group[:, :, None] == group[:, None, :]) & (group[:, :, None] > 0)

@@ -1,6 +1,6 @@
-"""What generation reports: requests in progress, events, answers.
+"""Outputs of generation: answers, audio spans, events; and the state of a request.
 
-Part of ttt_jax (Apache-2.0); this file needs torch and nothing else.
+Part of ttt_jax (Apache-2.0); this file needs only torch.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,8 +21,8 @@ class Span:
   Attributes:
     start: index of its first token in Answer.ids.
     length: tokens, end token included.
-    ended: True if the model ended it, False if a limit did.
-    blocks: blocks of masks used.
+    ended: True if the model generated its end token, False if a limit forced it.
+    blocks: blocks of masks that it took.
   """
   start: int
   length: int
@@ -32,17 +32,17 @@ class Span:
 
 @dataclasses.dataclass
 class Answer:
-  """What was generated for one prompt.
+  """The answer to one prompt.
 
   Attributes:
-    ids: generated ids.
+    ids: generated ids, without the prompt.
     spans: audio spans, in order.
     codes: the codec's codes of each span, for its vocoder.
-    finished: True if the model said im_end, False at max_tokens.
-    calls: forward passes that it took part in, without those that read the prompt.
-    seconds, first_audio: from its admission to the end, and to the first audio token that
-      could no longer change (None without audio).
-    text: of its text tokens; None without a tokenizer.
+    finished: True if im_end was generated, False at max_tokens.
+    calls: forward passes that the request took part in, without those that read the prompt.
+    seconds, first_audio: from its admission to the end, and to the first final audio token
+      (None without audio).
+    text: decoded from its text tokens; None without a tokenizer.
   """
   ids: list[int]
   spans: list[Span]
@@ -56,15 +56,16 @@ class Answer:
 
 @dataclasses.dataclass
 class Event:
-  """News of a request.
+  """An event of a request.
 
   Attributes:
     request: index of its prompt.
-    kind: 'text' or 'audio', tokens that can no longer change; 'span', one was closed;
-      'done'.
+    kind: 'text' or 'audio': new tokens that are final; 'span': a span was closed; 'done': the
+      answer is complete.
     ids: the new tokens of 'text' and 'audio'.
     codes: of 'audio': the codec's codes among them.
-    text: of 'text', with a tokenizer: what they add; a cut character waits for its rest.
+    text: of 'text', with a tokenizer: the text that they add. A character whose bytes are
+      incomplete is held back.
     span, answer: of 'span' and 'done'.
   """
   request: int
@@ -78,17 +79,18 @@ class Event:
 
 @dataclasses.dataclass
 class Row:
-  """A request in a slot.
+  """The state of a request in a slot.
 
   Attributes:
-    token: prompt and answer, masks where a block is open.
-    prompt: tokens of the prompt.
-    known: tokens in the cache; the window is the rest.
-    lead: tokens at the window's start that see only themselves.
-    open: a span is open, from ``begin`` (its begin token) on.
-    block_at, block, step: index and size of the open block, steps made in it.
+    token: prompt and answer, with masks where a block is open.
+    prompt: length of the prompt.
+    known: number of cached tokens; the others are the window.
+    lead: tokens at the window's start that see each other but nothing behind them.
+    open: whether a span is open; ``begin`` is the index of its begin token.
+    block_at, block, step: index and size of the open block, and steps made in it.
     gap: text tokens since the last span.
     seen: tokens that were reported.
+    text_ids, shown: text tokens so far, and the text that was reported of them.
   """
   number: int
   slot: int
@@ -111,7 +113,7 @@ class Row:
   seen: int = 0
   since: float = dataclasses.field(default_factory=time.monotonic)
   first_audio: float | None = None
-  said: list[int] = dataclasses.field(default_factory=list)
+  text_ids: list[int] = dataclasses.field(default_factory=list)
   shown: str = ''
 
   @property
@@ -121,14 +123,14 @@ class Row:
 
 
 class Reporter:
-  """Compares a request with what was said of it, and reports what is new and final."""
+  """Yields events for the tokens of a request that became final since the last report."""
 
   def __init__(self, ids: Ids, decode: Callable[[list[int]], str] | None):
-    """``decode``: text ids to text, for events and answers that carry text."""
+    """``decode``: from text ids to text; None: events and answers have no text."""
     self.ids, self.decode = ids, decode
 
   def events_of(self, row: Row) -> Iterator[Event]:
-    """Of one request, after a step."""
+    """Events of one request after a step."""
     final = len(row.token)
     if row.open and self.ids.mask in row.token[row.seen:]:
       final = row.token.index(self.ids.mask, row.seen)
@@ -147,7 +149,7 @@ class Reporter:
           row.first_audio, text))
 
   def _tokens(self, row: Row, ids: list[int]) -> Iterator[Event]:
-    """Runs of text and of audio."""
+    """One event per run of text or of audio."""
     at = 0
     while at < len(ids):
       audio, stop = ids[at] >= self.ids.threshold, at
@@ -159,13 +161,13 @@ class Reporter:
           row.first_audio = time.monotonic() - row.since
         yield Event(row.number, 'audio', run, self._codes(run))
       else:
-        yield Event(row.number, 'text', run, text=self._say(row, run))
+        yield Event(row.number, 'text', run, text=self._new_text(row, run))
 
-  def _say(self, row: Row, ids: list[int]) -> str:
+  def _new_text(self, row: Row, ids: list[int]) -> str:
     if not self.decode:
       return ''
-    row.said += [x for x in ids if self._is_text(x)]
-    ready = self.decode(row.said).rstrip('\N{REPLACEMENT CHARACTER}')
+    row.text_ids += [x for x in ids if self._is_text(x)]
+    ready = self.decode(row.text_ids).rstrip('\N{REPLACEMENT CHARACTER}')
     new, row.shown = ready[len(row.shown):], max(row.shown, ready, key=len)
     return new
 
