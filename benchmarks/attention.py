@@ -122,7 +122,7 @@ def times(length: int, rows: int, repetitions: int, block: int) -> dict[str, Any
           'skipped': float(skipped), 'forms': {
               kind: {key: common.median([each[key] for each in spent])
                      for key in ('seconds', 'cpu_seconds')}
-              | {'temp_bytes': programs[kind].memory_analysis().temp_size_in_bytes}
+              | {'temp_bytes': common.temp_bytes(programs[kind])}
               for kind, spent in taken.items()}}
 
 
@@ -138,7 +138,7 @@ def compile_here(kind: str, length: int, rows: int) -> dict[str, Any]:
   from ttt_jax.plan import aot_compile
   from ttt_jax.system import hardware
   device = np.asarray(aot_compile.tpu_devices(hardware.parse_topology(TOPOLOGY))[:1])
-  whole = NamedSharding(Mesh(device, ('data',), axis_types=(AxisType.Auto,)), PartitionSpec())
+  replicated = NamedSharding(Mesh(device, ('data',), axis_types=(AxisType.Auto,)), PartitionSpec())
   heads, kv_heads, dim = LARGE
   form = both_ways(lambda *inputs: attention.attend(*inputs, kind=kind))
 
@@ -147,7 +147,8 @@ def compile_here(kind: str, length: int, rows: int) -> dict[str, Any]:
     return [x.reshape(*x.shape[:2], -1) for x in form(
         apart(q), apart(k), apart(v), apart(d_out), k_start, k_end)]
 
-  shape = lambda *size, dtype: jax.ShapeDtypeStruct((rows, length, *size), dtype, sharding=whole)
+  shape = lambda *size, dtype: jax.ShapeDtypeStruct((rows, length, *size), dtype,
+                                                    sharding=replicated)
   inputs = [shape(h * dim, dtype=jnp.bfloat16) for h in (heads, kv_heads, kv_heads, heads)]
   inputs += [shape(dtype=jnp.int32)] * 2
   memory = jax.jit(packed).lower(*inputs).compile().memory_analysis()
@@ -202,7 +203,7 @@ def show_memory(found: list[dict[str, Any]]) -> bool:
 
 
 def main(words: list[str]) -> int:
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser = argparse.ArgumentParser(description=common.description(__doc__))
   parser.add_argument('--quick', action='store_true', help='agreement and the shortest rows')
   parser.add_argument('--repetitions', type=int, default=5)
   parser.add_argument('--block', type=int, default=512, help='config key model.attention_block')

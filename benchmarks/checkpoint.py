@@ -4,7 +4,7 @@
 
 Rounds of 20 steps with and without a save at their end take turns, in either order. A round
 that saves waits until its checkpoint is sealed, so it pays for all that the loop would let
-happen in the background: the ratio is what a save costs at most. Then `ttt-jax train` is
+happen in the background: the ratio is an upper bound of the cost of a save. Then `ttt-jax train` is
 started in a workdir with a checkpoint, compile cache warm, and timed from the start of the
 process to its first step.
 """
@@ -30,8 +30,8 @@ def demo_config(folder: pathlib.Path):
   from ttt_jax import config as config_lib
   config = config_lib.load(ROOT / 'configs' / 'demo.py')
   tokens = str(ROOT / 'data' / 'demo_tokens' / 'train_short.jsonl')
-  source = dict(path=tokens, join_most=1)
-  sources = tuple(config_lib.Source(**source, task=task, prompt=task) for task in ('asr', 'tts'))
+  sources = tuple(config_lib.Source(path=tokens, join_most=1, task=task, prompt=task)
+                  for task in ('asr', 'tts'))
   data = dataclasses.replace(config.data, sources=sources, stages=(config_lib.Stage('train', 0),),
                              path=str(folder / 'data'))
   settings = dataclasses.replace(config.train, log_every=1, tensorboard=False)
@@ -105,7 +105,7 @@ def resume(config, folder: pathlib.Path, tries: int) -> list[dict[str, float]]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0], allow_abbrev=False)
+  parser = argparse.ArgumentParser(description=common.description(__doc__), allow_abbrev=False)
   parser.add_argument('--rounds', type=int, default=5, help='of each side')
   parser.add_argument('--tries', type=int, default=3, help='resumed runs')
   parser.add_argument('--threads', type=int, default=2, help='cores')

@@ -1,8 +1,8 @@
-"""What every benchmark needs: sides in processes of their own, the machine's name, tables.
+"""Shared code of the benchmarks: sides in processes of their own, facts of the machine, tables.
 
-A side is a Python module that reads one JSON request per line and answers each with one
-line. Sides take turns, so that whatever else the machine does meets both alike, and each
-has a process to itself, so that its peak memory is its own.
+A side is a Python module that reads one JSON request per line and answers each with one line.
+Sides take turns, so that other load on the machine affects both alike, and each has a process
+to itself, so that its peak memory can be measured.
 """
 
 import json
@@ -20,7 +20,7 @@ WIDTH = 80  # columns of what is printed
 
 
 def cpu_name() -> str:
-  """The processor, as the machine calls it."""
+  """The name of the processor."""
   cpuinfo = pathlib.Path('/proc/cpuinfo')
   if cpuinfo.is_file():
     for line in cpuinfo.read_text(encoding='utf-8').splitlines():
@@ -30,13 +30,13 @@ def cpu_name() -> str:
 
 
 def machine(threads: int) -> dict[str, Any]:
-  """What a reader must know of the machine to read the numbers."""
+  """Facts of the machine that belong to every result."""
   return {'cpu': cpu_name(), 'cores': os.cpu_count(), 'threads': threads,
           'system': platform.platform(), 'python': platform.python_version()}
 
 
 def peak_bytes(pid: int | str = 'self') -> int:
-  """The most memory that a process has held at once, in bytes; 0 if it has ended.
+  """Peak resident memory of a process in bytes; 0 if it has ended.
 
   Linux counts a parent's memory into a child's ``ru_maxrss``; VmHWM is the child's alone.
   """
@@ -68,18 +68,18 @@ def median(values: Sequence[float]) -> float:
   return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-# -- a side, seen from both ends --------------------------------------------------------
+# -- the two ends of a side --------------------------------------------------------
 
 
 class SideFailed(RuntimeError):
-  """A side's process ended before it answered; its own message is on standard error."""
+  """A side's process ended before it answered; its message is on standard error."""
 
 
 class Side:
   """A child process running ``python -m MODULE WORDS...``; use it as a context manager."""
 
   def __init__(self, module: str, *words: str, threads: int):
-    """Start it; it answers once it is ready for the first request.
+    """Start the process.
 
     Args:
       module: dotted name of a module whose main calls ``serve``.
@@ -90,17 +90,19 @@ class Side:
     self._process = subprocess.Popen(
         [sys.executable, '-m', module, *words], cwd=ROOT, env=_environment(threads), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert self._process.stdin and self._process.stdout  # both are pipes
+    self._requests, self._answers = self._process.stdin, self._process.stdout
 
   def ask(self, **request) -> dict[str, Any]:
-    """One request, one answer.
+    """Send one request and return its answer.
 
     Raises:
       SideFailed: the process ended instead.
     """
     try:
-      self._process.stdin.write(json.dumps(request) + '\n')
-      self._process.stdin.flush()
-      line = self._process.stdout.readline()
+      self._requests.write(json.dumps(request) + '\n')
+      self._requests.flush()
+      line = self._answers.readline()
     except BrokenPipeError:
       line = ''
     if not line:
@@ -111,17 +113,17 @@ class Side:
     return self
 
   def __exit__(self, *unused) -> None:
-    self._process.stdin.close()
+    self._requests.close()
     try:
       self._process.wait(timeout=20)
     except subprocess.TimeoutExpired:
       self._process.kill()
       self._process.wait()
-    self._process.stdout.close()
+    self._answers.close()
 
 
 def run_module(module: str, *words: str, threads: int) -> None:
-  """``python -m MODULE WORDS...`` to its end.
+  """Run ``python -m MODULE WORDS...`` until it ends.
 
   Raises:
     SideFailed: it ended with an error.
@@ -155,7 +157,7 @@ def serve(answers: dict[str, Callable[..., dict[str, Any]]]) -> None:
       'peak_bytes' is added to every answer.
   """
   channel = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # what libraries print must not end up among the answers
+  os.dup2(2, 1)  # output of libraries must not mix with the answers
   for line in sys.stdin:
     request = json.loads(line)
     answer = answers[request.pop('do')](**request)
@@ -166,6 +168,16 @@ def serve(answers: dict[str, Callable[..., dict[str, Any]]]) -> None:
 # -- results ----------------------------------------------------------------------------
 
 
+def description(doc: str | None) -> str:
+  """The first line of a module's docstring, for its --help."""
+  return (doc or '').partition('\n')[0]
+
+
+def temp_bytes(program: Any) -> int:
+  """Bytes of temporary buffers of a compiled program."""
+  return program.memory_analysis().temp_size_in_bytes
+
+
 def write_json(path: str, result: dict[str, Any]) -> None:
   """Write ``result`` by rename."""
   partial = pathlib.Path(f'{path}.partial')
@@ -174,7 +186,7 @@ def write_json(path: str, result: dict[str, Any]) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Columns at most 80 wide together: the first to the left, the others to the right."""
+  """A table of at most 80 columns; the first cell of a row is left-aligned, the others right."""
   lines = [head, *rows]
   wide = [max(len(line[i]) for line in lines) for i in range(len(head))]
   out = ['  '.join(cell.ljust(wide[0]) if i == 0 else cell.rjust(wide[i])

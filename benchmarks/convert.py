@@ -163,7 +163,7 @@ def measure(size: str, parent: pathlib.Path) -> dict[str, Any]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0], allow_abbrev=False)
+  parser = argparse.ArgumentParser(description=common.description(__doc__), allow_abbrev=False)
   parser.add_argument('--sizes', default='0.5b,1.5b', help='of ' + ', '.join(SIZES))
   parser.add_argument('--folder', default='.', help='where there are 25 GB of disk')
   parser.add_argument('--threads', type=int, default=2, help='cores')

@@ -141,6 +141,6 @@ def steps(kind: str, vocab: Vocabulary, count: int, rows: int, seq_len: int,
 
 def _strangeness(draw: np.ndarray, filled: list[list[int]], sizes: np.ndarray) -> float:
   """How far the mean length of any of the drawn steps is from that of all rows."""
-  mean = lambda rows: np.mean([sizes[i] for row in rows for i in filled[row]])
+  mean = lambda rows: float(np.mean([sizes[i] for row in rows for i in filled[row]]))
   every = mean(range(len(filled)))
   return max(abs(mean(step) - every) for step in draw)

@@ -3,25 +3,24 @@
   python benchmarks/generate.py --against torch --json generate.json   # half an hour or more
   python benchmarks/generate.py --against torch --quick                # minutes, to compile
 
-  torch  benchmarks/torch_generate.py: no cache, one request, the whole sequence and all its
+  torch  benchmarks/torch_generate.py: no cache, one request, the complete sequence and all its
          logits at every step
-  ours   the engine of `ttt-jax generate`, for one request and for several side by side
+  ours   the engine of `ttt-jax generate`, for one request and for several at once
 
 A conversation of 1,000 tokens: a prompt of 61, then 18 times a begin token, a span of 27
 and 13 text tokens; then a second request, whose prompt is all that, answers with a begin
 token and a span of 200. Blocks of 26, greedy. Weights are made so that a begin token is
 the best choice after text whenever it is allowed (benchmarks/our_generate.py), and
 min_span = max_span, so every span runs to its limit; every other choice is open. Both sides
-take the same steps, and no block can end early. The engine keeps what a slot holds, so it need not
-read the second prompt anew; PyTorch has nothing to read.
+take the same steps, and no block can end early. The second prompt is in the engine's prefix cache,
+so it is not read again; PyTorch has no cache.
 
-PyTorch is too slow to talk for a thousand tokens. It answers --check rounds in full; then
-steps are timed all along *our* conversation and integrated over its lengths. Every token that
-these steps choose must be ours, up to decisions closer than rounding.
+PyTorch is too slow for a thousand tokens. It answers --check rounds in full; then steps are timed
+at several lengths of *our* conversation and integrated over all lengths. Every token that these
+steps choose must equal ours, except where the decision is within rounding.
 
-Guidance 'published' hides the prefix behind masks, over the full length at every step;
-'begin' is the engine's cheap form, another policy with other tokens, and is set against the
-same published run.
+Guidance 'published' masks the prefix and computes the full length at every step; 'begin' is the
+engine's cheaper form with other tokens, and is compared with the same published run.
 """
 
 import argparse
@@ -96,7 +95,7 @@ class Shape:
 
 
 class Different(RuntimeError):
-  """The two sides chose different tokens: their times would mean nothing."""
+  """The two sides chose different tokens, so their times are not comparable."""
 
 
 def compare(ours: list[int], torch: dict, first: int, mask: int, where: str) -> dict:
@@ -145,41 +144,42 @@ class Run:
     (folder / 'case.json').write_text(json.dumps(case), encoding='utf-8')
     common.run_module('benchmarks.our_generate', 'prepare', str(folder), str(args.threads),
                       threads=args.threads)
-    self.ours = self.torch = None
     self.live = {}
+    self.torch: common.Side  # both are started by ``measure``
+    self.ours: common.Side
 
   def _words(self, rng: np.random.Generator, count: int) -> list[int]:
     return rng.integers(self.vocab.text_ranks, size=count).tolist()
 
   def start(self, context: str, slots: int, tokens: int) -> None:
-    """An engine of ours."""
+    """Start an engine of ours."""
     self.live[f'{slots} x {tokens}'] = self.ours.ask(
         do='start', guidance_context=context, slots=slots, max_tokens=tokens)
 
   def talk(self, context: str, steps: int, guidance: float, batch: int) -> dict:
-    """Our conversation, warm."""
+    """Our conversation, after a warm-up."""
     self.start(context, batch, self.shape.tokens)
     prompts = self.prompts[:batch]
-    # The steps per block are data: one is enough to meet every program.
+    # The steps per block are data, so one step per block compiles every program.
     self.ours.ask(do='answer', prompts=prompts, turns=self.shape.turns(1, guidance))
-    self.start(context, batch, self.shape.tokens)  # nothing of it is held
+    self.start(context, batch, self.shape.tokens)  # an empty prefix cache
     made = self.ours.ask(do='answer', prompts=prompts, turns=self.shape.turns(steps, guidance))
     note(f'{self.name}, {steps} steps, guidance {guidance:g} {context}: ours x {batch} '
          f'{made["seconds"]:.1f} s')
     return made
 
   def samples(self, ids: list[int], numbers: list[int], steps: int, guidance: float) -> dict:
-    """Steps of PyTorch's along our conversation: {kind: [(length, seconds, check)]}."""
+    """PyTorch's steps at points of our conversation: {kind: [(length, seconds, check)]}."""
     shape, out = self.shape, {'text': [], 'span': []}
     for number in numbers:
       settings = self.shape.turns(steps, guidance)[number == shape.rounds]
       begin = shape.begin(number)
       start, masks = shape.blocks(number)[-1]
-      made = self.torch.ask(do='block', prefix=ids[:start], begin=begin, masks=masks, most=2,
+      made = self.torch.ask(do='block', prefix=ids[:start], begin=begin, masks=masks, max_steps=2,
                             settings=settings)
       check = compare(ids, made, start, self.vocab.mask, f'{self.name}, span {number}')
       out['span'].append((made['lengths'][-1], min(made['seconds']), check))
-      # In the midst of the text before the span; before the first there is none.
+      # In the middle of the text before the span; the first span has none.
       at = begin - (shape.gap // 2 if number else 0)
       gap = shape.gap - shape.gap // 2 if number else 2**30
       made = self.torch.ask(do='text', prefix=ids[:at], gap=gap, settings=settings)
@@ -189,7 +189,7 @@ class Run:
     return out
 
   def case(self, steps: int, guidance: float) -> dict:
-    """One number of steps, with or without guidance: what the table needs."""
+    """The results for one number of steps, with or without guidance."""
     shape, args = self.shape, self.args
     contexts = ('published', 'begin') if guidance else ('published',)
     batches = args.batch if not guidance or not args.published_alone else args.batch[:1]
@@ -203,15 +203,15 @@ class Run:
           ours[context][batch] = self.talk(context, steps, guidance, batch)
     for kind, more in self.samples(ids, numbers[1::2], steps, guidance).items():
       sampled[kind] = sorted(sampled[kind] + more)
-    whole = self.check(ids, steps, guidance)
+    check = self.check(ids, steps, guidance)
     for batch in ours['published'].values():
       assert batch['ids'][0] == ids, 'our answer depends on the batch'
     return {'steps': steps, 'guidance': guidance, 'ours': ours, 'samples': sampled,
-            'check': whole, 'first_audio': self.first_audio(ids, steps, guidance),
+            'check': check, 'first_audio': self.first_audio(ids, steps, guidance),
             'seconds': {'torch': integrate(sampled, shape.steps(steps))}}
 
   def check(self, ids: list[int], steps: int, guidance: float) -> dict:
-    """The first rounds in full by PyTorch."""
+    """PyTorch's complete answer of the first rounds, compared with ours."""
     shape = self.shape
     settings = shape.settings(shape.span, shape.begin(self.args.check), steps, guidance)
     made = self.torch.ask(do='answer', prompt=ids[:shape.prompt], settings=settings)
@@ -220,11 +220,11 @@ class Run:
     return {**found, 'seconds': made['seconds'], 'lengths': made['lengths']}
 
   def first_audio(self, ids: list[int], steps: int, guidance: float) -> dict:
-    """Seconds to a finished first block, after the short prompt and after the long one, which
-    nothing is held of."""
+    """Seconds to a finished first block, after the short and the long prompt, neither cached."""
     shape, out = self.shape, {}
     for length in (shape.prompt, shape.begin(shape.rounds)):
       settings = shape.settings(shape.span, length + 1 + shape.span, steps, guidance)
+      made = {}
       for _ in range(3):
         self.start('published', 1, shape.tokens)
         made = self.ours.ask(do='answer', prompts=[ids[:length]], turns=[settings])
@@ -239,12 +239,13 @@ class Run:
     self.start('published', 1, max(self.args.lengths) + 4 * shape.period)
     for length, prompt in self.longer.items():
       settings = shape.settings(shape.span, length + 4 * shape.period, steps, 0.0)
+      made = {}
       for _ in range(2):
         made = self.ours.ask(do='answer', prompts=[prompt], turns=[settings])
       spans = [seconds / steps for seconds, _ in made['turns'][0]['spans']]
       prefix = [*prompt, self.vocab.begin_of_audio]
-      torch = self.torch.ask(do='block', prefix=prefix, begin=length, masks=shape.block, most=2,
-                             settings=settings)
+      torch = self.torch.ask(do='block', prefix=prefix, begin=length, masks=shape.block,
+                             max_steps=2, settings=settings)
       compare(made['ids'][0], torch, length + 1, self.vocab.mask, f'{self.name}, after {length}')
       out[length] = {'ours': common.median(spans), 'torch': min(torch['seconds']),
                      'torch_peak_bytes': torch['peak_bytes'],
@@ -254,7 +255,7 @@ class Run:
     return out
 
   def pieces(self) -> list[dict]:
-    """Where our steps spend their time."""
+    """Seconds of the parts of our steps."""
     out = []
     for rows in self.args.batch:
       for wanted in self.args.masks:
@@ -280,8 +281,8 @@ def measure(args: argparse.Namespace, name: str, out: dict, save: Callable[[], N
   Args:
     args: of the command line.
     name: of the vocabulary.
-    out: gets what --json gets of it, bit by bit.
-    save: called after every bit: a long run that is cut off keeps what it has.
+    out: the results are added to it, part by part.
+    save: called after every part, so that an interrupted run keeps its results.
   """
   with tempfile.TemporaryDirectory() as folder:
     run = Run(args, name, pathlib.Path(folder))
@@ -318,8 +319,8 @@ def note(text: str) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], epilog='\n'.join(
-      __doc__.split('\n')[2:]), formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(description=common.description(__doc__), epilog='\n'.join(
+      (__doc__ or '').split('\n')[2:]), formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add('--against', choices=('torch',), default='torch', help='the other side')
   add('--vocabulary', nargs='+', choices=tuple(documents.VOCABULARIES), default=['168k', '8k'])

@@ -1,10 +1,10 @@
-"""Where our steps of generation spend their time: parts of one step, each compiled alone.
+"""Seconds of the parts of one decode step, each compiled alone.
 
   trunk   the layers, over the window and the cached prefix
   head    logits of the positions that need a token, and the choices among them
   rest    windows, ranks and bookkeeping of the step, on the device
 
-What a step takes beyond their sum is launching, the host and the engine's own work.
+The rest of a step's time is launching, and the engine's work on the host.
 """
 
 import jax
@@ -28,7 +28,7 @@ def measure(model, params, vocab, rows: int, known: int, wanted: int, tokens: in
     wanted: masks left in each request's block, or 0 for a text step.
     tokens: length of a cache's slot.
     repetitions: calls after the first.
-    guidance: of spans, without context.
+    guidance: of spans; the unconditional pass is not timed.
   """
   width = 32 if wanted else 1
   rules = sampling.Rules(vocab)
@@ -36,20 +36,20 @@ def measure(model, params, vocab, rows: int, known: int, wanted: int, tokens: in
   head = sampling.make_head(rules, table)
   config = GenerateConfig(block=26, min_span=27, max_span=27, guidance=guidance)
   settings = jax.tree.map(jnp.asarray, sampling_params.make([config] * rows, range(rows)))
-  kept = jax.jit(kv_cache.empty, static_argnums=(0, 1, 2))(model.config, rows, tokens)
+  cache = jax.jit(kv_cache.empty, static_argnums=(0, 1, 2))(model.config, rows, tokens)
   state = _state(vocab, rows, known, wanted, tokens)
   slots = jnp.arange(rows, dtype=jnp.int32)
   token, position, k_end = jax.jit(decode_step.window, static_argnums=1)(state, width)
   want = jax.jit(decode_step.wanted, static_argnums=1)(state, vocab, token, position)
 
   @jax.jit
-  def trunk(params, kept):
-    return model.extend(params, kept, slots, state.known, token, position, k_end)
+  def trunk(params, cache):
+    return model.extend(params, cache, slots, state.known, token, position, k_end)
 
   @jax.jit
   def choose(head, hidden):
-    null = hidden[:, ::-1] if guidance else None
-    return decode_step.score(rules, head, settings, state, hidden, null, position, want)
+    uncond = hidden[:, ::-1] if guidance else None
+    return decode_step.score(rules, head, settings, state, hidden, uncond, position, want)
 
   @jax.jit
   def rest(state, choice):
@@ -57,9 +57,9 @@ def measure(model, params, vocab, rows: int, known: int, wanted: int, tokens: in
     want = decode_step.wanted(state, vocab, token, position)
     return decode_step.advance(state, settings, rules, width, choice, want), k_end
 
-  hidden = trunk(params, kept)[0]
+  hidden = trunk(params, cache)[0]
   choice = choose(head, hidden)
-  work = {'trunk': lambda: trunk(params, kept), 'head': lambda: choose(head, hidden),
+  work = {'trunk': lambda: trunk(params, cache), 'head': lambda: choose(head, hidden),
           'rest': lambda: rest(state, choice)}
   out = {}
   for name, run in work.items():

@@ -1,8 +1,8 @@
-"""What benchmarks/generate.py prints of its numbers: ratios, in 80 columns."""
+"""The tables of benchmarks/generate.py, in 80 columns."""
 
 from benchmarks import common
 
-# What is asked of the engine, without guidance: ours / torch.
+# Targets for the engine without guidance: ours / torch.
 RATE = {1: 30, 8: 60}
 FIRST_AUDIO, GROWTH = 20, 1.25
 
@@ -21,14 +21,14 @@ def show(result: dict) -> str:
   ]) + '\n'
 
 
-def said(result: dict) -> int:
-  """Tokens that are generated in a conversation."""
+def generated(result: dict) -> int:
+  """Number of generated tokens of a conversation."""
   return result['tokens'] - result['shape']['prompt']
 
 
 def rates(case: dict, result: dict) -> dict:
   """{'torch': tokens/s, 'ours': {(context, requests): tokens/s of all}}."""
-  count = said(result)
+  count = generated(result)
   ours = {(context, int(batch)): count * int(batch) / made['seconds']
           for context, batches in case['ours'].items() for batch, made in batches.items()}
   return {'torch': count / case['seconds']['torch'], 'ours': ours}
@@ -48,11 +48,11 @@ def _case(case: dict, result: dict) -> str:
   rows = [(f'first block after {length} tokens', f'{times["torch"]:.3f}', f'{times["ours"]:.4f}',
            f'{times["torch"] / times["ours"]:.1f}', '' if guided else f'>= {FIRST_AUDIO}')
           for length, times in case['first_audio'].items()]
-  # The second turn of the conversation: all but its last token is in the slot.
-  held = made['turns'][1]['first_audio']
+  # The second turn of the conversation: all but its last token is in the prefix cache.
+  cached = made['turns'][1]['first_audio']
   *_, (length, times) = case['first_audio'].items()
-  rows.append((f'the same, {length} held from before', f'{times["torch"]:.3f}', f'{held:.4f}',
-               f'{times["torch"] / held:.1f}', '' if guided else f'>= {FIRST_AUDIO}'))
+  rows.append((f'the same, {length} cached', f'{times["torch"]:.3f}', f'{cached:.4f}',
+               f'{times["torch"] / cached:.1f}', '' if guided else f'>= {FIRST_AUDIO}'))
   lines.append(common.table(('seconds', 'torch', 'ours', 'torch/ours', 'wanted'), rows))
   checks = [check for points in case['samples'].values() for *_, check in points]
   checks.append(case['check'])

@@ -41,7 +41,7 @@ PUBLISHED = {'num_mel_bins': 128, 'd_model': 1280, 'encoder_attention_heads': 20
 
 
 class Disagreement(RuntimeError):
-  """The sides give different tokens: their times would mean nothing."""
+  """The sides give different tokens, so their times are not comparable."""
 
 
 # -- what both sides read ---------------------------------------------------------------

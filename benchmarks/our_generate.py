@@ -6,7 +6,7 @@
 FOLDER/case.json   {'config', 'vocabulary', 'seed'}
 FOLDER/weights.npz the parameters of both sides, by dotted name
 
-Random weights do not speak in the shape of a conversation. These do (``speaking``), by their
+Random weights do not generate the shape of a conversation. These do (``speaking``), by their
 values alone: nothing is forced or biased at run time, on either side.
 """
 
@@ -23,7 +23,7 @@ from benchmarks.our_side import _flat, _nested
 # Two channels of the residual stream that no layer writes to. One tells the class of the
 # last id (text +, audio -): begin_of_audio's row of the head reads it, so it is the most
 # likely id after text wherever it is allowed, and never in a span. The other is constant,
-# and im_end's row reads it: it is never said.
+# and im_end's row reads it: it is never generated.
 _CLASS, _CONSTANT = 0, 1
 _LEVEL, _LOUD = 2.0, 30.0
 _EMBEDDING = 0.15            # standard deviation of all other embeddings
@@ -84,10 +84,11 @@ class Ours:
 
   def __init__(self, folder: pathlib.Path):
     import jax
+    from ttt_jax.generate.engine import Engine
     _, self.config, self.vocab, self.model = _case(folder)
     with np.load(folder / 'weights.npz') as flat:
       self.params = jax.device_put(_nested(flat))
-    self.engine = None
+    self.engine: Engine | None = None
     self.compiled = 0
     jax.monitoring.register_event_duration_secs_listener(self._count)
 
@@ -110,7 +111,7 @@ class Ours:
     return {'cache_bytes': kv_cache.size_in_bytes(self.config, config.slots, config.max_tokens)}
 
   def answer(self, prompts: list[list[int]], turns: list[dict]) -> dict:
-    """Answer prompts side by side, turn by turn: a turn's prompts are what came before.
+    """Answer prompts at the same time, turn by turn: a turn's prompt is all that came before.
 
     Args:
       prompts: ids.
@@ -120,23 +121,25 @@ class Ours:
       ids: prompt and answers; seconds: of all; turns: per turn
         seconds: of all requests; first_audio: until the first audio of any of them;
         launches, compiled, calls: programs run, programs compiled, a request's steps;
-        seconds_by_kind: {'text', 'audio'}, waited for each kind of news;
-        spans: (seconds, tokens) of each news of audio.
+        seconds_by_kind: {'text', 'audio'}, waited for each kind of event;
+        spans: (seconds, tokens) of each audio event.
     """
     from ttt_jax.config import GenerateConfig
+    engine = self.engine
+    assert engine is not None, "'start' comes before 'answer'"
     out, clock = [], time.perf_counter()
     ids = [np.asarray(prompt, np.int32) for prompt in prompts]
     for settings in turns:
       config = GenerateConfig(**settings)
-      launches, compiled, began = self.engine.launches, self.compiled, time.perf_counter()
-      numbers = [self.engine.submit(prompt, config) for prompt in ids]
+      launches, compiled, began = engine.launches, self.compiled, time.perf_counter()
+      numbers = [engine.submit(prompt, config) for prompt in ids]
       waited, answers, last = {'text': 0.0, 'audio': 0.0}, {}, began
       spans, first = [], None
-      for event in self.engine.events():
+      for event in engine.events():
         now = time.perf_counter()
         if event.kind in waited:
           waited[event.kind] += now - last
-        if event.kind == 'audio':
+        if event.kind == 'audio' and event.ids is not None:
           spans.append((now - last, event.ids.size))
           first = first or now - began
         if event.kind == 'done':
@@ -147,7 +150,7 @@ class Ours:
       out.append({
           'seconds': time.perf_counter() - began, 'seconds_by_kind': waited, 'spans': spans,
           'first_audio': first,
-          'launches': self.engine.launches - launches, 'compiled': self.compiled - compiled,
+          'launches': engine.launches - launches, 'compiled': self.compiled - compiled,
           'calls': made[0].calls})
     return {'ids': [x.tolist() for x in ids], 'seconds': time.perf_counter() - clock,
             'turns': out}

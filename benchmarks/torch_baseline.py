@@ -3,7 +3,7 @@
   python -m benchmarks.torch_baseline FOLDER THREADS MICROBATCH ATTENTION
 
 Hugging Face's Qwen2 with a dense additive mask [samples, 1, T, T], every document padded
-to T, logits for every position over the whole vocabulary, float32, AdamW (fused), gradients
+to T, logits for every position over the complete vocabulary, float32, AdamW (fused), gradients
 accumulated over microbatches. The objective is that of the method's text: an AR term and a
 diffusion term with weights 1 / p, means per document, and the noise is given (see
 benchmarks/our_side.py for the files in FOLDER).

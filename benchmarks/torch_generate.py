@@ -3,9 +3,9 @@
   python -m benchmarks.torch_generate FOLDER THREADS
 
 Hugging Face's Qwen2 without a cache, one request at a time: at every step, for a text token
-as for a block's masks, the whole sequence goes through the model with a dense hybrid mask,
-and the head scores every position over the whole vocabulary, as the published code's call
-of the model does. Of these scores only the rows that are needed are looked at further.
+as for a block's masks, the complete sequence goes through the model with a dense hybrid mask,
+and the head scores every position over the complete vocabulary, as the published code's call
+of the model does. Only the rows of these scores that are needed are used.
 Guidance is a second such pass with every id up to the begin token replaced by the mask.
 Greedy, float32. FOLDER is that of benchmarks/our_generate.py.
 """
@@ -24,7 +24,7 @@ from ttt_jax.tokens.vocab import Vocabulary
 
 
 class Trace:
-  """What the steps of an answer took, and how close their decisions were.
+  """The times of an answer's steps, and how close their decisions were.
 
   Attributes:
     seconds, lengths, kinds: per step; kind is 'text' or 'span'.
@@ -52,8 +52,8 @@ class Published:
     self.model = torch_baseline.build(case['config'], vocab.size, case['positions'],
                                       folder / 'weights.npz', 'sdpa').eval()
     ids = torch.arange(vocab.size)
-    self._text = vocab.is_audio(ids)             # True: never said in text
-    self._codes = ~vocab.is_code(ids)            # True: never said in a span that goes on
+    self._text = vocab.is_audio(ids)             # True: not allowed in text
+    self._codes = ~vocab.is_code(ids)            # True: not allowed in a span before min_span
     self._codes_or_ends = self._codes & ~vocab.is_end(ids)
 
   # -- the decoder ------------------------------------------------------------------------
@@ -67,8 +67,8 @@ class Published:
     mask = torch_baseline.dense_mask(torch.from_numpy(span)[None], real)
     return self.model(input_ids=torch.tensor(ids)[None], attention_mask=mask).logits[0]
 
-  def say(self, ids: list[int], gap: int, settings: dict, trace: Trace) -> int:
-    """The next text token; ``gap`` text tokens stand since the last span."""
+  def next_text(self, ids: list[int], gap: int, settings: dict, trace: Trace) -> int:
+    """The next text token, ``gap`` text tokens after the last span."""
     import torch
     began = time.perf_counter()
     scores = self.logits(ids)[-1].masked_fill(self._text, -torch.inf)
@@ -81,21 +81,21 @@ class Published:
     return token
 
   def fill(self, ids: list[int], masks: int, begin: int, settings: dict, trace: Trace,
-           most: int | None = None) -> list[int]:
-    """``ids`` and a block, whose masks are resolved, the most confident ones first.
+           max_steps: int | None = None) -> list[int]:
+    """``ids`` and a block whose masks are committed, the most confident first.
 
     Args:
       ids: up to the block.
       masks: its size.
       begin: index of the span's begin token.
       settings: of GenerateConfig.
-      trace: gets the steps.
-      most: steps after which to stop, with masks left.
+      trace: the steps are added to it.
+      max_steps: steps after which to stop, with masks left.
     """
     import torch
     steps, first, gap = settings['steps'], len(ids), float('inf')
     ids = ids + [self.vocab.mask] * masks
-    for step in range(steps if most is None else min(steps, most)):
+    for step in range(steps if max_steps is None else min(steps, max_steps)):
       count = masks // steps + (step < masks % steps)
       if not count:
         continue
@@ -128,7 +128,7 @@ class Published:
     """Prompt and answer."""
     vocab, ids, gap = self.vocab, list(prompt), 2**30
     while len(ids) < settings['max_tokens']:
-      ids.append(self.say(ids, gap, settings, trace))
+      ids.append(self.next_text(ids, gap, settings, trace))
       gap += 1
       if ids[-1] == vocab.im_end:
         break
@@ -153,10 +153,10 @@ class Published:
         del trace.gaps[len(trace.gaps) - (len(ids) - ends[0] - 1):]
         return ids[:ends[0] + 1]
 
-  # -- what is asked ----------------------------------------------------------------------
+  # -- requests ----------------------------------------------------------------------
 
   def answer(self, prompt: list[int], settings: dict) -> dict:
-    """A whole answer, every step timed."""
+    """A complete answer, every step timed."""
     import torch
     trace = Trace()
     with torch.inference_mode():
@@ -168,15 +168,16 @@ class Published:
     import torch
     trace = Trace()
     with torch.inference_mode():
-      token = self.say(prefix, gap, settings, trace)
+      token = self.next_text(prefix, gap, settings, trace)
     return {'ids': [*prefix, token], **_report(trace)}
 
-  def block(self, prefix: list[int], begin: int, masks: int, most: int, settings: dict) -> dict:
-    """The first ``most`` steps of a block."""
+  def block(self, prefix: list[int], begin: int, masks: int, max_steps: int,
+            settings: dict) -> dict:
+    """The first ``max_steps`` steps of a block."""
     import torch
     trace = Trace()
     with torch.inference_mode():
-      ids = self.fill(prefix, masks, begin, settings, trace, most)
+      ids = self.fill(prefix, masks, begin, settings, trace, max_steps)
     return {'ids': ids, **_report(trace)}
 
 

@@ -5,19 +5,19 @@
   python benchmarks/train_step.py --against none --vocabulary 8k           # ours, by piece
 
   torch  Hugging Face's Qwen2, a dense 4-D mask, every document padded to 2,048 tokens, logits
-         for every position over the whole vocabulary, fused AdamW, gradients accumulated over
+         for every position over the complete vocabulary, fused AdamW, gradients accumulated over
          the largest microbatches whose logits fit in --torch-memory
-  ours   ttt_jax.train.train.step as `ttt-jax train` runs it: the same documents packed into rows,
+  ours   ttt_jax.train.step as `ttt-jax train` runs it: the same documents packed into rows,
          in microbatches of at most as many rows as PyTorch takes samples
 
-Both start from the same weights and get the same documents with the same noise; before any
-time counts, the loss and the gradient norm of the first step must agree. Then the sides take
+Both start from the same weights and get the same documents with the same noise; the losses and
+gradient norms of the first step must agree before anything is timed. Then the sides take
 turns, one step each, every turn with a new batch, each side in a process of its own with
 --threads cores. What is counted is *useful* tokens: those of documents, not padding.
 
 Two kinds of rows. 'speech': documents of 150 to 2,048 tokens, about 700 on average, as
 benchmarks/documents.py makes them. 'full': every document has 2,048 tokens, so neither side
-pads and packing has nothing to give.
+pads and packing gains nothing.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def count_tokens(folder: pathlib.Path, step: int, vocab) -> dict[str, int]:
 
 
 class Disagreement(RuntimeError):
-  """The two sides do not compute the same loss: their times would mean nothing."""
+  """The two sides do not compute the same loss, so their times are not comparable."""
 
 
 def check_agreement(ours: dict, torch: dict) -> dict[str, float]:
@@ -95,11 +95,11 @@ def check_agreement(ours: dict, torch: dict) -> dict[str, float]:
       gradient's norm.
   """
   out = {}
-  for name, most in (('loss', AGREE), ('grad_norm', 10 * AGREE)):
+  for name, limit in (('loss', AGREE), ('grad_norm', 10 * AGREE)):
     out[name] = abs(ours[name] - torch[name]) / max(1.0, abs(torch[name]))
-    if not out[name] <= most:
+    if not out[name] <= limit:
       raise Disagreement(f'{name} of the first step: ours {ours[name]}, torch {torch[name]}; they '
-                         f'may differ by {most:g} of it at most')
+                         f'may differ by {limit:g} of it at most')
   return out
 
 
@@ -284,8 +284,8 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], epilog='\n'.join(
-      __doc__.split('\n')[2:6]), formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(description=common.description(__doc__), epilog='\n'.join(
+      (__doc__ or '').split('\n')[2:6]), formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add('--against', choices=('torch', 'none'), default='torch', help='the other side')
   add('--vocabulary', nargs='+', choices=('168k', '8k'), default=['168k', '8k'])

@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace) -> dict:
       for chunk in args.chunk}
   compiled = {name: jax.jit(jax.value_and_grad(way, (0, 1))).lower(*inputs).compile()
               for name, way in ways.items()}
-  out = {name: {'temp_bytes': program.memory_analysis().temp_size_in_bytes}
+  out = {name: {'temp_bytes': common.temp_bytes(program)}
          for name, program in compiled.items()}
   taken: dict[str, list] = {name: [] for name in ways}
   for turn in range(args.repetitions + 1):
@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def main(words: list[str]) -> int:
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser = argparse.ArgumentParser(description=common.description(__doc__))
   parser.add_argument('--vocabulary', type=int, default=168_072)
   parser.add_argument('--positions', type=int, default=4096)
   parser.add_argument('--width', type=int, default=256)
