@@ -13,7 +13,7 @@ import functools
 import json
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -36,16 +36,19 @@ from ttt_jax.tokens.tokenizer import ByteTokenizer, Tokenizer
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import trained_model
 
-_STEP = 32  # sequences are padded to multiples of this, so that near lengths share programs
+_STEP = 32  # sequences are padded to multiples of this, so that similar lengths share programs
+
+Ids = Sequence[int] | np.ndarray                   # of one sequence, [n]
+Document = dict[str, Any] | tuple[Ids, Ids]        # a record, or (ids, supervised flags)
 
 
 class Noise(NamedTuple):
-  """The noise of one document.
+  """The noise of one document of n tokens.
 
   Attributes:
-    masked: bool [n], the tokens that the model reads as masks.
-    p: the probability with which they were drawn, in (0, 1].
-    maskable: bool [n], the tokens that could have been drawn; None: all supervised audio.
+    masked: bool [n], tokens that are replaced by masks.
+    p: the probability with which they were masked, in (0, 1].
+    maskable: bool [n], tokens that could have been masked; None: all supervised audio.
   """
   masked: np.ndarray
   p: float
@@ -53,7 +56,7 @@ class Noise(NamedTuple):
 
 
 class Terms(NamedTuple):
-  """Means over documents, in nats: AR per text target, diffusion per maskable token."""
+  """The two loss terms, means over documents of nats per text target and per maskable token."""
   ar: float
   diffusion: float
 
@@ -62,9 +65,9 @@ class Reply(NamedTuple):
   """A generated answer.
 
   Attributes:
-    text: what it says in writing.
+    text: its text, decoded.
     codes: int32 [n] of each audio span, for the codec.
-    answer: ids, spans, times.
+    answer: ids, spans and timings.
   """
   text: str
   codes: list[np.ndarray]
@@ -73,14 +76,14 @@ class Reply(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TextToTalk:
-  """A model with what belongs to it. ``load`` makes one.
+  """A model with its vocabulary, tokenizer and settings; made by ``load``.
 
   Attributes:
-    model, params: the decoder and its weights.
-    vocab, tokenizer: the id space and its text part.
+    model, params: the decoder and its parameters.
+    vocab, tokenizer: the id space, and the tokenizer of its text part.
     objective: mode and masks that it was trained with; noise settings of ``loss``.
-    settings: defaults of ``generate``.
-    text_chunk, audio_chunk: how records are interleaved.
+    settings: default sampling parameters of ``generate``.
+    text_chunk, audio_chunk: tokens per chunk of interleaved text and audio.
   """
   model: Model
   params: Params
@@ -96,43 +99,43 @@ class TextToTalk:
     return Renderer(self.vocab, self.tokenizer, self.text_chunk, self.audio_chunk)
 
   def prompt(self, messages: str | list[dict[str, Any]]) -> np.ndarray:
-    """Ids int32 [n] up to and including the assistant's header.
+    """Ids int32 [n] of a prompt, up to and including the assistant's header.
 
     Args:
-      messages: one user message, plain text whatever it looks like; or turns [{'role': ...,
-        'content': ...}, ...] as in records, where audio is <|audio_n|> in strings or parts
-        {'type': 'audio', 'codes': [...]}.
+      messages: one user message as plain text, in which special tokens have no meaning; or turns
+        [{'role': ..., 'content': ...}, ...] as in records, where audio is <|audio_n|> in
+        strings or parts {'type': 'audio', 'codes': [...]}.
 
     Raises:
-      UserError: turns that cannot be read.
+      UserError: invalid turns.
     """
     if isinstance(messages, str):
       record = Record('prompt', '', 'IT', (
           Turn('user', (Part('text', messages),)), Turn('assistant', ())), 'prompt')
     else:
-      # What the last answer says is not looked at, but a turn may not be empty.
+      # The prompt ends before the last answer, whose content must not be empty.
       record = records.parse({'messages': [*messages, {'role': 'assistant', 'content': '?'}]},
                              'prompt')
     return self._renderer.render_prompt(record)
 
-  def logits(self, ids: Sequence[int], answer: Sequence[int] | None = None) -> np.ndarray:
-    """float32 [n, vocabulary] of one document under the hybrid mask.
+  def logits(self, ids: Ids, answer: Ids | None = None) -> np.ndarray:
+    """Logits float32 [n, vocabulary] of one document under the hybrid attention mask.
 
     Args:
-      ids: [n]; masks stand where there is noise.
-      answer: 0/1 [n], the assistant's tokens; read by models that treat prompts otherwise
-        (``objective.prompt_audio`` 'causal', mode 'nar'). None: all of them.
+      ids: [n]; masked tokens have the id of the mask.
+      answer: 0/1 [n], the assistant's tokens; read by models that mask prompts differently
+        (``objective.prompt_audio`` 'causal', mode 'nar'). None: all tokens.
 
     Raises:
       UserError: no ids, or one outside the vocabulary.
     """
-    ids = np.asarray(ids, np.int64)
-    answer = np.ones(ids.size, np.int64) if answer is None else np.asarray(answer)
-    batch = self._rows([(ids, answer)])
+    token = np.asarray(ids, np.int64)
+    supervised = np.ones(token.size, np.int64) if answer is None else np.asarray(answer)
+    batch = self._rows([(token, supervised)])
     return np.asarray(_logits(self.model, self.objective.mode, self.objective.prompt_audio,
-                              self.params, batch))[0, :ids.size]
+                              self.params, batch))[0, :token.size]
 
-  def loss(self, documents: Sequence[Any], noise: int | Sequence[Noise] = 0) -> Terms:
+  def loss(self, documents: Sequence[Document], noise: int | Sequence[Noise] = 0) -> Terms:
     """The two loss terms of a batch for a given noise.
 
     Args:
@@ -141,11 +144,11 @@ class TextToTalk:
         one Noise per document.
 
     Raises:
-      UserError: a record that cannot be read, or noise that does not fit its document.
+      UserError: an invalid record, or noise that does not fit its document.
     """
     pairs = [self._document(document, i) for i, document in enumerate(documents, 1)]
     batch = self._rows(pairs)
-    # The settings of noise have done their work where targets are made.
+    # Noise settings only matter where targets are made; constants here share one program.
     scoring = dataclasses.replace(self.objective, banom=0.0, ppm=0.0, mask_floor=0.5,
                                   banom_unit='document')
     if isinstance(noise, int):
@@ -156,18 +159,28 @@ class TextToTalk:
     sums = _score(self.model, scoring, self.params, batch, targets)
     return Terms(float(sums.ar / len(pairs)), float(sums.diffusion / len(pairs)))
 
-  def generate(self, prompts: Any, **settings: Any) -> Any:
+  @overload
+  def generate(self, prompts: Ids, **settings: int | float | str) -> Reply:
+    ...
+
+  @overload
+  def generate(self, prompts: Sequence[Ids], **settings: int | float | str) -> list[Reply]:
+    ...
+
+  def generate(self, prompts: Ids | Sequence[Ids],
+               **settings: int | float | str) -> Reply | list[Reply]:
     """Answer a prompt or a list of prompts.
 
     Args:
-      prompts: ids of one prompt, or a list of such.
-      **settings: of GenerateConfig: max_tokens, temperature, guidance, steps, ...
+      prompts: ids of one prompt, up to and including the assistant's header; or a list of such.
+      **settings: fields of GenerateConfig: max_tokens, temperature, guidance, steps, ...
 
     Returns:
-      A Reply, or a list of them.
+      A Reply; a list of Replies for a list of prompts.
 
     Raises:
-      UserError: an unknown setting, or a prompt that cannot be answered.
+      UserError: an unknown setting; a prompt that is empty, too long or has an id outside the
+        vocabulary.
     """
     chosen = config_lib.from_dict(
         GenerateConfig, {**dataclasses.asdict(self.settings), **settings}, 'generate')
@@ -179,7 +192,7 @@ class TextToTalk:
                for answer in answers]
     return replies[0] if single else replies
 
-  def _document(self, document: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
+  def _document(self, document: Document, number: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids, supervised) of a record or a pair."""
     if isinstance(document, dict):
       record = records.parse(document, f'document {number}')
@@ -192,12 +205,12 @@ class TextToTalk:
     return ids, supervised
 
   def _rows(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> batches.Batch:
-    """One document per row."""
+    """A batch with one document per row."""
     for number, (ids, _) in enumerate(pairs, 1):
       if not ids.size or ids.min() < 0 or ids.max() >= self.vocab.size:
         what = 'no ids' if not ids.size else (
             f'id {int(ids.max() if ids.min() >= 0 else ids.min())}')
-        raise UserError(f'document {number} holds {what}; ids are 0..{self.vocab.size - 1}.')
+        raise UserError(f'document {number} has {what}; ids are 0..{self.vocab.size - 1}.')
     length = -(-max(ids.size for ids, _ in pairs) // _STEP) * _STEP
     return batches.stack([batches.make_row(self.vocab, [(number, ids, supervised)], length)
                           for number, (ids, supervised) in enumerate(pairs, 1)])
@@ -206,21 +219,22 @@ class TextToTalk:
                ) -> hybrid.Targets:
     """Targets of explicit noise."""
     if len(noise) != len(pairs):
-      raise UserError(f'{len(pairs)} documents have {len(noise)} noise patterns; give one each.')
+      raise UserError(f'{len(noise)} noise patterns were given for {len(pairs)} documents; use one '
+                      'per document.')
     may = np.asarray(hybrid.supervised_maskable(batch, self.vocab, self.objective.mode)).copy()
     masked = np.zeros(may.shape, bool)
     rate = np.ones(may.shape, np.float32)
     for row, ((ids, _), drawn) in enumerate(zip(pairs, noise)):
       here = np.s_[row, :ids.size]
       if not 0 < drawn.p <= 1:
-        raise UserError(f'noise {row + 1} has p={drawn.p}; a probability is in (0, 1].')
+        raise UserError(f'noise {row + 1} has p={drawn.p}; p must be in (0, 1].')
       if drawn.maskable is not None:
         may[here] &= _flags(drawn.maskable, ids.size, f'noise {row + 1}: maskable')
       masked[here] = _flags(drawn.masked, ids.size, f'noise {row + 1}: masked')
       wrong = np.flatnonzero(masked[here] & ~may[here])
       if wrong.size:
-        raise UserError(f'noise {row + 1} masks token {wrong[0]}, which is no maskable token of '
-                        'the document; only supervised audio is.')
+        raise UserError(f'noise {row + 1} masks token {wrong[0]}, which is not maskable; only '
+                        'supervised audio is.')
       rate[row] = drawn.p
     return hybrid.targets(batch, self.vocab, self.objective.mode, may, masked, rate)
 
@@ -234,7 +248,7 @@ def _flags(values: Any, count: int, what: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _model(config: ModelConfig, vocab_size: int) -> Model:
-  """Programs belong to a Model, so weights of one size share it."""
+  """A Model is a static argument of compiled functions, so models of one size share it."""
   return Model(config, vocab_size)
 
 
@@ -258,7 +272,7 @@ def _score(model: Model, objective: ObjectiveConfig, params: Params, batch: batc
 
 
 def load(path: str | os.PathLike, dtype: str = 'float32') -> TextToTalk:
-  """A model from a Hugging Face directory or from a workdir.
+  """Load a model from a Hugging Face directory or from a workdir.
 
   Args:
     path: a directory with config.json and safetensors (plain Qwen2.5, whose vocabulary is
@@ -266,7 +280,7 @@ def load(path: str | os.PathLike, dtype: str = 'float32') -> TextToTalk:
     dtype: compute dtype of a Hugging Face directory, 'float32' or 'bfloat16'.
 
   Raises:
-    UserError: neither of the two, or something in it is wrong.
+    UserError: neither of the two, or an invalid or incomplete one.
   """
   path = pathlib.Path(path)
   if (path / 'checkpoints').is_dir():
@@ -275,14 +289,14 @@ def load(path: str | os.PathLike, dtype: str = 'float32') -> TextToTalk:
     raise UserError(f'{path} is neither a Hugging Face directory (config.json and safetensors) '
                     'nor a workdir with checkpoints.')
   config, vocab, params = import_hf.read(path, dtype)
-  said = json.loads((path / 'config.json').read_text(encoding='utf-8'))
-  objective = ObjectiveConfig(mode=said.get('ttt_mode', 'hybrid'),
-                              prompt_audio=said.get('ttt_prompt_audio', 'bidirectional'))
+  values = json.loads((path / 'config.json').read_text(encoding='utf-8'))
+  objective = ObjectiveConfig(mode=values.get('ttt_mode', 'hybrid'),
+                              prompt_audio=values.get('ttt_prompt_audio', 'bidirectional'))
   known = {field.name for field in dataclasses.fields(GenerateConfig)}
   settings = config_lib.from_dict(GenerateConfig, {
-      key: value for key, value in said.get('ttt_generate', {}).items() if key in known},
+      key: value for key, value in values.get('ttt_generate', {}).items() if key in known},
       'ttt_generate')
-  layout = said.get('ttt_layout', {})
+  layout = values.get('ttt_layout', {})
   tokenizer = ByteTokenizer() if vocab.text == 'bytes' else hf_tokenizer.read(path, vocab)
   return TextToTalk(_model(config, vocab.size), jax.tree.map(jnp.asarray, params), vocab,
                     tokenizer, objective, settings,

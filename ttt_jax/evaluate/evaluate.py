@@ -68,7 +68,7 @@ def answer(run: TrainedModel, records: list[Record]) -> list[Item]:
   items = []
   with Progress(len(prompts), 'generate', unit='answers') as progress:
     for event in engine.events():
-      if event.kind == 'done':
+      if event.answer is not None:
         text, codes = run.renderer.unrender(event.answer.ids)
         codes = np.concatenate(codes) if codes else np.zeros(0, np.int32)
         items.append((event.request,
@@ -87,18 +87,16 @@ def listen(run: TrainedModel, items: list[Item], judge: asr_judges.Recogniser | 
   folder.mkdir(parents=True, exist_ok=True)
   with Progress(len(items), 'listen', unit='answers') as progress:
     for item in items:
-      judged = metrics.JUDGED.get(item.record.task, ()) if judge else ()
+      judged = metrics.JUDGED.get(item.record.task, ())
       reference = item.reference_audio
-      sounds = {'generated': item.codes}
-      if reference is not None:
-        sounds['roundtrip'] = reference.codes
+      sounds = {'generated': item.codes, 'roundtrip': item.reference_codes}
       for kind, codes in sounds.items():
         if len(codes):
           waveform = run.codec.sound(codes)
           io.write_wav(folder / f'{item.record.id}.{kind}.wav', waveform, run.codec.sample_rate)
-          if kind in judged:
+          if judge and kind in judged:
             item.heard[kind] = judge.transcribe(waveform, run.codec.sample_rate)
-      if 'reference' in judged and reference is not None and reference.source:
+      if judge and 'reference' in judged and reference is not None and reference.source:
         item.heard['reference'] = judge.transcribe(*io.read(run.data_dir / reference.source))
       progress.update(1)
 
@@ -107,7 +105,7 @@ def _sample(run: TrainedModel, item: Item) -> dict[str, Any]:
   """The entry of one item in evaluation.json; paths are relative to the workdir."""
   def data(part: Part | None):
     return f'{run.config.data.path}/{part.source}' if part is not None and part.source else None
-  made = lambda kind, there: f'samples/{item.record.id}.{kind}.wav' if there else None
+  made = lambda kind, count: f'samples/{item.record.id}.{kind}.wav' if count else None
   question = item.question
   reference = item.reference_audio
   return {
@@ -118,5 +116,5 @@ def _sample(run: TrainedModel, item: Item) -> dict[str, Any]:
       'calls': item.answer.calls,
       'audio': {'question': data(question) if question.kind == 'audio' else None,
                 'reference': data(reference),
-                'roundtrip': made('roundtrip', reference is not None and len(reference.codes)),
+                'roundtrip': made('roundtrip', len(item.reference_codes)),
                 'generated': made('generated', len(item.codes))}}

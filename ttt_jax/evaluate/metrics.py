@@ -52,6 +52,12 @@ class Item:
     spoken = [p for p in self.record.turns[-1].parts if p.kind == 'audio']
     return spoken[0] if spoken else None
 
+  @property
+  def reference_codes(self) -> np.ndarray:
+    """int32 [n], codes of the reference's audio; empty without audio."""
+    audio = self.reference_audio
+    return np.zeros(0, np.int32) if audio is None or audio.codes is None else audio.codes
+
 
 def _last_part(record: Record, role: str) -> Part:
   return [turn for turn in record.turns if turn.role == role][-1].parts[-1]
@@ -98,7 +104,7 @@ def lengths(items: list[Item], silence: tuple[int, ...], hybrid_mode: bool) -> d
     out['spans_ended'] = _mean(span.ended for span in every)
   if spoken:
     out['length_ratio'] = sum(_audible(i.codes, silence) for i in spoken) / sum(
-        _audible(i.reference_audio.codes, silence) for i in spoken)
+        _audible(i.reference_codes, silence) for i in spoken)
   return out
 
 

@@ -9,6 +9,7 @@ S = slots, B = rows, W = positions of the window, T = tokens of a slot.
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from ttt_jax.generate.decode_step import State
 from ttt_jax.generate.sampling_params import SamplingParams
 from ttt_jax.model import kv_cache
 from ttt_jax.model.transformer import Model, Params
+from ttt_jax.model.types import Array
 
 
 class NullContext(NamedTuple):
@@ -166,6 +168,10 @@ def steps(setup: Setup, launch: Launch, weights: Weights, pool: Pool, slots: jax
   """
   (model, rules, mixed), width = setup, launch.width
   count = pool.state.length.shape[0]
+  chex.assert_tree_shape_prefix((pool.state, pool.sampling_params), (count,))
+  chex.assert_axis_dimension(pool.cache.k, 1, count)
+  if slots is not None:
+    chex.assert_rank(slots, 1)
   if slots is None:
     rows, settings, real = pool.state, pool.sampling_params, jnp.ones(count, bool)
   else:
@@ -213,8 +219,8 @@ def steps(setup: Setup, launch: Launch, weights: Weights, pool: Pool, slots: jax
   return pool._replace(state=jax.tree.map(put, pool.state, rows), cache=cache), rows
 
 
-def _over_masks(setup: Setup, length: int, params: Params, rows: State, guided: jax.Array,
-                position: jax.Array) -> jax.Array:
+def _over_masks(setup: Setup, length: int, params: Params, rows: State, guided: Array,
+                position: Array) -> jax.Array:
   """Hidden states [B, W, E] of the windows with every id up to the begin token masked.
 
   This is the unconditional pass of the paper's guidance (arXiv 2509.20072). Masks are audio, so

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from ttt_jax.generate import sampling, unmasking
 from ttt_jax.generate.sampling import Choice, Place, Rules
 from ttt_jax.generate.sampling_params import SamplingParams
+from ttt_jax.model.types import Array
 from ttt_jax.tokens.vocab import Vocabulary
 
 IDLE, TEXT, SPAN = 0, 1, 2
@@ -53,22 +54,22 @@ class State(NamedTuple):
     calls: forward passes that the request took part in.
     finished: 1 if the model generated im_end.
   """
-  token: jax.Array
-  length: jax.Array
-  known: jax.Array
-  lead: jax.Array
-  phase: jax.Array
-  event: jax.Array
-  prompt: jax.Array
-  begin: jax.Array
-  block_at: jax.Array
-  step: jax.Array
-  spans: jax.Array
-  blocks: jax.Array
-  ended: jax.Array
-  gap: jax.Array
-  calls: jax.Array
-  finished: jax.Array
+  token: Array
+  length: Array
+  known: Array
+  lead: Array
+  phase: Array
+  event: Array
+  prompt: Array
+  begin: Array
+  block_at: Array
+  step: Array
+  spans: Array
+  blocks: Array
+  ended: Array
+  gap: Array
+  calls: Array
+  finished: Array
 
 
 def empty(slots: int, tokens: int) -> State:
@@ -77,7 +78,7 @@ def empty(slots: int, tokens: int) -> State:
   return State(zeros(slots, tokens), *(zeros(slots) for _ in State._fields[1:]))
 
 
-def window(state: State, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def window(state: State, width: int) -> tuple[Array, Array, Array]:
   """(token, position, k_end) of the rows' windows, int32 [B, W].
 
   Token i of a window attends to the window's tokens 0 .. k_end[i]-1, beside the cache; 0 beyond
@@ -98,7 +99,7 @@ def window(state: State, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   return token, position, jnp.where(index < size, k_end, 0)
 
 
-def wanted(state: State, vocab: Vocabulary, token: jax.Array, position: jax.Array) -> jax.Array:
+def wanted(state: State, vocab: Vocabulary, token: Array, position: Array) -> Array:
   """bool [B, W]: positions that need a choice: the masks of the open block, or the last token of
   a text row, whose hidden state predicts the next one."""
   column = lambda x: x[:, None]
@@ -108,7 +109,7 @@ def wanted(state: State, vocab: Vocabulary, token: jax.Array, position: jax.Arra
   return jnp.where(column(state.phase == SPAN), masks, last & column(state.phase == TEXT))
 
 
-def places(state: State, sampling_params: SamplingParams, position: jax.Array) -> Place:
+def places(state: State, sampling_params: SamplingParams, position: Array) -> Place:
   """Constraints on the choice at each position of the windows, and names of its draw; [B, W]."""
   column = lambda x: jnp.broadcast_to(x[:, None], position.shape)
   in_span = column(state.phase == SPAN)
@@ -126,7 +127,7 @@ def places(state: State, sampling_params: SamplingParams, position: jax.Array) -
 
 
 def advance(state: State, sampling_params: SamplingParams, rules: Rules, width: int, choice: Choice,
-            want: jax.Array) -> State:
+            want: Array) -> State:
   """The rows after the choices of one step are taken.
 
   Args:
@@ -153,12 +154,12 @@ def begin_answer(state: State, sampling_params: SamplingParams, rules: Rules) ->
   return _grow(_open(state), sampling_params, rules, every, ~every)
 
 
-def _where(row: jax.Array, a: State, b: State) -> State:
+def _where(row: Array, a: State, b: State) -> State:
   pick = lambda x, y: jnp.where(row.reshape(-1, *[1] * (x.ndim - 1)), x, y)
   return jax.tree.map(pick, a, b)
 
 
-def _text(state: State, rules: Rules, width: int, choice: Choice) -> tuple[State, jax.Array]:
+def _text(state: State, rules: Rules, width: int, choice: Choice) -> tuple[State, Array]:
   """Append one text token; (state, whether it is a begin token and so opens a span)."""
   vocab = rules.vocab
   last = jnp.clip(state.length - 1 - state.known, 0, width - 1)
@@ -172,14 +173,14 @@ def _text(state: State, rules: Rules, width: int, choice: Choice) -> tuple[State
   return state, opens
 
 
-def _appended(state: State, chosen: jax.Array) -> jax.Array:
+def _appended(state: State, chosen: Array) -> Array:
   """``token`` with ``chosen`` [B] behind each row's last token."""
   here = jnp.arange(state.token.shape[1]) == state.length[:, None]
   return jnp.where(here, chosen[:, None], state.token)
 
 
 def _span(state: State, sampling_params: SamplingParams, rules: Rules, width: int, choice: Choice,
-          want: jax.Array) -> tuple[State, jax.Array, jax.Array]:
+          want: Array) -> tuple[State, Array, Array]:
   """Commit some masks of the block; (state, whether the span has its end token, whether the
   block has no masks left)."""
   vocab = rules.vocab
@@ -209,8 +210,8 @@ def _open(state: State) -> State:
                         blocks=jnp.zeros_like(state.blocks), event=state.event | OPENED)
 
 
-def _grow(state: State, sampling_params: SamplingParams, rules: Rules, more: jax.Array,
-          closes: jax.Array) -> State:
+def _grow(state: State, sampling_params: SamplingParams, rules: Rules, more: Array,
+          closes: Array) -> State:
   """Append a block of masks, close a span, or finish the request.
 
   Args:
@@ -252,8 +253,8 @@ def _grow(state: State, sampling_params: SamplingParams, rules: Rules, more: jax
 
 
 def score(rules: Rules, head: sampling.Head, sampling_params: SamplingParams, state: State,
-          hidden: jax.Array, uncond: jax.Array | None, position: jax.Array,
-          want: jax.Array) -> Choice:
+          hidden: Array, uncond: Array | None, position: Array,
+          want: Array) -> Choice:
   """Choices [B, W] at the positions of ``want``; zeros elsewhere.
 
   Args:

@@ -226,8 +226,8 @@ class Engine:
     settings = jax.tree.map(lambda x: x[0], sampling_params.make(
         [request.config], [request.name], self.config.max_tokens))
     if span:
-      rows = jax.tree.map(lambda x: jnp.asarray(x)[None], (row, settings))
-      row = jax.tree.map(lambda x: x[0], decode_step.begin_answer(*rows, self._setup.rules))
+      one, params = jax.tree.map(lambda x: jnp.asarray(x)[None], (row, settings))
+      row = jax.tree.map(lambda x: x[0], decode_step.begin_answer(one, params, self._setup.rules))
       request.phase = int(row.phase)
     request.length, request.known, request.since = int(row.length), known, time.monotonic()
     self._slots[slot] = request
@@ -308,6 +308,7 @@ class Engine:
 
   def _events_of(self, slot: int, request: _Request, row: State) -> Iterator[Event]:
     """What a request's new state adds to what was reported of it."""
+    token = np.asarray(row.token)
     request.length, request.known = int(row.length), int(row.known)
     request.phase = int(row.phase)
     closing = request.open or row.spans > request.opened
@@ -316,14 +317,14 @@ class Engine:
     if closing and not open_now:
       start = int(row.begin) + 1
       # The first text token after the span may be there already.
-      end = start + _span_length(row.token[start:request.length], self.vocab, self.mode)
+      end = start + _span_length(token[start:request.length], self.vocab, self.mode)
       closed = Span(start - request.prompt.size, end - start, bool(row.ended), int(row.blocks))
     request.opened, request.open = int(row.spans), open_now
     final = request.length
     if open_now:
-      masks = np.flatnonzero(row.token[request.seen:request.length] == self.vocab.mask)
+      masks = np.flatnonzero(token[request.seen:request.length] == self.vocab.mask)
       final = request.seen + int(masks[0]) if masks.size else final
-    yield from self._tokens(request, row.token[request.seen:final])
+    yield from self._tokens(request, token[request.seen:final])
     request.seen = max(request.seen, final)
     if closed:
       request.spans.append(closed)
@@ -331,9 +332,9 @@ class Engine:
     if request.phase == decode_step.IDLE:
       self._slots[slot] = None
       self._cached[slot] = prefix_cache.with_answer(
-          self.vocab, request.prefix, row.token[request.prompt.size:request.length],
+          self.vocab, request.prefix, token[request.prompt.size:request.length],
           request.known, self.mode)
-      answer = Answer(row.token[request.prompt.size:request.length].copy(), request.spans,
+      answer = Answer(token[request.prompt.size:request.length].copy(), request.spans,
                       bool(row.finished), int(row.calls), time.monotonic() - request.since,
                       request.first_audio)
       yield Event(request.number, 'done', answer=answer)

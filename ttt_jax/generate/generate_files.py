@@ -71,7 +71,7 @@ def _gathered(run: TrainedModel, engine: Engine, asked: list[Record],
   entries = {}
   with Progress(len(asked), 'generate', unit='answers') as progress:
     for event in engine.events():
-      if event.kind == 'done':
+      if event.answer is not None:
         record, answer = asked[event.request], event.answer
         audio = _write_audio(run, record, answer, out)
         entries[event.request] = _entry(run, record, answer, audio)
@@ -89,11 +89,11 @@ def _streamed(run: TrainedModel, engine: Engine, asked: list[Record],
     if live is None:
       live = live_output.LiveOutput(run.codec, run.tokenizer, out / f'{record.id}.wav')
       print(f'{record.id}: {_question(record)} -> ', end='', flush=True)
-    if event.kind == 'text':
+    if event.kind == 'text' and event.ids is not None:
       print(live.text(event.ids), end='', flush=True)
-    elif event.kind == 'audio':
+    elif event.kind == 'audio' and event.ids is not None:
       live.audio(run.vocab.decode_codes(event.ids))
-    elif event.kind == 'done':
+    elif event.answer is not None:
       audio = live.close()
       first = event.answer.first_audio
       print('' if audio is None else f'  ({audio}, first audio after {first:.2f} s)')

@@ -149,7 +149,7 @@ class Scorer:
     bound, variance = 0.0, 0.0
     profile = np.zeros((2, BINS))
     edges = np.flatnonzero(np.diff(np.where(spoken, group, 0), prepend=0, append=0))
-    starts = [at for at in edges if at < ids.size and spoken[at]]
+    starts = [int(at) for at in edges if at < ids.size and spoken[at]]
     for order, start in enumerate(starts):
       stop = start + int(np.argmin(np.append(group[start:] == group[start], False)))
       estimates = [self._span(ids, start, stop, (self.seed, number, order, repeat), profile)

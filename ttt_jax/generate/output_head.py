@@ -12,9 +12,12 @@ C = positions, V = rows of the head's table, E = width; the rows form G groups o
 import math
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from ttt_jax.model.types import Array
 
 GROUP = 128  # ids per group at most; fewer if the table is not a multiple of it
 
@@ -53,8 +56,8 @@ class Swept(NamedTuple):
     logits: float32 [G, g, C]; None after a sweep in tiles.
   """
   groups: Groups
-  table: jax.Array
-  hidden: jax.Array
+  table: Array
+  hidden: Array
   logits: jax.Array | None
 
   @property
@@ -62,7 +65,7 @@ class Swept(NamedTuple):
     """g."""
     return self.table.shape[0] // self.groups.top.shape[0]
 
-  def of_each(self, group: jax.Array) -> jax.Array:
+  def of_each(self, group: Array) -> jax.Array:
     """Logits [g, C] of one group per position; ``group``: int32 [C]."""
     if self.logits is not None:
       return jnp.take_along_axis(self.logits, group[None, None], axis=0)[0]
@@ -86,7 +89,7 @@ def group_size(rows: int) -> int:
   return math.gcd(rows, GROUP)
 
 
-def summary(logits: jax.Array, weigh: jax.Array | bool) -> Groups:
+def summary(logits: jax.Array, weigh: Array | bool) -> Groups:
   """Summaries of logits [G, g, C]; -inf does not count. ``weigh``: whether to sum ``weighted``."""
   top = logits.max(1)
   # In a group of -inf alone: exp(-inf - 0) = 0 instead of exp(-inf + inf) = NaN.
@@ -98,7 +101,7 @@ def summary(logits: jax.Array, weigh: jax.Array | bool) -> Groups:
   return Groups(top, share.sum(1), weighted)
 
 
-def sweep(table: jax.Array, hidden: jax.Array, weigh: jax.Array, tile: int | None) -> Swept:
+def sweep(table: Array, hidden: Array, weigh: Array, tile: int | None) -> Swept:
   """Logits of all ids at C positions, summarised per group.
 
   Args:
@@ -108,6 +111,8 @@ def sweep(table: jax.Array, hidden: jax.Array, weigh: jax.Array, tile: int | Non
     tile: ids per tile, rounded down to a multiple of g; None: all at once, and ``Swept`` has the
       logits.
   """
+  chex.assert_rank([table, hidden], 2)
+  chex.assert_equal_shape_suffix([table, hidden], 1)
   rows, size = table.shape[0], group_size(table.shape[0])
   if tile is None or tile >= rows:
     logits = jnp.einsum('ve,ce->vc', table, hidden, preferred_element_type=jnp.float32)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,6 +20,7 @@ import numpy as np
 
 from ttt_jax.generate import output_head
 from ttt_jax.generate.sampling_params import SamplingParams, SCORES
+from ttt_jax.model.types import Array
 from ttt_jax.tokens.vocab import Vocabulary
 
 
@@ -69,12 +71,12 @@ class Head(NamedTuple):
     audio: a copy of its rows from ``_first_audio`` on; None unless softmax is 'audio'.
     prior: float32 [V], log probability of each id without a prefix; read by rule 'prior'.
   """
-  table: jax.Array
-  audio: jax.Array | None
-  prior: jax.Array
+  table: Array
+  audio: Array | None
+  prior: Array
 
 
-def make_head(rules: Rules, table: jax.Array) -> Head:
+def make_head(rules: Rules, table: Array) -> Head:
   """The output head of a model whose table [V, E], padding included, is ``table``."""
   narrow = rules.softmax == 'audio' and rules.mode == 'hybrid'
   return Head(table, table[_first_audio(rules, table.shape[0]):] if narrow else None,
@@ -96,13 +98,13 @@ class Place(NamedTuple):
     may_begin: bool, a begin token is allowed if it does not.
     span, block, step, position: int32, folded into the key of the draw.
   """
-  in_span: jax.Array
-  may_end: jax.Array
-  may_begin: jax.Array
-  span: jax.Array
-  block: jax.Array
-  step: jax.Array
-  position: jax.Array
+  in_span: Array
+  may_end: Array
+  may_begin: Array
+  span: Array
+  block: Array
+  step: Array
+  position: Array
 
 
 class Choice(NamedTuple):
@@ -114,14 +116,14 @@ class Choice(NamedTuple):
     score: the key that ranks masked positions (sampling_params.SCORES).
     entropy: of the same softmax, nats; 0 where no rule reads it.
   """
-  token: jax.Array
-  confidence: jax.Array
-  score: jax.Array
-  entropy: jax.Array
+  token: Array
+  confidence: Array
+  score: Array
+  entropy: Array
 
 
-def choose(rules: Rules, head: Head, sampling_params: SamplingParams, hidden_NxE: jax.Array,
-           uncond_NxE: jax.Array | None, want: jax.Array, place: Place) -> Choice:
+def choose(rules: Rules, head: Head, sampling_params: SamplingParams, hidden_NxE: Array,
+           uncond_NxE: Array | None, want: Array, place: Place) -> Choice:
   """A choice [N] at every wanted position; zeros elsewhere.
 
   As in LLaDA (arXiv 2502.09992) a token is sampled by Gumbel-max at the request's temperature,
@@ -136,6 +138,11 @@ def choose(rules: Rules, head: Head, sampling_params: SamplingParams, hidden_NxE
     place: arrays [N].
   """
   n = want.size
+  chex.assert_rank(hidden_NxE, 2)
+  chex.assert_shape([want, *place, *sampling_params], (n,))
+  chex.assert_type(want, bool)
+  if uncond_NxE is not None:
+    chex.assert_equal_shape([hidden_NxE, uncond_NxE])
   hidden = hidden_NxE
   if uncond_NxE is not None:
     hidden = _guided(sampling_params, hidden_NxE, uncond_NxE, place)
@@ -149,8 +156,8 @@ def choose(rules: Rules, head: Head, sampling_params: SamplingParams, hidden_NxE
                     place, out)
 
 
-def _guided(sampling_params: SamplingParams, hidden: jax.Array, uncond: jax.Array,
-            place: Place) -> jax.Array:
+def _guided(sampling_params: SamplingParams, hidden: Array, uncond: Array,
+            place: Place) -> Array:
   """Hidden states whose logits are uncond + (1 + w)(cond - uncond), classifier-free guidance
   (arXiv 2207.12598) as in LLaDA. The head is linear, so it is applied once to the mixture."""
   guided = place.in_span & (sampling_params.guidance > 0)
@@ -229,10 +236,10 @@ class _Scored(NamedTuple):
     logits: [G, g, C], or None after a sweep in tiles.
   """
   groups: output_head.Groups
-  special: jax.Array
-  token: jax.Array
-  logit: jax.Array
-  logits: jax.Array | None
+  special: Array
+  token: Array
+  logit: Array
+  logits: Array | None
 
 
 def _score(rules, table, first, hidden, tile, sampling_params, place, draw) -> _Scored:
@@ -248,7 +255,7 @@ def _score(rules, table, first, hidden, tile, sampling_params, place, draw) -> _
   return _Scored(swept.groups, swept.of_all(_mixed(rules, ids)), token, logit, swept.logits)
 
 
-def _ranked(sampling_params: SamplingParams) -> jax.Array:
+def _ranked(sampling_params: SamplingParams) -> Array:
   """Whether some position is ranked by anything but its confidence."""
   return jnp.any(sampling_params.score != SCORES.index('confidence'))
 
@@ -306,7 +313,7 @@ def _mixed(rules: Rules, ids: np.ndarray) -> tuple[int, ...]:
   return tuple(int(group) for group in mixed) or (0,)
 
 
-def _allowed(rules: Rules, ids: jax.Array, place: Place) -> jax.Array:
+def _allowed(rules: Rules, ids: Array, place: Place) -> Array:
   """bool [..., C]: whether the ids [..., 1 or C] may be chosen at each position."""
   vocab = rules.vocab
   # Neither the mask nor the audio threshold is ever generated.
@@ -321,12 +328,12 @@ def _allowed(rules: Rules, ids: jax.Array, place: Place) -> jax.Array:
       ~begin | place.may_begin | place.in_span)
 
 
-def _temperature(sampling_params: SamplingParams, place: Place) -> jax.Array:
+def _temperature(sampling_params: SamplingParams, place: Place) -> Array:
   return jnp.where(place.in_span, sampling_params.audio_temperature, sampling_params.temperature)
 
 
 def _drawn(rules, logits, first, sampling_params: SamplingParams,
-           place: Place) -> tuple[jax.Array, jax.Array]:
+           place: Place) -> tuple[Array, Array]:
   """(ids, their logits) [C], sampled from logits [G, g, C]; the id is -1 at temperature 0."""
   logits = logits.reshape(-1, place.in_span.size).T
   ids = first + np.arange(logits.shape[1])[:, None]
@@ -337,7 +344,7 @@ def _drawn(rules, logits, first, sampling_params: SamplingParams,
   return jnp.where(temperature > 0, first + token, -1), logit
 
 
-def _sampled(masked, temperature, sampling_params: SamplingParams, place: Place) -> jax.Array:
+def _sampled(masked, temperature, sampling_params: SamplingParams, place: Place) -> Array:
   """int32 [C], samples by Gumbel-max: argmax of logits / temperature + Gumbel noise."""
   scaled = masked / jnp.maximum(temperature, 1e-6)[:, None]
   cut = ~place.in_span & ((sampling_params.top_k > 0) | (sampling_params.top_p < 1))
@@ -359,7 +366,7 @@ def _sampled(masked, temperature, sampling_params: SamplingParams, place: Place)
                     axis=-1).astype(jnp.int32)
 
 
-def _nucleus(scaled: jax.Array, sampling_params: SamplingParams) -> jax.Array:
+def _nucleus(scaled: Array, sampling_params: SamplingParams) -> Array:
   """-inf outside the top_k ids, and of those the fewest that hold top_p of the probability
   (nucleus sampling, arXiv 1904.09751)."""
   descending = jnp.sort(scaled, axis=-1)[:, ::-1]

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ttt_jax.config import GenerateConfig
+from ttt_jax.model.types import Array
 
 # What masked positions are ranked by (sampling.Choice.score, unmasking.ahead).
 SCORES = ('confidence', 'margin', 'entropy', 'prior')
 _THRESHOLD_OFF = 2.0  # no probability reaches it
 _BUDGET_OFF = -1.0    # no sum of entropies is at most this
+_FLOATS = ('temperature', 'audio_temperature', 'top_p', 'guidance', 'threshold', 'entropy', 'shift')
 
 
 class SamplingParams(NamedTuple):
@@ -37,23 +39,23 @@ class SamplingParams(NamedTuple):
       those before sum to at most this.
     shift: float32, the a of the time-shifted schedule; 1 = linear.
   """
-  number: np.ndarray
-  seed: np.ndarray
-  max_tokens: np.ndarray
-  block: np.ndarray
-  steps: np.ndarray
-  min_span: np.ndarray
-  max_span: np.ndarray
-  text_gap: np.ndarray
-  temperature: np.ndarray
-  audio_temperature: np.ndarray
-  top_k: np.ndarray
-  top_p: np.ndarray
-  guidance: np.ndarray
-  score: np.ndarray
-  threshold: np.ndarray
-  entropy: np.ndarray
-  shift: np.ndarray
+  number: Array
+  seed: Array
+  max_tokens: Array
+  block: Array
+  steps: Array
+  min_span: Array
+  max_span: Array
+  text_gap: Array
+  temperature: Array
+  audio_temperature: Array
+  top_k: Array
+  top_p: Array
+  guidance: Array
+  score: Array
+  threshold: Array
+  entropy: Array
+  shift: Array
 
 
 def make(configs: Sequence[GenerateConfig], numbers: Sequence[int],
@@ -66,24 +68,21 @@ def make(configs: Sequence[GenerateConfig], numbers: Sequence[int],
     max_tokens: a further limit of every request's max_tokens; None: no limit.
   """
   rows = [_one(config, number, max_tokens) for config, number in zip(configs, numbers)]
-  return SamplingParams(*(np.array(column) for column in zip(*rows)))
+  column = lambda name: np.array([row[name] for row in rows],
+                                 np.float32 if name in _FLOATS else np.int32)
+  return SamplingParams(**{name: column(name) for name in SamplingParams._fields})
 
 
-def _one(config: GenerateConfig, number: int, max_tokens: int | None) -> SamplingParams:
-  integer, real = np.int32, np.float32
+def _one(config: GenerateConfig, number: int, max_tokens: int | None) -> dict[str, float]:
   score = {'threshold': 'confidence'}.get(config.rule, config.rule)
   limit = config.max_tokens if max_tokens is None else min(config.max_tokens, max_tokens)
-  return SamplingParams(
-      number=integer(number), seed=integer(config.seed), max_tokens=integer(limit),
-      block=integer(config.block), steps=integer(config.steps),
-      min_span=integer(config.min_span), max_span=integer(config.max_span),
-      text_gap=integer(config.text_gap), temperature=real(config.temperature),
-      audio_temperature=real(config.audio_temperature), top_k=integer(config.top_k),
-      top_p=real(config.top_p), guidance=real(config.guidance),
-      score=integer(SCORES.index(score)),
-      threshold=real(config.threshold if config.rule == 'threshold' else _THRESHOLD_OFF),
-      entropy=real(config.entropy_budget if config.rule == 'entropy' else _BUDGET_OFF),
-      shift=real(config.shift if config.schedule == 'shifted' else 1.0))
+  same = ('seed', 'block', 'steps', 'min_span', 'max_span', 'text_gap', 'temperature',
+          'audio_temperature', 'top_k', 'top_p', 'guidance')
+  return {name: getattr(config, name) for name in same} | {
+      'number': number, 'max_tokens': limit, 'score': SCORES.index(score),
+      'threshold': config.threshold if config.rule == 'threshold' else _THRESHOLD_OFF,
+      'entropy': config.entropy_budget if config.rule == 'entropy' else _BUDGET_OFF,
+      'shift': config.shift if config.schedule == 'shifted' else 1.0}
 
 
 def empty(slots: int) -> SamplingParams:

@@ -36,7 +36,7 @@ def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
     The contents of the file: {'step', 'text_nll' and 'audio_bound' (nats per token over all
     records), 'audio_error', 'text_tokens', 'audio_tokens', 'profile': [[masked up to,
     nats per masked token or None], ...], 'records': [{'name', 'task', 'text_nll' and
-    'audio_bound' (nats of the whole record), 'text_tokens', 'audio_tokens',
+    'audio_bound' (nats of the complete record), 'text_tokens', 'audio_tokens',
     'audio_error'}, ...]}.
 
   Raises:

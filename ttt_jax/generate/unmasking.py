@@ -14,14 +14,14 @@ Every rule is a mask over the same ranks, so rows with different rules share a p
 B = rows, W = positions of a window.
 """
 
-import jax
 import jax.numpy as jnp
 
 from ttt_jax.generate.sampling_params import SamplingParams
+from ttt_jax.model.types import Array
 
 
-def scheduled(sampling_params: SamplingParams, size: jax.Array, masked: jax.Array,
-              step: jax.Array) -> jax.Array:
+def scheduled(sampling_params: SamplingParams, size: Array, masked: Array,
+              step: Array) -> Array:
   """How many positions a step commits at least; int32 [B].
 
   Linear: size // steps, and one more in each of the first size % steps steps (arXiv 2509.20072,
@@ -44,7 +44,7 @@ def scheduled(sampling_params: SamplingParams, size: jax.Array, masked: jax.Arra
   return jnp.maximum(jnp.where(sampling_params.shift == 1.0, linear, shifted), 1)
 
 
-def ahead(score: jax.Array, masked: jax.Array) -> jax.Array:
+def ahead(score: Array, masked: Array) -> Array:
   """Order of commitment: the highest score first, ties from left to right.
 
   All pairs are compared: a window is short, and XLA compiles a sort far more slowly.
@@ -62,8 +62,8 @@ def ahead(score: jax.Array, masked: jax.Array) -> jax.Array:
   return before & masked[..., None, :]
 
 
-def accept(sampling_params: SamplingParams, score: jax.Array, confidence: jax.Array,
-           entropy: jax.Array, masked: jax.Array, size: jax.Array, step: jax.Array) -> jax.Array:
+def accept(sampling_params: SamplingParams, score: Array, confidence: Array,
+           entropy: Array, masked: Array, size: Array, step: Array) -> Array:
   """The positions that this step commits, bool [B, W]; at least one where any is masked.
 
   Args:

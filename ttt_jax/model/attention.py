@@ -13,6 +13,7 @@ import functools
 import math
 from typing import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -21,6 +22,7 @@ from jax.sharding import PartitionSpec
 
 from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
+from ttt_jax.model.types import Array
 
 KINDS = ('dense', 'blockwise', 'pallas', 'tokamax')
 
@@ -34,7 +36,7 @@ BLOCKWISE_BLOCK = 128
 _NEVER = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 # (q, k, v, k_start, k_end) -> [B, T, H, D]
-_Form = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+_Form = Callable[[jax.Array, jax.Array, jax.Array, Array, Array], jax.Array]
 
 
 def choose(kind: str, platform: str, length: int) -> str:
@@ -66,7 +68,7 @@ def choose(kind: str, platform: str, length: int) -> str:
 
 
 def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
-           k_start: jax.Array, k_end: jax.Array, *, kind: str = 'dense', block: int = 512,
+           k_start: Array, k_end: Array, *, kind: str = 'dense', block: int = 512,
            interpret: bool = False) -> jax.Array:
   """softmax(q k / sqrt(D)) v over the keys k_start <= j < k_end of each query.
 
@@ -89,6 +91,11 @@ def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
   Returns:
     [B, T, H, D] in q's dtype; 0, with zero gradients, where the range is empty.
   """
+  (b, t, h, d), (_, s, kv_heads, _) = q_BxTxHxD.shape, k_BxSxKxD.shape
+  chex.assert_shape([k_BxSxKxD, v_BxSxKxD], (b, s, kv_heads, d))
+  chex.assert_shape([k_start, k_end], (b, t))
+  chex.assert_type([k_start, k_end], int)
+  chex.assert_is_divisible(h, kv_heads)
   if kind == 'dense':
     out = _dense(q_BxTxHxD, k_BxSxKxD, v_BxSxKxD, k_start, k_end)
     return checkpoint_name(out, 'attention_out')
@@ -108,8 +115,8 @@ def _form(kind: str, block: int, interpret: bool) -> _Form:
   return gpu.attend
 
 
-def _on_mesh(form: _Form, q: jax.Array, k: jax.Array, v: jax.Array, k_start: jax.Array,
-             k_end: jax.Array) -> jax.Array:
+def _on_mesh(form: _Form, q: jax.Array, k: jax.Array, v: jax.Array, k_start: Array,
+             k_end: Array) -> jax.Array:
   """``form`` on every device's part of the mesh in force, or directly when there is none."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
@@ -130,7 +137,7 @@ def _on_mesh(form: _Form, q: jax.Array, k: jax.Array, v: jax.Array, k_start: jax
 
 
 def _dense(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
-           k_start: jax.Array, k_end: jax.Array) -> jax.Array:
+           k_start: Array, k_end: Array) -> jax.Array:
   """The plain XLA form, with all T x S scores in memory."""
   b, t, h, d = q_BxTxHxD.shape
   kv_heads = k_BxSxKxD.shape[2]

@@ -16,12 +16,14 @@ import math
 import pathlib
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ttt_jax.config import ModelConfig
 from ttt_jax.model import sharding
+from ttt_jax.model.types import Array
 
 CHUNK = 256       # cached keys per step of the loop over the prefix
 _LOWEST = -1e30   # instead of -inf, so that a row without any key stays finite
@@ -73,8 +75,8 @@ def constrain(x: jax.Array) -> jax.Array:
   return sharding.constrain(x, (None, 'rows', 'kv_heads', None, None))
 
 
-def attend(cache: Cache, layer: jax.Array, slots: jax.Array | None, known: jax.Array,
-           k_end: jax.Array) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+def attend(cache: Cache, layer: jax.Array, slots: Array | None, known: Array,
+           k_end: Array) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
   """Attention of one layer's windows to their slots' prefixes and to themselves.
 
   Args:
@@ -88,6 +90,10 @@ def attend(cache: Cache, layer: jax.Array, slots: jax.Array | None, known: jax.A
     A function of q [B, W, H, D], k and v [B, W, K, D] that returns [B, W, H, D]. Its time grows
     with the largest ``known``, not with the length of a slot.
   """
+  chex.assert_equal_shape([cache.k, cache.v])
+  chex.assert_shape(known, k_end.shape[:1])
+  if slots is not None:
+    chex.assert_equal_shape([slots, known])
   chunks = (jnp.max(known) + CHUNK - 1) // CHUNK
 
   def run(q, k, v):
@@ -142,7 +148,7 @@ def _read(x: jax.Array, layer, slots, at, rows: int) -> jax.Array:
                           for row in range(rows)])
 
 
-def write(cache: Cache, slots: jax.Array | None, at: jax.Array, count: jax.Array,
+def write(cache: Cache, slots: Array | None, at: Array, count: Array,
           k: jax.Array, v: jax.Array) -> Cache:
   """Cache the first ``count`` tokens of every row's window.
 
@@ -154,6 +160,9 @@ def write(cache: Cache, slots: jax.Array | None, at: jax.Array, count: jax.Array
     k, v: [L, B, K, W, D], from Model.extend.
   """
   rows, width = k.shape[1], k.shape[3]
+  layers, _, heads, _, dim = cache.k.shape
+  chex.assert_shape([k, v], (layers, rows, heads, width, dim))
+  chex.assert_shape([at, count], (rows,))
   slots = jnp.arange(rows) if slots is None else slots
   index = jnp.arange(width)
   place = jnp.where(index < count[:, None], at[:, None] + index, cache.k.shape[3])

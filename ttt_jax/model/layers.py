@@ -14,6 +14,7 @@ from flax import nnx
 from ttt_jax.config import LoraConfig, ModelConfig
 from ttt_jax.model import sharding
 from ttt_jax.model.lora import Dropout
+from ttt_jax.model.types import Array
 
 # attend(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> [B,T,H,D]; the caller binds mask and cache.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -70,7 +71,7 @@ class RMSNorm(nnx.Module):
     return (x * self.scale[...]).astype(self.dtype)
 
 
-def rope_table(position: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rope_table(position: Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
   """cos and sin [B, T, 1, head_dim / 2] of rotary embeddings (arXiv 2104.09864)."""
   frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
   angle = position[..., None].astype(jnp.float32) * frequency
@@ -167,7 +168,7 @@ class Trunk(nnx.Module):
     self.tied = config.tie_word_embeddings
     self.dtype = config.dtype
 
-  def embed(self, token: jax.Array) -> jax.Array:
+  def embed(self, token: Array) -> jax.Array:
     """[B, T, E]. On a mesh every device looks up its columns for all rows of its fsdp group, then
     an all-to-all exchanges rows for columns: the table is never gathered, and its gradient is
     summed in float32 where it is stored."""

@@ -4,7 +4,7 @@
   none       everything                                     nothing
   dots       results of the matrix products                 norms, activations, RoPE
   attention  its input, attention's output and log-sum-exp  all but attention itself
-  full       its input                                      the whole layer
+  full       its input                                      the complete layer
   offload    as attention, but in the host's memory         all but attention itself
 
 Gathered copies of the weights are never saved: each device has its shard and gathers again.

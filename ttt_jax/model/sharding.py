@@ -14,12 +14,14 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import mesh_utils
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ttt_jax.config import MeshConfig
 from ttt_jax.errors import UserError
+from ttt_jax.model.types import AnyMesh, Array
 from ttt_jax.tokens.batch import Batch
 
 # From the slowest network to the fastest: 'slice' spans TPU slices, 'tensor' neighbours.
@@ -38,7 +40,7 @@ TABLE: dict[str, Any] = {
     'mlp': 'tensor',
     'norm': None,     # a vector per layer: too small to be worth a gather
     'rank': None,     # of an adapter: a few columns
-    'width': None,    # activations: every device of a row sees the whole residual stream
+    'width': None,    # activations: every device of a row sees the complete residual stream
 }
 
 
@@ -94,7 +96,7 @@ def spec(axes: tuple[str, ...]) -> PartitionSpec:
   return PartitionSpec(*(TABLE[axis] for axis in axes))
 
 
-def shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
+def shardings(mesh: AnyMesh, axes: Any, shapes: Any) -> Any:
   """A NamedSharding for every array.
 
   Args:
@@ -123,7 +125,7 @@ def shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
       tree, [one(path, shape, names) for (path, shape), names in zip(paths, flat_axes)])
 
 
-def _size(mesh: Mesh, axis: Any) -> int:
+def _size(mesh: AnyMesh, axis: Any) -> int:
   names = () if axis is None else (axis,) if isinstance(axis, str) else axis
   return math.prod(mesh.shape[name] for name in names)
 
@@ -134,7 +136,7 @@ def in_use() -> bool:
   return not mesh.empty and mesh.size > 1
 
 
-def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+def constrain(x: Array, axes: tuple[str | None, ...]) -> jax.Array:
   """Constrain the sharding of a value inside jit; without a mesh, return it unchanged.
 
   Args:
@@ -143,7 +145,7 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
       is replicated, for example a batch of three requests.
   """
   if not in_use():
-    return x
+    return jnp.asarray(x)
   mesh = jax.sharding.get_abstract_mesh()
   places = [None if axis is None else TABLE[axis] for axis in axes]
   places = [place if size % _size(mesh, place) == 0 else None
@@ -163,7 +165,7 @@ gather.defvjp(lambda weight, axes: (gather(weight, axes), None),
               lambda axes, _, gradient: (constrain(gradient, axes),))
 
 
-def check_heads(mesh: Mesh, num_attention_heads: int, kv_heads: int) -> None:
+def check_heads(mesh: AnyMesh, num_attention_heads: int, kv_heads: int) -> None:
   """Raise UserError unless the tensor axis divides the numbers of heads."""
   parts = _size(mesh, TABLE['heads'])
   if num_attention_heads % parts or kv_heads % parts:
@@ -173,7 +175,7 @@ def check_heads(mesh: Mesh, num_attention_heads: int, kv_heads: int) -> None:
         'use a smaller tensor axis and a larger fsdp.')
 
 
-def report(mesh: Mesh, axes: Any, shapes: Any) -> list[str]:
+def report(mesh: AnyMesh, axes: Any, shapes: Any) -> list[str]:
   """Lines of text on which parameters are replicated on every device, and why.
 
   Args:
@@ -206,10 +208,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def abstract_batch(mesh: Mesh, rows: int, length: int) -> Batch:
   """A batch of ShapeDtypeStructs, for compiling a step ahead of time."""
   one = jax.ShapeDtypeStruct((rows, length), np.int32, sharding=batch_sharding(mesh))
-  return Batch(*[one] * len(Batch._fields))
+  return Batch(*[one] * len(Batch._fields))  # type: ignore  # shapes in place of arrays
 
 
-def check_batch(mesh: Mesh, rows: int, microbatches: int, length: int) -> None:
+def check_batch(mesh: AnyMesh, rows: int, microbatches: int, length: int) -> None:
   """Raise UserError unless the mesh divides every microbatch."""
   parts = _size(mesh, TABLE['rows'])
   if (rows // microbatches) % parts:

@@ -11,12 +11,14 @@ D = head dim.
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ttt_jax.config import ModelConfig
 from ttt_jax.model import attention, kv_cache, layers, lora, remat, sharding
+from ttt_jax.model.types import Array
 
 Params = dict[str, Any]
 
@@ -64,8 +66,8 @@ class Model:
                          is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     return nnx.to_pure_dict(names)
 
-  def hidden(self, params: Params, token: jax.Array, position: jax.Array,
-             k_start: jax.Array, k_end: jax.Array, dropout: jax.Array | None = None) -> jax.Array:
+  def hidden(self, params: Params, token: Array, position: Array,
+             k_start: Array, k_end: Array, dropout: jax.Array | None = None) -> jax.Array:
     """Final-norm hidden states.
 
     Args:
@@ -78,6 +80,9 @@ class Model:
       [B, T, E] in the compute dtype.
     """
     c = self.config
+    chex.assert_rank(token, 2)
+    chex.assert_equal_shape([token, position, k_start, k_end])
+    chex.assert_type([token, position, k_start, k_end], int)
     attend = functools.partial(
         attention.attend, k_start=k_start, k_end=k_end, block=c.attention_block,
         kind=attention.choose(c.attention, self.platform, token.shape[1]))
@@ -96,9 +101,8 @@ class Model:
                         unroll=min(c.scan_unroll, c.num_layers))
     return trunk.norm(sharding.constrain(x, ('rows', 'length', 'width')))
 
-  def extend(self, params: Params, cache: kv_cache.Cache, slots: jax.Array | None, known: jax.Array,
-             token: jax.Array, position: jax.Array,
-             k_end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def extend(self, params: Params, cache: kv_cache.Cache, slots: Array | None, known: Array,
+             token: Array, position: Array, k_end: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Final-norm hidden states of a window that follows the cached tokens.
 
     Args:
@@ -112,6 +116,9 @@ class Model:
       ``kv_cache.write``.
     """
     c = self.config
+    chex.assert_rank(token, 2)
+    chex.assert_equal_shape([token, position, k_end])
+    chex.assert_type([token, position, k_end, known], int)
     trunk = nnx.merge(self._trunk[0], params['trunk'])
     rope = layers.rope_table(position, c.head_dim, c.rope_theta)
 
@@ -144,5 +151,6 @@ class Model:
 
   def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
     """float32 logits [..., vocab_size] of hidden states [..., E], without padding rows."""
+    chex.assert_axis_dimension(hidden, -1, self.config.hidden_size)
     table = self.head_table(params)[:self.vocab_size].astype(self.config.dtype)
     return jnp.einsum('...e,ve->...v', hidden, table, preferred_element_type=jnp.float32)

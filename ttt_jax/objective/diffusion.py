@@ -15,6 +15,8 @@ and so the variance.
 
 import jax
 
+from ttt_jax.model.types import Array
+
 # The "position" that names the draws of a document; no token has it.
 _DOCUMENT_DRAW = 2**31 - 1
 
@@ -24,7 +26,7 @@ def mask_probability(t: jax.Array, floor: float) -> jax.Array:
   return (1.0 - floor) * t + floor
 
 
-def document_uniforms(key: jax.Array, document: jax.Array, count: int) -> jax.Array:
+def document_uniforms(key: jax.Array, document: Array, count: int) -> jax.Array:
   """float32 [..., count] from U(0, 1), a function of (key, document id) alone.
 
   Equal ids get equal numbers. So every token has its document's draws without a gather, and
@@ -42,7 +44,7 @@ def document_uniforms(key: jax.Array, document: jax.Array, count: int) -> jax.Ar
   return flat.reshape(*document.shape, count)
 
 
-def token_uniforms(key: jax.Array, document: jax.Array, position: jax.Array) -> jax.Array:
+def token_uniforms(key: jax.Array, document: Array, position: Array) -> jax.Array:
   """float32 [...] from U(0, 1), one per token, a function of (key, document id, position) alone.
 
   Args:

@@ -31,12 +31,14 @@ nothing is a next-token target, and BANOM and PPM do not apply.
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from ttt_jax.config import ObjectiveConfig
 from ttt_jax.model import staircase
 from ttt_jax.model.transformer import Model, Params
+from ttt_jax.model.types import Array
 from ttt_jax.objective import diffusion, losses
 from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary
@@ -49,9 +51,9 @@ class Targets(NamedTuple):
   next_weight: jax.Array   # float32: 1 / (text targets of the document), or 0
   self_label: jax.Array    # int32: x[i], clean
   self_weight: jax.Array   # float32: 1 / (p * maskable tokens of the document), or 0
-  masked: jax.Array        # bool: replaced by the mask
-  maskable: jax.Array      # bool: after BANOM and PPM
-  rate: jax.Array          # float32: mask probability p of the token's document
+  masked: Array            # bool: replaced by the mask
+  maskable: Array          # bool: after BANOM and PPM
+  rate: Array              # float32: mask probability p of the token's document
   documents: jax.Array     # float32 scalar: number of documents in the batch
 
 
@@ -82,13 +84,13 @@ def _per_document(value: jax.Array, segment: jax.Array) -> jax.Array:
   return jax.vmap(row)(value.astype(jnp.float32), segment)
 
 
-def _segments(document: jax.Array) -> jax.Array:
+def _segments(document: Array) -> jax.Array:
   """int32 [B, T]: index of each token's document in its row, 0-based."""
   change = document[:, 1:] != document[:, :-1]
   return jnp.pad(jnp.cumsum(change, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
 
 
-def _draw(key: jax.Array, document: jax.Array, config: ObjectiveConfig) -> _Draws:
+def _draw(key: jax.Array, document: Array, config: ObjectiveConfig) -> _Draws:
   draws = diffusion.document_uniforms(key, document, 4)
   banom = draws[..., 1]
   if config.banom_unit == 'batch':  # as the published code: one draw for all documents
@@ -132,6 +134,9 @@ def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig,
     key: fold_in(run key, step). Draws depend on (key, document id, position) alone, not on the
       row or its other documents, so a resumed run needs no random state.
   """
+  chex.assert_rank(batch.token, 2)
+  chex.assert_equal_shape(batch)
+  chex.assert_type(batch, int)
   segment = _segments(batch.document)
   draws = _draw(key, batch.document, config)
   maskable = _maskable(batch, vocab, config, draws, segment)
@@ -140,8 +145,8 @@ def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig,
   return targets(batch, vocab, config.mode, maskable, maskable & (uniform < rate), rate)
 
 
-def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: jax.Array, masked: jax.Array,
-            rate: jax.Array) -> Targets:
+def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: Array, masked: Array,
+            rate: Array) -> Targets:
   """Noisy inputs, labels and weights for a given noise.
 
   Args:
@@ -151,6 +156,9 @@ def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: jax.Array, mas
     maskable, masked: bool [B, T]: tokens that the noise may mask, and those that it masks.
     rate: float32 [B, T]: mask probability p of the token's document.
   """
+  chex.assert_rank(batch.token, 2)
+  chex.assert_equal_shape([*batch, maskable, masked, rate])
+  chex.assert_type([maskable, masked, rate], [bool, bool, float])
   segment = _segments(batch.document)
   shift = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
   next_token = shift(batch.token)
@@ -196,6 +204,8 @@ def loss_and_sums(model: Model,
     (loss, sums). The loss is this microbatch's share of the mean over all documents, a float32
     scalar, differentiable with respect to params; the sums carry no gradient.
   """
+  chex.assert_equal_shape([*batch, *targets[:-1]])
+  chex.assert_rank(targets.documents, 0)
   k_start, k_end = ranges or staircase.key_ranges(batch, config.mode, config.prompt_audio)
   hidden = model.hidden(params, targets.token, batch.position, k_start, k_end, dropout)
   text, masked = targets.next_weight > 0, targets.masked

@@ -25,11 +25,13 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ttt_jax.model import sharding
+from ttt_jax.model.types import Array
 
 _EVERY = sharding.AXES
 _WIDTH = sharding.TABLE['embed']                      # cuts the table's columns
@@ -40,11 +42,11 @@ _COPIES = tuple(axis for axis in _ROWS if axis != _WIDTH)  # hold equal parts of
 
 class Labels(NamedTuple):
   """Labels and weights; arrays [B, T]. A weight must be 0 at positions that are not scored."""
-  scored: jax.Array        # bool: positions with any label
-  next_label: jax.Array    # int32 ids below vocab_size ...
-  self_label: jax.Array
-  next_weight: jax.Array   # float32: ... and the factors of their nats in the total
-  self_weight: jax.Array
+  scored: Array            # bool: positions with any label
+  next_label: Array        # int32 ids below vocab_size ...
+  self_label: Array
+  next_weight: Array       # float32: ... and the factors of their nats in the total
+  self_weight: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class _Plan:
   meshed: bool             # runs inside shard_map on a mesh
 
 
-def pair_loss(hidden_BxTxE: jax.Array, table_VxE: jax.Array, labels: Labels, vocab_size: int, *,
+def pair_loss(hidden_BxTxE: Array, table_VxE: Array, labels: Labels, vocab_size: int, *,
               chunk: int, dtype: str,
               form: str = 'auto') -> tuple[jax.Array, jax.Array, jax.Array]:
   """sum(next_weight * next_nll + self_weight * self_nll), computed chunk by chunk.
@@ -80,6 +82,11 @@ def pair_loss(hidden_BxTxE: jax.Array, table_VxE: jax.Array, labels: Labels, voc
     over it (sharding.check_batch), and the total is that of all devices.
   """
   assert form in ('auto', 'rows', 'dense'), form
+  b, t, e = hidden_BxTxE.shape
+  chex.assert_shape(labels, (b, t))
+  chex.assert_type(labels, [bool, int, int, float, float])
+  chex.assert_shape(table_VxE, (None, e))
+  chex.assert_axis_dimension_gteq(table_VxE, 0, vocab_size)
   plan = _Plan(vocab_size, chunk, dtype, form, sharding.in_use())
   return _pair_loss(plan, *jax.tree.map(jnp.asarray, (hidden_BxTxE, table_VxE, labels)))
 
@@ -152,6 +159,7 @@ def _local(plan: _Plan, gradient: bool, hidden_BxTxE, table, labels: Labels):
     total += jnp.sum(nll[0] * mine.next_weight + nll[1] * mine.self_weight)
     nlls = lax.dynamic_update_slice_in_dim(nlls, nll, at, axis=1)
     if gradient:
+      assert slope is not None
       slopes = lax.dynamic_update_slice_in_dim(slopes, slope.astype(slopes.dtype), at, axis=0)
     return total, nlls, slopes, d_table
 
@@ -225,6 +233,7 @@ def _chunk(plan: _Plan, hidden: jax.Array, head: _Head, mine: Labels,
   if plan.meshed or head.rows < head.table.shape[0]:
     logits_RxV = jnp.where(column < head.rows, logits_RxV, -jnp.inf)
 
+  vectors, hits = [], []
   if plan.form == 'rows':
     vectors = [head.table.at[place].get(mode='fill', fill_value=0).astype(jnp.float32)
                for place in places]
@@ -260,7 +269,7 @@ def _chunk(plan: _Plan, hidden: jax.Array, head: _Head, mine: Labels,
   return nll, d_hidden, d_table
 
 
-def _place(label: jax.Array, head: _Head) -> jax.Array:
+def _place(label: Array, head: _Head) -> jax.Array:
   """Row of an id in this device's part of the table; one past the end if it lies elsewhere."""
   place = label - head.first
   return jnp.where((place >= 0) & (place < head.rows), place, head.table.shape[0])
@@ -279,7 +288,7 @@ def _group(reduce, plan: _Plan, x: jax.Array) -> jax.Array:
   return reduce(x, _PARTS) if plan.meshed else x
 
 
-def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> jax.Array:
   """Matrix product over one axis of each, accumulated in float32."""
   return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())),
                          preferred_element_type=jnp.float32)

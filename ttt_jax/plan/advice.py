@@ -2,14 +2,13 @@
 
 import math
 
-import jax
-
 from ttt_jax.config import Config
 from ttt_jax.config.settings import REMATS
+from ttt_jax.model.types import AnyMesh
 from ttt_jax.system.hardware import Topology
 
 
-def advice(config: Config, mesh: jax.sharding.Mesh, topology: Topology,
+def advice(config: Config, mesh: AnyMesh, topology: Topology,
            all_policies: bool) -> list[str]:
   """Changes that save memory, as command-line flags.
 

@@ -11,7 +11,6 @@ import pathlib
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ttt_jax.config import Config
@@ -73,7 +72,7 @@ def count(batch: Batch, config: Config, vocab: Vocabulary, source: str) -> Sampl
   """The Sample of given rows, with noise drawn once as in a training step."""
   k_start, k_end = staircase.key_ranges(batch, config.objective.mode,
                                         config.objective.prompt_audio)
-  targets = hybrid.corrupt(Batch(*map(jnp.asarray, batch)), vocab, config.objective,
+  targets = hybrid.corrupt(batch, vocab, config.objective,
                            jax.random.key(config.seed))
   rows = len(batch.token)
   real = batch.document > 0

@@ -30,6 +30,7 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
     with log.open('wb') as errors, subprocess.Popen(
         [sys.executable, '-m', 'ttt_jax.plan.planner', str(request), str(answer)],
         stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()) as child:
+      assert child.stdout is not None  # a pipe
       try:
         for line in child.stdout:
           say(line.rstrip('\n'))

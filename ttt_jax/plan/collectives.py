@@ -98,7 +98,7 @@ def _collectives(program: Program, computation: Computation, i: Instruction,
     return [one]
   out = []
   for at, operand in enumerate(i.operands):
-    size = bytes_of(computation.get(operand).type)
+    size = bytes_of(computation.type_of(operand))
     names = [i.name] if len(i.operands) == 1 else [
         user.name for user in computation.users.get(i.name, ())
         if user.opcode != 'get-tuple-element' or user.attribute('index') == str(at)]
@@ -143,7 +143,8 @@ def groups(rest: str) -> tuple[int, ...]:
   """
   pairs = re.search(r'source_target_pairs=\{\{([\d,{}]*)\}\}', rest)
   if pairs:
-    return _cycle([tuple(map(int, pair.split(','))) for pair in pairs[1].split('},{')])
+    return _cycle([(int(a), int(b)) for a, b in (
+        pair.split(',') for pair in pairs[1].split('},{'))])
   text = rest[rest.find('replica_groups=') + len('replica_groups='):]
   mesh = re.match(r"mesh\[([^\]]*)\](?:,? *device_ids=\((\[[^)]*(?:\([^)]*\))?)\))? *\{([^}]*)\}",
                   text)
@@ -198,7 +199,7 @@ def _cycle(pairs: list[tuple[int, int]]) -> tuple[int, ...]:
 def _array_bytes(computation: Computation, i: Instruction) -> float:
   """Bytes of the complete array: the larger of input and output. The type of a -start operation is
   (input, output, ...)."""
-  given = sum(bytes_of(computation.get(name).type) for name in i.operands
+  given = sum(bytes_of(computation.type_of(name)) for name in i.operands
               if computation.get(name) is not None)
   if i.opcode.endswith('-start'):
     sizes = [a.bytes for a in arrays(i.type)]

@@ -64,7 +64,12 @@ class Computation:
     return iter(self.instructions.values())
 
   def get(self, name: str) -> Instruction | None:
+    """The instruction of that name, if this computation has it."""
     return self.instructions.get(name)
+
+  def type_of(self, name: str) -> str:
+    """The type of an instruction of this computation."""
+    return self.instructions[name].type
 
   @functools.cached_property
   def parameters(self) -> list[Instruction]:
@@ -141,7 +146,7 @@ class Program:
       counter = _element(first)
       start = self._carried(where, loop, counter)
       stop = _constant(end) if _element(end) is None else self._carried(where, loop, _element(end))
-      if None not in (counter, start, stop):
+      if counter is not None and start is not None and stop is not None:
         return max(stop - start, 0)
     self.guessed.append(loop.name)
     return self.turns

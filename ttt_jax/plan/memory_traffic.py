@@ -31,9 +31,9 @@ def _moved(program: Program, computation: Computation, i: Instruction) -> float:
     return 0.0
   if i.opcode.endswith('-start'):  # its type is (source, result, ...)
     return bytes_of(i.type, 0)
-  operand = lambda at: bytes_of(computation.get(i.operands[at]).type, 0)
+  operand = lambda at: bytes_of(computation.type_of(i.operands[at]), 0)
   if i.opcode in _SLICES:
-    return _slice_bytes(i.type, computation.get(i.operands[0]).type) + bytes_of(i.type, 0)
+    return _slice_bytes(i.type, computation.type_of(i.operands[0])) + bytes_of(i.type, 0)
   if i.opcode == 'dynamic-update-slice':
     return 2 * operand(1)
   if i.opcode == 'fusion':
@@ -88,7 +88,7 @@ def _written(inner: Computation, i: Instruction) -> float:
     if output.space or result is None or result.opcode in ('parameter', 'custom-call'):
       continue
     if result.opcode == 'dynamic-update-slice':
-      total += bytes_of(inner.get(result.operands[1]).type)
+      total += bytes_of(inner.type_of(result.operands[1]))
     else:
       total += output.bytes
   return total

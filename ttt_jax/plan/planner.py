@@ -18,6 +18,7 @@ from ttt_jax.config.settings import REMATS
 from ttt_jax.errors import UserError
 from ttt_jax.model import attention, flops, sharding
 from ttt_jax.model.transformer import Model
+from ttt_jax.model.types import AnyMesh
 from ttt_jax.plan import aot_compile, collectives, roofline
 from ttt_jax.plan.advice import advice
 from ttt_jax.plan.batch_stats import Sample, take
@@ -37,7 +38,7 @@ class _Case(NamedTuple):
   config: Config
   vocab: Vocabulary
   topology: Topology
-  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+  mesh: AnyMesh
   sample: Sample
   compiles: bool
 
@@ -124,6 +125,7 @@ def _try(case: _Case, choosing: bool, say: Say) -> _Outcome:
   policy = case.config.model.remat
   if not case.compiles or choosing and guess.bytes > _HOPELESS * case.limit:
     return _Outcome(case, guess, None)
+  assert isinstance(case.mesh, jax.sharding.Mesh)  # of libtpu's devices
   say(f'compiling the train step for {case.topology}, remat {policy!r} (minutes for a large model)')
   facts = aot_compile.compile_step(case.config, case.vocab, case.mesh, case.limit, _turns(case))
   return _Outcome(case, guess, facts)
@@ -157,11 +159,11 @@ def _flops(case: _Case) -> flops.Flops:
 def _answer(chosen: _Outcome, tried: list[_Outcome]) -> dict[str, Any]:
   case, facts = chosen.case, chosen.facts
   config, topology, per_chip = case.config, case.topology, case.topology.chip.devices
-  counted = facts is not None and facts.traffic > 0
-  found = facts.collectives if counted else chosen.guess.collectives
+  counted = facts if facts and facts.traffic > 0 else None
+  found = counted.collectives if counted else chosen.guess.collectives
+  traffic = counted.traffic if counted else chosen.guess.traffic
   count = _flops(case)
-  line = roofline.bound(count.executed, facts.traffic if counted else chosen.guess.traffic, found,
-                        topology, _places(case))
+  line = roofline.bound(count.executed, traffic, found, topology, _places(case))
   tokens = config.train.batch_size * config.data.seq_len
   model = case.model
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
@@ -194,7 +196,7 @@ def _answer(chosen: _Outcome, tried: list[_Outcome]) -> dict[str, Any]:
                           for one in found],
       'warnings': facts.notes if facts else [],
       'replicated_parameters': sharding.report(case.mesh, model.axes(), shapes),
-      'memory_traffic': facts.traffic if counted else chosen.guess.traffic,
+      'memory_traffic': traffic,
       'roofline': line._asdict() | {'bound_by': line.bound_by},
       'step_seconds_bound': line.seconds,
       'mfu_bound': roofline.mfu(count.useful, line.seconds, topology),
@@ -217,6 +219,7 @@ def _why_not(case: _Case, facts: aot_compile.Facts | None) -> str:
 
 def _places(case: _Case) -> list[roofline.Place]:
   if case.compiles:
+    assert isinstance(case.mesh, jax.sharding.Mesh)  # of libtpu's devices
     return aot_compile.places(case.mesh)
   chip = case.topology.chip
   if chip.platform == 'gpu':

@@ -45,7 +45,8 @@ class Roofline(NamedTuple):
   def bound_by(self) -> str:
     """The part that determines the bound."""
     beside = {'compute': self.compute, 'memory': self.memory, 'ICI': self.ici, 'DCN': self.dcn}
-    return max(beside, key=beside.get) if self.waiting < max(beside.values()) else 'collectives'
+    longest = max(beside, key=lambda name: beside[name])
+    return longest if self.waiting < beside[longest] else 'collectives'
 
 
 def bound(executed: float, memory_bytes: float, collectives: Sequence[Collective],

@@ -147,7 +147,7 @@ class TtTForCausalLM(PreTrainedModel):
     events = generation.run(prompts, names)
     if stream:
       return events
-    answers = {event.request: event.answer for event in events if event.kind == 'done'}
+    answers = {event.request: event.answer for event in events if event.answer is not None}
     return answers[0] if single else [answers[i] for i in range(len(prompts))]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .ttt_choice import Chooser, Ids, Options, Wanted, accept
+from .ttt_choice import Choice, Chooser, Ids, Options, Wanted, accept
 from .ttt_layers import Decoder, Pair, bidirectional_group
 from .ttt_outputs import Event, Reporter, Row, Span
 
@@ -246,7 +246,7 @@ class Generation:
   def _span(self, row: Row, hidden: torch.Tensor, uncond: torch.Tensor | None) -> None:
     """Commit some masks of the block."""
     at = [i for i in range(row.block_at, len(row.token)) if row.token[i] == self.ids.mask]
-    choice = None
+    choice = Choice([], [], [], [])
     for first in range(0, len(at), _POSITIONS):
       part = at[first:first + _POSITIONS]
       window = torch.tensor(part, device=self.device) - row.known
@@ -254,7 +254,8 @@ class Generation:
                              device=self.device)
       more = self.choose(Wanted(hidden[window], None if uncond is None else uncond[window], True,
                                 limited, row.generator))
-      choice = more if choice is None else type(choice)(*(a + b for a, b in zip(choice, more)))
+      choice = Choice(choice.token + more.token, choice.confidence + more.confidence,
+                      choice.score + more.score, choice.entropy + more.entropy)
     for i in accept(self.settings, choice, row.block, row.step):
       row.token[at[i]] = choice.token[i]
     row.step += 1

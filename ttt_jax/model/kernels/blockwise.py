@@ -25,6 +25,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from ttt_jax.model.staircase import block_reach
+from ttt_jax.model.types import Array
 
 # _NEVER replaces a masked score; the running maximum starts at _LOWEST, below every real score but
 # far above _NEVER. So exp(_NEVER - maximum) is exactly 0, and weights need no second mask.
@@ -37,7 +38,7 @@ _ROWS_COLUMNS = (((1,), (0,)), ((), ()))  # a b
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
-           k_start: jax.Array, k_end: jax.Array, block: int) -> jax.Array:
+           k_start: Array, k_end: Array, block: int) -> jax.Array:
   """softmax(q k / sqrt(D)) v over the keys k_start <= j < k_end of each query.
 
   Args:

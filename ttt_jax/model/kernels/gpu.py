@@ -27,6 +27,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from ttt_jax.errors import UserError
+from ttt_jax.model.types import Array
 
 TOKAMAX = '0.0.12'
 
@@ -37,7 +38,7 @@ _UNIT = 128  # the Mosaic kernels need lengths that are multiples of two blocks
 
 
 def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
-           k_start: jax.Array, k_end: jax.Array,
+           k_start: Array, k_end: Array,
            operations: tuple[str, ...] = KERNELS) -> jax.Array:
   """softmax(q k / sqrt(D)) v over the keys k_start <= j < k_end of each query.
 
@@ -61,7 +62,8 @@ def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
   k_start, k_end = jnp.where(real, k_start, alone), jnp.where(real, k_end, alone + 1)
   rest = -t % _UNIT
   k_start, k_end = (jnp.pad(x, ((0, 0), (0, rest)), mode='edge') for x in (k_start, k_end))
-  out = _attend(_pad(q_BxTxHxD), _pad(k_BxSxKxD), _pad(v_BxSxKxD), k_start, k_end, operations)
+  out: jax.Array = _attend(_pad(q_BxTxHxD), _pad(k_BxSxKxD), _pad(v_BxSxKxD), k_start, k_end,
+                           operations)
   return jnp.where(real[..., None, None], out[:, :t], 0)
 
 

@@ -30,6 +30,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ttt_jax.model.staircase import block_reach
+from ttt_jax.model.types import Array
 
 LANES = 128
 _LOG2E = math.log2(math.e)
@@ -55,7 +56,7 @@ class _Plan:
 
 
 def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
-           k_start: jax.Array, k_end: jax.Array, block: int = 512,
+           k_start: Array, k_end: Array, block: int = 512,
            interpret: bool = False) -> jax.Array:
   """softmax(q k / sqrt(D)) v over the keys k_start <= j < k_end of each query.
 
@@ -81,8 +82,9 @@ def attend(q_BxTxHxD: jax.Array, k_BxSxKxD: jax.Array, v_BxSxKxD: jax.Array,
     return x.reshape(b, length, -1)
 
   ranges = lambda x: jnp.pad(x.astype(jnp.int32), ((0, 0), (0, t_padded - t)))
-  out = _attend(pack(q_BxTxHxD, t_padded), pack(k_BxSxKxD, s_padded), pack(v_BxSxKxD, s_padded),
-                ranges(k_start), ranges(k_end), plan)
+  out: jax.Array = _attend(
+      pack(q_BxTxHxD, t_padded), pack(k_BxSxKxD, s_padded), pack(v_BxSxKxD, s_padded),
+      ranges(k_start), ranges(k_end), plan)
   return out.reshape(b, t_padded, heads, plan.dim)[:, :t, :, :d]
 
 
@@ -128,8 +130,9 @@ def _visits(k_start, k_end, plan):
   start and the smallest end of its ranges. A key block between the two needs no mask."""
   blocks = lambda x: x.reshape(x.shape[0], -1, plan.queries)
   first, end = block_reach(k_start, k_end, plan.queries)
-  flat = (first // plan.keys, -(-end // plan.keys), blocks(k_start).max(-1), blocks(k_end).min(-1))
-  return tuple(x.astype(jnp.int32).reshape(-1) for x in flat)
+  flat = lambda x: x.astype(jnp.int32).reshape(-1)
+  return (flat(first // plan.keys), flat(-(-end // plan.keys)), flat(blocks(k_start).max(-1)),
+          flat(blocks(k_end).min(-1)))
 
 
 def _visitors(first, last, rows, key_blocks):
@@ -195,13 +198,13 @@ def _forward_kernel(*refs, plan, blocks):
 
   def body(masked):
     score = _dot(q[0], k[0], _ROWS_ROWS) * (plan.scale * _LOG2E)
-    if masked:
-      inside = _inside(start_column[...], end_column[...], j, plan)
+    inside = _inside(start_column[...], end_column[...], j, plan) if masked else None
+    if inside is not None:
       score = jnp.where(inside, score, _NEVER)
     old = top[...]
     new = jnp.maximum(old, score.max(-1, keepdims=True))
     weight = jnp.exp2(score - _wide(new, plan.keys))
-    if masked:  # if a query attends to no key of the block, all its scores equal _NEVER
+    if inside is not None:  # if a query attends to no key of the block, all its scores equal _NEVER
       weight = jnp.where(inside, weight, 0.0)
     rescale = jnp.exp2(old - new)
     total[...] = rescale * total[...] + weight.sum(-1, keepdims=True)
@@ -316,7 +319,9 @@ def _call(kernel, plan, grid, prefetch, in_specs, out_specs, out_shape, scratch,
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=len(prefetch), grid=grid, in_specs=in_specs, out_specs=out_specs,
           scratch_shapes=scratch),
-      compiler_params=pltpu.CompilerParams(dimension_semantics=parallel))(*prefetch, *inputs)
+      # Pallas accepts the names; its stub lists only the enum.
+      compiler_params=pltpu.CompilerParams(dimension_semantics=parallel)  # type: ignore
+  )(*prefetch, *inputs)
 
 
 def _forward(q, k, v, k_start, k_end, plan):
@@ -358,7 +363,7 @@ def _backward_keys(q, k, v, d_out, per_query, plan):
   b, t, _ = q.shape
   blocks, key_blocks = t // plan.queries, k.shape[1] // plan.keys
   visits = _visits(per_query[0][:, 0], per_query[1][:, 0], plan)
-  visitors = _visitors(*visits[:2], b, key_blocks)
+  visitors = _visitors(visits[0], visits[1], b, key_blocks)
 
   def spec(shape, index):  # index(b, query head, key head, j, i)
     def place(b, h, j, g, n, *prefetch):
