@@ -141,8 +141,8 @@ def test_records_and_prompts(ttt):
   assert ttt.loss([record], 4) == ttt.loss([(example.token, example.supervised)], 4)
   prompt = ttt.prompt(record['messages'][:2])
   assert example.token[:prompt.size].tolist() == prompt.tolist()
-  said = ttt.prompt('<|audio_3|>')  # a string is text, whatever it looks like
-  assert not V.is_audio(said).any()
+  ids = ttt.prompt('<|audio_3|>')  # special tokens have no meaning in a string
+  assert not V.is_audio(ids).any()
 
 
 @pytest.mark.slow
@@ -166,8 +166,8 @@ def test_generate_is_the_engine(ttt):
     (lambda t: t.logits([]), 'no ids'), (lambda t: t.logits([V.size]), f'id {V.size}'),
     (lambda t: t.loss([([1, 2], [0])]), '2 ids but 1'),
     (lambda t: t.loss([{'messages': []}]), 'document 1'),
-    (lambda t: t.loss([([1, 2], [1, 1])], []), '1 documents have 0'),
-    (lambda t: t.loss([([1, 2], [1, 1])], [ttt_jax.Noise(np.ones(2), 0.5)]), 'no maskable'),
+    (lambda t: t.loss([([1, 2], [1, 1])], []), '0 noise patterns were given for 1 documents'),
+    (lambda t: t.loss([([1, 2], [1, 1])], [ttt_jax.Noise(np.ones(2), 0.5)]), 'not maskable'),
     (lambda t: t.loss([([1, 2], [1, 1])], [ttt_jax.Noise(np.ones(3), 0.5)]), 'has shape'),
     (lambda t: t.loss([([1, 2], [1, 1])], [ttt_jax.Noise(np.zeros(2), 0.0)]), 'p=0.0'),
 ])

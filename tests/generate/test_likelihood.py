@@ -35,7 +35,7 @@ def document(rng, spans):
 
 
 def log_p(plain, ids, supervised):
-  """log p(every id | where it stands) [n, V], masks as they are."""
+  """log p of every id at every position, [n, V], for ids with masks."""
   allowed = staircase.document_matrix(V, ids.tolist(), supervised.astype(int).tolist(), 'hybrid',
                                       'bidirectional')
   return decoder.log_softmax(decoder.logits(plain, ids.tolist(), allowed, V.size))

@@ -213,7 +213,7 @@ def test_what_is_imported_is_never_replaced(tmp_path, prepared, capsys, place):
   before = sorted(path.name for path in source.iterdir())
   assert command(tmp_path, config, '--hf', str(source)) == 2
   assert 'would be replaced by the small files of the import' in capsys.readouterr().err
-  assert command(tmp_path, config) == 2, 'nor when it only stands in the way'
+  assert command(tmp_path, config) == 2, 'nor when it is only in the way'
   assert sorted(path.name for path in source.iterdir()) == before
 
 

@@ -1,9 +1,10 @@
-"""Adapters: nothing at first, the same merged or not, alone in training, and PEFT's own."""
+"""Adapters: no effect when new, equal when merged, trained alone, and equal to PEFT's."""
 
 import dataclasses
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,8 +121,7 @@ def test_dropout_is_the_same_on_every_mesh():
   one, _ = gradients_of(config)
   many, _ = gradients_of(config, sharding.make_mesh(MeshConfig(fsdp=4, tensor=2),
                                                     jax.devices()[:8]))
-  for mine, other in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-    np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-5)
+  chex.assert_trees_all_close(one, many, rtol=1e-3, atol=1e-5)
   none, _ = gradients_of(settings())
   norm = lambda tree: float(optax.tree.norm(tree))
   difference = jax.tree.map(jnp.subtract, one, none)
@@ -185,9 +185,7 @@ def test_a_run_changes_its_adapters_alone(run):
   end = trained_model.load(config, workdir)
   begin, _ = import_hf.load(workdir / 'm', end.model, jax.tree.leaves(
       end.params)[0].sharding.mesh)
-  for one, other in zip(jax.tree.leaves(lora.without(end.params)), jax.tree.leaves(begin),
-                        strict=True):
-    np.testing.assert_array_equal(one, other)
+  chex.assert_trees_all_equal(lora.without(end.params), begin)
   b = end.params['layers']['attention']['q']['lora_b']
   assert 0 < np.abs(b).max() < 0.1
 
@@ -211,8 +209,7 @@ def test_merged_base_and_adapter_leave_and_come_back(run, tmp_path, capsys):
            '--config', str(workdir / 'config.json'), '--workdir', str(again)]
   assert main.main(words) == 0
   found = trained_model.load(config, again)
-  for one, other in zip(jax.tree.leaves(found.params), jax.tree.leaves(end.params), strict=True):
-    np.testing.assert_array_equal(one, other)
+  chex.assert_trees_all_equal(found.params, end.params)
   shutil.rmtree(again)
   capsys.readouterr()
   assert main.main([*words, '--config.model.lora.rank=8']) == 2

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -88,9 +89,8 @@ def test_export_of_import_has_the_same_bits(imported, tmp_path, shard_bytes):
       again = again[:len(value)]
     assert again.dtype == value.dtype and again.tobytes() == value.tobytes(), name
   once_more, _ = import_hf.load(out, *_model_and_mesh(config, workdir))
-  for one, other in zip(jax.tree.leaves(once_more), jax.tree.leaves(
-      trained_model.load(config, workdir, dtype=None).params), strict=True):
-    assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+  chex.assert_trees_all_equal(once_more, trained_model.load(config, workdir, dtype=None).params,
+                              strict=True)
 
 
 def _model_and_mesh(config, workdir):
@@ -135,7 +135,7 @@ def test_export_of_a_trained_model(after_training, tmp_path, capsys):
   assert 'holds an earlier export; add --overwrite' in capsys.readouterr().err
   assert main.main([*words, '--overwrite', '--dtype', 'bfloat16']) == 0
   assert json.loads((out / 'config.json').read_text())['dtype'] == 'bfloat16'
-  assert os.listdir(out.parent) == ['out'], 'nothing is left beside it'
+  assert os.listdir(out.parent) == ['out'], 'no other file is left'
   rounded = import_hf.load(out, *_model_and_mesh(config, workdir))[0]['layers']['mlp']['up']
   np.testing.assert_array_equal(
       np.asarray(rounded['kernel'], np.float32),
@@ -163,7 +163,7 @@ def test_other_mistakes(after_training, tmp_path, capsys, words, expected):
 
 
 def test_a_damaged_export_is_found(after_training, tmp_path, monkeypatch):
-  """A byte that changes between writing and reading back ends the export, and nothing stays."""
+  """A byte that changes between writing and reading back fails the export, and no file is left."""
   workdir, config = after_training
   write = safetensors_io.Writer.write
 

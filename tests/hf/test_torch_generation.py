@@ -107,7 +107,7 @@ def test_logits_of_other_masks(mode, prompt_audio, tmp_path):
   real = rows.document > 0
   np.testing.assert_allclose(theirs.numpy()[real], np.asarray(ours)[real], atol=1e-4, rtol=1e-4)
   if mode != 'ar':
-    with pytest.raises(ValueError, match='answer_mask is needed'):
+    with pytest.raises(ValueError, match='answer_mask is required'):
       module(to(rows.token))
 
 
@@ -169,11 +169,11 @@ def test_long_prompts_are_read_in_pieces(pair, monkeypatch):
   """Pieces of two tokens, and spans that are longer than a piece."""
   *_, module = pair
   prompts = random_prompts(11, 10)
-  whole = module.generate_speech(prompts, max_tokens=40, block=4, steps=2)
+  expected = module.generate_speech(prompts, max_tokens=40, block=4, steps=2)
   decoding = importlib.import_module(module.__module__.replace('modeling_ttt', 'ttt_decoding'))
   monkeypatch.setattr(decoding, '_LONGEST', 2)
   pieces = module.generate_speech(prompts, max_tokens=40, block=4, steps=2)
-  assert [a.ids for a in pieces] == [a.ids for a in whole]
+  assert [a.ids for a in pieces] == [a.ids for a in expected]
 
 
 SAMPLED = dict(block=4, steps=2, max_span=12, max_tokens=48, temperature=2.0,
@@ -210,20 +210,20 @@ def test_top_k_and_top_p_cut(pair):
   prompt = random_prompts(14, 2)[1]
   with torch.no_grad():
     logits = module(torch.tensor([prompt])).logits[0, -1, :V.audio_threshold]
-  said = lambda **cut: {a.ids[0] for a in module.generate_speech(
+  first = lambda **cut: {a.ids[0] for a in module.generate_speech(
       [prompt] * 400, temperature=20.0, max_tokens=len(prompt) + 1, slots=400, **cut)}
   best = logits.argsort(descending=True).tolist()
-  assert said(top_k=3) == set(best[:3])
+  assert first(top_k=3) == set(best[:3])
   p = (logits / 20.0).softmax(-1).sort(descending=True).values.cumsum(0)
   count = int((p < 0.25).sum()) + 1
-  assert said(top_p=0.25) <= set(best[:count]) and len(said()) > count
+  assert first(top_p=0.25) <= set(best[:count]) and len(first()) > count
 
 
 def test_events_add_up_to_the_answer(pair):
   """Tokens come as they become final, text and audio apart, each once."""
   *_, module = pair
   prompts = random_prompts(15, 12)
-  whole = module.generate_speech(prompts, block=4, steps=2, max_tokens=48, max_span=12)
+  expected = module.generate_speech(prompts, block=4, steps=2, max_tokens=48, max_span=12)
   got, spans, done = [[] for _ in prompts], [0] * len(prompts), {}
   audio = 0
   for event in module.generate_speech(prompts, stream=True, block=4, steps=2, max_tokens=48,
@@ -240,12 +240,12 @@ def test_events_add_up_to_the_answer(pair):
       assert event.codes == [x - V.code_start for x in event.ids if x < V.mask]
     if event.kind == 'done':
       done[event.request] = event.answer
-  for i, answer in enumerate(whole):
+  for i, answer in enumerate(expected):
     assert done[i].ids == answer.ids == got[i] and spans[i] == len(answer.spans)
     assert sum(answer.codes, []) == [x - V.code_start for x in answer.ids
                                      if V.code_start <= x < V.mask]
     assert (answer.first_audio is not None) == bool(answer.spans)
-  assert audio > sum(spans), 'audio must come before its span is whole'
+  assert audio > sum(spans), 'audio must be reported before its span is complete'
 
 
 @pytest.mark.parametrize('prompt, options, word', [

@@ -179,7 +179,7 @@ HALVES = dict(seq=2, tensor=2, fsdp=2)
     *((form, HALVES, rows) for form, rows in (
         ('dense', 4), ('blockwise', 3), ('pallas', 4), ('tokamax', 4)))])
 def test_sharded_is_unsharded(form, mesh, rows):
-  """Three rows do not divide over two devices: then rows are whole everywhere."""
+  """Two devices do not divide three rows, so rows are replicated."""
   inputs, want = [[x[:rows] for x in xs] for xs in packed_case(64, 4, 2, 8)[1:]]
   with jax.set_mesh(sharding.make_mesh(MeshConfig(**mesh))):
     assert_equal(value_and_gradients(FORMS[form], *inputs), want)
@@ -229,8 +229,8 @@ def test_blocks_skipped():
     skipped = quick.jit(staircase.blocks_skipped, static_argnums=2)(start, end, block)
     assert skipped.dtype == jnp.float32 and skipped.shape == ()
     assert float(skipped) == pytest.approx(1 - read.mean(), abs=1e-6)
-  nothing = np.zeros((2, 50), np.int32)
-  assert quick.jit(staircase.blocks_skipped, static_argnums=2)(nothing, nothing, 8) == 1.0
+  empty = np.zeros((2, 50), np.int32)
+  assert quick.jit(staircase.blocks_skipped, static_argnums=2)(empty, empty, 8) == 1.0
 
 
 def test_the_hardware_chooses():

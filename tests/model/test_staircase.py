@@ -118,7 +118,7 @@ def test_padding_has_the_empty_range():
   assert (end[batch.document == 0] == 0).all()
 
 
-def test_masking_an_id_changes_nothing():
+def test_masking_an_id_does_not_change_the_staircase():
   batch = batches.layout([[TALK, LATER]], LENGTH)
   noisy = batch._replace(token=np.where(batch.span > 0, V.mask, batch.token))
   for clean, masked in zip(staircase.key_ranges(batch), staircase.key_ranges(noisy)):

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +71,7 @@ def test_norm_eps_counts():
   assert np.abs(want - other).max() > 1e-2
 
 
-def test_scan_settings_change_nothing():
+def test_scan_settings_do_not_change_the_result():
   config = ModelConfig(num_layers=2,
                        num_attention_heads=2,
                        num_key_value_heads=1,
@@ -91,15 +92,14 @@ def test_scan_settings_change_nothing():
   want, want_grad = total(params, plain)
   got, grad = total(params, config)
   np.testing.assert_allclose(got, want, rtol=1e-5)
-  for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(want_grad), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+  chex.assert_trees_all_close(grad, want_grad, rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(scope='module', params=[1, 3], ids=['1 layer', '3 layers'])
 def jacobian(request):
   """(row of documents, batch, function of a staircase -> max |d hidden[i] / d token[j]|).
 
-  Every position gets its own id, so an embedding row stands for a position.
+  Every position gets its own id, so each embedding row belongs to one position.
   """
   rng = np.random.default_rng(3)
   row = [(1, *batches.document(rng, 'asr')), (2, *batches.document(rng, 'one_token'))]
@@ -132,7 +132,7 @@ def jacobian(request):
 def test_no_leak_for_any_pair(jacobian, mode, prompt_audio):
   """d hidden[i] / d embedding[j] is non-zero exactly where i may look at j.
 
-  More layers reach no further: whatever i sees, sees nothing that i does not.
+  More layers reach no further: what i attends to attends to nothing that i does not.
   """
   row, batch, reach_of = jacobian
   reach = reach_of(*staircase.key_ranges(batch, mode, prompt_audio))

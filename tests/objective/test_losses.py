@@ -1,4 +1,4 @@
-"""The chunked loss against the plain form, which holds all logits."""
+"""The chunked loss against the plain form with all logits in memory."""
 
 import functools
 
@@ -67,7 +67,7 @@ def check(got, want, rtol=1e-5, atol=1e-6):
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('share', [0.0, 0.02, 0.5, 1.0])
 def test_equals_the_plain_form(share, form):
-  """Also with a count that is no multiple of the chunk, and with nothing scored at all."""
+  """Also with a count that is not a multiple of the chunk, and without any scored position."""
   inputs = problem(seed=1, share=share)
   assert share in (0, 1) or int(inputs[2].scored.sum()) % 16
   got = chunked_with_slopes(*inputs, form=form)

@@ -175,9 +175,9 @@ def test_no_two_tokens_share_a_draw():
   document, position = (x.astype(np.int32) for x in np.mgrid[1:65, 0:64])
   key = jax.random.key(0)
   tokens = np.asarray(diffusion.token_uniforms(key, document, position))
-  whole = np.asarray(diffusion.document_uniforms(key, document[:, 0], 4))
-  distinct = len(np.unique(np.concatenate([tokens.ravel(), whole.ravel()])))
-  assert distinct > tokens.size + whole.size - 10  # float32 numbers do collide now and then
+  documents = np.asarray(diffusion.document_uniforms(key, document[:, 0], 4))
+  distinct = len(np.unique(np.concatenate([tokens.ravel(), documents.ravel()])))
+  assert distinct > tokens.size + documents.size - 10  # some float32 numbers collide
 
 
 def test_schedule():

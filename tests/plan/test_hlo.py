@@ -47,7 +47,7 @@ def test_collectives_of_a_real_program(fsdp_text):
   assert collectives.by_kind(found)['all-gather'] == 2 * LAYERS * WEIGHT
 
 
-def test_the_text_of_something_else_is_refused():
+def test_other_text_is_rejected():
   with pytest.raises(AssertionError, match='no ENTRY'):
     hlo.Program('not a program')
 
@@ -282,7 +282,7 @@ def test_a_loop_reads_one_slice_at_a_time():
       ).as_text()
   moved = memory_traffic.memory_bytes(hlo.Program(text))
   stack = 4 * 50 * 1024
-  # At least the slice, the total and the new total at each step; never the whole stack.
+  # At least the slice, the total and the new total at each step; never the complete stack.
   assert 3 * stack <= moved <= 8 * stack
 
 

@@ -20,7 +20,7 @@ def rotate(x, theta):
   """RoPE in the half-rotation layout: dimension i turns with dimension i + d/2.
 
   Args:
-    x: [n, d], one head of one document; row p stands at position p.
+    x: [n, d], one head of one document; row p has position p.
     theta: base of the wavelengths.
   """
   n, d = x.shape

@@ -1,4 +1,4 @@
-"""Generation one request at a time: the whole sequence goes through the model at every step.
+"""Generation one request at a time: the complete sequence goes through the model at every step.
 
 ``logits_of(ids, allowed)`` returns scores [n, V] in float64. Everything is greedy. The
 smallest gap between a decision and its runner-up is kept in ``Trace.margin``, so that a
@@ -6,9 +6,9 @@ comparison can tell a real difference from a tie that rounding may break either 
 
 Where the description of the method is silent, this follows what ttt_jax documents:
 only codes and end tokens can be chosen in a span, only text ids outside (the baselines:
-any id but the marker and the mask); confidence is the softmax probability over the whole
-vocabulary; equal confidences go left to right; the prefix that guidance hides is all
-that stands before the open span; the last place of a span at its limit (``max_span``, or
+any id but the marker and the mask); confidence is the softmax probability over the complete
+vocabulary; equal confidences go left to right; the prefix that guidance masks is everything
+before the open span; the last place of a span at its limit (``max_span``, or
 the end of ``max_tokens``) is kept for the forced end token.
 """
 
@@ -59,14 +59,14 @@ class Task:
     conditional = self.scores(answer)
     if not self.config.guidance:
       return conditional
-    blind_ids = [self.vocab.mask] * (len(self.prompt) + open_at) + list(answer[open_at:])
-    blind = self.logits_of(blind_ids, np.ones((len(blind_ids),) * 2, bool))
-    return blind + (1 + self.config.guidance) * (conditional - blind)
+    uncond_ids = [self.vocab.mask] * (len(self.prompt) + open_at) + list(answer[open_at:])
+    uncond = self.logits_of(uncond_ids, np.ones((len(uncond_ids),) * 2, bool))
+    return uncond + (1 + self.config.guidance) * (conditional - uncond)
 
   def room(self, answer):
     return self.config.max_tokens - len(self.prompt) - len(answer)
 
-  def can_say(self, in_span):
+  def allowed(self, in_span):
     """Ids that may be chosen."""
     text = list(range(self.vocab.audio_threshold))
     audio = [*range(self.vocab.code_start, self.vocab.mask), self.vocab.end_of_chunk,
@@ -100,7 +100,7 @@ def fill_block(task, answer, block, open_at, trace):
     proposals = []
     for i in range(first, len(answer)):
       if answer[i] == task.vocab.mask:
-        token, confidence = choose(scores[len(task.prompt) + i], task.can_say(True), trace)
+        token, confidence = choose(scores[len(task.prompt) + i], task.allowed(True), trace)
         proposals.append((-confidence, i, token))
     proposals.sort()
     if count < len(proposals):
@@ -136,12 +136,12 @@ def fill_span(task, answer, limit, ends, forced, trace):
 def generate(task):
   """Answer one request; a Trace."""
   trace, answer, vocab = Trace(), [], task.vocab
-  if task.mode == 'nar':  # the whole answer is one field of masks, up to im_end
+  if task.mode == 'nar':  # the complete answer is one span of masks, up to im_end
     trace.ids = fill_span(task, answer, task.room(answer), [vocab.im_end], vocab.im_end, trace)
     trace.finished = trace.spans[0][2]
     return trace
   while task.room(answer) > 0 and not trace.finished:
-    token, _ = choose(task.scores(answer)[-1], task.can_say(False), trace)
+    token, _ = choose(task.scores(answer)[-1], task.allowed(False), trace)
     answer = answer + [token]
     trace.finished = token == vocab.im_end
     if task.mode == 'hybrid' and vocab.is_begin(token) and task.room(answer) > 0:

@@ -1,7 +1,7 @@
 """GLM-4-Voice's tokenizer in plain numpy, float64, one segment at a time, as its text says.
 
 Written with loops and dense masks, and with the published tensors by their published names, so
-that it shares nothing with ttt_jax/glm4 but the description.
+that it shares nothing with ttt_jax/audio/glm4 but the description.
 """
 
 import math

@@ -32,7 +32,7 @@ def bidirectional_runs(vocab, ids, supervised, mode, prompt_audio):
     vocab: the id space.
     ids: clean ids [n].
     supervised: 0/1 [n].
-    mode: 'hybrid' (audio spans), 'ar' (none) or 'nar' (the answers, as a whole).
+    mode: 'hybrid' (audio spans), 'ar' (none) or 'nar' (complete answers).
     prompt_audio: 'bidirectional' or 'causal', for the audio spans of the prompt.
   """
   if mode == 'ar':
@@ -62,7 +62,7 @@ def document_matrix(vocab, ids, supervised, mode='hybrid', prompt_audio='bidirec
 def row_matrix(vocab, documents, seq_len, mode='hybrid', prompt_audio='bidirectional'):
   """bool [T, T] of a packed row: (number, ids, supervised) documents, then padding.
 
-  Padding looks at nothing and nothing looks at it.
+  Padding attends to nothing, and nothing attends to it.
   """
   allowed = np.zeros((seq_len, seq_len), bool)
   at = 0
