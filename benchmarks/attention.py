@@ -152,6 +152,7 @@ def compile_here(kind: str, length: int, rows: int) -> dict[str, Any]:
   inputs = [shape(h * dim, dtype=jnp.bfloat16) for h in (heads, kv_heads, kv_heads, heads)]
   inputs += [shape(dtype=jnp.int32)] * 2
   memory = jax.jit(packed).lower(*inputs).compile().memory_analysis()
+  assert memory is not None
   return {'temp_bytes': memory.temp_size_in_bytes, 'peak_bytes': memory.peak_memory_in_bytes}
 
 

@@ -59,8 +59,8 @@ def measure(args: argparse.Namespace) -> dict:
       for chunk in args.chunk}
   compiled = {name: jax.jit(jax.value_and_grad(way, (0, 1))).lower(*inputs).compile()
               for name, way in ways.items()}
-  out = {name: {'temp_bytes': common.temp_bytes(program)}
-         for name, program in compiled.items()}
+  out: dict[str, dict] = {name: {'temp_bytes': common.temp_bytes(program)}
+                          for name, program in compiled.items()}
   taken: dict[str, list] = {name: [] for name in ways}
   for turn in range(args.repetitions + 1):
     for name, program in compiled.items():

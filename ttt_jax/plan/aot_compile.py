@@ -100,7 +100,7 @@ def compile_step(config: Config, vocab: Vocabulary, mesh: jax.sharding.Mesh, lim
   with jax.set_mesh(mesh):
     state = train_state.abstract(model, optimizer, mesh)
     step = train_step.make_train_step(config, model, vocab, optimizer, mesh)
-    lowered = step.lower(state, batch)
+    lowered = step.lower(state, batch)  # type: ignore  # jitted, but typed as a plain function
     started = time.monotonic()
     try:
       compiled = lowered.compile()

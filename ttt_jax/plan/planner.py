@@ -120,7 +120,7 @@ def _try(case: _Case, choosing: bool, say: Say) -> _Outcome:
   """Estimate, and compile unless that is impossible or the estimate is far above the limit."""
   model = case.model
   optimizer = optimizers.make(case.config.optimizer, case.config.train.steps)
-  state = train_state.abstract(model, optimizer, case.mesh)
+  state = train_state.abstract(model, optimizer, case.mesh)  # type: ignore  # shapes suffice
   guess = estimate(case.config, state, case.mesh, model.rows, case.sample)
   policy = case.config.model.remat
   if not case.compiles or choosing and guess.bytes > _HOPELESS * case.limit:
