@@ -181,7 +181,7 @@ def _answer(chosen: _Outcome, tried: list[_Outcome]) -> dict[str, Any]:
       'remat': config.model.remat,
       'attention': attention.choose(config.model.attention, topology.chip.platform,
                                     config.data.seq_len),
-      'compiled': counted, 'not_compiled_because': _why_not(case, facts),
+      'compiled': counted is not None, 'not_compiled_because': _why_not(case, facts),
       'hbm_bytes_per_chip': chosen.bytes * per_chip, 'hbm_limit_bytes': topology.chip.hbm_bytes,
       'hbm_parts': {name: size * per_chip for name, size in memory.items()},
       'hbm_estimate': chosen.guess.bytes * per_chip,
