@@ -174,7 +174,7 @@ def test_disguises_are_seen_through():
       ('all-reduce', 2048, 'all-gather'), ('all-reduce', 2048, 'reduce-scatter')]
   first, second = collectives.warnings(found)
   assert 'zeros + all-reduce' in first and 'mesh.fsdp' in first
-  assert 'reduce-scatter would take half' in second
+  assert 'reduce-scatter would need half' in second
 
 
 def test_arrays_summed_together_are_looked_at_one_by_one():
