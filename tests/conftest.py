@@ -43,7 +43,32 @@ def pytest_sessionstart(session):
         entry.unlink(missing_ok=True)
 
 
-# -- CPU seconds per file, printed at the end when TTT_JAX_TEST_CPU is set ---------------
+@pytest.fixture(scope='session')
+def prepared(tmp_path_factory):
+  """The folder of prepared rows of small_run.config(), made once per worker; to be read only."""
+  from tests import small_run
+  from ttt_jax.data.prepare.prepare import prepare
+  folder = tmp_path_factory.mktemp('prepared')
+  prepare(small_run.config(), folder)
+  return folder / 'data'
+
+
+@pytest.fixture(scope='session')
+def small_config(prepared):
+  """small_run.config() on those rows."""
+  from tests import small_run
+  return small_run.replace(small_run.config(), 'data', path=str(prepared))
+
+
+@pytest.fixture
+def one_device():
+  """Meshes that a config leaves open get one device: see small_run.one_device."""
+  from tests import small_run
+  with small_run.one_device():
+    yield
+
+
+# -- CPU seconds per test: TTT_JAX_TEST_CPU=FILE appends them, and a table per file is printed ---
 
 
 def _cpu_seconds() -> float:
@@ -65,17 +90,22 @@ def pytest_runtest_teardown(item):
     item.user_properties.append(('cpu', _cpu_seconds() - item.cpu_start))
 
 
+def pytest_runtest_logreport(report):
+  if report.when == 'teardown' and (file := os.environ.get('TTT_JAX_TEST_CPU')):
+    if 'PYTEST_XDIST_WORKER' not in os.environ:
+      with open(file, 'a', encoding='utf-8') as out:
+        print(f'{dict(report.user_properties).get("cpu", 0):.2f}\t{report.nodeid}', file=out)
+
+
 def pytest_terminal_summary(terminalreporter):
-  if not os.environ.get('TTT_JAX_TEST_CPU'):
+  file = os.environ.get('TTT_JAX_TEST_CPU')
+  if not file or not os.path.exists(file):
     return
-  files, tests = collections.Counter(), collections.Counter()
-  for report in (one for reports in terminalreporter.stats.values() for one in reports):
-    for name, seconds in getattr(report, 'user_properties', ()):
-      if name == 'cpu':
-        files[report.nodeid.partition('::')[0]] += seconds
-        tests[report.nodeid] += seconds
+  seconds = collections.Counter()
+  for line in pathlib.Path(file).read_text(encoding='utf-8').splitlines():
+    value, test = line.split('\t', 1)
+    seconds[test.partition('::')[0]] += float(value)
   terminalreporter.section('CPU seconds')
-  for found, most in ((files, None), (tests, 60)):
-    for name, seconds in found.most_common(most):
-      terminalreporter.write_line(f'{seconds:8.1f}  {name}')
-  terminalreporter.write_line(f'{files.total():8.1f}  all tests, without collection')
+  for name, value in seconds.most_common():
+    terminalreporter.write_line(f'{value:8.1f}  {name}')
+  terminalreporter.write_line(f'{seconds.total():8.1f}  all tests, without collection')

@@ -1,10 +1,15 @@
 """A small run on the token set that the repository keeps, for tests that train."""
 
+import contextlib
 import dataclasses
 import pathlib
 
+import jax
+import pytest
+
 from ttt_jax.config import (Config, DataConfig, EvaluateConfig, GenerateConfig, ModelConfig,
-                            OptimizerConfig, Source, Stage, TrainConfig)
+                            MeshConfig, OptimizerConfig, Source, Stage, TrainConfig)
+from ttt_jax.model import sharding
 
 TOKENS = pathlib.Path(__file__).parents[1] / 'data' / 'demo_tokens'
 
@@ -57,3 +62,19 @@ def replace(base: Config, section: str, **values) -> Config:
   """``base`` with some keys of one section changed."""
   return dataclasses.replace(base, **{
       section: dataclasses.replace(getattr(base, section), **values)})
+
+
+@contextlib.contextmanager
+def one_device():
+  """Runs whose config names no mesh get one of the eight virtual devices: the subject is not the
+  mesh, and a program for one device compiles in half the time."""
+  make, default = sharding.make_mesh, MeshConfig()
+
+  def make_mesh(config, devices=None):
+    if devices is None and config == default:
+      devices = jax.devices()[:1]
+    return make(config, devices)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, 'make_mesh', make_mesh)
+    yield
