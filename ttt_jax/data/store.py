@@ -214,6 +214,13 @@ def check_data(config: Config, data_dir: pathlib.Path, vocab: Vocabulary) -> Non
                     f'with {vocab.text!r}; prepare it again or change the key.')
 
 
+def locate(workdir: str | pathlib.Path, path: str) -> pathlib.Path:
+  """The prepared set of a run: config key data.path, relative to the workdir."""
+  folder = pathlib.Path(workdir) / path
+  # A new workdir does not exist yet, and no file system goes through it to '..'.
+  return folder if pathlib.Path(workdir).exists() else pathlib.Path(os.path.normpath(folder))
+
+
 def vocabulary(data_dir: str | pathlib.Path) -> Vocabulary:
   """The vocabulary that a prepared set was made for; errors as ``read_manifest``."""
   return Vocabulary(**read_manifest(data_dir)['vocabulary'])

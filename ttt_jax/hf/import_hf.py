@@ -266,7 +266,7 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
   values = qwen_config.read(directory)
   workdir = pathlib.Path(workdir)
   _check_origin(workdir / ORIGIN, pathlib.Path(directory))
-  data_dir = workdir / config.data.path
+  data_dir = store.locate(workdir, config.data.path)
   vocab = store.vocabulary(data_dir)
   store.check_data(config, data_dir, vocab)
   qwen_config.compare(values, config.model, directory)

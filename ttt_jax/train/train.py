@@ -56,7 +56,7 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
   clock = telemetry.Clock()
   metrics.check(config.train.wandb)
   workdir = pathlib.Path(workdir)
-  data_dir = workdir / config.data.path
+  data_dir = store.locate(workdir, config.data.path)
   vocab = store.vocabulary(data_dir)
   store.check_data(config, data_dir, vocab)
   mesh = sharding.make_mesh(config.mesh)
