@@ -1,7 +1,5 @@
 """ttt_jax from Python says what the rooms behind it say, and the README's example runs."""
 
-import pathlib
-import re
 import subprocess
 import sys
 
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 
 import ttt_jax
-from tests import small_run
+from tests import docs, small_run
 from tests.hf import torch_models
 from tests.reference import batches, decoder, objective as slow, staircase, weights
 from ttt_jax.cli import main
@@ -24,7 +22,6 @@ from ttt_jax.model.transformer import Model
 from ttt_jax.objective import hybrid
 from ttt_jax.tokens.vocab import Vocabulary
 
-README = pathlib.Path(__file__).parents[1] / 'README.md'
 V = Vocabulary('bytes', 256, 'tiny', 40)
 CONFIG = ModelConfig(num_layers=2,
                      hidden_size=16,
@@ -63,14 +60,15 @@ def test_importing_is_cheap():
     getattr(ttt_jax, 'laod')  # noqa: B009
 
 
-def test_the_readme_example(directory, tmp_path, monkeypatch):
-  blocks = [block for block in re.findall(r'```python\n(.*?)```', README.read_text(), re.S)
-            if 'ttt_jax.load' in block]
-  assert len(blocks) == 1 and len(blocks[0].splitlines()) <= 10
+EXAMPLES = sorted({text for _, text in docs.blocks('python') if 'ttt_jax.load' in text})
+
+
+@pytest.mark.parametrize('example', EXAMPLES, ids=range(len(EXAMPLES)))
+def test_the_examples_of_the_documentation(example, directory, tmp_path, monkeypatch):
   (tmp_path / 'model').symlink_to(directory)
   monkeypatch.chdir(tmp_path)
   names = {}
-  exec(blocks[0], names)  # noqa: S102 (our own README)
+  exec(example, names)  # noqa: S102 (our own documentation)
   assert {'ttt', 'terms', 'reply'} <= names.keys()
   assert 0 < names['terms'].diffusion < 100 and len(names['reply'].answer.ids)
 

@@ -1,15 +1,15 @@
-"""User-defined codecs: the README's class from a config to rows and back; errors in a class."""
+"""User-defined codecs: the class shown in the docs from a config to rows and back; errors in a class."""
 
 import importlib
 import json
 import pathlib
 import re
-import shlex
 import sys
 
 import numpy as np
 import pytest
 
+from tests import docs
 from tests.audio.signals import babble
 from ttt_jax import config as config_lib
 from ttt_jax.audio import codec as codecs, io
@@ -20,14 +20,11 @@ from ttt_jax.data.prepare import prepare
 from ttt_jax.errors import UserError
 from ttt_jax.tokens.tokenizer import create
 
-README = (pathlib.Path(__file__).parents[2] / 'README.md').read_text(encoding='utf-8')
-
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-  """The README's class, as a file on the path."""
-  (block,) = [block for block in re.findall(r'```python\n(.*?)```', README, re.S)
-              if 'class MuLaw' in block]
+  """The documentation's class, as a file on the path."""
+  block = [text for _, text in docs.blocks('python') if 'class MuLaw' in text][-1]
   (tmp_path / 'mulaw.py').write_text(block)
   monkeypatch.syspath_prepend(tmp_path)
   importlib.invalidate_caches()
@@ -35,7 +32,7 @@ def module(tmp_path, monkeypatch):
   sys.modules.pop('mulaw', None)
 
 
-def test_the_readmes_codec_goes_from_recordings_to_rows_and_back(module):
+def test_the_codec_shown_goes_from_recordings_to_rows_and_back(module):
   for name, seed in (('a', 1), ('b', 2)):
     io.write_wav(module / f'{name}.wav', babble(0.2, 16_000, seed), 16_000)
   lines = [{'audio': f'{name}.wav', 'text': name} for name in 'ab']
@@ -59,9 +56,9 @@ def test_the_readmes_codec_goes_from_recordings_to_rows_and_back(module):
     np.testing.assert_allclose(heard, said, atol=0.02)
 
 
-def test_the_readmes_command_names_the_class(module):
-  (command,) = re.findall(r'^PYTHONPATH=\. ttt-jax (.*)$', README, re.MULTILINE)
-  args, overrides = main._parse(shlex.split(command))
+def test_the_command_shown_names_the_class(module):
+  words = [words for _, words in docs.command_lines() if 'mulaw:MuLaw' in ' '.join(words)][-1]
+  args, overrides = main._parse(words[1:])
   root = pathlib.Path(__file__).parents[2]
   assert codecs.create(config_lib.load(str(root / args.config), overrides).codec).name == 'mulaw'
 

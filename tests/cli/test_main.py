@@ -143,37 +143,3 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys, tmp_path):
   monkeypatch.setitem(main.VERBS, 'report', interrupted)
   assert main.main(['report', '--workdir', str(tmp_path)]) == exit_codes.INTERRUPTED
   assert capsys.readouterr().err == 'ttt-jax: interrupted.\n'
-
-
-# -- the README ---------------------------------------------------------------------
-
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
-COMMANDS = sorted(set(re.findall(r'(?:^|`)(ttt-jax (?!COMMAND)[^`\n]+)', README, re.MULTILINE)))
-
-
-def test_the_readme_shows_every_command():
-  assert {command.split()[1] for command in COMMANDS} == set(main.VERBS)
-
-
-@pytest.mark.parametrize('command', COMMANDS)
-def test_readme_commands_parse(command):
-  args, overrides = main._parse(shlex.split(command, comments=True)[1:])
-  if hasattr(args, 'config'):
-    config_lib.load(str(ROOT / (args.config or 'configs/demo.py')), overrides)
-
-
-def test_readme_targets_and_files_exist():
-  makefile = (ROOT / 'Makefile').read_text()
-  targets = set(re.findall(r'\bmake ([a-z-]+)', README))
-  assert {'demo', 'test', 'lint', 'test-slow'} <= targets
-  assert all(re.search(rf'^{target}:', makefile, re.MULTILINE) for target in targets)
-  files = re.findall(r'`((?:ttt_jax|tools|configs|launch|\.ci)/[\w/.]+)`', README)
-  assert files and all((ROOT / file).exists() for file in files), files
-
-
-def test_readme_settings_exist():
-  # `vocab.py` is a file; every other word of this shape is a setting.
-  groups = config_lib.to_dict(config_lib.Config())
-  for group, name in re.findall(r'`(?:--config\.)?(model|vocab|mesh|train|objective)\.(?!py`)(\w+)',
-                                README):
-    assert name in groups[group], f'{group}.{name}'
