@@ -1,25 +1,35 @@
-# make demo        the whole walk: speech, training, scores, a page; about 26 minutes on 2 cores
-# make test        the tests (about 13 minutes on 2 cores)
-# make test-slow   the tests that take long
-# make test-torch  weights, PyTorch module and tokenizers beside torch and transformers (installs them)
-# make test-slurm  two nodes of a real SLURM, where there is one (five to fifteen minutes)
-# make full-size  weights of 0.5B and 1.5B in, a step, and out again (about ten minutes, 25 GB)
-# make faults    kill runs, damage their checkpoints, fill their disk (about 15 minutes)
-# make lint        ruff
-# make clean       remove what the demo and the tests wrote; distclean removes .venv, too
+# make demo         the demo: corpus, training, evaluation and a report (about 26 minutes on 2 cores)
+# make smoke        one tiny run through every command of ttt-jax (about a minute on 2 cores)
+# make test         the test suite, without the tests marked slow
+# make test-slow    the tests marked slow
+# make test-torch   weights, PyTorch module and tokenizers against torch and transformers (installs them)
+# make test-slurm   two nodes of a SLURM installation (5 to 15 minutes)
+# make full-size    import, one step and export at 0.5B and 1.5B (about 10 minutes, 25 GB of disk)
+# make faults       kills runs, corrupts checkpoints, fills a disk (about 15 minutes)
+# make lint         ruff
+# make types        pyright
+# make docs         builds the documentation in build/site; warnings are errors
+# make clean        removes what the demo, the tests and the builds wrote
+# make distclean    removes .venv, too
 #
-# PYTHON=/path/to/python3.11 chooses the Python that .venv is made with.
+# Targets that need packages install them into .venv. PYTHON=/path/to/python3.11 chooses the Python
+# that .venv is made with. Compiled programs of the tests are cached in ~/.cache/ttt_jax_tests (up to
+# 2 GB); JAX_COMPILATION_CACHE_DIR names another folder.
 
 PYTEST = .venv/bin/python -m pytest -q
-# One process per core up to four: each runs JAX on several threads and holds about 1 GB.
-WORKERS = -n auto --maxprocesses=4 --dist=loadfile
+# One process per core up to four: each runs JAX on several threads and holds about 1 GB. Tests of a
+# file run in one process, so that they share its fixtures, until a process has nothing left to do.
+WORKERS = -n auto --maxprocesses=4 --dist=worksteal
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-slow test-torch test-slurm full-size faults lint clean distclean
+.PHONY: demo smoke test test-slow test-torch test-slurm full-size faults lint types docs clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
+
+smoke: .venv/test.installed
+	$(PYTEST) tests/test_smoke.py
 
 test: .venv/test.installed
 	$(PYTEST) $(WORKERS)
@@ -28,7 +38,7 @@ test-slow: .venv/test.installed
 	$(PYTEST) -m slow
 
 test-torch: .venv/test.installed .venv/torch.installed
-	$(PYTEST) tests/hf tests/text tests/test_api.py
+	$(PYTEST) tests/hf tests/tokens tests/test_api.py
 
 test-slurm: .venv/test.installed
 	$(PYTEST) -m slow -s tests/launch/test_slurm.py
@@ -41,6 +51,14 @@ faults: .venv/test.installed
 
 lint: .venv/test.installed
 	.venv/bin/ruff check .
+
+types: .venv/test.installed
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+docs: .venv/docs.installed
+	.venv/bin/python docs/config_reference.py --check
+	.venv/bin/python docs/pictures.py --check
+	.venv/bin/mkdocs build --strict
 
 .venv/%.installed: setup.py constraints.txt launch/install.sh
 	PYTHON=$(PYTHON) bash launch/install.sh $*

