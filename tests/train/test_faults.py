@@ -18,7 +18,6 @@ from tests.conftest import QUICK
 from ttt_jax.cli import train as cli_train
 from ttt_jax.config import MeshConfig, TrainConfig
 from ttt_jax.data import loader, store
-from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
@@ -30,11 +29,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 ONE = MeshConfig(data=1, fsdp=1)
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('prepared')
-  prepare(small_run.config(), folder)
-  return folder / 'data'
+@pytest.fixture
+def data_dir(prepared):
+  return prepared
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests import small_run
-from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.train import checkpoint, metrics, step as train_step, telemetry, train
 
 
@@ -184,21 +183,14 @@ class Figure:
     return np.array(self.value, np.float32)
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('prepared')
-  prepare(small_run.config(), folder)
-  return folder / 'data'
-
-
 @pytest.fixture
-def fake_run(monkeypatch, data_dir):
+def fake_run(monkeypatch, prepared):
   """A run whose steps are a Device's: (config, the device)."""
   device = Device(steps=6)
   monkeypatch.setattr(train_step, 'make_train_step', lambda *unused: device.step)
   # Saves in the middle wait for the device, as they must: here only the last step is saved.
   config = small_run.replace(small_run.config(steps=6, checkpoint_every=6, tensorboard=False),
-                        'data', path=str(data_dir))
+                        'data', path=str(prepared))
   return config, device
 
 
@@ -235,8 +227,9 @@ def test_process_0_alone_writes(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
-def test_one_docstring_says_what_every_number_means(data_dir, tmp_path):
-  config = small_run.replace(small_run.config(steps=2), 'data', path=str(data_dir))
+@pytest.mark.usefixtures('one_device')
+def test_one_docstring_says_what_every_number_means(prepared, tmp_path):
+  config = small_run.replace(small_run.config(steps=2), 'data', path=str(prepared))
   train.train(config, tmp_path)
   known = set(re.findall(r'[\w/]+', metrics.__doc__)) | {
       f'time/{part}' for part in telemetry.PARTS}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -11,7 +12,6 @@ import pytest
 from tests import small_run
 from ttt_jax.config import MeshConfig
 from ttt_jax.data import loader, store
-from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
@@ -20,60 +20,84 @@ from ttt_jax.train import (
     train)
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('prepared')
-  prepare(small_run.config(), folder)
-  return folder / 'data'
-
-
 @pytest.fixture
-def config(data_dir):
-  return small_run.replace(small_run.config(), 'data', path=str(data_dir))
+def config(small_config):
+  return small_config
 
 
-def two_steps(config, data_dir, mesh):
-  """Losses, gradient norms and parameters of two updates on ``mesh``."""
-  vocab = store.vocabulary(data_dir)
+def two_steps(config, mesh):
+  """(figures of two updates on ``mesh``, first moments after one, parameters after two).
+
+  After one update AdamW's first moments are the clipped gradients times 1 - beta1.
+  """
+  vocab = store.vocabulary(config.data.path)
   model = Model(config.model, vocab.size)
   optimizer = optimizers.make(config.optimizer, config.train.steps)
-  batches = loader.Loader(data_dir, config.data, config.train.batch_size, config.seed, vocab)
+  batches = loader.Loader(config.data.path, config.data, config.train.batch_size, config.seed,
+                          vocab)
   with jax.set_mesh(mesh):
     state = train_state.init_sharded(model, optimizer, mesh, config.seed)
     step = train_step.make_train_step(config, model, vocab, optimizer, mesh)
-    figures = []
+    figures, moments = [], None
     for index in range(2):
       state, found = step(state, sharding.put_batch(mesh, batches.batch_at(index)))
-      figures.append([float(found[name]) for name in ('loss', 'grad_norm', 'text_nll')])
+      figures.append([float(found[name])
+                      for name in ('loss', 'grad_norm', 'text_nll', 'masked_nll')])
+      # Copies: the next step takes the state's memory.
+      moments = moments or jax.tree.map(np.array, state.opt_state[1][0].mu)
   assert step._cache_size() == 1, 'the step was traced more than once'
-  return np.array(figures), jax.tree.map(np.asarray, state.params)
+  return np.array(figures), moments, jax.tree.map(np.asarray, state.params)
 
 
 @pytest.fixture(scope='module')
-def one_device(data_dir):
-  config = small_run.replace(small_run.config(), 'data', path=str(data_dir))
-  return two_steps(config, data_dir, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+def alone(small_config):
+  """Two steps of the dense form on one device."""
+  form = small_run.replace(small_config, 'model', attention='dense')
+  return two_steps(form, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
-@pytest.mark.parametrize('mesh', [
-    MeshConfig(data=8, fsdp=1), pytest.param(MeshConfig(fsdp=8), marks=pytest.mark.slow),
-    pytest.param(MeshConfig(fsdp=4, tensor=2), marks=pytest.mark.slow),  # test_scale.py has both
-    MeshConfig(fsdp=4, seq=2)], ids=str)
-def test_every_mesh_gives_the_same_losses(config, data_dir, one_device, mesh):
-  figures, params = two_steps(config, data_dir, sharding.make_mesh(mesh, jax.devices()[:8]))
-  np.testing.assert_allclose(figures, one_device[0], rtol=1e-5)
+def case(attention, grad_accum_steps=1, slow=False, **axes):
+  name = '-'.join([attention, *(f'{axis}{size}' for axis, size in axes.items())])
+  return pytest.param(MeshConfig(**axes), attention, grad_accum_steps, id=name,
+                      marks=[pytest.mark.slow] if slow else [])
+
+
+# Every axis once in the fast suite, every axis with both forms of attention in the slow one.
+@pytest.mark.parametrize('mesh, attention, grad_accum_steps', [
+    case('blockwise', fsdp=4, tensor=2),
+    case('blockwise', fsdp=4, seq=2),
+    case('blockwise', 2, slices=2, fsdp=2, tensor=2),
+    case('dense', data=8, fsdp=1),
+    case('dense', fsdp=4, seq=2, slow=True),
+    case('dense', fsdp=8, slow=True),
+    case('dense', fsdp=4, tensor=2, slow=True),
+    case('blockwise', data=8, fsdp=1, slow=True),
+    case('blockwise', fsdp=8, slow=True),
+    case('blockwise', slices=2, data=2, fsdp=2, slow=True),
+    case('blockwise', 2, data=2, fsdp=2, tensor=2, slow=True)])
+def test_every_mesh_gives_the_same_steps(config, alone, mesh, attention, grad_accum_steps):
+  form = small_run.replace(config, 'model', attention=attention, attention_block=64)
+  form = small_run.replace(form, 'train', grad_accum_steps=grad_accum_steps)
+  figures, moments, params = two_steps(form, sharding.make_mesh(mesh, jax.devices()[:8]))
+  np.testing.assert_allclose(figures, alone[0], rtol=1e-5)
+  scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(alone[1]))
+  for mine, other in zip(jax.tree.leaves(moments), jax.tree.leaves(alone[1]), strict=True):
+    np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5 * scale)
   # Adam divides by the root of tiny second moments, so single weights may differ by more.
-  for mine, other in zip(jax.tree.leaves(params), jax.tree.leaves(one_device[1])):
+  for mine, other in zip(jax.tree.leaves(params), jax.tree.leaves(alone[2]), strict=True):
     np.testing.assert_allclose(mine, other, atol=2e-3)
 
 
-def test_microbatches_give_the_same_losses(config, data_dir, one_device):
+def test_microbatches_give_the_same_steps(config, alone):
   cut = small_run.replace(config, 'train', grad_accum_steps=4)
-  figures, _ = two_steps(cut, data_dir, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
-  np.testing.assert_allclose(figures, one_device[0], rtol=1e-5)
+  figures, moments, _ = two_steps(cut, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+  np.testing.assert_allclose(figures, alone[0], rtol=1e-5)
+  scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(alone[1]))
+  for mine, other in zip(jax.tree.leaves(moments), jax.tree.leaves(alone[1]), strict=True):
+    np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_parameters_are_really_sharded(config, data_dir):
+def test_parameters_are_really_sharded(config):
   mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2), jax.devices()[:8])
   model = Model(config.model, 900)
   state = train_state.init_sharded(model, optimizers.make(config.optimizer, 10), mesh, 0)
@@ -88,7 +112,7 @@ def losses(workdir):
 
 
 def saved(config, workdir, step):
-  vocab = store.vocabulary(workdir / config.data.path)
+  vocab = store.vocabulary(config.data.path)
   mesh = sharding.make_mesh(config.mesh)
   target = train_state.abstract(Model(config.model, vocab.size),
                                 optimizers.make(config.optimizer, config.train.steps), mesh)
@@ -96,34 +120,42 @@ def saved(config, workdir, step):
     return jax.tree.map(np.asarray, checkpoints.restore(step, target)), checkpoints.meta(step)
 
 
-def test_five_and_five_steps_are_ten(config, tmp_path):
-  whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
-  train.train(config, whole)
+@pytest.fixture(scope='module')
+def ten_steps(small_config, tmp_path_factory):
+  """The workdir of a run of ten steps on one device; data.path leads out of a new workdir."""
+  workdir = tmp_path_factory.mktemp('runs') / 'ten'
+  config = small_run.replace(small_config, 'data',
+                             path=os.path.relpath(small_config.data.path, workdir))
+  with small_run.one_device():
+    train.train(config, workdir)
+  return workdir
+
+
+@pytest.mark.usefixtures('one_device')
+def test_five_and_five_steps_are_ten(config, ten_steps, tmp_path):
+  resumed = tmp_path / 'resumed'
   # What a run leaves that is killed after step 7: metrics of 7 steps, a checkpoint of 5.
-  shutil.copytree(whole / 'checkpoints' / '5', resumed / 'checkpoints' / '5')
-  lines = (whole / 'metrics.jsonl').read_text().splitlines(keepends=True)
+  shutil.copytree(ten_steps / 'checkpoints' / '5', resumed / 'checkpoints' / '5')
+  lines = (ten_steps / 'metrics.jsonl').read_text().splitlines(keepends=True)
   (resumed / 'metrics.jsonl').write_text(''.join(
       line for line in lines if json.loads(line)['step'] <= 7))
   train.train(config, resumed)
-  assert sorted(losses(whole)) == list(range(1, 11))
-  assert losses(resumed) == losses(whole), 'a resumed run must give the very same losses'
-  (state, meta), (other, other_meta) = saved(config, whole, 10), saved(config, resumed, 10)
+  assert sorted(losses(ten_steps)) == list(range(1, 11))
+  assert losses(resumed) == losses(ten_steps), 'a resumed run must give the very same losses'
+  (state, meta), (other, other_meta) = saved(config, ten_steps, 10), saved(config, resumed, 10)
   for mine, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(other)):
     np.testing.assert_array_equal(mine, theirs)
   assert meta['data'] == other_meta['data'] == {'next': 10}
 
 
-def test_init_from_takes_parameters_and_starts_at_step_0(config, tmp_path):
-  short = small_run.replace(config, 'train', steps=2, checkpoint_every=2)
-  first = train.train(short, tmp_path / 'first')
-  again = small_run.replace(short,
-                            'train',
-                            init_from=str(tmp_path / 'first' / 'checkpoints'),
-                            steps=1)
+@pytest.mark.usefixtures('one_device')
+def test_init_from_takes_parameters_and_starts_at_step_0(config, ten_steps, tmp_path):
+  again = small_run.replace(config, 'train', init_from=str(ten_steps / 'checkpoints'), steps=1)
   # A learning rate of (nearly) nothing shows that the parameters are the other run's.
   again = small_run.replace(again, 'optimizer', learning_rate=1e-30)
   second = train.train(again, tmp_path / 'second')
   assert int(second.step) == 1
+  first, _ = saved(config, ten_steps, 10)
   for mine, theirs in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params)):
     np.testing.assert_allclose(mine, theirs, atol=1e-7)
 
@@ -141,24 +173,22 @@ def test_a_config_that_cannot_work_is_a_sentence(config, tmp_path, section, valu
   assert not (tmp_path / 'run' / 'config.json').exists()
 
 
-def test_another_model_is_refused_by_name(config, tmp_path):
-  short = small_run.replace(config, 'train', steps=1)
-  train.train(short, tmp_path)
-  wider = small_run.replace(short, 'model', intermediate_size=128)
+@pytest.mark.usefixtures('one_device')
+def test_another_model_is_refused_by_name(config, ten_steps):
+  wider = small_run.replace(config, 'model', intermediate_size=128)
   with pytest.raises(UserError, match=r'layers\.mlp\.gate\.kernel: checkpoint has \(2, 32, 64\)'):
-    train.train(wider, tmp_path)
+    train.train(wider, ten_steps)
 
 
-def test_another_vocabulary_is_refused(config, data_dir, tmp_path):
-  short = small_run.replace(config, 'train', steps=1)
-  train.train(short, tmp_path / 'run')
+@pytest.mark.usefixtures('one_device')
+def test_another_vocabulary_is_refused(config, prepared, ten_steps, tmp_path):
   other = tmp_path / 'other'
-  shutil.copytree(data_dir, other)
+  shutil.copytree(prepared, other)
   manifest = json.loads((other / 'manifest.json').read_text())
   manifest['vocabulary']['codec'] = 'another-codec'
   (other / 'manifest.json').write_text(json.dumps(manifest))
   with pytest.raises(UserError, match='was trained with vocabulary'):
-    train.train(small_run.replace(short, 'data', path=str(other)), tmp_path / 'run')
+    train.train(small_run.replace(config, 'data', path=str(other)), ten_steps)
 
 
 def test_schedule_warms_up_and_ends_at_its_fraction():
