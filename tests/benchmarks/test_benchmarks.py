@@ -86,6 +86,7 @@ def test_tables_line_up():
   assert text.split('\n') == ['what       a', '------------', 'x         10', 'longer  1.25']
 
 
+@pytest.mark.slow  # the measured step: tests/train
 def test_ours_alone_by_piece(tmp_path, capsys):
   file = tmp_path / 'alone.json'
   train_step.main(['--against', 'none', '--quick', '--rows', 'speech', '--repetitions', '1',
@@ -99,6 +100,7 @@ def test_ours_alone_by_piece(tmp_path, capsys):
   assert max(map(len, printed.split('\n'))) <= common.WIDTH
 
 
+@pytest.mark.slow  # 12 MB of records; several workers in the fast suite: tests/data/prepare
 def test_prepare_is_measured_with_its_workers(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(prepare, '_LINES', 200)
   monkeypatch.setattr(prepare, '_ranks', lambda: '')

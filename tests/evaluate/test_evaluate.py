@@ -8,7 +8,6 @@ import pytest
 
 from tests import small_run
 from ttt_jax.data import store
-from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.data.records import records as record_files
 from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.evaluate import evaluate, losses, metrics, summary
@@ -75,12 +74,12 @@ def test_pick_spreads_over_the_tasks():
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, prepared):
   folder = tmp_path_factory.mktemp('evaluated')
-  config = small_run.config(steps=2, checkpoint_every=2)
-  prepare(config, folder)
-  train.train(config, folder)
-  return folder
+  (folder / 'data').symlink_to(prepared)
+  with small_run.one_device():
+    train.train(small_run.config(steps=2, checkpoint_every=2), folder)
+    yield folder
 
 
 def test_losses_are_per_token_of_the_held_out_rows(workdir):

@@ -13,7 +13,6 @@ from tests.hf import directories
 from ttt_jax.cli import main
 from ttt_jax.config import MeshConfig, ModelConfig, to_dict
 from ttt_jax.data import store
-from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.errors import UserError
 from ttt_jax.hf import import_hf, qwen_config, tensor_names
 from ttt_jax.model import sharding
@@ -158,12 +157,8 @@ def test_not_a_model(tmp_path, harm, expected):
 
 
 @pytest.fixture(scope='module')
-def prepared(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('prepared')
-  config = small_run.config()
-  prepare(config, folder)
-  config = small_run.replace(config, 'data', path=str(folder / 'data'))
-  return config, store.vocabulary(folder / 'data')
+def settings(small_config):
+  return small_config, store.vocabulary(small_config.data.path)
 
 
 def command(tmp_path, config, *words):
@@ -187,8 +182,8 @@ def command(tmp_path, config, *words):
      'that model, or --config.model.tie_word_embeddings=True'),
     ({'num_layers': 3}, 'model.num_layers is 3 where num_hidden_layers is 2'),
 ])
-def test_a_config_of_another_size_is_named(tmp_path, prepared, capsys, change, expected):
-  config, vocab = prepared
+def test_a_config_of_another_size_is_named(tmp_path, settings, capsys, change, expected):
+  config, vocab = settings
   directories.write(tmp_path / 'm', config.model, vocab.size)
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, **change))
   assert command(tmp_path, config) == 2
@@ -196,8 +191,8 @@ def test_a_config_of_another_size_is_named(tmp_path, prepared, capsys, change, e
   assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
-def test_another_vocabulary_is_named(tmp_path, prepared, capsys):
-  config, vocab = prepared
+def test_another_vocabulary_is_named(tmp_path, settings, capsys):
+  config, vocab = settings
   directories.write(tmp_path / 'm', config.model, vocab.size, mask_token=vocab.mask - 1)
   assert command(tmp_path, config) == 2
   assert (f'has mask_token = {vocab.mask - 1}, but in the vocabulary of the prepared data it is '
@@ -205,8 +200,8 @@ def test_another_vocabulary_is_named(tmp_path, prepared, capsys):
 
 
 @pytest.mark.parametrize('place', ['', 'sub'])
-def test_what_is_imported_is_never_replaced(tmp_path, prepared, capsys, place):
-  config, vocab = prepared
+def test_what_is_imported_is_never_replaced(tmp_path, settings, capsys, place):
+  config, vocab = settings
   source = tmp_path / 'run' / import_hf.ORIGIN / place
   directories.write(source, config.model, vocab.size)
   directories.write(tmp_path / 'm', config.model, vocab.size)
@@ -217,8 +212,8 @@ def test_what_is_imported_is_never_replaced(tmp_path, prepared, capsys, place):
   assert sorted(path.name for path in source.iterdir()) == before
 
 
-def test_without_data(tmp_path, prepared, capsys):
-  config, vocab = prepared
+def test_without_data(tmp_path, settings, capsys):
+  config, vocab = settings
   directories.write(tmp_path / 'm', config.model, vocab.size)
   assert command(tmp_path, small_run.replace(config, 'data', path='nothing')) == 2
   assert 'ttt-jax prepare' in capsys.readouterr().err

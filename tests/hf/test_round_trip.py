@@ -15,7 +15,6 @@ from tests.hf import directories
 from ttt_jax.cli import main
 from ttt_jax.config import load, to_dict
 from ttt_jax.data import store
-from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.errors import UserError
 from ttt_jax.hf import export_hf, import_hf, qwen_config, tensor_names
 from ttt_jax.model.transformer import Model
@@ -27,13 +26,12 @@ NEW = 60  # ids that the imported directory lacks
 
 
 @pytest.fixture(scope='module')
-def imported(tmp_path_factory):
+def imported(tmp_path_factory, prepared):
   """(workdir, config, tensors of the directory): imported, untied, with new rows."""
   workdir = tmp_path_factory.mktemp('imported')
   config = small_run.replace(small_run.config(steps=2), 'model', tie_word_embeddings=False)
-  prepare(config, workdir)
-  config = small_run.replace(config, 'data', path=str(workdir / 'data'))
-  vocab = store.vocabulary(workdir / 'data')
+  config = small_run.replace(config, 'data', path=str(prepared))
+  vocab = store.vocabulary(prepared)
   values = directories.write(workdir / 'm', config.model, vocab.size - NEW, 'bfloat16',
                              max_position_embeddings=77)
   (workdir / 'c.json').write_text(json.dumps(to_dict(config)))
@@ -192,6 +190,6 @@ def test_a_full_disk_is_one_sentence(after_training, tmp_path, monkeypatch):
 def test_size_of_an_export_is_that_of_the_run(after_training):
   """config.json and back: the same decoder."""
   workdir, config = after_training
-  values = qwen_config.write(config, store.vocabulary(workdir / 'data'), 'float32')
+  values = qwen_config.write(config, store.vocabulary(config.data.path), 'float32')
   qwen_config.compare(values, config.model, 'there')
   assert dataclasses.replace(config.model, **qwen_config.size(values)) == config.model

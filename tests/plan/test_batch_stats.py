@@ -9,7 +9,6 @@ from tests import small_run
 from tests.reference import staircase as reference
 from ttt_jax.config import (
     CodecConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, VocabConfig)
-from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.errors import UserError
 from ttt_jax.plan import batch_stats
 from ttt_jax.plan.vocabulary import planned_vocabulary
@@ -97,9 +96,9 @@ def test_counts_are_those_of_brute_force(mode):
   assert counted.scored * 6 == np.count_nonzero(wanted)
 
 
-def test_prepared_data_is_used_and_checked(tmp_path):
+def test_prepared_data_is_used_and_checked(prepared, tmp_path):
   config = small_run.config()
-  prepare(config, tmp_path)
+  (tmp_path / 'data').symlink_to(prepared)
   vocab = planned_vocabulary(config, tmp_path)
   counted = batch_stats.take(config, vocab, tmp_path)
   assert counted.source == str(tmp_path / 'data') and 0 < counted.rows <= 128

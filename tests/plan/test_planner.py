@@ -14,7 +14,6 @@ from ttt_jax import config as config_lib
 from ttt_jax.cli import main
 from ttt_jax.config import Config, MeshConfig, ModelConfig, ObjectiveConfig, TrainConfig, load
 from ttt_jax.config.settings import REMATS
-from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
 from ttt_jax.plan import advice, aot_compile, child_process, planner, summary
@@ -128,8 +127,8 @@ def test_the_topology_chooses_the_preset(tmp_path):
     assert main._load_config(args, overrides).train.batch_size == rows
 
 
-def test_prepared_data_is_sampled(tmp_path):
-  prepare(small_run.config(), tmp_path)
+def test_prepared_data_is_sampled(prepared, tmp_path):
+  (tmp_path / 'data').symlink_to(prepared)
   config_lib.save(small_run.config(), tmp_path)
   words = ['plan', '--workdir', str(tmp_path), '--topology', 'h100']
   made = planner.plan(main._load_config(*main._parse(words)), hardware.parse_topology('h100'),

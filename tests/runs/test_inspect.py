@@ -12,15 +12,14 @@ from ttt_jax import config as config_lib
 from ttt_jax.audio import codec as codecs, io
 from ttt_jax.cli import main
 from ttt_jax.config import CodecConfig
-from ttt_jax.data.prepare import prepare
 from ttt_jax.errors import UserError
 from ttt_jax.runs.report import inspect_record, inspect_set
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, prepared):
   folder = tmp_path_factory.mktemp('run')
-  prepare.prepare(small_run.config(), folder)
+  (folder / 'data').symlink_to(prepared)
   config_lib.save(small_run.config(), folder)
   return folder
 
