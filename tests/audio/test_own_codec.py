@@ -1,4 +1,4 @@
-"""User-defined codecs: the class shown in the docs from a config to rows and back; errors in a class."""
+"""User-defined codecs: the class of the docs from a config to rows and back; errors in a class."""
 
 import importlib
 import json
