@@ -139,7 +139,7 @@ def test_weights_out_and_in():
 
 def test_plan_by_formulas():
   out, _ = run('ttt-jax plan --workdir demo --topology h100:1 --json plan.json')
-  assert 'fits, by the formulas' in out
+  assert 'fits' in out
   assert json.loads(pathlib.Path('plan.json').read_text())['fits'] is True
 
 
