@@ -24,7 +24,10 @@ def get_config() -> ConfigDict:
   strings = {'path': SPEECH + 'train_strings.jsonl'}
   short = {'path': SPEECH + 'train_short.jsonl', 'split': 'short', 'repeat': 3.0}
   joined = {'join_most': 3, 'join_count': 3000}
-  heldout = {'path': SPEECH + 'heldout_strings.jsonl', 'split': 'heldout'}
+  # Two sets are held out: recipes are chosen on 'heldout_validation', `evaluate` reports on
+  # 'heldout', the test set, unless evaluate.split says otherwise.
+  test = {'path': SPEECH + 'heldout_strings.jsonl', 'split': 'heldout'}
+  validation = {'path': SPEECH + 'validation_strings.jsonl', 'split': 'heldout_validation'}
   config.data = ConfigDict({
       'path': 'data',
       'seq_len': 256,
@@ -39,15 +42,21 @@ def get_config() -> ConfigDict:
           {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'qa', 'repeat': 10.0},
           # Questions that are held out as speech are known in writing: answering them by
           # voice is knowledge carried from text to speech, not recall of a recording.
+          {'path': SPEECH + 'validation_chat.jsonl', 'prompt': 'qa', 'repeat': 20.0},
           {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'qa', 'repeat': 20.0},
           {'path': SPEECH + 'tables.jsonl', 'repeat': 2.0},
           {**short, **asr},
           {**short, **tts},
           {'path': SPEECH + 'train_chat.jsonl', 'prompt': 'qa', 'split': 'short'},
           {'path': SPEECH + 'tables.jsonl', 'split': 'short', 'repeat': 3.0},
-          {**heldout, **asr},
-          {**heldout, **tts},
+          {**test, **asr},
+          {**test, **tts},
           {'path': SPEECH + 'heldout_questions.jsonl', 'prompt': 'qa', 'split': 'heldout'},
+          {**validation, **asr},
+          {**validation, **tts},
+          {'path': SPEECH + 'validation_questions.jsonl', 'prompt': 'qa',
+           'split': 'heldout_validation'},
+          {'path': SPEECH + 'validation_chat.jsonl', 'prompt': 'qa', 'split': 'heldout_written'},
           {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'qa', 'split': 'heldout_written'},
       ),
       'stages': ({'split': 'short', 'steps': 600}, {'split': 'train'}),

@@ -11,20 +11,25 @@ Files in DIR (an audio path is relative to DIR):
   wav/, recordings.jsonl     every utterance, as speak.py wrote it
   train_short.jsonl          recordings: all strings of one and of two digits
   train_strings.jsonl        recordings: the short ones, and random strings of 3 to 6 digits
-  heldout_strings.jsonl      recordings: other strings of 3 to 6 digits
+  validation_strings.jsonl   recordings: other strings of 3 to 6 digits, to choose a recipe on
+  heldout_strings.jsonl      recordings: others again, the test set: looked at last
   train_questions.jsonl      records, task audio_qa: spoken question -> written and spoken answer
-  heldout_questions.jsonl    the same for the held-out questions
+  validation_questions.jsonl the same for the questions of the validation set
+  heldout_questions.jsonl    the same for those of the test set
   train_question_texts.jsonl recordings of the training questions with "3 + 4" as their text
   train_chat.jsonl           records, task text_chat: "3 + 4" -> "3 + 4 = 7", training
                              questions only
-  heldout_chat.jsonl         the same for the held-out questions
+  validation_chat.jsonl, heldout_chat.jsonl    the same for the other two sets
   tables.jsonl               pretraining documents: lines of arithmetic, "3 + 4 = 7", over ALL
                              questions; leave it out to hold the questions out in writing, too
 
-What held out means.
+What held out means. Two sets are held out of training, and from each other: recipes are
+chosen on the validation set (--seed), and the test set (--test-seed) is for numbers to
+report, so nothing is chosen on it.
 - Strings: no held-out string stands in a training string, neither whole nor as a run of
-  digits inside a longer one. Whoever joins recordings to longer ones keeps that up by
-  dropping a join that contains a string of heldout_strings.jsonl (`heldout_inside` below).
+  digits inside a longer one; nor does a validation string in a test string, or the other
+  way round. Whoever joins recordings to longer ones keeps that up by dropping a join that
+  contains a held-out string (`heldout_inside` below).
 - Questions: a held-out (operation, a, b) occurs in no wording and no form, spoken or
   written, in the train_ lists. Its mirror image (4 + 3 for 3 + 4; 9 - 7 for 9 - 2) is always
   in training, and so are its operands at their places and its answer, in other questions of
@@ -37,6 +42,7 @@ import hashlib
 import json
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
@@ -63,11 +69,10 @@ def heldout_inside(digits: str, heldout: set[str]) -> bool:
   return any(digits[i:i + n] in heldout for n in LENGTHS for i in range(len(digits) - n + 1))
 
 
-def draw_strings(train: int, heldout: int, seed: int) -> tuple[list[str], list[str]]:
-  """Random distinct strings of 3 to 6 digits, lengths in turn: (training, held out)."""
-  draw = random.Random(f'strings {seed}')
-
-  def distinct(count, refused):
+def draw_strings(train: int, heldout: int, seed: int,
+                 test_seed: int) -> tuple[list[str], list[str], list[str]]:
+  """Random distinct strings of 3 to 6 digits, lengths in turn: (training, validation, test)."""
+  def distinct(draw, count, refused):
     found = {}  # a dict keeps the order
     while len(found) < count:
       digits = ''.join(draw.choices('0123456789', k=LENGTHS[len(found) % len(LENGTHS)]))
@@ -75,9 +80,14 @@ def draw_strings(train: int, heldout: int, seed: int) -> tuple[list[str], list[s
         found[digits] = None
     return list(found)
 
-  held = distinct(heldout, lambda digits: False)
-  held_set = set(held)
-  return distinct(train, lambda digits: heldout_inside(digits, held_set)), held
+  draw = random.Random(f'strings {seed}')
+  validation = distinct(draw, heldout, lambda digits: False)
+  seen = set(validation)
+  test = distinct(
+      random.Random(f'test {test_seed}'), heldout, lambda digits: heldout_inside(digits, seen) or
+      any(heldout_inside(other, {digits}) for other in validation))
+  seen |= set(test)
+  return distinct(draw, train, lambda digits: heldout_inside(digits, seen)), validation, test
 
 
 def questions() -> list[Question]:
@@ -97,8 +107,10 @@ def mirror(question: Question) -> Question:
   return Question('+', b, a) if operation == '+' else Question('-', a, a - b)
 
 
-def hold_out(share: float = 0.12, seed: int = 0) -> set[Question]:
-  """A fixed choice of questions by hash, each with what is needed to answer it in training."""
+def hold_out(seed: int, test_seed: int,
+             share: float = 0.12) -> tuple[set[Question], set[Question]]:
+  """A fixed choice of questions by hash: (validation, test), each question with what is needed
+  to answer it in training."""
   everything = questions()
 
   def parts(question):  # what must still occur in training after this one has gone
@@ -106,24 +118,30 @@ def hold_out(share: float = 0.12, seed: int = 0) -> set[Question]:
     return (operation, 'a', a), (operation, 'b', b), (operation, 'answer', answer(question))
 
   left = collections.Counter(part for question in everything for part in parts(question))
-  order = sorted(everything, key=lambda question: hashlib.sha256(
-      f'{seed} {question.a} {question.operation} {question.b}'.encode()).digest())
-  held = set()
-  for question in order:
-    if len(held) == round(share * len(everything)):
-      break
-    alone = mirror(question) in held | {question}
-    if not alone and all(left[part] > 1 for part in parts(question)):
-      held.add(question)
-      left.subtract(parts(question))
-  return held
+  gone = set()
+
+  def choose(seed):
+    held = set()
+    order = sorted(everything, key=lambda question: hashlib.sha256(
+        f'{seed} {question.a} {question.operation} {question.b}'.encode()).digest())
+    for question in order:
+      if len(held) == round(share * len(everything)):
+        break
+      alone = mirror(question) in gone | {question}
+      if question not in gone and not alone and all(left[part] > 1 for part in parts(question)):
+        held.add(question)
+        gone.add(question)
+        left.subtract(parts(question))
+    return held
+
+  return choose(str(seed)), choose(f'test {test_seed}')
 
 
-def sentences_of(train: list[str], held: list[str], wordings: int) -> list[dict]:
+def sentences_of(strings: list[str], wordings: int) -> list[dict]:
   """Every utterance: {'id', 'text', 'spoken'}."""
   short = [str(i) for i in range(10)] + [f'{i:02d}' for i in range(100)]
   out = [{'id': f'd{digits}', 'text': written(digits), 'spoken': spoken(digits) + '.'}
-         for digits in short + train + held]
+         for digits in short + strings]
   for question in questions():
     operation, a, b = question
     said = f'{WORDS[a]} {OPERATIONS[operation]} {WORDS[b]}'
@@ -183,25 +201,25 @@ def recordings(items: list[dict]) -> list[dict]:
           for item in items]
 
 
-def manifests(sentences: list[dict], held_strings: list[str], held_questions: set[Question],
-              wordings: int) -> dict[str, list[dict]]:
-  """File name -> lines, for everything but the sentences themselves."""
-  heldout = {f'd{digits}' for digits in held_strings}
-  strings = [item for item in sentences if item['id'].startswith('d')]
-  asked = [question for question in questions() if question not in held_questions]
-  held = [question for question in questions() if question in held_questions]
-  training_ids = {question_id(question, i) for question in asked for i in range(wordings)}
-  return {
-      'train_short.jsonl': recordings([s for s in strings if len(s['id']) <= 3]),
-      'train_strings.jsonl': recordings([s for s in strings if s['id'] not in heldout]),
-      'heldout_strings.jsonl': recordings([s for s in strings if s['id'] in heldout]),
-      'train_questions.jsonl': question_records(asked, wordings),
-      'heldout_questions.jsonl': question_records(held, wordings),
-      'train_question_texts.jsonl': recordings(
-          [item for item in sentences if item['id'] in training_ids]),
-      'train_chat.jsonl': chat_records(asked),
-      'heldout_chat.jsonl': chat_records(held),
-  }
+def manifests(sentences: list[dict], strings: dict[str, list[str]],
+              asked: dict[str, list[Question]], wordings: int) -> dict[str, list[dict]]:
+  """File name -> lines, for everything but the sentences themselves.
+
+  Args:
+    sentences: from ``sentences_of``.
+    strings, asked: of 'train', 'validation' and 'heldout'.
+    wordings: ways to ask each question.
+  """
+  out = {'train_short.jsonl': recordings([s for s in sentences if re.fullmatch('d..?', s['id'])])}
+  for name in strings:
+    ids = {f'd{digits}' for digits in strings[name]}
+    out[f'{name}_strings.jsonl'] = (out['train_short.jsonl'] if name == 'train' else []) + (
+        recordings([s for s in sentences if s['id'] in ids]))
+    out[f'{name}_questions.jsonl'] = question_records(asked[name], wordings)
+    out[f'{name}_chat.jsonl'] = chat_records(asked[name])
+  ids = {question_id(question, i) for question in asked['train'] for i in range(wordings)}
+  out['train_question_texts.jsonl'] = recordings([s for s in sentences if s['id'] in ids])
+  return out
 
 
 def write_lines(path: pathlib.Path, lines: list[dict]) -> None:
@@ -216,10 +234,12 @@ def main() -> int:
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--out', required=True, type=pathlib.Path, metavar='DIR')
   parser.add_argument('--train', type=int, default=900, help='training strings of 3 to 6 digits')
-  parser.add_argument('--heldout', type=int, default=60, help='held-out strings of 3 to 6 digits')
+  parser.add_argument('--heldout', type=int, default=60,
+                      help='strings of 3 to 6 digits in each of the two held-out sets')
   parser.add_argument('--wordings', type=int, default=2, choices=(1, 2, 3),
                       help='ways to ask each question')
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--seed', type=int, default=0, help='of training and validation set')
+  parser.add_argument('--test-seed', type=int, default=1, help='of the test set')
   parser.add_argument('--processes', type=int, default=2)
   parser.add_argument('--voice', default='', metavar='PATH.onnx', help='any Piper voice')
   parser.add_argument('--lists-only', action='store_true', help='write the lists, say nothing')
@@ -228,8 +248,12 @@ def main() -> int:
     print('demo_corpus.py: --heldout takes 4 to 400 strings and --train 4 to 20000, not '
           f'{args.heldout} and {args.train}.', file=sys.stderr)
     return 2
-  train, held = draw_strings(args.train, args.heldout, args.seed)
-  sentences = sentences_of(train, held, args.wordings)
+  train, validation, test = draw_strings(args.train, args.heldout, args.seed, args.test_seed)
+  held = hold_out(args.seed, args.test_seed)
+  inside = lambda chosen: [question for question in questions() if question in chosen]
+  asked = {'train': inside(set(questions()) - held[0] - held[1]), 'validation': inside(held[0]),
+           'heldout': inside(held[1])}
+  sentences = sentences_of(train + validation + test, args.wordings)
   args.out.mkdir(parents=True, exist_ok=True)
   write_lines(args.out / 'sentences.jsonl', sentences)
   if not args.lists_only:
@@ -240,7 +264,8 @@ def main() -> int:
          str(args.processes), '--voice', args.voice], check=False)
     if done.returncode:
       return done.returncode
-  lists = manifests(sentences, held, hold_out(seed=args.seed), args.wordings)
+  strings = {'train': train, 'validation': validation, 'heldout': test}
+  lists = manifests(sentences, strings, asked, args.wordings)
   lists['tables.jsonl'] = table_documents(args.seed)
   for name, lines in lists.items():
     write_lines(args.out / name, lines)

@@ -13,6 +13,7 @@ from ttt_jax.audio import codec as codecs
 from ttt_jax.data.export import inline_codes
 
 LISTS = ('train_short', 'train_strings', 'train_questions', 'train_question_texts', 'train_chat',
+         'validation_strings', 'validation_questions', 'validation_chat',
          'heldout_strings', 'heldout_questions', 'heldout_chat', 'tables')
 
 

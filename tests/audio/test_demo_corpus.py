@@ -13,6 +13,7 @@ import pytest
 from ttt_jax.audio import asr_judges, io
 
 ROOT = pathlib.Path(__file__).parents[2]
+HELD = ('validation', 'heldout')
 
 
 def tool(name):
@@ -38,18 +39,41 @@ def lists(tmp_path_factory):
 
 def test_sizes(lists):
   sizes = {name: len(lines) for name, lines in lists.items()}
-  assert sizes == {
-      'sentences': 110 + 900 + 60 + 2 * 155, 'train_short': 110, 'train_strings': 1010,
-      'heldout_strings': 60, 'train_questions': 2 * 136, 'heldout_questions': 2 * 19,
-      'train_question_texts': 2 * 136, 'train_chat': 136, 'heldout_chat': 19, 'tables': 310}
+  held = {f'{name}_{kind}': size for name in HELD for kind, size in (
+      ('strings', 60), ('questions', 2 * 19), ('chat', 19))}
+  assert sizes == held | {
+      'sentences': 110 + 900 + 2 * 60 + 2 * 155, 'train_short': 110, 'train_strings': 1010,
+      'train_questions': 2 * 117, 'train_question_texts': 2 * 117, 'train_chat': 117,
+      'tables': 310}
+
+
+def digits_of(lines):
+  return [item['text'].replace(' ', '') for item in lines]
 
 
 def test_no_training_string_contains_a_heldout_one(lists):
-  held = {item['text'].replace(' ', '') for item in lists['heldout_strings']}
-  assert len(held) == 60 and {len(digits) for digits in held} == {3, 4, 5, 6}
-  training = [item['text'].replace(' ', '') for item in lists['train_strings']]
+  training = digits_of(lists['train_strings'])
   assert len(set(training)) == len(training)
-  assert not [(a, b) for a in training for b in held if b in a]
+  for name in HELD:
+    held = set(digits_of(lists[f'{name}_strings']))
+    assert len(held) == 60 and {len(digits) for digits in held} == {3, 4, 5, 6}
+    assert not [(a, b) for a in training for b in held if b in a]
+
+
+def test_validation_and_test_set_have_nothing_in_common(lists):
+  validation, test = (digits_of(lists[f'{name}_strings']) for name in HELD)
+  assert not [(a, b) for a in validation for b in test if a in b or b in a]
+  validation, test = ({asked(record) for record in lists[f'{name}_questions']} for name in HELD)
+  assert len(validation) == len(test) == 19 and not validation & test
+
+
+def test_another_test_seed_leaves_the_validation_set_as_it_is(lists):
+  corpus = tool('demo_corpus')
+  _, validation, test = corpus.draw_strings(20, 60, 0, 2)
+  assert validation == digits_of(lists['validation_strings'])
+  assert test != digits_of(lists['heldout_strings'])
+  assert corpus.hold_out(0, 2)[0] == corpus.hold_out(0, 1)[0]
+  assert corpus.hold_out(0, 2)[1] != corpus.hold_out(0, 1)[1]
 
 
 def test_a_join_that_contains_a_heldout_string_is_recognised():
@@ -64,12 +88,13 @@ def asked(record):
   return part['text']
 
 
-def test_a_heldout_question_occurs_in_no_form(lists):
-  held = {asked(record) for record in lists['heldout_questions']}
+@pytest.mark.parametrize('name', HELD)
+def test_a_heldout_question_occurs_in_no_form(lists, name):
+  held = {asked(record) for record in lists[f'{name}_questions']}
   training = ({asked(record) for record in lists['train_questions'] + lists['train_chat']} |
               {item['text'] for item in lists['train_question_texts']})
-  assert len(held) == 19 and len(training) == 136 and not held & training
-  assert held == {asked(record) for record in lists['heldout_chat']}
+  assert len(held) == 19 and len(training) == 117 and not held & training
+  assert held == {asked(record) for record in lists[f'{name}_chat']}
   for text in held:
     a, operation, b = text.split()
     mirrored = f'{b} + {a}' if operation == '+' else f'{a} - {int(a) - int(b)}'
@@ -90,7 +115,8 @@ def test_tables_hold_every_fact_equally_often(lists):
 def test_answers_are_right_and_spoken_as_written(lists):
   spoken = {item['id']: item for item in lists['sentences']}
   words = 'zero one two three four five six seven eight nine'.split()
-  for record in lists['train_questions'] + lists['heldout_questions']:
+  for record in lists['train_questions'] + [
+      record for name in HELD for record in lists[f'{name}_questions']]:
     question, answer = (message['content'] for message in record['messages'])
     a, operation, b = question[0]['text'].split()
     result = str(int(a) + int(b) if operation == '+' else int(a) - int(b))
