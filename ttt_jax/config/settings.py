@@ -246,9 +246,11 @@ class OptimizerConfig:
   beta2: float = 0.95          # decay of the second moment
   eps: float = 1e-8            # epsilon of Adam
   max_grad_norm: float = 1.0   # gradients are clipped to this global norm; 0 = no clipping
+  newton_steps: int = 5        # Newton-Schulz iterations of Muon; 3 cost a small model less
 
   def __post_init__(self):
     _choice('optimizer.name', self.name, OPTIMIZERS)
+    _positive(self, 'optimizer', 'newton_steps')
     _require(self.learning_rate > 0, 'config key optimizer.learning_rate must be positive, '
              f'not {self.learning_rate}.')
     _require(0 <= self.warmup_ratio <= 1, 'config key optimizer.warmup_ratio must be in '

@@ -61,7 +61,7 @@ def make(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
   else:
     update = contrib.muon(
         rate, beta=c.beta1, weight_decay=c.weight_decay, weight_decay_mask=_decayed,
-        adam_b1=c.beta1, adam_b2=c.beta2, eps=c.eps,
+        adam_b1=c.beta1, adam_b2=c.beta2, eps=c.eps, ns_steps=c.newton_steps,
         muon_weight_dimension_numbers=_muon_matrices,
         consistent_rms=0.2)  # the RMS of AdamW's updates, so that learning rates carry over
   return optax.chain(optax.clip_by_global_norm(c.max_grad_norm),
