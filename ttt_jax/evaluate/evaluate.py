@@ -3,6 +3,7 @@
 Writes WORKDIR/evaluation.json (summary, table, samples) and WORKDIR/samples/*.wav.
 """
 
+from concurrent import futures
 import dataclasses
 import json
 import os
@@ -40,10 +41,19 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
   workdir = pathlib.Path(workdir)
   run = trained_model.load(config, workdir)
   records = heldout.load_records(run.data_dir, config.evaluate.split)
+  picked = record_files.pick(records, config.evaluate.items)
   judge = asr_judges.create(config.evaluate.judge, config.evaluate.judge_model)
-  scores = losses(run)
-  items = answer(run, record_files.pick(records, config.evaluate.items))
-  listen(run, items, judge, workdir / 'samples')
+  transcripts = _Transcripts(run, judge) if judge else None
+  with futures.ThreadPoolExecutor(1) as background:
+    if transcripts:  # references do not depend on the model: transcribed while it is compiled
+      background.submit(transcripts.add_references, picked)
+    try:
+      scores = losses(run)
+      items = answer(run, picked)
+    finally:
+      if transcripts:
+        transcripts.stopped = True  # `listen` asks for those that are missing
+  listen(run, items, transcripts, workdir / 'samples')
   scores |= metrics.words(items) | metrics.lengths(items, run.codec.silence,
                                                    config.objective.mode == 'hybrid')
   samples = [_sample(run, item) for item in items]
@@ -62,7 +72,8 @@ def answer(run: TrainedModel, records: list[Record]) -> list[Item]:
   prompts = [run.renderer.render_prompt(record) for record in records]
   engine = Engine(run.model, run.params, run.vocab, dataclasses.replace(
       config.generate, slots=min(config.evaluate.batch, max(len(prompts), 1))),
-                  mode=config.objective.mode, prompt_audio=config.objective.prompt_audio)
+                  mode=config.objective.mode, prompt_audio=config.objective.prompt_audio,
+                  short_lived=True)
   for prompt in prompts:
     engine.submit(prompt)
   items = []
@@ -77,7 +88,40 @@ def answer(run: TrainedModel, records: list[Record]) -> list[Item]:
   return [item for _, item in sorted(items, key=lambda pair: pair[0])]
 
 
-def listen(run: TrainedModel, items: list[Item], judge: asr_judges.Recogniser | None,
+class _Transcripts:
+  """The judge's transcripts. Equal sounds are transcribed once: many answers are the same."""
+
+  def __init__(self, run: TrainedModel, judge: asr_judges.Recogniser):
+    self._run, self._judge = run, judge
+    self._known: dict[bytes | str, str] = {}
+    self.stopped = False  # ends ``add_references``
+
+  def of_codes(self, codes: np.ndarray) -> str:
+    key = codes.tobytes()
+    if key not in self._known:
+      codec = self._run.codec
+      self._known[key] = self._judge.transcribe(codec.sound(codes), codec.sample_rate)
+    return self._known[key]
+
+  def of_recording(self, source: str) -> str:
+    """``source``: its path, relative to the prepared set."""
+    if source not in self._known:
+      self._known[source] = self._judge.transcribe(*io.read(self._run.data_dir / source))
+    return self._known[source]
+
+  def add_references(self, records: list[Record]) -> None:
+    """Transcribe all that ``listen`` will ask for except the model's own speech."""
+    for record in records:
+      item, judged = Item(record), metrics.JUDGED.get(record.task, ())
+      if self.stopped:
+        return
+      if 'roundtrip' in judged and len(item.reference_codes):
+        self.of_codes(item.reference_codes)
+      if 'reference' in judged and item.reference_audio and item.reference_audio.source:
+        self.of_recording(item.reference_audio.source)
+
+
+def listen(run: TrainedModel, items: list[Item], transcripts: _Transcripts | None,
            folder: pathlib.Path) -> None:
   """Write the waveforms of every item and transcribe those of ``metrics.JUDGED``.
 
@@ -94,10 +138,10 @@ def listen(run: TrainedModel, items: list[Item], judge: asr_judges.Recogniser | 
         if len(codes):
           waveform = run.codec.sound(codes)
           io.write_wav(folder / f'{item.record.id}.{kind}.wav', waveform, run.codec.sample_rate)
-          if judge and kind in judged:
-            item.heard[kind] = judge.transcribe(waveform, run.codec.sample_rate)
-      if judge and 'reference' in judged and reference is not None and reference.source:
-        item.heard['reference'] = judge.transcribe(*io.read(run.data_dir / reference.source))
+          if transcripts and kind in judged:
+            item.heard[kind] = transcripts.of_codes(codes)
+      if transcripts and 'reference' in judged and reference is not None and reference.source:
+        item.heard['reference'] = transcripts.of_recording(reference.source)
       progress.update(1)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import numpy as np
 
 from ttt_jax.config import ObjectiveConfig
 from ttt_jax.data import store
+from ttt_jax.model.transformer import Params
 from ttt_jax.objective import hybrid
-from ttt_jax.tokens.batch import Batch, stack
+from ttt_jax.tokens.batch import Batch, make_row, stack
 from ttt_jax.train.trained_model import TrainedModel
 
 _ROWS = 16  # per forward pass
@@ -30,14 +32,17 @@ def losses(run: TrainedModel) -> dict[str, float]:
   config = run.config
   objective = config.objective
   rows = store.Rows(run.data_dir, config.evaluate.split)
+  size = min(_ROWS, len(rows))
   clean = dataclasses.replace(objective, banom=1.0)
   noisy = dataclasses.replace(objective, banom=0.0, ppm=0.0,
                               mask_floor=ObjectiveConfig.mask_floor)
   text, audio = np.zeros(2), []
   sums = _make_sums(run)
   key = jax.random.fold_in(jax.random.key(config.seed), 0xE7A1)
-  groups = [stack([rows[i] for i in range(at, min(at + _ROWS, len(rows)))])
-            for at in range(0, len(rows), _ROWS)]
+  # Batches of one size share a program: the last one is filled with empty rows.
+  empty = make_row(run.vocab, (), config.data.seq_len)
+  groups = [stack([rows[i] if i < len(rows) else empty for i in range(at, at + size)])
+            for at in range(0, len(rows), size)]
   for batch in groups:
     text += np.asarray(sums(run.params, batch, key, clean))[:2]
   for draw in range(config.evaluate.bound_samples if objective.mode != 'ar' else 0):
@@ -55,12 +60,16 @@ def losses(run: TrainedModel) -> dict[str, float]:
 
 def _make_sums(run: TrainedModel) -> Callable[..., jax.Array]:
   """[text nats, text targets, weighted audio nats, maskable audio] of a batch."""
-  def sums(params, batch: Batch, key, objective: ObjectiveConfig):
+  @functools.partial(jax.jit, static_argnames='objective')
+  def noise(batch: Batch, key: jax.Array, objective: ObjectiveConfig) -> hybrid.Targets:
     targets = hybrid.corrupt(batch, run.vocab, objective, key)
     # corrupt weighs a masked token by 1 / (p * maskable tokens of its document); per token the
     # weight is 1 / p alone.
-    per_token = targets._replace(self_weight=jnp.where(targets.masked, 1.0 / targets.rate, 0.0))
-    _, found = hybrid.loss_and_sums(run.model, params, batch, per_token, objective, 1.0)
+    return targets._replace(self_weight=jnp.where(targets.masked, 1.0 / targets.rate, 0.0))
+
+  @jax.jit  # apart from the noise, so that the model is compiled once
+  def score(params: Params, batch: Batch, targets: hybrid.Targets) -> jax.Array:
+    _, found = hybrid.loss_and_sums(run.model, params, batch, targets, run.config.objective, 1.0)
     return jnp.stack([found.text_nll, found.text_targets, found.diffusion,
                       jnp.sum(targets.maskable).astype(jnp.float32)])
-  return jax.jit(sums, static_argnames='objective')
+  return lambda params, batch, key, objective: score(params, batch, noise(batch, key, objective))

@@ -28,6 +28,7 @@ _PATIENCE = 8             # launches of other rows that a row waits for at most
 _UNTIL_EVENT = 1_000_000  # decode steps of a launch: no limit in practice
 _LONGEST = 512            # tokens of a prompt that are read at once, unless a span is longer
 _NULL_STEP = 256          # rows of the published guidance are rounded up to a multiple of this
+_CHEAP = 1e10             # operations of a step that take less time than compiling a program
 
 
 @dataclasses.dataclass
@@ -75,7 +76,7 @@ class Engine:
 
   def __init__(self, model: Model, params: Params, vocab: Vocabulary, config: GenerateConfig, *,
                mode: str = 'hybrid', prompt_audio: str = 'bidirectional',
-               mixed: bool | None = None):
+               mixed: bool | None = None, short_lived: bool = False):
     """Allocate a cache for ``config.slots`` requests of up to ``config.max_tokens`` tokens.
 
     Args:
@@ -86,6 +87,9 @@ class Engine:
       prompt_audio: as the model was trained.
       mixed: text rows share wide windows with spans. Default: True on accelerators, where a
         step of few tokens is bound by reading the weights; False on a CPU.
+      short_lived: the engine answers a few requests and ends. Launches of a small model then
+        have all slots as rows, idle ones included: one program per window instead of one per
+        window and number of rows, since compiling takes longer than the idle rows.
 
     Raises:
       UserError: the cache needs more than ``config.memory``, or more than is free.
@@ -109,6 +113,9 @@ class Engine:
     rules = sampling.Rules.fitting(vocab, mode, config.softmax, model.platform, self._on_mesh)
     self._setup = compiled.Setup(model, rules, mixed or self._on_mesh)
     params = _cast(params, model.config.dtype)
+    per_token = 2 * sum(leaf.size for leaf in jax.tree.leaves(params))  # operations
+    # The widest window in which all slots together stay below _CHEAP.
+    self._full_width = _CHEAP / (per_token * config.slots) if short_lived else 0
     self._weights = compiled.Weights(params, sampling.make_head(rules, model.head_table(params)))
     cache = jax.jit(kv_cache.empty, static_argnums=(0, 1, 2))(
         model.config, config.slots, config.max_tokens)
@@ -296,7 +303,8 @@ class Engine:
         request.waited = 0 if slot in group else request.waited + 1
     slots = None
     if not self._on_mesh:
-      slots = np.full(compiled.rows(len(group), self.config.slots), self.config.slots, np.int32)
+      count = self.config.slots if launch.width <= self._full_width else len(group)
+      slots = np.full(compiled.rows(count, self.config.slots), self.config.slots, np.int32)
       slots[:len(group)] = list(group)
     self._pool, rows = compiled.steps(self._setup, launch, self._weights, self._pool, slots,
                                       np.int32(max_steps))

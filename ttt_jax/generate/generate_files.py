@@ -54,7 +54,7 @@ def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str,
   if stream:
     settings = dataclasses.replace(settings, slots=1)
   engine = Engine(run.model, run.params, run.vocab, settings, mode=config.objective.mode,
-                  prompt_audio=config.objective.prompt_audio)
+                  prompt_audio=config.objective.prompt_audio, short_lived=not stream)
   for record in asked:
     engine.submit(run.renderer.render_prompt(record), where=f'the prompt of {record.id}')
   out = pathlib.Path(out)
