@@ -112,13 +112,13 @@ class _Transcripts:
   def add_references(self, records: list[Record]) -> None:
     """Transcribe all that ``listen`` will ask for except the model's own speech."""
     for record in records:
-      item, judged = Item(record), metrics.JUDGED.get(record.task, ())
+      audio, judged = metrics.reference_audio(record), metrics.JUDGED.get(record.task, ())
       if self.stopped:
         return
-      if 'roundtrip' in judged and len(item.reference_codes):
-        self.of_codes(item.reference_codes)
-      if 'reference' in judged and item.reference_audio and item.reference_audio.source:
-        self.of_recording(item.reference_audio.source)
+      if 'roundtrip' in judged and len(metrics.codes_of(audio)):
+        self.of_codes(metrics.codes_of(audio))
+      if 'reference' in judged and audio and audio.source:
+        self.of_recording(audio.source)
 
 
 def listen(run: TrainedModel, items: list[Item], transcripts: _Transcripts | None,

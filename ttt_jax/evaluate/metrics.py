@@ -49,14 +49,22 @@ class Item:
 
   @property
   def reference_audio(self) -> Part | None:
-    spoken = [p for p in self.record.turns[-1].parts if p.kind == 'audio']
-    return spoken[0] if spoken else None
+    return reference_audio(self.record)
 
   @property
   def reference_codes(self) -> np.ndarray:
     """int32 [n], codes of the reference's audio; empty without audio."""
-    audio = self.reference_audio
-    return np.zeros(0, np.int32) if audio is None or audio.codes is None else audio.codes
+    return codes_of(self.reference_audio)
+
+
+def reference_audio(record: Record) -> Part | None:
+  """The first audio of a record's last turn."""
+  return next((part for part in record.turns[-1].parts if part.kind == 'audio'), None)
+
+
+def codes_of(audio: Part | None) -> np.ndarray:
+  """int32 [n]; empty where there is no audio."""
+  return np.zeros(0, np.int32) if audio is None or audio.codes is None else audio.codes
 
 
 def _last_part(record: Record, role: str) -> Part:
