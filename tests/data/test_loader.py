@@ -193,7 +193,7 @@ def test_cuts_are_redrawn_every_epoch_and_belong_to_the_document(data):
 
 @pytest.mark.parametrize('change, sentence', [
     ({'batch_size': 3, 'process_count': 2}, 'train.batch_size=3 does not divide among 2'),
-    ({'vocab': dataclasses.replace(VOCAB, codec='x')}, 'prepared for vocabulary'),
+    ({'vocab': dataclasses.replace(VOCAB, codec='x')}, 'written with vocabulary .* is in use'),
     ({'config': DataConfig(stages=(Stage('dev', 0),))}, "no split 'dev'"),
     ({'config': DataConfig(stages=(Stage(mix={'train': 1, 'dev': 1}),))}, "no split 'dev'"),
     ({'config': DataConfig(stages=(Stage(mix={'train': 1, 'heldout_b': 1}),))}, 'is held out'),
