@@ -42,8 +42,10 @@ leaves out have the defaults below. The files in `configs/` are examples.
 Any setting can be changed on the command line, in one of two forms:
 
 ```bash
-ttt-jax train --config configs/demo.py --workdir demo --config.train.steps=500
-ttt-jax train --config configs/demo.py --workdir demo --config.train.steps 500
+ttt-jax train --config configs/demo.py --workdir short --config.data.path=../demo/data \
+--config.train.steps=500
+ttt-jax train --config configs/demo.py --workdir short --config.data.path=../demo/data \
+--config.train.steps 500
 ```
 
 Values are read as Python literals, so `--config.train.tensorboard=False` is a boolean and

@@ -80,7 +80,8 @@ def _build_parser() -> argparse.ArgumentParser:
        'ttt-jax prepare --config configs/demo.py --workdir demo')
   inspect.add_verbs(verb)
   train = verb('train', 'train a model, or resume from the last checkpoint in the workdir',
-               'ttt-jax train --config configs/demo.py --workdir demo --config.train.steps=500')
+               'ttt-jax train --config configs/demo.py --workdir short '
+               '--config.data.path=../demo/data --config.train.steps=500')
   evaluate = verb('evaluate', 'evaluate the trained model on held-out records',
                   'ttt-jax evaluate --workdir demo --config.evaluate.items=20')
   cluster.add_flags(train)
