@@ -181,9 +181,9 @@ def probe(model: Model, params: Params, vocab: Vocabulary) -> np.ndarray:
   """float32 [tokens, vocab]: logits of a short document with text and one span of audio."""
   text = np.linspace(0, vocab.text_ranks - 1, 5).astype(int).tolist()
   codes = np.linspace(vocab.code_start, vocab.mask - 1, 5).astype(int).tolist()
-  ids = [vocab.im_start, *text, vocab.begin_of_audio, *codes, vocab.mask, vocab.end_of_chunk,
-         vocab.im_end]
-  batch = stack([make_row(vocab, [(1, ids, [1] * len(ids))], len(ids))])
+  ids = np.array([vocab.im_start, *text, vocab.begin_of_audio, *codes, vocab.mask,
+                  vocab.end_of_chunk, vocab.im_end])
+  batch = stack([make_row(vocab, [(1, ids, np.ones_like(ids))], ids.size)])
   start, end = staircase.key_ranges(batch)
   @jax.jit
   def run(params):

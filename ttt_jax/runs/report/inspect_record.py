@@ -51,7 +51,7 @@ def show(config: Config, workdir: pathlib.Path, place: str, task: str | None,
     record, times = _record(reader, found, source, max(number, 0))
     document, notes = _document(reader, record, source, times)
     title = f'{found.path}:{found.line} as {source_name}, task {record.task or "other"}'
-    row = make_row(reader.vocab, [(1, *document)], len(document.token))
+    row = make_row(reader.vocab, [(1, document.token, document.supervised)], len(document.token))
     text = describe(reader, row, title, name, out, ids)
     yield '\n'.join([text, *(f'note: {note}' for note in notes), ''])
 
