@@ -255,7 +255,7 @@ def test_advice_names_settings_that_exist():
                    '--config.optimizer.name=adafactor', '--config.objective.loss_chunk=512']
   for change in found:
     args = re.findall(r'--config\.([\w.]+)=(\w+)', change)
-    assert args and load_with(dict(args))
+    assert args and load_with({'train.batch_size': '64'} | dict(args))
   full = Config(model=ModelConfig(remat='full'),
                 train=TrainConfig(batch_size=24, grad_accum_steps=2))
   assert '--config.train.batch_size=16' in advice.advice(full, mesh, topology, True)
