@@ -2,7 +2,7 @@
 # Several processes of one run on this machine, restarted until the run is done:
 #   bash launch/local.sh PROCESSES WORKDIR [flags of `ttt-jax train`]
 #   bash launch/local.sh 2 demo --devices 4      two processes of four virtual CPU devices each
-#   bash launch/local.sh 8 big --config configs/ttt_3b.py --config.hardware=h100-8    one per GPU
+#   bash launch/local.sh 1 big --config configs/ttt_3b.py --config.hardware=h100-8    all GPUs of the host
 # With GPUs, process I takes GPU I. One process for all GPUs of a machine (PROCESSES=1) is as fast
 # and simpler; several are for testing how a run behaves on a cluster.
 # Ctrl-C saves and stops the run; the same command resumes it.
