@@ -13,7 +13,7 @@ number=0
 
 clock() { printf '%d min %02d s' $(($1 / 60)) $(($1 % 60)); }
 
-station() {  # station "what it does" command...
+run_step() {  # run_step "what it does" command...
   local title=$1 begun=$SECONDS
   shift
   number=$((number + 1))
@@ -69,13 +69,13 @@ else judge=none; echo "No recogniser is installed: generated speech will not be 
 fi
 
 mkdir -p "$out"
-station 'Corpus: sentences and their speech' corpus
-station 'Prepare: codec, records, packed rows' \
+run_step 'Corpus: sentences and their speech' corpus
+run_step 'Prepare: codec, records, packed rows' \
   ttt-jax prepare --config configs/demo.py --workdir "$out" --config.evaluate.judge=$judge
-station 'Train' train
-station 'Evaluate on the test set' ttt-jax evaluate --workdir "$out"
-station 'Generate: a few answers as text and WAV' answers
-station 'Report' ttt-jax report --workdir "$out"
+run_step 'Train' train
+run_step 'Evaluate on the test set' ttt-jax evaluate --workdir "$out"
+run_step 'Generate: a few answers as text and WAV' answers
+run_step 'Report' ttt-jax report --workdir "$out"
 
 printf '\nDone in %s.\n\n' "$(clock $((SECONDS - start)))"
 python -c "
