@@ -1,6 +1,8 @@
 """Meshes, processes, optimizers and memory policies: the same step, wherever it runs."""
 
+import dataclasses
 import json
+import math
 import os
 import pathlib
 import socket
@@ -32,7 +34,8 @@ def config(small_config):
 def first_step(config, mesh_config):
   """(sums, gradients) of the first batch on a mesh of as few devices as it needs."""
   vocab = store.vocabulary(config.data.path)
-  mesh = sharding.make_mesh(mesh_config, jax.devices()[:abs(mesh_config.fsdp)])
+  devices = abs(math.prod(dataclasses.astuple(mesh_config)))  # -1: one device
+  mesh = sharding.make_mesh(mesh_config, jax.devices()[:devices])
   model = Model(config.model, vocab.size)
   optimizer = optimizers.make(config.optimizer, config.train.steps)
   batches = loader.Loader(config.data.path, config.data, config.train.batch_size, config.seed,
@@ -67,10 +70,12 @@ def test_what_is_recomputed_changes_nothing(config, one_device, remat, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('remat', ['attention', 'offload'])
-def test_what_is_recomputed_changes_nothing_on_a_mesh(config, one_device, remat):
+@pytest.mark.parametrize('remat, mesh', [
+    ('attention', MeshConfig(fsdp=8)), ('offload', MeshConfig(fsdp=8)),
+    ('attention', MeshConfig(fsdp=4, tensor=2))], ids=['attention', 'offload', 'attention-tensor'])
+def test_what_is_recomputed_changes_nothing_on_a_mesh(config, one_device, remat, mesh):
   form = small_run.replace(config, 'model', attention='blockwise', attention_block=64, remat=remat)
-  assert_same(first_step(form, MeshConfig(fsdp=8)), one_device)
+  assert_same(first_step(form, mesh), one_device)
 
 
 def temp_bytes(config, remat):
