@@ -40,6 +40,9 @@ class Part:
     codes: int32 [n] codec codes of an audio part, or None while only ``source`` is known.
     source: path of the audio file, relative to the record's file; None for inline codes.
     begin, end: the markup around the span in the source, '' if it had none.
+    offset: where the part begins in ``source`` [s].
+    duration: length of the part [s]; None = to the end of the recording.
+    channel: channel of ``source`` that is read, from 0; None = the mean of all channels.
   """
   kind: str
   text: str = ''
@@ -47,6 +50,9 @@ class Part:
   source: str | None = None
   begin: str = ''
   end: str = ''
+  offset: float = 0.0
+  duration: float | None = None
+  channel: int | None = None
 
   @property
   def known_codes(self) -> np.ndarray:
