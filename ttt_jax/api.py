@@ -17,10 +17,11 @@ from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from ttt_jax import config as config_lib
-from ttt_jax.config import GenerateConfig, ModelConfig, ObjectiveConfig
+from ttt_jax.config import GenerateConfig, MeshConfig, ModelConfig, ObjectiveConfig
 from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.records import records
 from ttt_jax.data.records.records import Part, Record, Turn
@@ -28,7 +29,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.generate import engine
 from ttt_jax.generate.outputs import Answer
 from ttt_jax.hf import import_hf
-from ttt_jax.model import staircase
+from ttt_jax.model import sharding, staircase
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.objective import hybrid
 from ttt_jax.tokens import batch as batches, hf_tokenizer
@@ -271,24 +272,31 @@ def _score(model: Model, objective: ObjectiveConfig, params: Params, batch: batc
   return hybrid.loss_and_sums(model, params, batch, targets, objective, targets.documents)[1]
 
 
-def load(path: str | os.PathLike, dtype: str = 'float32') -> TextToTalk:
+def load(path: str | os.PathLike, dtype: str = 'float32',
+         mesh: MeshConfig | Mesh | None = None) -> TextToTalk:
   """Load a model from a Hugging Face directory or from a workdir.
 
   Args:
     path: a directory with config.json and safetensors (plain Qwen2.5, whose vocabulary is
       extended, or an exported model); or a workdir in which a model was trained.
     dtype: compute dtype of a Hugging Face directory, 'float32' or 'bfloat16'.
+    mesh: devices of the parameters: axis sizes, as MeshConfig(fsdp=2), or a mesh of
+      model/sharding.py. None: the first device for a Hugging Face directory; for a workdir the
+      mesh that trained it, or all devices where it does not fit them.
 
   Raises:
-    UserError: neither of the two, or an invalid or incomplete one.
+    UserError: neither of the two, or an invalid or incomplete one; a mesh that does not fit the
+      devices or the model.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
+  if isinstance(mesh, MeshConfig):
+    mesh = sharding.make_mesh(mesh)
   if (path / 'checkpoints').is_dir():
-    return _from_workdir(path)
+    return _from_workdir(path, mesh)
   if not (path / 'config.json').is_file():
     raise UserError(f'{path} is neither a Hugging Face directory (config.json and safetensors) '
                     'nor a workdir with checkpoints.')
-  config, vocab, params = import_hf.read(path, dtype)
+  config, vocab, params = import_hf.read(path, dtype, mesh)
   values = json.loads((path / 'config.json').read_text(encoding='utf-8'))
   objective = ObjectiveConfig(mode=values.get('ttt_mode', 'hybrid'),
                               prompt_audio=values.get('ttt_prompt_audio', 'bidirectional'))
@@ -303,8 +311,8 @@ def load(path: str | os.PathLike, dtype: str = 'float32') -> TextToTalk:
                     layout.get('text_chunk', 13), layout.get('audio_chunk', 26))
 
 
-def _from_workdir(path: pathlib.Path) -> TextToTalk:
+def _from_workdir(path: pathlib.Path, mesh: Mesh | None) -> TextToTalk:
   config = config_lib.load(path / 'config.json')
-  run = trained_model.load(config, path)
+  run = trained_model.load(config, path, mesh=mesh)
   return TextToTalk(run.model, run.params, run.vocab, run.tokenizer, config.objective,
                     config.generate, config.data.text_chunk, config.data.audio_chunk)

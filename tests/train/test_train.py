@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
 
+import ttt_jax
 from tests import small_run
 from ttt_jax.config import MeshConfig
 from ttt_jax.data import loader, store
@@ -17,7 +19,7 @@ from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
 from ttt_jax.train import (
     checkpoint, metrics, optimizer as optimizers, state as train_state, step as train_step,
-    train)
+    train, trained_model)
 
 
 @pytest.fixture
@@ -198,3 +200,23 @@ def test_schedule_warms_up_and_ends_at_its_fraction():
   assert rate(5) == pytest.approx(settings.learning_rate / 2)
   assert rate(10) == pytest.approx(settings.learning_rate)
   assert rate(100) == pytest.approx(0.2 * settings.learning_rate)
+
+
+def test_weights_are_read_on_the_devices_that_are_there(config, ten_steps, caplog):
+  """Trained on one device, or on a mesh that these devices do not have; read by all of them."""
+  caplog.set_level('INFO', 'ttt_jax')
+  first = trained_model.load(config, ten_steps, mesh=sharding.make_mesh(
+      MeshConfig(), jax.devices()[:1]))
+  for axes, places in ((dict(fsdp=1), 8), (dict(data=2, tensor=2, fsdp=1), 8),
+                       (dict(data=2, fsdp=2, tensor=2), 8), (dict(seq=3, fsdp=1), 8)):
+    found = trained_model.load(dataclasses.replace(config, mesh=MeshConfig(**axes)), ten_steps)
+    embedding = found.params['trunk']['embedding']
+    assert len(embedding.sharding.device_set) == places
+    chex.assert_trees_all_equal(found.params, first.params)
+  assert 'mesh of the config (mesh.seq=3) does not fit the 8 devices here' in caplog.text
+  # 3 and 6 devices do not divide a width of 32: the largest number that does is taken.
+  assert train_state.reading_mesh(found.model, MeshConfig(fsdp=8), jax.devices()[:3]).size == 2
+  assert train_state.reading_mesh(found.model, MeshConfig(), jax.devices()[:6]).size == 4
+  loaded = ttt_jax.load(ten_steps, mesh=MeshConfig(fsdp=4, tensor=2))
+  assert dict(loaded.params['trunk']['embedding'].sharding.mesh.shape) == {
+      'slice': 1, 'data': 1, 'fsdp': 4, 'seq': 1, 'tensor': 2}

@@ -271,8 +271,8 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
   store.check_data(config, data_dir, vocab)
   qwen_config.compare(values, config.model, directory)
   qwen_config.check_vocabulary(values, vocab, directory)
-  mesh = sharding.make_mesh(config.mesh)
   model = Model(config.model, vocab.size)
+  mesh = train_state.reading_mesh(model, config.mesh)  # the run may train on other machines
   with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
     newest = checkpoints.recover()
     if newest is not None:

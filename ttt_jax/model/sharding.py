@@ -10,6 +10,7 @@
 """
 
 import functools
+import logging
 import math
 from typing import Any
 
@@ -23,6 +24,8 @@ from ttt_jax.config import MeshConfig
 from ttt_jax.errors import UserError
 from ttt_jax.model.types import AnyMesh, Array
 from ttt_jax.tokens.batch import Batch
+
+_LOG = logging.getLogger(__name__)
 
 # From the slowest network to the fastest: 'slice' spans TPU slices, 'tensor' neighbours.
 AXES = ('slice', 'data', 'fsdp', 'seq', 'tensor')
@@ -55,6 +58,40 @@ def make_mesh(config: MeshConfig, devices: Any = None) -> Mesh:
   except NotImplementedError:  # a mesh axis that needs only a part of a torus axis
     placed = place(sizes, devices, allow_split_physical_axes=True)
   return Mesh(placed, AXES, axis_types=types)
+
+
+def reading_mesh(config: MeshConfig, axes: Any, shapes: Any, devices: Any = None) -> Mesh:
+  """The mesh to read weights on: that of the config if it fits the devices, else fsdp over as
+  many devices as divide the weights.
+
+  Training needs the mesh that was asked for, since batches are divided over it. Evaluation,
+  generation and export give the same results on any.
+
+  Args:
+    config: of the run that trained the weights.
+    axes, shapes: as for ``shardings``.
+    devices: default: all.
+  """
+  try:
+    mesh = make_mesh(config, devices)
+    shardings(mesh, axes, shapes)
+    return mesh
+  except UserError:
+    found = jax.devices() if devices is None else devices
+  count = next(n for n in range(len(found), 0, -1) if _divides(n, axes, shapes))
+  named = ', '.join(f'mesh.{key}={size}' for key, size in vars(config).items() if size != 1)
+  _LOG.info('the mesh of the config (%s) does not fit the %d device%s here: weights are read with '
+            'mesh.fsdp=%d.', named or 'one device', len(found), 's' * (len(found) > 1), count)
+  return make_mesh(MeshConfig(fsdp=count), found[:count])
+
+
+def _divides(count: int, axes: Any, shapes: Any) -> bool:
+  """Whether every weight can be sharded over ``count`` devices along fsdp."""
+  try:
+    shardings(abstract_mesh(MeshConfig(fsdp=count), count), axes, shapes)
+  except UserError:
+    return False
+  return True
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ttt_jax.config import MeshConfig
 from ttt_jax.model import lora, sharding
 from ttt_jax.model.transformer import Model, Params
 
@@ -86,6 +87,12 @@ def abstract_params(model: Model, mesh: Mesh) -> Params:
   return jax.tree.map(
       lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
       shapes, sharding.shardings(mesh, model.axes(), shapes))
+
+
+def reading_mesh(model: Model, config: MeshConfig, devices: Any = None) -> Mesh:
+  """The mesh to read a model's parameters on: see sharding.reading_mesh."""
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  return sharding.reading_mesh(config, model.axes(), shapes, devices)
 
 
 def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

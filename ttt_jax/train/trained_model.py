@@ -6,13 +6,13 @@ import os
 import pathlib
 
 import jax
+from jax.sharding import Mesh
 
 from ttt_jax.audio import codec as codecs, io
 from ttt_jax.config import Config
 from ttt_jax.data import store
 from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.records.records import Part, Record
-from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ class TrainedModel:
   Attributes:
     config: as given to ``load``.
     step: of the checkpoint.
-    model, params: the decoder; params on the mesh of the config.
+    model, params: the decoder and its parameters, on a mesh.
     vocab, tokenizer, codec: of the prepared data.
     data_dir: the prepared data.
   """
@@ -56,12 +56,15 @@ class TrainedModel:
     return record.map_audio(fill)
 
 
-def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float32') -> TrainedModel:
+def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float32',
+         mesh: Mesh | None = None) -> TrainedModel:
   """Load the newest intact checkpoint of a workdir; its optimizer state is not read.
 
   Args:
     config, workdir: of the run.
     dtype: of the parameters; None = as they are stored.
+    mesh: of the parameters; None = that of the config if the devices here fit it, else all
+      devices that divide the weights (sharding.reading_mesh).
 
   Raises:
     UserError: no data or checkpoint, or one that does not fit the data or the config.
@@ -71,7 +74,7 @@ def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float3
   vocab = store.vocabulary(data_dir)
   tokenizer = tokenizers.create(config.vocab)
   model = Model(config.model, vocab.size)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = mesh or train_state.reading_mesh(model, config.mesh)
   target = train_state.abstract_params(model, mesh)
   with checkpoint.open_existing(workdir / 'checkpoints', config.train.verify) as checkpoints:
     step = checkpoints.newest_good()
