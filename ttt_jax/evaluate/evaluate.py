@@ -23,6 +23,7 @@ from ttt_jax.evaluate.metrics import Item
 from ttt_jax.generate.engine import Engine
 from ttt_jax.storage import files
 from ttt_jax.system.progress import Progress
+from ttt_jax.tokens import words
 from ttt_jax.train import metrics as metrics_file, trained_model
 from ttt_jax.train.trained_model import TrainedModel
 
@@ -156,7 +157,7 @@ def _sample(run: TrainedModel, item: Item) -> dict[str, Any]:
       'task': item.record.task, 'id': item.record.id, 'question_text': question.text,
       'reference_text': item.reference_text, 'generated_text': item.text,
       'heard_text': item.heard.get('generated'),
-      'correct': metrics.same_words(item.text, item.reference_text),
+      'correct': words.same_words(item.text, item.reference_text),
       'calls': item.answer.calls,
       'audio': {'question': data(question) if question.kind == 'audio' else None,
                 'reference': data(reference),

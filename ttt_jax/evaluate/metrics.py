@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ttt_jax.audio import asr_judges
 from ttt_jax.data.records.records import Part, Record
 from ttt_jax.generate.outputs import Answer
+from ttt_jax.tokens.words import same_words, word_errors
 
 # The kinds of audio that the ASR judge transcribes, by task. For 'asr' the words are known.
 JUDGED = {'tts': ('reference', 'roundtrip', 'generated'), 'audio_qa': ('roundtrip', 'generated')}
@@ -123,14 +123,9 @@ def _audible(codes: np.ndarray, silence: tuple[int, ...]) -> int:
 
 def _wer(pairs: Iterable[tuple[str, str]]) -> float:
   """Pooled word error rate of (reference, hypothesis) pairs."""
-  counts = np.array([asr_judges.word_errors(reference, heard) for reference, heard in pairs])
+  counts = np.array([word_errors(reference, heard) for reference, heard in pairs])
   errors, total = counts.sum(0)
   return float(errors / max(total, 1))
-
-
-def same_words(text: str, reference: str) -> bool:
-  """Whether two texts are equal after the normalisation of word error rates."""
-  return asr_judges.normalise_words(text) == asr_judges.normalise_words(reference)
 
 
 def _mean(values: Iterable[float]) -> float:

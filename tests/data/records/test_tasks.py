@@ -93,6 +93,12 @@ def test_joining_avoids_held_out_texts_and_what_does_not_fit():
   assert {one.text for one in even} == {'0 0', '0 2', '1 1', '2 0', '2 2'}
 
 
+def test_joined_texts_have_spaces_only_where_their_script_has_them():
+  singles = [recording('你好', [1]), recording('世界', [2]), recording('一二三四五', [3])]
+  joined = tasks.join(singles, 2, 3, np.random.default_rng(0), excluded={'世界。你好！'})
+  assert {one.text for one in joined} == {'你好你好', '你好世界', '世界世界'}
+
+
 def test_too_many_joined_recordings_are_rejected():
   with pytest.raises(UserError, match='join_count=10 .*4 were found'):
     tasks.join([recording('1'), recording('2'), recording('333')], 2, 10, np.random.default_rng(0))

@@ -90,7 +90,8 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     packed = _pack(scans, rendered, work, config, vocab, progress, apart)
     leaks = [where for one in rendered for where in one.info['leaks']]
     if leaks:
-      _log.warning('%d training recordings have the text of a held-out one, the first at %s.',
+      _log.warning('%d training recordings have the text of a held-out one, the first at %s; case, '
+                   'punctuation and Unicode forms do not count.',
                    len(leaks), leaks[0])
     manifest = {
         'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,

@@ -126,7 +126,7 @@ class _Documents:
       if isinstance(item, Reject):
         self._reject(item)
         continue
-      if (isinstance(item, Recording) and not self.job.input.heldout
+      if (self.heldout and not self.job.input.heldout
           and not self.heldout.isdisjoint(sources.spoken_texts(item))):
         self.leaks.append(where)
       self._add(item, place)

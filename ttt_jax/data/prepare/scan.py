@@ -26,7 +26,7 @@ class Scanned:
     rows: number of records, bad ones included.
     coded: 'file:line' of the first audio that is given as codes, or None.
     named: path of every audio file without codes -> the 'file:line' that names it first.
-    heldout_texts: texts of held-out recordings, normalised by tasks.normal.
+    heldout_texts: texts of held-out recordings, normalised by words.comparable.
   """
   input: Input
   rows: int

@@ -18,6 +18,7 @@ from ttt_jax.data.records.records import Part, Record
 from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
+from ttt_jax.tokens import words
 
 HELDOUT = 'heldout'      # prefix of the names of splits that are never trained on
 JOINED = ('asr', 'tts')  # tasks whose recordings are speech and its transcript
@@ -216,12 +217,12 @@ def audio(item: Recording | Record) -> Iterator[Part]:
 
 
 def spoken_texts(item: Recording | Record) -> Iterator[str]:
-  """Transcripts of the user's speech in an item, normalised by tasks.normal."""
+  """Transcripts of the user's speech in an item, normalised by words.comparable."""
   if isinstance(item, Recording):
     if item.text:
-      yield tasks.normal(item.text)
+      yield words.comparable(item.text)
     return
   for turn in item.turns:
     if turn.role == 'user':
-      yield from (tasks.normal(part.text) for part in turn.parts
+      yield from (words.comparable(part.text) for part in turn.parts
                   if part.kind == 'audio' and part.text)

@@ -12,7 +12,6 @@ recordings.py describes the objects of a manifest.
 """
 
 import dataclasses
-import re
 from typing import Callable, Sequence
 
 import numpy as np
@@ -20,8 +19,9 @@ import numpy as np
 from ttt_jax.data.records.recordings import RECORDED, Recording, is_record, parse_recording
 from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.errors import UserError
+from ttt_jax.tokens import words
 
-__all__ = ['INSTRUCTIONS', 'PROMPTS', 'RECORDED', 'Recording', 'is_record', 'join', 'normal',
+__all__ = ['INSTRUCTIONS', 'PROMPTS', 'RECORDED', 'Recording', 'is_record', 'join',
            'parse_recording', 'prompt_of', 'to_record', 'with_prompt', 'wording']
 
 _WORDINGS = {
@@ -57,9 +57,6 @@ INSTRUCTIONS = {
     'sec': 'Which sound event is this?',
     'asc': 'Where was this recorded?',
 }
-
-# Scripts without spaces between words (Chinese, Japanese): no space is inserted next to them.
-_WIDE = re.compile('[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]')
 
 
 def _record(recording: Recording, task: str, user: Sequence[Part],
@@ -120,8 +117,8 @@ def pt(recording: Recording, rng: np.random.Generator, speech: float = 0.5) -> R
 
   Each piece that has speech is spoken with probability ``speech``, independently: a document
   may be all text. Adjacent spoken pieces become one span, so that a span always ends where
-  text follows, and the last span of the document is the quad span. Pieces are joined with a
-  space, unless there is white space or one side has a script without spaces between words.
+  text follows, and the last span of the document is the quad span. Pieces are joined
+  as ``words.separator`` says: with a space, except in scripts that have none.
 
   Args:
     recording: as read for 'pt', with codes in its audio parts.
@@ -136,22 +133,16 @@ def pt(recording: Recording, rng: np.random.Generator, speech: float = 0.5) -> R
     if piece.kind == 'audio' and aloud:
       if last == 'audio':
         old = parts.pop()
-        piece = Part('audio', old.text + _space(old.text, piece.text) + piece.text,
+        piece = Part('audio', old.text + words.separator(old.text, piece.text) + piece.text,
                      np.concatenate([old.known_codes, piece.known_codes]))
       parts.append(piece)
     else:
-      seam = _space(before.rstrip() if last == 'audio' else before, piece.text)
+      seam = words.separator(before.rstrip() if last == 'audio' else before, piece.text)
       text = seam + piece.text
       parts.append(Part('text', parts.pop().text + text if last == 'text' else text))
     before = piece.text
   return Record(f'pt-{recording.id}', 'pt', 'PT', (Turn('document', tuple(parts)),),
                 recording.where)
-
-
-def _space(left: str, right: str) -> str:
-  """The separator of two pieces of text: a space or nothing."""
-  ends = left[-1:] + right[:1]
-  return '' if not left or any(c.isspace() or _WIDE.match(c) for c in ends) else ' '
 
 
 _MAKERS = {'asr': asr, 'tts': tts, 'audio_qa': audio_qa, 'audio_chat': audio_chat, 'aac': aac,
@@ -201,16 +192,12 @@ def prompt_of(record: Record) -> str:
   return ''.join(part.text for part in head.parts) if head.role == 'system' else ''
 
 
-def normal(text: str) -> str:
-  """A text in a form for comparison: lower case, single spaces, no punctuation around words."""
-  return ' '.join(word.strip('.,;:!?\'"') for word in text.lower().split())
-
-
 def join(recordings: Sequence[Recording], max_pieces: int, count: int, rng: np.random.Generator,
          excluded: frozenset[str] | set[str] = frozenset(),
          fits: Callable[[Recording], bool] = lambda recording: True) -> list[Recording]:
   """Makes longer recordings by concatenating codes and texts of several.
 
+  Texts are joined as ``words.separator`` says: with a space, except in scripts that have none.
   A joined text is never longer than the longest single one, so that the distribution of
   lengths keeps its range.
 
@@ -219,8 +206,8 @@ def join(recordings: Sequence[Recording], max_pieces: int, count: int, rng: np.r
     max_pieces: each joined recording has 2 to this many pieces.
     count: how many to make; all texts differ, also from those of single pieces.
     rng: draws the number of pieces and the pieces.
-    excluded: ``normal`` texts that no joined text may equal or contain as a sequence of
-      words, such as those of held-out recordings.
+    excluded: texts that no joined text may equal or contain as a sequence of words, such as those
+      of held-out recordings; compared as ``words.comparable`` does.
     fits: whether a joined recording is short enough; others are redrawn.
 
   Raises:
@@ -229,7 +216,8 @@ def join(recordings: Sequence[Recording], max_pieces: int, count: int, rng: np.r
   if count and (max_pieces < 2 or not recordings):
     raise UserError(f'data source: join_count={count} needs join_most of at least 2 (it is '
                     f'{max_pieces}) and at least one recording (there are {len(recordings)}).')
-  seen = {normal(r.text) for r in recordings}
+  excluded = {words.comparable(text) for text in excluded}
+  seen = {words.comparable(r.text) for r in recordings}
   leaks = lambda text: any(f' {held} ' in f' {text} ' for held in excluded)
   longest = max((len(r.text) for r in recordings), default=0)
   out, tries = [], 0
@@ -240,13 +228,16 @@ def join(recordings: Sequence[Recording], max_pieces: int, count: int, rng: np.r
                       f'give with join_most={max_pieces} in one row; {len(out)} were found.')
     size = rng.integers(2, max_pieces + 1)
     pieces = [recordings[i] for i in rng.integers(len(recordings), size=size)]
-    text = ' '.join(piece.text for piece in pieces)
-    if len(text) > longest or normal(text) in seen or leaks(normal(text)):
+    text = ''
+    for piece in pieces:
+      text += words.separator(text, piece.text) + piece.text
+    normal = words.comparable(text) if len(text) <= longest else ''
+    if not normal or normal in seen or leaks(normal):
       continue
     codes = np.concatenate([piece.speech.known_codes for piece in pieces])
     joined = Recording('+'.join(piece.id for piece in pieces), Part('audio', text, codes),
                        pieces[0].where)
     if fits(joined):
-      seen.add(normal(text))
+      seen.add(normal)
       out.append(joined)
   return out
