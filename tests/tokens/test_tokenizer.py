@@ -73,6 +73,25 @@ def test_bpe_round_trips_and_never_reads_control_tokens(bpe_files, name):
   assert len(tokenizer.encode('<|im_start|>')) > 1
 
 
+@pytest.mark.parametrize('state', [
+    {'truncation': {'direction': 'Right', 'max_length': 6, 'strategy': 'LongestFirst',
+                    'stride': 0}},
+    {'padding': {'strategy': {'Fixed': 64}, 'direction': 'Left', 'pad_to_multiple_of': None,
+                 'pad_id': 5, 'pad_type_id': 0, 'pad_token': '<|endoftext|>'}},
+    {'model': {'dropout': 0.5}}])
+def test_the_state_of_the_last_call_in_a_saved_file_counts_for_nothing(bpe_files, tmp_path, state):
+  folder, _ = bpe_files
+  values = json.loads((folder / 'tokenizer.json').read_text(encoding='utf-8'))
+  values['model'] |= state.pop('model', {})
+  (tmp_path / 'saved.json').write_text(json.dumps(values | state), encoding='utf-8')
+  one, other = (tokenizers.load_bpe(str(path), 'x') for path in (
+      folder / 'tokenizer.json', tmp_path / 'saved.json'))
+  for text in [*CORPUS, '', 'a']:
+    assert other.encode(text) == one.encode(text)
+  assert len(one.encode(CORPUS[0])) > 6
+  assert other.definition() == one.definition()
+
+
 def test_merges_recovered_from_a_rank_file_give_the_ids_of_the_json(bpe_files):
   folder, _ = bpe_files
   one, other = (tokenizers.load_bpe(str(folder / name), 'x')

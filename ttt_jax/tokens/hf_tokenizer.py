@@ -163,15 +163,21 @@ def _added(vocab: Vocabulary) -> list[dict[str, Any]]:
 def _from_merges(vocabulary: pathlib.Path, merges: pathlib.Path) -> tuple[int, dict[str, Any]]:
   """(number of ids, definition) from vocab.json and merges.txt."""
   try:
-    ids = json.loads(vocabulary.read_text(encoding='utf-8'))
-    lines = merges.read_text(encoding='utf-8').splitlines()
-  except (ValueError, OSError) as error:
+    ids = json.loads(vocabulary.read_text(encoding='utf-8-sig'))
+    # Not splitlines: U+0085 and others may stand inside a token.
+    lines = merges.read_text(encoding='utf-8-sig').split('\n')
+  except (ValueError, RecursionError, OSError) as error:
     raise UserError(f'{vocabulary} and merges.txt beside it cannot be read ({error}); copy both '
                     'from the checkpoint.') from error
-  pairs = [line.split(' ') for line in lines if line and not line.startswith('#version')]
-  if set(ids.values()) != set(range(len(ids))) or any(len(pair) != 2 for pair in pairs):
-    raise UserError(f'{vocabulary} and merges.txt beside it are not a BPE with ids '
-                    f'0..{len(ids) - 1}; copy both from the checkpoint.')
+  pairs = [line.split(' ') for line in map(str.strip, lines)
+           if line and not line.startswith('#version')]
+  try:
+    right = set(ids.values()) == set(range(len(ids))) and all(len(pair) == 2 for pair in pairs)
+  except (AttributeError, TypeError):  # not an object of integers
+    right = False
+  if not right:
+    raise UserError(f'{vocabulary} and merges.txt beside it are not a BPE whose ids count '
+                    '0, 1, 2, ...; copy both from the checkpoint.')
   return len(ids), bpe_ranks.definition(ids, pairs)
 
 
@@ -183,8 +189,13 @@ def _check(file: pathlib.Path, found: Tokenizer, vocab: Vocabulary) -> None:
   if file.name != 'tokenizer.json':
     return
   own = {vocab.name(token): token for token in range(vocab.text_ranks, vocab.size)}
-  for token in json.loads(file.read_text(encoding='utf-8')).get('added_tokens') or []:
-    expected = own.get(token['content'])
-    if expected is not None and expected != token['id']:
-      raise UserError(f'{file} gives {token["content"]} the id {token["id"]}, but the model\'s '
+  added = json.loads(file.read_text(encoding='utf-8-sig')).get('added_tokens') or []
+  if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+    raise UserError(f'{file}: added_tokens must be a list of objects; copy the file from the '
+                    'checkpoint.')
+  for token in added:
+    content, found = token.get('content'), token.get('id')
+    expected = own.get(content) if isinstance(content, str) else None
+    if expected is not None and expected != found:
+      raise UserError(f'{file} gives {content} the id {found}, but the model\'s '
                       f'vocabulary has {expected}; use the tokenizer of these weights.')

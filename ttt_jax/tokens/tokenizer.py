@@ -101,18 +101,16 @@ def load_bpe(path: str, name: str, key: str = 'config key vocab.tokenizer: ') ->
     count, values = bpe_ranks.load(file, key)
     return BpeTokenizer(name, count, _backend(values, path, key))
   try:
-    values = json.loads(file.read_text(encoding='utf-8'))
+    values = json.loads(file.read_text(encoding='utf-8-sig'))
     model = values['model']
     count = len(model['vocab'])
     right = model['type'] == 'BPE' and set(model['vocab'].values()) == set(range(count))
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
     raise UserError(f'{key}{path} is not a tokenizer.json '
                     f'({type(error).__name__}: {error}); name a file with a BPE model.') from error
   if not right:
     raise UserError(f'{key}{path} does not hold a BPE whose ids are '
                     f'0..{count - 1} without gaps; use the file of a Qwen2.5 checkpoint.')
-  # Without added tokens the package cannot parse control tokens from text.
-  values['added_tokens'], values['post_processor'] = [], None
   return BpeTokenizer(name, count, _backend(values, path, key))
 
 
@@ -122,7 +120,13 @@ def from_definition(values: dict[str, Any], name: str, path: str) -> BpeTokenize
 
 
 def _backend(values: dict, path: str, key: str):
-  """A tokenizers.Tokenizer from the parsed tokenizer.json ``values``; the rest for messages."""
+  """A tokenizers.Tokenizer from the parsed tokenizer.json ``values``; the rest for messages.
+
+  What a file may hold beside the tokenizer is left out, since it changes or adds ids: added tokens,
+  a post-processor, and the truncation, padding and dropout of the last call before it was saved.
+  """
+  values = {**values, 'added_tokens': [], 'post_processor': None, 'truncation': None,
+            'padding': None, 'model': {**values['model'], 'dropout': None}}
   try:
     import tokenizers
   except ImportError as error:
