@@ -16,54 +16,179 @@ A waveform is float32 [N] in [-1, 1]; its rate is in samples per second (Hz). Ho
   silence (peak below 1e-4)   unchanged; a codec rejects it (`check`)
   no samples                  error
   not a number, infinite      error
-  truncated file              error, where truncation.py detects it
+  truncated file              error, where containers.py detects it
+  several streams in a file   joined, at the rate of the first
+  headers that do not fit     what is there is read; containers.py has the rules
   not audio, or damaged       error, where the decoder detects it
+  more than LONGEST samples   error, before they are decoded into memory
 """
 
+import io
 import math
 import os
 import pathlib
+from typing import BinaryIO, Iterator
 
 import numpy as np
 
-from ttt_jax.audio import truncation
+from ttt_jax.audio import containers
 from ttt_jax.errors import UserError
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000  # Hz; other rates mean a broken header
 _PIECE = 2**20                              # samples read at once
 SILENT_PEAK = 1e-4                          # -80 dB of full scale
 LOUDEST = 8.0                               # +18 dB, above the overshoot of any decoder
+LONGEST = 2**29                             # samples read from one file: 2 GiB, 3 hours at 48 kHz
+BEYOND = 0.1                                # s; manifests round durations
 
+def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float | None = None,
+         channel: int | None = None, name: str = '') -> tuple[np.ndarray, int]:
+  """Reads a file, or a part of it: (float32 [N], rate); the module's docstring has the rules.
 
-def read(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-  """Reads a file: (float32 [N], rate); the module's docstring has the rules.
+  Args:
+    source: path of a file, or its contents.
+    offset: where the part begins [s].
+    duration: length of the part [s]; None = to the end. A part may end up to BEYOND after the end
+      of the file.
+    channel: the channel to read, from 0; None = the mean of all channels.
+    name: of the recording in error messages, instead of the path.
 
   Raises:
-    UserError: an error in that table, or no such file; the sentence names the file.
+    UserError: an error in that table, no such file, or a part that is not in it; the sentence
+      names the file.
   """
-  import soundfile
-  if not os.path.isfile(path):
-    raise UserError(f'recording {path} does not exist.')
-  pieces = []
+  if isinstance(source, bytes):
+    return _read(_Bytes(source), len(source), f'recording {name or "in the record"}', offset,
+                 duration, channel)
+  what = f'recording {name or source}'
   try:
-    with soundfile.SoundFile(path) as file:
-      rate, announced = file.samplerate, file.frames
-      # In pieces: a damaged header may announce more samples than fit into memory.
-      while (piece := file.read(_PIECE, dtype='float32', always_2d=True)).size:
-        pieces.append(piece.mean(axis=1) if piece.shape[1] > 1 else piece[:, 0])
+    if not os.path.isfile(source):
+      kind = 'is a folder' if os.path.isdir(source) else 'does not exist'
+      raise UserError(f'{what} {kind}.')
+    with open(source, 'rb', buffering=0) as file:  # libsndfile shares its position
+      return _read(file, os.fstat(file.fileno()).st_size, what, offset, duration, channel)
+  except OSError as error:
+    raise UserError(f'{what} cannot be read: {error.strerror or error}.') from error
+
+
+class _Bytes(io.BytesIO):
+  """Contents of a file. A damaged header makes libsndfile seek before the start, which is ignored:
+  an exception inside its callback would be printed."""
+
+  def seek(self, offset: int, whence: int = 0) -> int:
+    try:
+      return super().seek(offset, whence)
+    except (ValueError, OverflowError):
+      return self.tell()
+
+
+def _read(file: BinaryIO, size: int, what: str, offset: float, duration: float | None,
+          channel: int | None) -> tuple[np.ndarray, int]:
+  """As ``read``, of an open file of ``size`` bytes; errors start with ``what``."""
+  import soundfile
+  try:
+    found = containers.streams(file, size)
+    decoded = [_decode(file, stream, what, channel, (offset, duration) if len(found) == 1 else None)
+               for stream in found]
+  except containers.Unusable as error:
+    raise UserError(f'{what} {error}.') from error
   except soundfile.LibsndfileError as error:
-    raise UserError(f'recording {path} cannot be read as WAV, FLAC, OGG or MP3: '
-                    f'{error.error_string.rstrip(".")}.') from error
-  waveform = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-  if missing := truncation.missing(path, len(waveform), announced):
-    raise UserError(f'recording {path} {missing}; copy it again, or convert it with an audio '
-                    'tool.')
-  check(waveform, rate, f'recording {path}', silence=True)
+    other = containers.foreign(file)
+    raise UserError(f'{what} {other}.' if other else f'{what} cannot be read as WAV, FLAC, OGG or '
+                    f'MP3: {error.error_string.rstrip(".")}.') from error
+  rate = decoded[0][1]
+  waveform = decoded[0][0]
+  if len(decoded) > 1:
+    _check_length(sum(len(piece) * rate // own for piece, own in decoded), rate, what)
+    waveform = np.concatenate([resample(piece, own, rate) for piece, own in decoded])
+    if offset or duration is not None:
+      first, last = _range(len(waveform), rate, (offset, duration), what)
+      waveform = waveform[first:last].copy()
+  check(waveform, rate, what, silence=True)
   peak = np.abs(waveform).max()
   if peak > LOUDEST:
-    raise UserError(f'recording {path} has samples of {peak:,.0f} times full scale; float '
-                    'samples must be in [-1, 1]; divide them by their full scale.')
+    raise UserError(f'{what} has samples of {peak:,.0f} times full scale; float samples must be in '
+                    '[-1, 1]; divide them by their full scale.')
   return np.clip(waveform, -1, 1, out=waveform) if peak > 1 else waveform, rate
+
+
+def _decode(file: BinaryIO, stream: containers.Stream, what: str, channel: int | None,
+            part: tuple[float, float | None] | None) -> tuple[np.ndarray, int]:
+  """(float32 [N], rate) of one stream, or of its ``part`` (offset, duration).
+
+  Raises:
+    soundfile.LibsndfileError: not a sound file, or a damaged one.
+    containers.Unusable: fewer samples than the stream must have.
+  """
+  import soundfile
+  data: BinaryIO = _Bytes(stream.data) if stream.data is not None else file
+  data.seek(0)
+  # The descriptor is read by libsndfile itself, which is faster, and has no name to guess from.
+  handle = data if isinstance(data, _Bytes) else data.fileno()
+  with soundfile.SoundFile(handle, closefd=False) as sound:
+    rate = sound.samplerate
+    check_rate(rate, what)
+    if channel is not None and channel >= sound.channels:
+      raise UserError(f'{what} has {sound.channels} channels, numbered from 0; there is no channel '
+                      f'{channel}.')
+    if part is None or part == (0.0, None) or not stream.seeks or not sound.seekable():
+      waveform = _all(_pieces(sound, channel), rate, what)
+      if len(waveform) < stream.samples:
+        raise containers.Unusable(f'is truncated or damaged: {len(waveform):,} samples of '
+                                  f'{stream.samples:,} can be decoded')
+      if part is not None:
+        first, last = _range(len(waveform), rate, part, what)
+        waveform = waveform if last - first == len(waveform) else waveform[first:last].copy()
+      return waveform, rate
+    first, last = _range(sound.frames, rate, part, what)
+    sound.seek(first)
+    waveform = _all(_pieces(sound, channel, last - first), rate, what)
+    if len(waveform) < last - first:
+      raise containers.Unusable(f'is truncated or damaged: it ends after '
+                                f'{(first + len(waveform)) / rate:.2f} s')
+    return waveform, rate
+
+
+def _pieces(sound, channel: int | None, count: int = -1) -> Iterator[np.ndarray]:
+  """``count`` samples from the current position, or all, in pieces: a damaged header may announce
+  more than fit into memory."""
+  while (piece := sound.read(min(_PIECE, count) if count >= 0 else _PIECE, dtype='float32',
+                             always_2d=True)).size:
+    if channel is not None:
+      yield np.ascontiguousarray(piece[:, channel])
+    else:
+      yield piece.mean(axis=1) if piece.shape[1] > 1 else piece[:, 0]
+    count -= len(piece) if count >= 0 else 0
+
+
+def _all(pieces: Iterator[np.ndarray], rate: int, what: str) -> np.ndarray:
+  out, length = [], 0
+  for piece in pieces:
+    out.append(piece)
+    length += len(piece)
+    _check_length(length, rate, what)
+  return np.concatenate(out) if out else np.zeros(0, np.float32)
+
+
+def _check_length(length: int, rate: int, what: str) -> None:
+  if length > LONGEST:
+    raise UserError(f'{what} has more than {LONGEST:,} samples ({LONGEST / rate / 3600:.1f} hours '
+                    f'at {rate:,} Hz); split it, or name parts of it with offset and duration.')
+
+
+def _range(length: int, rate: int, part: tuple[float, float | None], what: str
+           ) -> tuple[int, int]:
+  """(first sample, last sample + 1) of a part of a recording of ``length`` samples."""
+  offset, duration = part
+  if part == (0.0, None):
+    return 0, length
+  end = length / rate if duration is None else offset + duration
+  if offset < 0 or not end > offset or offset * rate >= length or end > length / rate + BEYOND:
+    asked = f'from {offset:g} s' + (' to its end' if duration is None else f' to {end:g} s')
+    raise UserError(f'{what} lasts {length / rate:g} s; there is no part {asked} (offset and '
+                    'duration are in seconds).')
+  first = round(offset * rate)
+  return first, max(min(round(end * rate), length), first + 1)
 
 
 def write_wav(path: str | os.PathLike, waveform: np.ndarray, rate: int) -> None:
