@@ -1,15 +1,18 @@
 """What the numbers of an evaluation mean, on answers made by hand and on a small model."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import soundfile
 
 from tests import small_run
-from ttt_jax.data import store
+from ttt_jax.data import heldout, store
 from ttt_jax.data.records import records as record_files
 from ttt_jax.data.records.records import Part, Record, Turn
+from ttt_jax.errors import UserError
 from ttt_jax.evaluate import evaluate, losses, metrics, summary
 from ttt_jax.generate.outputs import Answer, Span
 from ttt_jax.tokens.batch import stack
@@ -51,6 +54,25 @@ def test_spoken_answers_are_judged_beside_their_ceiling():
   assert found['audio_qa_text_accuracy'] == 0.5
   assert found['audio_qa_spoken_accuracy'] == 1.0
   assert found['audio_qa_spoken_ceiling'] == 0.5
+
+
+def test_free_answers_are_compared_by_words_and_every_task_has_a_score():
+  items = [item('aac', 'a dog barks', 'the dog barks loudly', heard={'generated': 'a dog'}),
+           item('', 'yes', 'Yes.'), item('sec', 'rain', 'wind', reference_codes=())]
+  assert metrics.words(items) == pytest.approx({
+      'aac_text_accuracy': 0, 'aac_text_f1': 2 * 2 / (3 + 4), 'aac_wer_generated': 1 / 3,
+      'aac_spoken_accuracy': 0, 'aac_spoken_ceiling': 0, 'other_text_accuracy': 1,
+      'other_text_f1': 1, 'sec_text_accuracy': 0})
+
+
+def test_speech_in_several_spans_is_one_reference():
+  parts = [Part(kind, 'a' if kind == 'text' else '', np.array(codes, np.int32) if codes else None)
+           for kind, codes in (('text', ()), ('audio', (1, 2)), ('text', ()), ('audio', (3,)))]
+  record = Record('x', '', 'IT', (Turn('user', (Part('text', '?'),)),
+                                  Turn('assistant', tuple(parts))))
+  one = metrics.Item(record, Answer(np.zeros(3, np.int32), [], True, 4), 'aa')
+  assert one.reference_codes.tolist() == [1, 2, 3] and one.reference_text == 'aa'
+  assert not metrics.is_question(Record('d', '', 'PT', (Turn('document', tuple(parts)),)))
 
 
 def test_lengths_leave_out_silence_at_the_end():
@@ -104,9 +126,69 @@ def test_losses_are_per_token_of_the_held_out_rows(workdir):
   assert 3 < found['audio_bound'] < 12 and found['audio_bound_error'] < 2
 
 
-def test_the_written_evaluation_names_files_that_exist(workdir):
-  result = evaluate.evaluate(small_run.config(), workdir)
-  assert json.loads((workdir / 'evaluation.json').read_text()) == result
+def held_out(name, text, speech=(5, 6), task='audio_qa', **more):
+  """A held-out record as `prepare` stores it; its speech is codes."""
+  return {'id': name, 'task': task, 'messages': [
+      {'role': 'user', 'content': [{'type': 'audio', 'codes': [1, 2, 3]}]},
+      {'role': 'assistant', 'content': [{'type': 'text', 'text': text},
+                                        {'type': 'audio', 'codes': list(speech)}]}], **more}
+
+
+def test_every_record_is_evaluated_and_no_id_is_a_path(workdir, tmp_path):
+  """Answers and files of every task; documents and answers to nothing count in the losses."""
+  folder = tmp_path / 'inner' / 'run'
+  folder.mkdir(parents=True)
+  (folder / 'checkpoints').symlink_to(workdir / 'checkpoints')
+  shutil.copytree(workdir / 'data', folder / 'data')
+  ids = ['../../up', str(tmp_path / 'absolute'), '1', '1', 'What is said? ' * 300, 'a\0b\n', 'CON']
+  extra = [held_out(name, 'red', speech=[5, i]) for i, name in enumerate(ids)]
+  tasks = ('audio_chat', 'aac', 'sec', 'asc', '../t')
+  extra += [held_out('n', 'blue', task=task) for task in tasks]
+  extra += [{'id': 'd1', 'text': 'A document.'}, {'id': 'n1', 'messages': [
+      {'role': 'assistant', 'content': 'An answer to nothing.'}]}]
+  with (folder / 'data' / 'heldout.records.jsonl').open('a') as file:
+    file.writelines(json.dumps(record) + '\n' for record in extra)
+  before = set(tmp_path.iterdir())
+  config = small_run.replace(small_run.config(), 'evaluate', items=len(ids))
+  with small_run.one_device():
+    result = evaluate.evaluate(config, folder)
+  assert json.loads((folder / 'evaluation.json').read_text()) == result
+  assert set(tmp_path.iterdir()) == before and {path.name for path in folder.iterdir()} == {
+      'checkpoints', 'data', 'samples', 'evaluation.json', 'metrics.jsonl', 'tensorboard'}
+  seen = set()
   for sample in result['samples']:
     for path in filter(None, sample['audio'].values()):
-      assert (workdir / path).is_file()
+      assert (folder / path).resolve().is_relative_to(folder / 'samples')
+      assert (folder / path).is_file() and path not in seen
+      seen.add(path)
+  mine = [sample for sample in result['samples'] if sample['task'] == 'audio_qa']
+  assert [sample['id'] for sample in mine] == ids
+  codec = trained_model.load(config, folder).codec
+  for i, sample in enumerate(mine):  # each plays its own reference
+    wave, _ = soundfile.read(folder / sample['audio']['roundtrip'])
+    np.testing.assert_allclose(wave, codec.sound(np.array([5, i])), atol=1e-3)
+  found = result['summary']
+  assert found['records_without_question'] == 2
+  assert {'audio_qa_text_accuracy', 'audio_chat_text_f1', 'aac_text_f1', 'sec_text_accuracy',
+          'asc_text_accuracy', 'text_nll', 'audio_bound'} <= set(found)
+  assert ['records without a question', '2', 'not answered; their losses count'] in result['table']
+
+
+def test_a_set_of_documents_has_losses(workdir, tmp_path):
+  (tmp_path / 'checkpoints').symlink_to(workdir / 'checkpoints')
+  shutil.copytree(workdir / 'data', tmp_path / 'data')
+  (tmp_path / 'data' / 'heldout.records.jsonl').write_text('{"id": "d", "text": "A document."}\n')
+  with small_run.one_device():
+    result = evaluate.evaluate(small_run.config(), tmp_path)
+  assert set(result['summary']) == {'text_nll', 'audio_bound', 'audio_bound_error',
+                                    'records_without_question'}
+  assert result['samples'] == []
+
+
+def test_a_held_out_recording_stays_in_its_set(tmp_path, prepared):
+  shutil.copytree(prepared, tmp_path / 'data')
+  record = held_out('a', 'b')
+  record['messages'][0]['content'][0]['audio'] = '../../etc/passwd'
+  (tmp_path / 'data' / 'heldout.records.jsonl').write_text(json.dumps(record) + '\n')
+  with pytest.raises(UserError, match=r"names the recording '../../etc/passwd', which is outside"):
+    heldout.load_records(tmp_path / 'data')

@@ -241,6 +241,39 @@ def test_a_missing_sound_is_said(tmp_path):
   assert 'generated.wav is missing' in Page(report_lib.report(tmp_path).read_text()).text
 
 
+def test_nothing_from_data_becomes_html(tmp_path):
+  """Ids, texts, tasks, labels and settings come from elsewhere, as may the files of a workdir."""
+  evil = '<script>alert("$x$")</script>'
+  write_run(tmp_path)
+  config = json.loads((tmp_path / 'config.json').read_text())
+  config['name'] = config['data']['sources'][0]['path'] = evil
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  found = json.loads((tmp_path / 'evaluation.json').read_text())
+  found['table'].append([evil, evil, evil])
+  found['samples'] = [{'task': evil, 'id': evil, 'question_text': evil, 'reference_text': evil,
+                       'generated_text': evil, 'heard_text': evil, 'correct': False,
+                       'audio': {'generated': f'samples/{evil}.wav'}}]
+  (tmp_path / 'evaluation.json').write_text(json.dumps(found))
+  page = report_lib.report(tmp_path).read_text()
+  assert '<script' not in page and '"$x$"' not in page
+  assert Page(page).text.count(evil) >= 8
+
+
+@pytest.mark.parametrize('path, said', [
+    ('../secret.wav', 'is outside of the workdir'), ('link.wav', 'is outside of the workdir'),
+    ('/etc/passwd', 'is outside of the workdir'), ('config.json', 'config.json is not a sound')])
+def test_only_sounds_of_the_run_are_embedded(tmp_path, path, said):
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  soundfile.write(tmp_path / 'secret.wav', np.zeros(800), 8000)
+  (workdir / 'link.wav').symlink_to(tmp_path / 'secret.wav')
+  (workdir / 'config.json').write_text('{}')
+  (workdir / 'evaluation.json').write_text(json.dumps({'samples': [
+      {'task': 'tts', 'id': 'a', 'audio': {'generated': path}}]}))
+  page = Page(report_lib.report(workdir).read_text())
+  assert said in page.text and not page.all('audio')
+
+
 def test_mistakes_are_named(tmp_path):
   with pytest.raises(UserError, match='does not exist'):
     report_lib.report(tmp_path / 'none')

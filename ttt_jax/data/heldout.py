@@ -22,7 +22,8 @@ def load_records(data_dir: str | pathlib.Path, split: str = 'heldout',
     where the set was made from codes alone.
 
   Raises:
-    UserError: no such set or split, or the split is one for training.
+    UserError: no such set or split, the split is one for training, or a record names a recording
+      outside of data_dir, which `prepare` never writes.
   """
   data_dir = pathlib.Path(data_dir)
   manifest = store.read_manifest(data_dir)
@@ -30,8 +31,17 @@ def load_records(data_dir: str | pathlib.Path, split: str = 'heldout',
   if split not in stored:
     raise UserError(f'config key {key}: {data_dir} stores no records of split {split!r}; it stores '
                     f'those of {", ".join(stored) or "no split"} (splits named heldout...).')
-  return [records.parse(value, where)
+  return [_checked(records.parse(value, where), data_dir)
           for where, value in readers.read(data_dir / f'{split}.records.jsonl')]
+
+
+def _checked(record: Record, data_dir: pathlib.Path) -> Record:
+  root = data_dir.resolve()
+  for part in record.audio():
+    if part.source and not (root / part.source).resolve().is_relative_to(root):
+      raise UserError(f'{record.where}: record {record.id} names the recording {part.source!r}, '
+                      f'which is outside of {data_dir}; prepare the data again.')
+  return record
 
 
 def system_prompt(data_dir: str | pathlib.Path, task: str, text_chunk: int = 13,

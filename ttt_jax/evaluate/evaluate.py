@@ -1,6 +1,7 @@
 """`ttt-jax evaluate`: answers held-out records, scores them, and writes what the report shows.
 
-Writes WORKDIR/evaluation.json (summary, table, samples) and WORKDIR/samples/*.wav.
+Writes WORKDIR/evaluation.json (summary, table, samples) and WORKDIR/samples/*.wav. Losses are those
+of all held-out rows; documents, and answers without a question before them, are not answered.
 """
 
 from concurrent import futures
@@ -16,12 +17,12 @@ from ttt_jax.audio import asr_judges, io
 from ttt_jax.config import Config
 from ttt_jax.data import heldout
 from ttt_jax.data.records import records as record_files
-from ttt_jax.data.records.records import Part, Record
+from ttt_jax.data.records.records import Record
 from ttt_jax.evaluate import metrics, summary
 from ttt_jax.evaluate.losses import losses
 from ttt_jax.evaluate.metrics import Item
 from ttt_jax.generate.engine import Engine
-from ttt_jax.storage import files
+from ttt_jax.storage import files, names
 from ttt_jax.system.progress import Progress
 from ttt_jax.tokens import words
 from ttt_jax.train import metrics as metrics_file, trained_model
@@ -42,8 +43,9 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
   workdir = pathlib.Path(workdir)
   run = trained_model.load(config, workdir)
   records = heldout.load_records(run.data_dir, config.evaluate.split)
-  picked = record_files.pick(records, config.evaluate.items)
-  judge = asr_judges.create(config.evaluate.judge, config.evaluate.judge_model)
+  asking = [record for record in records if metrics.is_question(record)]
+  picked = record_files.pick(asking, config.evaluate.items)
+  judge = asr_judges.create(config.evaluate.judge, config.evaluate.judge_model) if picked else None
   transcripts = _Transcripts(run, judge) if judge else None
   with futures.ThreadPoolExecutor(1) as background:
     if transcripts:  # references do not depend on the model: transcribed while it is compiled
@@ -57,6 +59,8 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
   listen(run, items, transcripts, workdir / 'samples')
   scores |= metrics.words(items) | metrics.lengths(items, run.codec.silence,
                                                    config.objective.mode == 'hybrid')
+  if len(asking) < len(records):
+    scores['records_without_question'] = len(records) - len(asking)
   samples = [_sample(run, item) for item in items]
   result = {'step': run.step, 'summary': scores, 'table': summary.rows(scores, config),
             'samples': samples}
@@ -69,14 +73,16 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
 
 def answer(run: TrainedModel, records: list[Record]) -> list[Item]:
   """Generate an answer to every record."""
+  if not records:
+    return []
   config = run.config
   prompts = [run.renderer.render_prompt(record) for record in records]
   engine = Engine(run.model, run.params, run.vocab, dataclasses.replace(
-      config.generate, slots=min(config.evaluate.batch, max(len(prompts), 1))),
+      config.generate, slots=min(config.evaluate.batch, len(prompts))),
                   mode=config.objective.mode, prompt_audio=config.objective.prompt_audio,
                   short_lived=True)
-  for prompt in prompts:
-    engine.submit(prompt)
+  for record, prompt in zip(records, prompts):
+    engine.submit(prompt, where=f'the prompt of {record.id}')
   items = []
   with Progress(len(prompts), 'generate', unit='answers') as progress:
     for event in engine.events():
@@ -113,53 +119,53 @@ class _Transcripts:
   def add_references(self, records: list[Record]) -> None:
     """Transcribe all that ``listen`` will ask for except the model's own speech."""
     for record in records:
-      audio, judged = metrics.reference_audio(record), metrics.JUDGED.get(record.task, ())
+      codes, source = metrics.reference_codes(record), metrics.reference_source(record)
+      judged = metrics.judged(record.task)
       if self.stopped:
         return
-      if 'roundtrip' in judged and len(metrics.codes_of(audio)):
-        self.of_codes(metrics.codes_of(audio))
-      if 'reference' in judged and audio and audio.source:
-        self.of_recording(audio.source)
+      if 'roundtrip' in judged and len(codes):
+        self.of_codes(codes)
+      if 'reference' in judged and source:
+        self.of_recording(source)
 
 
 def listen(run: TrainedModel, items: list[Item], transcripts: _Transcripts | None,
            folder: pathlib.Path) -> None:
-  """Write the waveforms of every item and transcribe those of ``metrics.JUDGED``.
+  """Name every item, write its waveforms and transcribe those of ``metrics.judged``.
 
   Three kinds: 'reference' (the original voice), 'roundtrip' (the reference's codes decoded:
   the codec's ceiling) and 'generated'.
   """
   folder.mkdir(parents=True, exist_ok=True)
+  file_names = names.FileNames()  # of records, whose ids may be any text, and need not differ
   with Progress(len(items), 'listen', unit='answers') as progress:
     for item in items:
-      judged = metrics.JUDGED.get(item.record.task, ())
-      reference = item.reference_audio
+      item.name = file_names.new(item.record.id)
+      judged, source = metrics.judged(item.record.task), metrics.reference_source(item.record)
       sounds = {'generated': item.codes, 'roundtrip': item.reference_codes}
       for kind, codes in sounds.items():
         if len(codes):
           waveform = run.codec.sound(codes)
-          io.write_wav(folder / f'{item.record.id}.{kind}.wav', waveform, run.codec.sample_rate)
+          io.write_wav(folder / f'{item.name}.{kind}.wav', waveform, run.codec.sample_rate)
           if transcripts and kind in judged:
             item.heard[kind] = transcripts.of_codes(codes)
-      if transcripts and 'reference' in judged and reference is not None and reference.source:
-        item.heard['reference'] = transcripts.of_recording(reference.source)
+      if transcripts and 'reference' in judged and source:
+        item.heard['reference'] = transcripts.of_recording(source)
       progress.update(1)
 
 
 def _sample(run: TrainedModel, item: Item) -> dict[str, Any]:
   """The entry of one item in evaluation.json; paths are relative to the workdir."""
-  def data(part: Part | None):
-    return f'{run.config.data.path}/{part.source}' if part is not None and part.source else None
-  made = lambda kind, count: f'samples/{item.record.id}.{kind}.wav' if count else None
-  question = item.question
-  reference = item.reference_audio
+  data = lambda source: f'{run.config.data.path}/{source}' if source else None
+  made = lambda kind, count: f'samples/{item.name}.{kind}.wav' if count else None
   return {
-      'task': item.record.task, 'id': item.record.id, 'question_text': question.text,
+      'task': item.record.task, 'id': item.record.id,
+      'question_text': ' '.join(part.text for part in item.question if part.text),
       'reference_text': item.reference_text, 'generated_text': item.text,
       'heard_text': item.heard.get('generated'),
       'correct': words.same_words(item.text, item.reference_text),
       'calls': item.answer.calls,
-      'audio': {'question': data(question) if question.kind == 'audio' else None,
-                'reference': data(reference),
+      'audio': {'question': data(next((p.source for p in item.question if p.source), None)),
+                'reference': data(metrics.reference_source(item.record)),
                 'roundtrip': made('roundtrip', len(item.reference_codes)),
                 'generated': made('generated', len(item.codes))}}

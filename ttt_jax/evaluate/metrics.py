@@ -3,17 +3,19 @@
 All rates are pooled over the corpus: errors over reference words.
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
 
-from ttt_jax.data.records.records import Part, Record
+from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.generate.outputs import Answer
-from ttt_jax.tokens.words import same_words, word_errors
+from ttt_jax.storage import names
+from ttt_jax.tokens.words import normalise_words, same_words, word_errors
 
-# The kinds of audio that the ASR judge transcribes, by task. For 'asr' the words are known.
-JUDGED = {'tts': ('reference', 'roundtrip', 'generated'), 'audio_qa': ('roundtrip', 'generated')}
+# Tasks whose answer is one of few; for others the words that are right count, too.
+_CLOSED = ('audio_qa', 'sec', 'asc')
 
 
 @dataclasses.dataclass
@@ -26,74 +28,113 @@ class Item:
     text: of the answer, without its audio.
     codes: int32 [n], of all audio of the answer.
     heard: the ASR judge's transcripts, by kind of audio ('reference', 'roundtrip', 'generated').
+    name: prefix of its files in WORKDIR/samples.
   """
   record: Record
   answer: Answer
   text: str = ''
   codes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
   heard: dict[str, str] = dataclasses.field(default_factory=dict)
+  name: str = ''
 
   @property
-  def question(self) -> Part:
-    return _last_part(self.record, 'user')
+  def question(self) -> tuple[Part, ...]:
+    """The parts of the last turn of the user."""
+    return next((turn.parts for turn in self.record.turns[::-1] if turn.role == 'user'), ())
 
   @property
   def reference_text(self) -> str:
-    return ''.join(p.text for p in self.record.turns[-1].parts if p.kind == 'text').strip()
+    return ''.join(p.text for p in _reference(self.record).parts if p.kind == 'text').strip()
 
   @property
   def spoken_text(self) -> str:
     """What the reference's speech says: its transcript, or the text it goes with."""
-    audio = self.reference_audio
-    return audio.text if audio is not None and audio.text else self.reference_text
-
-  @property
-  def reference_audio(self) -> Part | None:
-    return reference_audio(self.record)
+    said = ' '.join(part.text for part in reference_audio(self.record) if part.text)
+    return said or self.reference_text
 
   @property
   def reference_codes(self) -> np.ndarray:
-    """int32 [n], codes of the reference's audio; empty without audio."""
-    return codes_of(self.reference_audio)
+    """int32 [n], codes of all audio of the reference; empty without audio."""
+    return reference_codes(self.record)
 
 
-def reference_audio(record: Record) -> Part | None:
-  """The first audio of a record's last turn."""
-  return next((part for part in record.turns[-1].parts if part.kind == 'audio'), None)
+def is_question(record: Record) -> bool:
+  """Whether a record asks for an answer: a turn of the user, then one of the assistant."""
+  roles = [turn.role for turn in record.turns]
+  return 'assistant' in roles and 'user' in roles[:_last(record)]
 
 
-def codes_of(audio: Part | None) -> np.ndarray:
-  """int32 [n]; empty where there is no audio."""
-  return np.zeros(0, np.int32) if audio is None or audio.codes is None else audio.codes
+def _last(record: Record) -> int:
+  """The index of the last turn of the assistant."""
+  return max(i for i, turn in enumerate(record.turns) if turn.role == 'assistant')
 
 
-def _last_part(record: Record, role: str) -> Part:
-  return [turn for turn in record.turns if turn.role == role][-1].parts[-1]
+def _reference(record: Record) -> Turn:
+  return record.turns[_last(record)]
+
+
+def reference_audio(record: Record) -> list[Part]:
+  """The audio parts of the reference answer, in order."""
+  return [part for part in _reference(record).parts if part.kind == 'audio']
+
+
+def reference_codes(record: Record) -> np.ndarray:
+  """int32 [n], the codes of ``reference_audio``."""
+  codes = [part.codes for part in reference_audio(record) if part.codes is not None]
+  return np.concatenate(codes) if codes else np.zeros(0, np.int32)
+
+
+def reference_source(record: Record) -> str | None:
+  """The recording of the reference's speech, if it is one."""
+  sources = {part.source for part in reference_audio(record)}
+  return sources.pop() if len(sources) == 1 else None
+
+
+def judged(task: str) -> tuple[str, ...]:
+  """The kinds of audio that the ASR judge transcribes. For 'asr' the words are known."""
+  return {'asr': (), 'tts': ('reference', 'roundtrip', 'generated')}.get(
+      task, ('roundtrip', 'generated'))
 
 
 def words(items: list[Item]) -> dict[str, float]:
-  """ASR word error rate, answer accuracies, and the judge's word error rates by kind of audio."""
+  """Scores of texts, and of speech as the judge hears it; TASK is 'other' for records without one.
+
+  Returns:
+    'asr_wer', 'asr_exact'; for tasks other than asr and tts TASK_text_accuracy (the same words)
+    and, where answers are free, TASK_text_f1 (F1 of the words, without order, a mean over
+    records); with a judge TASK_wer_KIND, TASK_spoken_accuracy and TASK_spoken_ceiling. A
+    key is absent where no record has what it compares.
+  """
   out = {}
-  asr = [i for i in items if i.record.task == 'asr']
-  if asr:
-    out['asr_wer'] = _wer((i.reference_text, i.text) for i in asr)
-    out['asr_exact'] = _mean(same_words(i.text, i.reference_text) for i in asr)
-  for task in ('audio_qa', 'text_chat'):
-    mine = [i for i in items if i.record.task == task]
-    if mine:
-      out[f'{task}_text_accuracy'] = _mean(same_words(i.text, i.reference_text) for i in mine)
-  heard = any(i.heard for i in items)
-  for task, kinds in JUDGED.items():
-    mine = [i for i in items if i.record.task == task] if heard else []
-    for kind in kinds:
-      # An answer without audio has an empty transcript: all of its words are deletions.
-      if any(kind in i.heard for i in mine):
-        out[f'{task}_wer_{kind}'] = _wer((i.spoken_text, i.heard.get(kind, '')) for i in mine)
-    if task == 'audio_qa' and mine:
-      out['audio_qa_spoken_accuracy'] = _mean(
-          same_words(i.heard.get('generated', ''), i.spoken_text) for i in mine)
-      out['audio_qa_spoken_ceiling'] = _mean(
-          same_words(i.heard.get('roundtrip', ''), i.spoken_text) for i in mine)
+  for task in dict.fromkeys(item.record.task for item in items):
+    mine = [item for item in items if item.record.task == task]
+    label = names.slug(task) if task else 'other'
+    written = [item for item in mine if item.reference_text]
+    if task == 'asr' and written:
+      out['asr_wer'] = _wer((i.reference_text, i.text) for i in written)
+      out['asr_exact'] = _mean(same_words(i.text, i.reference_text) for i in written)
+    elif task != 'tts' and written:
+      out[f'{label}_text_accuracy'] = _mean(same_words(i.text, i.reference_text) for i in written)
+      if task not in _CLOSED:
+        out[f'{label}_text_f1'] = _mean(_f1(i.text, i.reference_text) for i in written)
+    if any(item.heard for item in mine):
+      out |= _spoken(mine, task, label)
+  return out
+
+
+def _spoken(mine: list[Item], task: str, label: str) -> dict[str, float]:
+  """Scores of the judge's transcripts of one task."""
+  out = {}
+  spoken = [item for item in mine if len(item.reference_codes)]
+  for kind in judged(task):
+    # An answer without audio has an empty transcript: all of its words are deletions.
+    heard = spoken if kind == 'generated' else [item for item in mine if kind in item.heard]
+    if heard:
+      out[f'{label}_wer_{kind}'] = _wer((i.spoken_text, i.heard.get(kind, '')) for i in heard)
+  if task not in ('asr', 'tts') and spoken:
+    for name, kind in (('accuracy', 'generated'), ('ceiling', 'roundtrip')):
+      out[f'{label}_spoken_{name}'] = _mean(
+          same_words(i.heard.get(kind, ''), i.spoken_text) for i in spoken)
   return out
 
 
@@ -106,13 +147,13 @@ def lengths(items: list[Item], silence: tuple[int, ...], hybrid_mode: bool) -> d
     hybrid_mode: whether spans are opened and closed by the model; other modes have none.
   """
   every = [span for i in items for span in i.answer.spans] if hybrid_mode else []
-  spoken = [i for i in items if i.reference_audio is not None]
-  out = {'answers_finished': _mean(i.answer.finished for i in items)}
+  spoken = [i for i in items if len(i.reference_codes)]
+  out = {'answers_finished': _mean(i.answer.finished for i in items)} if items else {}
   if every:
     out['spans_ended'] = _mean(span.ended for span in every)
-  if spoken:
-    out['length_ratio'] = sum(_audible(i.codes, silence) for i in spoken) / sum(
-        _audible(i.reference_codes, silence) for i in spoken)
+  length = sum(_audible(i.reference_codes, silence) for i in spoken)
+  if length:
+    out['length_ratio'] = sum(_audible(i.codes, silence) for i in spoken) / length
   return out
 
 
@@ -126,6 +167,14 @@ def _wer(pairs: Iterable[tuple[str, str]]) -> float:
   counts = np.array([word_errors(reference, heard) for reference, heard in pairs])
   errors, total = counts.sum(0)
   return float(errors / max(total, 1))
+
+
+def _f1(text: str, reference: str) -> float:
+  """F1 of the words of two texts, as multisets; 1 or 0 if a text has no words."""
+  found, wanted = (collections.Counter(normalise_words(one).split()) for one in (text, reference))
+  if not found or not wanted:
+    return float(same_words(text, reference))
+  return 2 * (found & wanted).total() / (found.total() + wanted.total())
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -19,6 +19,14 @@ _PERCENT = (
     ('answers_finished', 'answers that finish', 'before the length limit'),
 )
 
+# The same for the other tasks, by the ending of the metric's name.
+TASKS = {'text_chat': 'written questions', 'audio_chat': 'spoken chat', 'aac': 'captions of sounds',
+         'sec': 'sound events', 'asc': 'acoustic scenes', 'other': 'records without a task'}
+_ENDINGS = (('_text_accuracy', 'text of the answer', 'exact match'),
+            ('_text_f1', 'words of the answer', 'F1 of the words'),
+            ('_spoken_accuracy', 'speech of the answer', 'as the judge hears it'),
+            ('_spoken_ceiling', 'the same, codec round trip', 'its ceiling'))
+
 
 def rows(summary: dict[str, float], config: Config) -> list[list[str]]:
   """Rows [label, value, note] of the metrics in ``summary``, for evaluation.json."""
@@ -33,8 +41,18 @@ def rows(summary: dict[str, float], config: Config) -> list[list[str]]:
     if name in summary:
       out.append([label, f'{100 * summary[name]:.1f} %',
                    note.replace('the judge', config.evaluate.judge)])
+  fixed = {name for name, *_ in _PERCENT}
+  for ending, label, note in _ENDINGS:
+    for name in summary:
+      if name.endswith(ending) and name not in fixed:
+        task = name.removesuffix(ending)
+        out.append([f'{TASKS.get(task, task)}: {label}', f'{100 * summary[name]:.1f} %',
+                    note.replace('the judge', config.evaluate.judge)])
   if 'length_ratio' in summary:
     out.append(['length of speech', f'{summary["length_ratio"]:.2f}', 'times the reference'])
+  if 'records_without_question' in summary:
+    out.append(['records without a question', f'{summary["records_without_question"]:,}',
+                'not answered; their losses count'])
   return out
 
 

@@ -254,7 +254,8 @@ table {{ border-collapse: collapse; margin: 1rem 0 }}
 th, td {{ padding: .2rem 1rem .2rem 0; text-align: right }}
 th:first-child, td:first-child {{ text-align: left }}
 img {{ max-width: 100% }}</style>
-<h1>{html.escape(str(dataset.folder))}</h1><p>Vocabulary {dataset.manifest["fingerprint"]}:
+<h1>{html.escape(str(dataset.folder))}</h1><p>Vocabulary
+{html.escape(str(dataset.manifest["fingerprint"]))}:
 {html.escape(dataset.vocab.text)} text, codec {html.escape(dataset.vocab.codec)}.
 Rejected records: {html.escape(left_out)}.</p>
 {"".join(parts)}</html>

@@ -16,6 +16,7 @@ import string
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
@@ -34,6 +35,11 @@ TASKS = {
     'tts': ('Text to speech', 'Text in, the same text as speech out.'),
     'asr': ('Speech recognition', 'Speech in, its transcript out, as text and speech.'),
     'text_chat': ('Text chat', 'Text in, text out.'),
+    'audio_chat': ('Spoken chat', 'Speech in, text and speech out.'),
+    'aac': ('Audio captioning', 'Sound in, its description out.'),
+    'sec': ('Sound events', 'Sound in, the name of the event out.'),
+    'asc': ('Acoustic scenes', 'Sound in, the name of the place out.'),
+    'other': ('Records without a task', ''),
 }
 
 # (metric, title with unit, colour, whether it is noisy); eval/METRIC gives held-out points
@@ -77,7 +83,7 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
                  'scores, audio samples, training curves and speed.'),
       facts=_facts(lines),
       scores=_scores(evaluation),
-      samples=_samples(evaluation, workdir),
+      samples=_samples(evaluation, workdir, config),
       curves=_curves(lines, workdir),
       speed=speed.section(lines),
       staircase=_staircase(config, workdir),
@@ -170,7 +176,8 @@ COLUMNS = (('question', 'Question'), ('reference', 'Reference'),
            ('roundtrip', 'Encoded and decoded'), ('generated', 'Generated'))
 
 
-def _samples(evaluation: dict[str, Any], workdir: pathlib.Path) -> str:
+def _samples(evaluation: dict[str, Any], workdir: pathlib.Path,
+             config: config_lib.Config | None) -> str:
   samples = evaluation.get('samples')
   if not samples:
     return _missing('There are no audio samples yet; run <code>ttt-jax evaluate</code>.')
@@ -178,6 +185,7 @@ def _samples(evaluation: dict[str, Any], workdir: pathlib.Path) -> str:
            'the reference after the codec, an upper bound on the audio quality of the model. '
            '“Recognised” is what an independent recogniser transcribed from the generated '
            'speech.</p>']
+  sounds = _Sounds(workdir, config.data.path if config else 'data')
   tasks = [task for task in TASKS if any(s['task'] == task for s in samples)]
   tasks += sorted({s['task'] for s in samples} - set(tasks))
   for task in tasks:
@@ -188,28 +196,53 @@ def _samples(evaluation: dict[str, Any], workdir: pathlib.Path) -> str:
     count = f'Text correct in {correct} of {len(mine)}' + (
         f'; the first {len(shown)} are shown.' if len(shown) < len(mine) else '.')
     parts.append(f'<h3>{_text(title)}</h3><p class="note">{_text(blurb)} {count}</p>')
-    parts.append(_sample_table(shown, workdir))
+    parts.append(_sample_table(shown, sounds))
   return ''.join(parts)
 
 
-def _sample_table(samples: Sequence[dict], workdir: pathlib.Path) -> str:
+class _Sounds:
+  """The sounds that a page embeds: audio files in the workdir or in its prepared set, no others.
+
+  Their paths come from evaluation.json, which may come from elsewhere.
+  """
+
+  def __init__(self, workdir: pathlib.Path, data: str):
+    self._workdir = workdir
+    self._roots = [workdir.resolve(), (workdir / data).resolve()]
+
+  def player(self, path: str, label: str) -> str:
+    """HTML of a player, or of a note where there is no such sound."""
+    file = (self._workdir / path).resolve()
+    if not any(file.is_relative_to(root) for root in self._roots):
+      return f'<div class="note">{_text(path)} is outside of the workdir</div>'
+    if not file.is_file():
+      return f'<div class="note">{_text(file.name)} is missing</div>'
+    try:
+      soundfile.info(file)
+    except (soundfile.LibsndfileError, OSError):
+      return f'<div class="note">{_text(file.name)} is not a sound</div>'
+    return (f'<audio controls preload="metadata" aria-label="{_text(label)}" '
+            f'src="{_data_uri(file)}"></audio>')
+
+
+def _sample_table(samples: Sequence[dict], sounds: _Sounds) -> str:
   used = [(key, label) for key, label in COLUMNS
           if any(s.get(f'{key}_text') or (s.get('audio') or {}).get(key) for s in samples)]
   head = ''.join(f'<th scope="col">{label}</th>' for _, label in used)
   rows = []
   for sample in samples:
-    cells = ''.join(f'<td data-label="{label}">{_sample_cell(sample, key, workdir)}</td>'
+    cells = ''.join(f'<td data-label="{label}">{_sample_cell(sample, key, sounds)}</td>'
                     for key, label in used)
     rows.append(f'<tr><th scope="row" class="id">{_text(sample["id"])}</th>{cells}</tr>')
   return ('<table class="samples stack"><thead><tr><th scope="col" class="id">Record</th>'
           f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>')
 
 
-def _sample_cell(sample: dict, key: str, workdir: pathlib.Path) -> str:
+def _sample_cell(sample: dict, key: str, sounds: _Sounds) -> str:
   parts = []
   sound = (sample.get('audio') or {}).get(key)
   if sound:
-    parts.append(_player(workdir / sound, f'{key}, {sample["id"]}'))
+    parts.append(sounds.player(sound, f'{key}, {sample["id"]}'))
   if sample.get(f'{key}_text'):
     parts.append(f'<div class="transcript">{_text(sample[f"{key}_text"])}</div>')
   if key == 'generated':
@@ -305,9 +338,3 @@ def _data_uri(path: pathlib.Path) -> str:
 def _image(path: pathlib.Path, alt: str) -> str:
   return f'<img src="{_data_uri(path)}" alt="{html.escape(alt)}">'
 
-
-def _player(path: pathlib.Path, label: str) -> str:
-  if not path.is_file():
-    return f'<div class="note">{_text(path.name)} is missing</div>'
-  return (f'<audio controls preload="metadata" aria-label="{html.escape(label)}" '
-          f'src="{_data_uri(path)}"></audio>')

@@ -25,7 +25,8 @@ def figure_file(path: str | os.PathLike, width: float, height: float):
       'axes.edgecolor': SOFT, 'axes.labelcolor': SOFT, 'xtick.color': SOFT,
       'ytick.color': SOFT, 'text.color': INK, 'axes.titlecolor': INK, 'axes.grid': True,
       'grid.color': '#e4e7eb', 'axes.axisbelow': True, 'legend.frameon': False,
-      'font.family': 'DejaVu Sans'}
+      'font.family': 'DejaVu Sans',
+      'text.parse_math': False}  # a text may have two $
   with matplotlib.rc_context(style):
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)

@@ -49,7 +49,7 @@ def page(workdir: pathlib.Path, template: str) -> str:
 def _lead(rows: Sequence[Mapping[str, Any]]) -> str:
   states = [row['state'] for row in rows]
   return f'{len(rows)} runs that differ in a few settings: ' + ', '.join(
-      f'{states.count(state)} {state}' for state in dict.fromkeys(states)) + '.'
+      f'{states.count(state)} {html.escape(str(state))}' for state in dict.fromkeys(states)) + '.'
 
 
 def section(rows: Sequence[Mapping[str, Any]]) -> str:
