@@ -7,6 +7,7 @@ little-endian int32 [T] and supervised as uint8 [T] (the file is compressed).
 import json
 import os
 import pathlib
+import re
 import struct
 from typing import Any, Iterable, Sequence, cast
 
@@ -22,6 +23,7 @@ VERSION = 3
 _READABLE = (2, VERSION)  # version 2 (ttt_jax 0.1) called seq_len row_length
 _MAGIC = b'TTR1'
 _HEAD = struct.Struct('<4sI')
+_RECORDING = re.compile(r'"(heldout_wav/[^"/]+)"')  # in a line of held-out records
 _INTS = ('token', 'document', 'span', 'position')
 
 
@@ -212,6 +214,26 @@ def check_data(config: Config, data_dir: pathlib.Path, vocab: Vocabulary) -> Non
   if vocab.text != config.vocab.text:
     raise UserError(f'config key vocab.text is {config.vocab.text!r}, but {data_dir} was prepared '
                     f'with {vocab.text!r}; prepare it again or change the key.')
+
+
+def proven_files(folder: pathlib.Path) -> set[str]:
+  """The files of a set without a marker (see storage.owned) that its manifest proves to be ours:
+  those that it lists, with their sizes, and those that the held-out records name."""
+  try:
+    manifest = read_manifest(folder)
+    entries = [entry for split in manifest['splits'].values() for entry in split['files']]
+    sizes = {str(entry['name']): entry['bytes'] for entry in entries}
+    splits = list(manifest['splits'])
+  except (UserError, OSError, KeyError, TypeError, AttributeError):
+    return set()
+  found = {'manifest.json', 'codec/codec.json', 'codec/codec.npz'} | {
+      name for name, size in sizes.items()
+      if (folder / name).is_file() and (folder / name).stat().st_size == size}
+  for split in splits:
+    kept = folder / f'{split}.records.jsonl'
+    if kept.is_file():
+      found |= {kept.name, *_RECORDING.findall(kept.read_text(encoding='utf-8', errors='replace'))}
+  return found
 
 
 def locate(workdir: str | pathlib.Path, path: str) -> pathlib.Path:

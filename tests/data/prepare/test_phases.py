@@ -335,7 +335,7 @@ def test_a_file_without_records_is_rejected(corpus, tmp_path, strict, contents):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(corpus, tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(UserError, match='file/.data-work could not be written: Not a directory'):
+  with pytest.raises(UserError, match='file could not be written: Not a directory'):
     prepare.prepare(config(corpus), tmp_path / 'file')
 
 

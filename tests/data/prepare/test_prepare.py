@@ -16,7 +16,7 @@ from ttt_jax.data.loader import Loader
 from ttt_jax.data.prepare import encode, prepare
 from ttt_jax.data.records import records, tasks
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.storage import files, owned
 from ttt_jax.tokens.batch import split_documents
 from ttt_jax.tokens.tokenizer import create
 
@@ -73,7 +73,7 @@ def test_the_set_is_complete_and_its_counts_are_right(prepared):
   data = workdir / 'data'
   assert store.read_manifest(data) == manifest
   assert {p.name for p in data.iterdir()} == {
-      'codec', 'manifest.json', 'train-00000-of-00001.arrayrecord',
+      '.ttt-jax.json', 'codec', 'manifest.json', 'train-00000-of-00001.arrayrecord',
       'heldout-00000-of-00001.arrayrecord',
       'heldout.records.jsonl', 'heldout_wav'}
   assert str(workdir) not in ''.join(p.read_text() for p in data.glob('*.json*'))
@@ -153,9 +153,9 @@ def test_the_loader_reads_what_prepare_wrote(prepared):
 
 def test_preparing_again_gives_the_same_bytes_and_replaces_the_old_set(prepared):
   workdir, manifest = prepared
-  (workdir / 'data' / 'stale').write_text('x')
+  before = (workdir / 'data').stat().st_ino
   assert prepare.prepare(CONFIG, workdir) == manifest
-  assert not (workdir / 'data' / 'stale').exists()
+  assert (workdir / 'data').stat().st_ino != before
   assert not [p for p in workdir.iterdir() if p.name.startswith('.')]
 
 
@@ -170,7 +170,7 @@ def test_recordings_encoded_in_other_processes_give_the_same_bytes(corpus, tmp_p
   config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, workers=2))
   assert prepare.prepare(config, folder) == manifest
   for file in (corpus / 'data').rglob('*'):
-    if file.is_file() and file.name != 'stale':
+    if file.is_file():
       assert (folder / file.relative_to(corpus)).read_bytes() == file.read_bytes(), file
 
 
@@ -270,3 +270,60 @@ def test_a_failed_run_keeps_the_old_set_and_foreign_directories_are_safe(prepare
   with pytest.raises(UserError, match='exists and is not a prepared set'):
     prepare.prepare(CONFIG, tmp_path)
   assert (tmp_path / 'data' / 'thesis.txt').read_text() == 'do not lose'
+
+
+@pytest.mark.parametrize('path', ['.', '..', '../c', 'wav'])
+def test_a_folder_that_holds_anything_else_is_refused_before_the_work(corpus, tmp_path, path):
+  """A folder of recordings may hold a manifest.json of its own: that does not make it a set."""
+  folder = tmp_path / 'c'
+  shutil.copytree(corpus, folder, ignore=shutil.ignore_patterns('data'))
+  (folder / 'wav' / 'manifest.json').write_text('{"audio": "0.wav", "text": "0"}')
+  before = {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob('*')}
+  with pytest.raises(UserError, match='config key data.path'):
+    prepare.prepare(with_sources(*SOURCES, path=path), folder)
+  assert {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob('*')} == before
+
+
+def test_a_set_without_a_marker_is_replaced_if_its_manifest_proves_every_file(prepared, tmp_path):
+  workdir, manifest = prepared
+  folder = tmp_path / 'c'
+  shutil.copytree(workdir, folder)
+  (folder / 'data' / owned.MARKER).unlink()  # as version 0.1 wrote it
+  (folder / 'data' / 'heldout_wav' / 'mine.wav').write_text('mine')
+  with pytest.raises(UserError, match='heldout_wav/mine.wav is not one of its files'):
+    prepare.prepare(CONFIG, folder)
+  (folder / 'data' / 'heldout_wav' / 'mine.wav').unlink()
+  assert prepare.prepare(CONFIG, folder) == manifest
+  assert (folder / 'data' / owned.MARKER).exists()
+
+
+def test_data_may_be_a_link_to_another_disk(corpus, tmp_path):
+  (tmp_path / 'disk').mkdir()
+  shutil.copytree(corpus, tmp_path / 'run', ignore=shutil.ignore_patterns('data'))
+  (tmp_path / 'run' / 'data').symlink_to(tmp_path / 'disk' / 'set')
+  for _ in range(2):
+    manifest = prepare.prepare(CONFIG, tmp_path / 'run')
+    assert (tmp_path / 'run' / 'data').is_symlink()
+    assert store.read_manifest(tmp_path / 'disk' / 'set') == manifest
+    assert [p.name for p in (tmp_path / 'disk').iterdir()] == ['set']
+
+
+def test_heldout_recordings_of_one_name_are_all_kept(tmp_path):
+  copies = prepare._Copies(tmp_path / 'heldout_wav')
+  names = {}
+  for n in range(400):
+    file = tmp_path / f'{n}' / ('audio.wav', 'AUDIO.wav', 'audio-2.wav')[n % 3]
+    file.parent.mkdir()
+    file.write_text(str(n))
+    names[n] = copies.add(str(file))
+    assert copies.add(str(file)) == names[n]
+  assert len({name.casefold() for name in names.values()}) == 400
+  assert all((copies.folder / name).read_text() == str(n) for n, name in names.items())
+  assert copies.add(str(tmp_path / 'nowhere.wav')) is None
+
+
+def test_the_list_of_rejects_does_not_replace_a_file_of_the_same_name(corpus, tmp_path):
+  (tmp_path / 'data.rejects.jsonl').write_text('{"my": "file"}')
+  with pytest.raises(UserError, match='data.rejects.jsonl exists and was not written by ttt-jax'):
+    prepare.prepare(with_sources(Source(str(corpus / 'pt.jsonl'))), tmp_path)
+  assert (tmp_path / 'data.rejects.jsonl').read_text() == '{"my": "file"}'

@@ -8,14 +8,15 @@ renamed. So an interrupted run resumes, and no result of other fields is ever ta
 import collections
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
+import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
+import re
 import shutil
 import signal
 import threading
@@ -23,11 +24,14 @@ from typing import Any, Callable, Iterator, Sequence
 
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
+from ttt_jax.storage.lease import LOCK, InUse, Lease
 
 FORMAT = 2   # part of every hash; increase it when the meaning of a result changes
 _INFO = 'info.json'
 _AHEAD = 4   # submitted jobs per process; results are in order, so a slow one delays the rest
 _STORED = 'finished work is stored'
+# Everything else in the folder is a user's, and stays.
+_OURS = re.compile(r'[0-9a-f]{24}(\.part-\d+)?|codec|tokenizer\.json|lock|\..+\.partial')
 _POLL = 0.2  # seconds between progress updates
 
 Function = Callable[[Any, pathlib.Path], dict[str, Any]]  # (job, its folder) -> JSON-ready info
@@ -53,8 +57,8 @@ class Result:
 class Work:
   """A folder of results and a pool of processes that compute them; a context manager.
 
-  A full disk raises a UserError on exit. Processes are started by 'spawn', so a script that
-  uses this needs ``if __name__ == '__main__':`` around its own code.
+  A full or forbidden disk raises a UserError on exit. Processes are started by 'spawn', so a script
+  that uses this needs ``if __name__ == '__main__':`` around its own code.
   """
 
   def __init__(self, folder: pathlib.Path, processes: int):
@@ -66,7 +70,7 @@ class Work:
     self.folder = folder
     self._processes = processes or _cores()
     self._pool: concurrent.futures.ProcessPoolExecutor | None = None
-    self._lock = None
+    self._lease: Lease | None = None
 
   def __enter__(self) -> 'Work':
     return self
@@ -77,16 +81,28 @@ class Work:
         for process in set(multiprocessing.active_children()) - self._others:
           process.terminate()
       self._pool.shutdown(cancel_futures=True)
-    if self._lock:
-      if not any(self.folder.glob(f'*/{_INFO}')):
-        self.remove()
-      self._lock.close()
-    if isinstance(error, OSError) and error.errno in files.FULL:
+    if self._lease and not any(self.folder.glob(f'*/{_INFO}')):
+      self.remove()
+    if self._lease:
+      self._lease.release()
+      self._lease = None
+    if isinstance(error, OSError) and (
+        error.errno in files.FULL or str(error.filename or '').startswith(str(self.folder))):
       raise files.cannot_write(self.folder, error, _STORED) from error
 
   def remove(self) -> None:
-    """Deletes the folder."""
-    shutil.rmtree(self.folder, ignore_errors=True)
+    """Deletes the results, and the folder if it holds nothing else."""
+    if self._lease is None:
+      return
+    self._lease.stop()
+    for path in self.folder.iterdir():
+      if _OURS.fullmatch(path.name):
+        _remove(path)
+    self._lease.release()
+    self._lease = None
+    _remove(self.folder / LOCK)
+    with contextlib.suppress(OSError):
+      self.folder.rmdir()
 
   def run(self, function: Function, jobs: Sequence[Any], progress: Callable[[int], None],
           apart: bool) -> Iterator[Result]:
@@ -130,22 +146,18 @@ class Work:
 
   def _open(self) -> None:
     """Creates and locks the folder; the lock of a dead process is released by the system."""
-    if self._lock:
+    if self._lease:
       return
+    lease = Lease(self.folder, str(self.folder))
     try:
-      self.folder.mkdir(parents=True, exist_ok=True)
-      self._lock = (self.folder / 'lock').open('w')
-    except OSError as error:
-      raise files.cannot_write(self.folder, error, _STORED) from error
-    try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(f'another `ttt-jax prepare` is running in {self.folder}; wait for it, or set '
-                      'data.path to another folder.') from error
-    except OSError:
-      pass  # the file system has no locks
+      lease.acquire()
+    except InUse as error:
+      raise UserError(f'another `ttt-jax prepare` is running: {str(error).rpartition(";")[0]}; '
+                      'wait for it, or set data.path to another folder.') from error
+    self._lease = lease
     for stale in self.folder.glob('*.part-*'):
-      shutil.rmtree(stale, ignore_errors=True)
+      if _OURS.fullmatch(stale.name):
+        _remove(stale)
 
   def _run_apart(self, function, jobs, folders, waiting, progress) -> Iterator[Result]:
     pool = self._pool
@@ -189,6 +201,13 @@ class Work:
       for _, future in in_flight:
         if future:
           future.cancel()
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
 
 
 def _cores() -> int:

@@ -11,6 +11,7 @@ It runs four phases of jobs, each in one process per core: scan.py counts the re
 sources, encode.py encodes recordings, render.py renders documents, pack.py packs them into rows.
 Results are stored in .DATA-work until the set is complete, so that an interrupted run resumes.
 The set is assembled in a temporary folder beside DATA and renamed, so DATA is never incomplete.
+Where DATA is a symbolic link, all of this happens where it points to.
 The same sources and config give the same bytes, whatever the number of processes.
 """
 
@@ -20,7 +21,6 @@ import logging
 import os
 import pathlib
 import shutil
-import tempfile
 from typing import Any, Callable, Sequence
 
 import numpy as np
@@ -34,11 +34,14 @@ from ttt_jax.data.prepare.scan import Scanned
 from ttt_jax.data.records import readers, records, sources
 from ttt_jax.data.records.records import Part
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.storage import files, owned
+from ttt_jax.storage.names import FileNames
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.vocab import Vocabulary
 
 _log = logging.getLogger(__name__)
+_SENTENCE = '"sentence":'  # in every line of DATA.rejects.jsonl
+_KIND, _WHERE = 'prepared set', 'config key data.path'
 _LARGE = 2**22  # bytes of sources; smaller ones are read in this process
 Progress = Callable[[str, int, int], None]  # (phase, units done, all units or 0)
 
@@ -62,8 +65,8 @@ def prepare(config: Config, workdir: str | pathlib.Path,
       and finished jobs are stored for the next run.
   """
   workdir = pathlib.Path(workdir)
-  target = workdir / config.data.path
-  _check_target(target)
+  named = workdir / config.data.path
+  target = _check_target(named, workdir, config.data.path)
   tokenizer = tokenizers.create(config.vocab)
   found = sources.inputs(config.data.sources, workdir)
   for one, other in sources.duplicates(found):
@@ -86,7 +89,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     total = rows + sum(source.join_count for source in config.data.sources)
     rendered = list(work.run(render.render, jobs, lambda done: progress('rendering', done, total),
                              apart))
-    rejects = _rejects(target, rendered, rows, config.data.max_rejects)
+    rejects = _rejects(named, rendered, rows, config.data.max_rejects)
     packed = _pack(scans, rendered, work, config, vocab, progress, apart)
     leaks = [where for one in rendered for where in one.info['leaks']]
     if leaks:
@@ -100,7 +103,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
         'heldout_overlap': len(leaks), 'system_prompts': _system_prompts(scans, rendered),
         'splits': {split: _entry(split, scans, rendered, results, config.data.seq_len)
                    for split, results in packed.items()}}
-    _assemble(target, manifest, codec, packed, scans, rendered)
+    _assemble(named, manifest, codec, packed, scans, rendered)
     work.remove()
   return manifest
 
@@ -155,16 +158,15 @@ def _rejects(target: pathlib.Path, rendered: Sequence[Result], total: int,
   for one in rendered:
     for reason, count in one.info['rejects'].items():
       counts[reason] = counts.get(reason, 0) + count
+  owned.check_text(path, _SENTENCE, 'config key data.path')
   if not counts:
     path.unlink(missing_ok=True)
     return {}
-  partial = path.with_name(f'{path.name}.partial')
-  with partial.open('wb') as out:
+  with files.replacing(path, 'wb') as out:
     for one in rendered:
       if one.info['rejects']:
         with (one.folder / render.REJECTS).open('rb') as file:
           shutil.copyfileobj(file, out)
-  os.replace(partial, path)
   count = sum(counts.values())
   if count > max_rejects * total:
     with path.open('rb') as file:
@@ -239,23 +241,20 @@ def _name(split: str, job: pack.Job) -> str:
 
 
 def _assemble(target: pathlib.Path, manifest, codec: Codec, packed, scans, rendered) -> None:
-  """Assembles the set in a temporary folder beside ``target``, and renames it."""
-  target.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
-  try:
+  """Assembles the set in a temporary folder beside ``target``, and replaces it."""
+  with owned.Building(target, _KIND, _WHERE, store.proven_files) as building, files.writing(
+      target, 'finished work is stored'):
+    folder = building.folder
     for split, results in packed.items():
       for job, result in results:
-        _link(result.folder / pack.FILE, temporary / _name(split, job))
-    copies: dict[str, str] = {}
+        _link(result.folder / pack.FILE, folder / _name(split, job))
+    copies = _Copies(folder / 'heldout_wav')
     for one, result in zip(scans, rendered):
       if one.input.heldout and result.info['documents']:
-        _keep_records(result, temporary, one.input.source.split, copies)
-    codec.save(temporary / 'codec')
-    store.write_manifest(temporary, manifest)
-    os.chmod(temporary, 0o755)  # mkdtemp makes folders that only their owner can read
-    _swap(temporary, target)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+        _keep_records(result, folder, one.input.source.split, copies)
+    codec.save(folder / 'codec')
+    store.write_manifest(folder, manifest)
+    building.commit()
 
 
 def _link(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -269,25 +268,32 @@ def _link(source: pathlib.Path, target: pathlib.Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _keep_records(result: Result, folder: pathlib.Path, split: str,
-                  copies: dict[str, str]) -> None:
-  """Writes held-out records and copies of their recordings; codes need no recording.
+class _Copies:
+  """Copies of held-out recordings in one folder: each once, under a name of its own."""
 
-  ``copies`` maps a file to the name of its copy; files of the same name get a number.
-  """
-  wav = folder / 'heldout_wav'
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+    self._names = FileNames()
+    self._known: dict[str, str] = {}  # file -> name of its copy
+
+  def add(self, source: str) -> str | None:
+    """The name of the copy; None if there is no such file."""
+    file = pathlib.Path(source)
+    if source not in self._known:
+      if not file.is_file():
+        return None
+      name = self._names.new(file.stem, file.suffix)
+      self.folder.mkdir(exist_ok=True)
+      shutil.copyfile(file, self.folder / name)
+      self._known[source] = name
+    return self._known[source]
+
+
+def _keep_records(result: Result, folder: pathlib.Path, split: str, copies: _Copies) -> None:
+  """Writes held-out records and copies of their recordings; codes need no recording."""
   def copy(part: Part) -> Part:
-    if not part.source or not (file := pathlib.Path(part.source)).is_file():
-      return dataclasses.replace(part, source=None)
-    if part.source not in copies:
-      name, number = file.name, 1
-      while name in copies.values():
-        number += 1
-        name = f'{file.stem}-{number}{file.suffix}'
-      wav.mkdir(exist_ok=True)
-      shutil.copyfile(file, wav / name)
-      copies[part.source] = name
-    return dataclasses.replace(part, source=f'{wav.name}/{copies[part.source]}')
+    name = copies.add(part.source) if part.source else None
+    return dataclasses.replace(part, source=name and f'{copies.folder.name}/{name}')
   with (folder / f'{split}.records.jsonl').open('ab') as out:
     for where, value in readers.read(result.folder / render.RECORDS):
       record = records.parse(value, where).map_audio(copy)
@@ -295,24 +301,18 @@ def _keep_records(result: Result, folder: pathlib.Path, split: str,
       out.write(line.encode('utf-8', 'surrogatepass'))
 
 
-def _check_target(target: pathlib.Path) -> None:
-  """Rejects a directory that is not a prepared set: it must not be replaced by one."""
-  if target.exists() and not (target / 'manifest.json').is_file() and (
-      not target.is_dir() or any(target.iterdir())):
-    raise UserError(f'config key data.path: {target} exists and is not a prepared set; move it '
-                    'or choose another path.')
+def _check_target(named: pathlib.Path, workdir: pathlib.Path, path: str) -> pathlib.Path:
+  """The folder to write, behind symbolic links, once it is known that it may be written.
 
-
-def _swap(temporary: pathlib.Path, target: pathlib.Path) -> None:
-  old = None
-  if target.exists():
-    old = temporary.with_name(temporary.name + '.old')
-    os.rename(target, old)
-  try:
-    os.rename(temporary, target)
-  except OSError:
-    if old:
-      os.rename(old, target)
-    raise
-  if old:
-    shutil.rmtree(old)
+  Raises:
+    UserError: what is there was not made by this program, or it cannot be written.
+  """
+  target = owned.resolve(named)
+  if workdir.resolve().is_relative_to(target):
+    raise UserError(f'{_WHERE} is {path!r}, the workdir itself or a folder around it, which would '
+                    'be replaced with all that it holds; name a folder in it, such as data.')
+  owned.Building(named, _KIND, _WHERE, store.proven_files)
+  owned.check_text(named.with_name(f'{named.name}.rejects.jsonl'), _SENTENCE, _WHERE)
+  files.require_writable(target.parent)
+  files.require_writable(named.parent)
+  return target
