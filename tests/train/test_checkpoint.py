@@ -139,6 +139,7 @@ def test_what_a_kill_leaves_is_removed_and_saved_anew(folder):
   (folder / '30' / checksums.sums_name(0)).unlink()
   shutil.copytree(folder / '20', folder / '40.orbax-checkpoint-tmp')
   (folder / '10.deleting').mkdir()
+  (folder / '.saving.json').write_text('{"step": 30}')
   heard = []
   with checkpoint.Checkpoints(folder, log=heard.append) as saved:
     assert saved.latest() == 20
@@ -149,6 +150,88 @@ def test_what_a_kill_leaves_is_removed_and_saved_anew(folder):
     saved.wait()
     assert saved.latest() == 30 and saved.restore(30, target()).params['a'][0, 0] == 31
   assert checkpoint.Checkpoints(folder / 'nothing').recover() is None
+
+
+def test_a_folder_that_no_save_made_is_set_aside(folder):
+  (folder / '40').mkdir()
+  (folder / '40' / 'thesis.txt').write_text('mine')
+  (folder / '050').mkdir()
+  (folder / '²').mkdir()
+  heard = []
+  with checkpoint.Checkpoints(folder, log=heard.append) as saved:
+    assert saved.recover() == 30
+    assert heard == ['checkpoint 40 has no checksums; it is renamed to 40.unfinished.']
+    (folder / '40').mkdir()
+    saved.save(40, state(), {})
+    saved.wait()
+    assert saved.latest() == 40
+  assert (folder / '40.unfinished' / 'thesis.txt').read_text() == 'mine'
+  assert {'40.unfinished-2', '050', '²'} <= {path.name for path in folder.iterdir()}
+  assert not (folder / '.saving.json').exists()
+
+
+@pytest.fixture
+def immovable(folder, monkeypatch):
+  """Checkpoint 10 cannot be removed, as one that is write-protected or open on NFS."""
+  remove = shutil.rmtree
+  def refuse(path, *args, **more):
+    if pathlib.Path(path).name.startswith('10.'):
+      raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+    remove(path, *args, **more)
+  monkeypatch.setattr(shutil, 'rmtree', refuse)
+  return folder
+
+
+def test_an_old_one_that_cannot_be_removed_is_a_warning(immovable, monkeypatch):
+  heard = []
+  with checkpoint.Checkpoints(immovable, keep=1, log=heard.append) as saved:
+    for step in (40, 50):
+      saved.save(step, state(step), {})
+      saved.wait()
+    assert saved.steps() == [50]
+  assert heard == ['checkpoint 10 could not be removed (Permission denied); it is tried again '
+                   'later.']
+  assert (immovable / '10.deleting').is_dir()
+  with checkpoint.Checkpoints(immovable, log=heard.append) as saved:
+    assert saved.recover() == 50  # steps over what it cannot remove
+  monkeypatch.undo()
+  with checkpoint.Checkpoints(immovable) as saved:
+    assert saved.recover() == 50
+  assert [path.name for path in immovable.iterdir()] == ['50']
+
+
+def test_a_checkpoint_that_is_read_is_kept_and_a_reader_that_is_gone_is_forgotten(folder):
+  with checkpoint.open_existing(folder) as reader:
+    assert reader.newest_good() == 30
+    (pin,) = folder.glob('.reading-30-*.json')
+    gone = json.loads(pin.read_text()) | {'started': '1'}
+    (folder / f'.reading-20-{"0" * 32}.json').write_text(json.dumps(gone))
+    (folder / f'.reading-10-{"0" * 32}.json').write_text('{')
+    with checkpoint.Checkpoints(folder, keep=1) as saved:
+      saved.save(40, state(40), {})
+      saved.wait()
+      assert saved.steps() == [30, 40]
+  with checkpoint.Checkpoints(folder, keep=1) as saved:
+    saved.save(50, state(50), {})
+    saved.wait()
+    assert saved.steps() == [50]
+
+
+def test_a_reader_whose_checkpoint_is_removed_reads_the_newer_one(folder):
+  tried = []
+  def read(found, step):
+    tried.append(step)
+    if step < 60:  # the run goes on, and could not be asked to keep it
+      with checkpoint.Checkpoints(folder, keep=10) as saved:
+        saved.save(step + 10, state(step + 10), {})
+      shutil.rmtree(folder / str(step))
+    return float(found.restore_params(step, target().params)['a'][0, 0])
+  assert checkpoint.read_newest(folder, read) == 60
+  assert tried == [30, 40, 50, 60]
+  def broken(found, step):
+    raise ValueError('not because of the disk')
+  with pytest.raises(ValueError, match='not because'):
+    checkpoint.read_newest(folder, broken)
 
 
 def test_an_older_one_without_its_seal_is_set_aside(folder):
@@ -233,9 +316,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
   assert 'quota of the disk' in str(files.cannot_write('x', wrapped))
   assert files.system_code(ValueError('shape')) == 0
   (tmp_path / metrics.FILE).symlink_to('/dev/full')
-  writer = metrics.Writer.__new__(metrics.Writer)  # a file that is opened, then full
-  writer.path, writer._sinks = tmp_path / metrics.FILE, []
-  writer._file = writer.path.open('a')
+  writer = metrics.Writer(tmp_path, tensorboard=False)
   with pytest.raises(UserError, match='metrics.jsonl could not be written: the disk is full'):
     writer.write(1, {'loss': 2.0})
 
@@ -247,7 +328,7 @@ def test_text_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
   def refuse(*_):
     raise OSError(errno.ENOSPC, 'No space left on device')
   monkeypatch.setattr(files.os, 'replace', refuse)
-  with pytest.raises(UserError, match='disk is full; older checkpoints are intact'):
+  with pytest.raises(UserError, match='disk is full; free some space, then run'):
     files.write_text(path, 'new')
   assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
 

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+import threading
 import types
 
 import numpy as np
@@ -62,14 +63,46 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
   assert steps(tmp_path) == [1, 2]
 
 
-@pytest.mark.parametrize('line', ['hello', '[1]', '{"loss": 1}'])
-def test_a_foreign_file_is_named_and_kept(tmp_path, line):
+@pytest.mark.parametrize('line', ['hello', '[1]', '{"loss": 1}', '[' * 100_000, '{"step": "1"}'])
+def test_a_foreign_file_is_named_and_kept_and_a_damaged_line_is_left_out(tmp_path, line, caplog):
   path = tmp_path / 'metrics.jsonl'
-  path.write_text('{"step": 1}\n' + line + '\n')
-  with pytest.raises(UserError, match='line 2'):
-    metrics.Writer(tmp_path, step=0)
-  assert path.read_text().endswith(line + '\n')
+  path.write_text(line + '\n')
+  for read in (lambda: metrics.Writer(tmp_path, step=0), lambda: metrics.Writer(tmp_path),
+               lambda: metrics.read(tmp_path)):
+    with pytest.raises(UserError, match='line 1 is .*must be a JSON object with a step'):
+      read()
+  assert path.read_text() == line + '\n'
   assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
+  path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+  assert steps(tmp_path) == [1, 2] and 'line 2 cannot be read and is left out' in caplog.text
+  with metrics.Writer(tmp_path, step=2, tensorboard=False) as writer:
+    writer.write(3, {})
+  assert steps(tmp_path) == [1, 2, 3]
+
+
+def test_two_writers_and_a_rollback_lose_no_line(tmp_path):
+  """A training, which replaces the file when it rolls back, and evaluations beside it."""
+  with metrics.Writer(tmp_path, 0, tensorboard=False) as trainer:
+    trainer.write(1, {'loss': 1})
+    with metrics.Writer(tmp_path, tensorboard=False) as other:
+      trainer.drop_after(1)
+      other.write(1, {'eval/ar': 2})  # into the new file
+    trainer.write(2, {'loss': 2})
+    def evaluate(number):
+      for _ in range(20):
+        with metrics.Writer(tmp_path, tensorboard=False) as writer:
+          writer.write(1, {f'eval/{number}': 1})
+    threads = [threading.Thread(target=evaluate, args=(number,)) for number in range(4)]
+    for thread in threads:
+      thread.start()
+    while any(thread.is_alive() for thread in threads):
+      trainer.write(3, {'loss': 3})
+      trainer.drop_after(2)
+    for thread in threads:
+      thread.join()
+  found = metrics.read(tmp_path)
+  assert [line['loss'] for line in found if 'loss' in line] == [1, 2]
+  assert sum(any(name.startswith('eval/') for name in line) for line in found) == 81
 
 
 def test_boards_are_written_when_switched_on(tmp_path):

@@ -6,7 +6,7 @@ that suggests the right one.
 """
 
 from ttt_jax.config.files import (
-    RENAMED, call, flat, from_dict, load, presets, save, to_dict, upgraded)
+    RENAMED, call, check_saved, flat, from_dict, load, presets, save, to_dict, upgraded)
 from ttt_jax.config.settings import (
     CodecConfig, Config, DataConfig, EvaluateConfig, GenerateConfig, LoraConfig, MeshConfig,
     ModelConfig, ObjectiveConfig, OptimizerConfig, ScoreConfig, Source, Stage, TrainConfig,
@@ -15,6 +15,6 @@ from ttt_jax.config.settings import (
 __all__ = [
     'RENAMED', 'CodecConfig', 'Config', 'DataConfig', 'EvaluateConfig', 'GenerateConfig',
     'LoraConfig', 'MeshConfig', 'ModelConfig', 'ObjectiveConfig', 'OptimizerConfig', 'ScoreConfig',
-    'Source', 'Stage', 'TrainConfig', 'VocabConfig', 'call', 'flat', 'from_dict', 'load', 'presets',
-    'save', 'to_dict', 'upgraded',
+    'Source', 'Stage', 'TrainConfig', 'VocabConfig', 'call', 'check_saved', 'flat', 'from_dict',
+    'load', 'presets', 'save', 'to_dict', 'upgraded',
 ]

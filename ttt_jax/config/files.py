@@ -16,7 +16,7 @@ import ml_collections
 
 from ttt_jax.config.settings import Config
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.storage import files, owned
 
 if typing.TYPE_CHECKING:
   from _typeshed import DataclassInstance
@@ -213,10 +213,17 @@ def _from_json(file: pathlib.Path) -> dict[str, Any]:
                     'wrote, or a Python file with get_config().') from error
 
 
+def check_saved(workdir: str | os.PathLike) -> None:
+  """UserError if workdir/config.json is another program's: ``save`` would replace it."""
+  owned.check_json(pathlib.Path(workdir) / 'config.json', 'model', 'data', 'train')
+
+
 def save(config: Config, workdir: str | os.PathLike) -> None:
   """Write the resolved config to workdir/config.json, by rename."""
   folder = pathlib.Path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
+  check_saved(folder)
+  with files.writing(folder):
+    files.make_folder(folder)
   files.write_text(folder / 'config.json', json.dumps(to_dict(config), indent=2) + '\n')
 
 

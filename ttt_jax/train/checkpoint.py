@@ -9,7 +9,8 @@ Evaluation, generation and export read params/ and verify nothing else: with Ada
 of the bytes. Version 0.1 wrote all of it into one folder, state/, which is still read.
 
   40, 60               complete; a restore takes the newest
-  60                   without its checksums: the run was killed while writing; removed at start
+  60                   without its checksums: removed at start if a run began to save it, else
+                       renamed to 60.unfinished
   80.orbax-...-tmp     not committed by Orbax; removed at start
   20.damaged           corrupt, renamed so that it is not tried again
 
@@ -17,14 +18,14 @@ Old checkpoints are removed here and not by Orbax: a checkpoint may replace olde
 its checksums are written, which is after Orbax has finished with it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent import futures
 import logging
 import math
 import pathlib
 import shutil
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -38,12 +39,15 @@ from ttt_jax.model.transformer import Params
 from ttt_jax.storage import files
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import checksums, state as train_state
+from ttt_jax.train.checkpoint_folders import Folders
 from ttt_jax.train.state import TrainState
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar('_T')
 _PARAMS, _OPTIMIZER = 'params', 'optimizer'  # Orbax checkpointables, one folder each
 _STATE = 'state'      # the single checkpointable of version 0.1
 _QUIET_POLLS = 10     # every 50 ms without new files, after which a failed save has stopped writing
+_TRIES = 20           # of a reader whose checkpoint is removed while it is read
 _MESSAGE_BYTES = 400  # of an error that one process sends to the others
 
 
@@ -72,6 +76,7 @@ class Checkpoints:
     self.bytes_verified = 0  # read by this process to compare checksums
     self._keep, self._keep_every, self._keep_best = keep, keep_every, keep_best
     self._log, self._verify = log, verify
+    self._folders = Folders(self.directory, log)
     self._process, self._processes = jax.process_index(), jax.process_count()
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='checksums')
     self._pending: tuple[int, futures.Future] | None = None
@@ -89,13 +94,14 @@ class Checkpoints:
       if finish:
         self.wait()
     finally:
+      self._folders.unpin()
       self._pool.shutdown(wait=False)
 
   # -- listing and choosing ---------------------------------------------------------------
 
   def steps(self) -> list[int]:
     """The steps of all complete checkpoints, ascending; their files are not read."""
-    return [step for step in self._committed() if checksums.is_complete(self._path(step))]
+    return [step for step in self._folders.steps() if checksums.is_complete(self._path(step))]
 
   def latest(self) -> int | None:
     """The newest complete step, or None; its files are not read."""
@@ -104,12 +110,17 @@ class Checkpoints:
   def newest_good(self) -> int:
     """The newest complete step whose parameters are intact: for evaluation, generation, export.
 
-    Files that hold no parameters are not verified.
+    Files that hold no parameters are not verified. A run that goes on keeps the checkpoint until
+    this object is closed, if it can be asked to; see ``read_newest``.
 
     Raises:
       UserError: there is none.
     """
-    step = self._first_good(lambda _: True, set_aside=False, params_only=True)
+    for _ in range(_TRIES):
+      before = self.steps()
+      step = self._first_good(lambda _: True, set_aside=False, params_only=True)
+      if step is not None or self._processes > 1 or self.steps() == before:
+        break
     if step is None:
       raise UserError(f'no checkpoint in {self.directory} is intact; copy a good one there, or '
                       'train again.')
@@ -127,8 +138,7 @@ class Checkpoints:
     if self._process == 0:
       self._tidy()
     step = self._first_good(lambda _: True, set_aside=True)
-    damaged = sorted(self.directory.glob('*.damaged*')) if self.directory.is_dir() else []
-    if _from_process_0(step is None and bool(damaged)):
+    if _from_process_0(step is None and self._folders.damaged()):
       raise UserError(f'all checkpoints in {self.directory} are corrupt; copy a good one there, or '
                       'remove the folder to start from scratch.')
     return step
@@ -142,16 +152,30 @@ class Checkpoints:
     """The newest step whose files are intact and whose metadata are ``wanted``."""
     candidates = iter(sorted(self.steps(), reverse=True) if self._process == 0 else ())
     while (step := _from_process_0(next(candidates, -1))) >= 0:
+      if params_only and self._process == 0:
+        self._folders.pin(step)
       problem = self._problem(step, params_only)
       if not problem:
-        if wanted(checksums.read_metadata(self._path(step))):
+        metadata = self._metadata(step)
+        if metadata is not None and wanted(metadata):
           self._set_last_good(step)
           return step
         continue
+      if not set_aside and not self._path(step).exists():
+        continue  # the run has removed it meanwhile
       self._log(f'checkpoint {step} is corrupt: {problem}; trying the next older one.')
       if set_aside and self._process == 0:
-        self._set_aside(step)
+        self._folders.set_aside(step, 'damaged')
     return None
+
+  def _metadata(self, step: int) -> dict[str, Any] | None:
+    """What is stored beside the arrays; None if the checkpoint was removed meanwhile."""
+    try:
+      return checksums.read_metadata(self._path(step))
+    except checksums.CorruptCheckpoint:
+      if self._path(step).exists():
+        raise
+      return None
 
   def _problem(self, step: int, params_only: bool) -> str:
     """What is wrong with a checkpoint, the same on all processes; '' if it is intact."""
@@ -172,12 +196,10 @@ class Checkpoints:
                 '')
 
   def _set_last_good(self, step: int) -> None:
-    self.last_good = step, (self._path(step) / checksums.SEAL).stat().st_mtime
-
-  def _committed(self) -> list[int]:
-    if not self.directory.is_dir():
-      return []
-    return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+    try:
+      self.last_good = step, (self._path(step) / checksums.SEAL).stat().st_mtime
+    except FileNotFoundError:  # a reader's, which the run has removed
+      self.last_good = None
 
   def _path(self, step: int) -> pathlib.Path:
     return self.directory / str(step)
@@ -187,56 +209,44 @@ class Checkpoints:
   def _tidy(self) -> None:
     """Remove what a killed run left unfinished. Only the newest checkpoint can be: an older one
     without checksums once had them, so it is corrupt."""
-    for path in self._leftovers():
-      shutil.rmtree(path)
-    committed = self._committed()
+    folders, began = self._folders, self._folders.saving()
+    folders.remove_leftovers()
+    committed = folders.steps()
     for step in committed:
       if checksums.is_complete(self._path(step)):
         continue
-      if step == committed[-1]:
+      if step == began:
         self._log(f'checkpoint {step} is unfinished and is removed.')
-        self._remove(step)
+        folders.remove(step)
+      elif step == committed[-1]:
+        self._log(f'checkpoint {step} has no checksums; it is renamed to {step}.unfinished.')
+        folders.set_aside(step, 'unfinished')
       else:
         self._log(f'checkpoint {step} is corrupt: {self._path(step) / checksums.SEAL} or its sums '
                   'are missing.')
-        self._set_aside(step)
-
-  def _leftovers(self, step: int | None = None) -> Iterator[pathlib.Path]:
-    """Temporary folders, of one step or of all."""
-    prefix = '*' if step is None else str(step)
-    for pattern in (f'{prefix}.orbax-checkpoint-tmp*', f'{prefix}.deleting'):
-      yield from self.directory.glob(pattern)
-
-  def _set_aside(self, step: int) -> None:
-    names = [f'{step}.damaged', *(f'{step}.damaged-{number}' for number in range(2, 1000))]
-    free = next(name for name in names if not (self.directory / name).exists())
-    self._path(step).rename(self.directory / free)
-
-  def _remove(self, step: int) -> None:
-    """Rename first, so that a folder that is half removed is not taken for a checkpoint."""
-    deleting = self.directory / f'{step}.deleting'
-    shutil.rmtree(deleting, ignore_errors=True)
-    self._path(step).rename(deleting)
-    shutil.rmtree(deleting)
+        folders.set_aside(step, 'damaged')
+    folders.done()
 
   def _apply_retention(self) -> None:
-    """Remove the complete checkpoints that no rule keeps."""
+    """Remove the complete checkpoints that no rule keeps and nobody reads."""
+    self._folders.remove_leftovers()  # those that could not be removed before
     metadata = {}
     for step in self.steps():
       try:
         metadata[step] = checksums.read_metadata(self._path(step))
       except checksums.CorruptCheckpoint:
         continue  # not ours to delete: its arrays may still be readable
-    for step in set(metadata) - kept(metadata, self._keep, self._keep_every, self._keep_best):
-      self._remove(step)
+    wanted = kept(metadata, self._keep, self._keep_every, self._keep_best)
+    for step in sorted(set(metadata) - wanted - self._folders.pinned()):
+      self._folders.remove(step)
 
   def drop_after(self, step: int) -> None:
     """Remove all checkpoints newer than ``step``, to which the run has rolled back."""
     self.wait()
     if self._process == 0:
-      for newer in self._committed():
+      for newer in self._folders.steps():
         if newer > step:
-          self._remove(newer)
+          self._folders.remove(newer)
     _from_process_0(0)  # a barrier: the others wait here
 
   # -- saving -----------------------------------------------------------------------------
@@ -259,6 +269,10 @@ class Checkpoints:
     metadata = {'meta': meta, 'clean': clean, 'scores': dict(scores or {}), 'saved': time.time()}
     try:
       self.directory.mkdir(parents=True, exist_ok=True)
+      if self._process == 0:
+        if self._path(step).exists() and not checksums.is_complete(self._path(step)):
+          self._folders.set_aside(step, 'unfinished')  # not of this run: it would be replaced
+        self._folders.begin(step)
       items = {_PARAMS: state.params}
       if state.opt_state is not None:
         items[_OPTIMIZER] = {'step': state.step, 'opt_state': state.opt_state}
@@ -280,18 +294,25 @@ class Checkpoints:
       if not done:
         self._remove_unfinished(step)
     if self._process == 0:
+      self._folders.done()
       self._set_last_good(step)
-      self._apply_retention()
+      try:
+        self._apply_retention()
+      except OSError as error:  # the checkpoint is complete: this is not worth a run
+        self._log(f'old checkpoints could not be removed ({error}); it is tried again later.')
 
   def _remove_unfinished(self, step: int) -> None:
     """Remove a failed save. Other tasks of Orbax may still be writing, so this repeats until no
     new files appear."""
     quiet = 0
     while self._process == 0 and quiet < _QUIET_POLLS:
-      found = [path for path in (*self._leftovers(step), self._path(step)) if path.exists()]
+      found = [path for path in (*self._folders.leftovers(step), self._path(step))
+               if path.exists()]
       for path in found:
         shutil.rmtree(path, ignore_errors=True)
-      quiet = 0 if found else quiet + 1
+      # What cannot be removed is left: the next start tries again.
+      removed = [path for path in found if not path.exists()]
+      quiet = 0 if removed else quiet + 1
       time.sleep(0.05)
 
   def saving(self) -> bool:
@@ -318,7 +339,8 @@ class Checkpoints:
 
   def _as_user_error(self, step: int, error: BaseException) -> BaseException:
     if not isinstance(error, UserError) and files.system_code(error):
-      return files.cannot_write(f'checkpoint {self._path(step)}', error)
+      return files.cannot_write(f'checkpoint {self._path(step)}', error,
+                                'older checkpoints are intact')
     return error
 
   # -- reading ----------------------------------------------------------------------------
@@ -416,6 +438,32 @@ def kept(metadata: Mapping[int, Mapping[str, Any]], keep: int, keep_every: int,
   scores = {step: note['scores'][keep_best] for step, note in metadata.items()
             if math.isfinite(note['scores'].get(keep_best, math.nan))}
   return out | ({min(scores, key=lambda step: (scores[step], step))} if scores else set())
+
+
+def read_newest(directory: str | pathlib.Path, read: Callable[['Checkpoints', int], _T],
+                verify: str = 'checksums') -> _T:
+  """``read(checkpoints, step)`` of the newest intact checkpoint under ``directory``.
+
+  A run that goes on may remove the checkpoint meanwhile: then the next newest one is read.
+
+  Args:
+    directory: workdir/checkpoints.
+    read: reads the parameters of a step.
+    verify: as in ``Checkpoints``.
+
+  Raises:
+    UserError: there is no checkpoint, or none is intact.
+  """
+  for attempt in range(1, _TRIES + 1):
+    with open_existing(directory, verify) as checkpoints:
+      step = checkpoints.newest_good()
+      try:
+        return read(checkpoints, step)
+      except Exception:
+        if attempt == _TRIES or jax.process_count() > 1 or step in checkpoints.steps():
+          raise
+    _LOG.warning('checkpoint %d was removed while it was read; reading the newest one.', step)
+  raise AssertionError('unreachable')
 
 
 def _write_options(items: dict[str, Any]) -> ocp.Context:

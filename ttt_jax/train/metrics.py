@@ -45,6 +45,7 @@ A number that is not finite is written as null, because JSON has no NaN, and rea
 from collections.abc import Callable, Mapping
 import importlib
 import json
+import logging
 import math
 import os
 import pathlib
@@ -55,14 +56,18 @@ import uuid
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 
+_LOG = logging.getLogger(__name__)
 FILE = 'metrics.jsonl'
+_LONGEST = 2**16  # bytes of a line; the longest of ours has a few thousand
 WANDB_RUN = 'wandb_run'  # in the workdir: the run's id at Weights & Biases, for a resume
 
 
 class Writer:
-  """Writes WORKDIR/metrics.jsonl, flushed line by line, and to TensorBoard and Weights & Biases.
+  """Writes WORKDIR/metrics.jsonl, line by line, and to TensorBoard and Weights & Biases.
 
-  Use it as a context manager, or call ``close``.
+  Lines are appended, so that several processes may write: a training and an evaluation. Only a
+  training replaces the file, when it starts or rolls back. Use it as a context manager, or call
+  ``close``.
   """
 
   def __init__(self, workdir: str | os.PathLike, step: int | None = None, *,
@@ -72,37 +77,41 @@ class Writer:
 
     Args:
       workdir: created if it does not exist.
-      step: None appends to an existing file. N >= 0: the run resumes after step N; later lines,
-        from a run that got further than its last checkpoint, are dropped, so that no step
-        appears twice. 0 is a new run and starts with an empty file.
+      step: None appends to an existing file. N >= 0: the run, which owns the workdir, resumes
+        after step N; later lines, from a run that got further than its last checkpoint, are
+        dropped, so that no step appears twice. 0 is a new run and starts with an empty file.
       tensorboard: also write WORKDIR/tensorboard.
       wandb: project at Weights & Biases, '' for none; see ``check``.
       name, settings: of the run, for Weights & Biases.
 
     Raises:
-      UserError: the existing file is malformed, or Weights & Biases reports an error.
+      UserError: the existing file holds no metrics, a disk cannot be written, or Weights & Biases
+        reports an error.
     """
     self.path = pathlib.Path(workdir) / FILE
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    if self.path.exists():
-      self._filter(lambda line: step is None or (step > 0 and line['step'] <= step))
+    with files.writing(self.path):
+      files.make_folder(self.path.parent)
+      if self.path.is_file():
+        _check_kind(self.path)
+    if step is not None and self.path.is_file():
+      self._filter(lambda line: step > 0 and line['step'] <= step)
     self._sinks: list[_TensorBoard | _WeightsAndBiases] = []
     if tensorboard:
       self._sinks.append(_TensorBoard(self.path.parent, step))
     if wandb:
       self._sinks.append(_WeightsAndBiases(self.path.parent, step, wandb, name, settings))
-    self._file = self.path.open('a', encoding='utf-8')
+    self._file = files.Appender(self.path)
 
   def _filter(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-    kept = [line for line in read(self.path) if wanted(line)]
-    files.write_text(self.path, ''.join(_line(line) for line in kept))
+    """Replace the file; who appends to it meanwhile waits, and then appends to the new one."""
+    with files.writing(self.path), self.path.open('r+b') as old, files.locked(old):
+      kept = [line for line in read(self.path) if wanted(line)]
+      files.write_text(self.path, ''.join(_line(line) for line in kept))
 
   def drop_after(self, step: int) -> None:
     """Drop the lines after ``step``, to which the run has rolled back. TensorBoard and Weights &
     Biases keep theirs and show both curves."""
-    self._file.close()
     self._filter(lambda line: line['step'] <= step)
-    self._file = self.path.open('a', encoding='utf-8')
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Add one line.
@@ -117,19 +126,13 @@ class Writer:
     assert not {'step', 'time'} & set(values), values
     numbers = {name: float(value) for name, value in values.items()}
     now = time.time()
-    try:
-      self._file.write(_line({'step': int(step), 'time': round(now, 3), **numbers}))
-      self._file.flush()
-    except OSError as error:
-      raise files.cannot_write(self.path, error) from error
+    self._file.write(_line({'step': int(step), 'time': round(now, 3), **numbers}))
     for sink in self._sinks:
       sink.write(int(step), now, numbers)
 
   def close(self) -> None:
     try:
       self._file.close()
-    except OSError as error:  # closing flushes what the disk had no room for
-      raise files.cannot_write(self.path, error) from error
     finally:
       for sink in self._sinks:
         sink.close()
@@ -183,7 +186,7 @@ class _WeightsAndBiases:
     wandb = _import_wandb(project)
     known = workdir / WANDB_RUN
     if step == 0 or not known.is_file():
-      known.write_text(uuid.uuid4().hex[:8] + '\n', encoding='utf-8')
+      files.write_text(known, uuid.uuid4().hex[:8] + '\n')
     try:
       self._run = wandb.init(
           project=project, dir=str(workdir), id=known.read_text(encoding='utf-8').strip(),
@@ -231,24 +234,58 @@ def read(path: str | os.PathLike) -> list[dict[str, float]]:
 
   Returns:
     A dict per line: 'step' (int), 'time' (seconds since the epoch) and the metrics. A last line
-    without a line break was cut off by a crash and is ignored.
+    without a line break was cut off by a crash and is ignored; other damaged lines are left out
+    with a warning.
 
   Raises:
-    UserError: no such file, or a line that is not a JSON object with a step.
+    UserError: no such file, or none of its lines is a JSON object with a step.
   """
   path = pathlib.Path(path)
   if path.is_dir():
     path = path / FILE
   if not path.is_file():
     raise UserError(f'metrics file {path} does not exist; `ttt-jax train` writes it.')
-  lines = path.read_text(encoding='utf-8').split('\n')
-  out = []
-  for number, line in enumerate(lines[:-1], 1):
-    try:
-      values = json.loads(line)
-      out.append({name: math.nan if value is None else value for name, value in values.items()})
-      out[-1]['step']
-    except (ValueError, AttributeError, KeyError) as error:
-      raise UserError(f'metrics file {path}, line {number} is {line[:60]!r}; it must be a JSON '
-                      'object with a step.') from error
-  return out
+  try:
+    *lines, _ = path.read_text(encoding='utf-8', errors='replace').split('\n')
+  except OSError as error:
+    raise UserError(f'metrics file {path} cannot be read: {error.strerror}.') from error
+  found = [_parsed(line) for line in lines]
+  damaged = [number for number, (line, values) in enumerate(zip(lines, found), 1)
+             if values is None and line.strip()]
+  if damaged and not any(found):
+    raise _foreign(path, damaged[0], lines[damaged[0] - 1])
+  if damaged:
+    _LOG.warning('metrics file %s: line %d%s cannot be read and is left out.', path, damaged[0],
+                 f' and {len(damaged) - 1} more' if len(damaged) > 1 else '')
+  return [values for values in found if values]
+
+
+def _parsed(line: str) -> dict[str, float] | None:
+  """The values of a line; None if it is not one."""
+  try:
+    values = json.loads(line)
+    numbers = {name: math.nan if value is None else value for name, value in values.items()}
+  except (ValueError, AttributeError, RecursionError):
+    return None
+  right = (type(numbers.get('step')) is int and all(
+      isinstance(value, (int, float)) for value in numbers.values()))
+  return numbers if right else None
+
+
+def _check_kind(path: pathlib.Path) -> None:
+  """UserError if a file's first whole line belongs to another program: it must not be replaced."""
+  with path.open('rb') as file:
+    while line := file.readline(_LONGEST):
+      text = line.decode(errors='replace')
+      if not text.strip('\0 \r\n\t'):
+        continue
+      whole = text.endswith('\n') or len(line) == _LONGEST
+      if whole and _parsed(text) is None and not any(
+          _parsed(other.decode(errors='replace')) for other in file):
+        raise _foreign(path, 1, text)
+      return
+
+
+def _foreign(path: pathlib.Path, number: int, line: str) -> UserError:
+  return UserError(f'metrics file {path}, line {number} is {line.strip()[:60]!r}; it must be a '
+                   'JSON object with a step; move the file, or use another workdir.')

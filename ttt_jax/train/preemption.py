@@ -18,9 +18,11 @@ class Stop:
       exit_now: ends the process at once; called for a run that is stuck.
     """
     self.level = NONE
+    self.requested = False  # whether ``request`` was called: the run will save and exit
     self.agreed = NONE
     self.exit_now = exit_now
 
   def request(self, level: int) -> None:
     """Request a stop; safe in a signal handler."""
     self.level = max(self.level, level)
+    self.requested = True

@@ -13,6 +13,7 @@
   process_count          processes of the run
 """
 
+from collections.abc import Callable
 import json
 import logging
 import os
@@ -34,7 +35,10 @@ class Status:
   """Writes the file; on processes other than 0 it only logs events. A context manager, which
   records an exception as the end of the run."""
 
-  def __init__(self, workdir: str | os.PathLike, steps: int, process: int, processes: int):
+  def __init__(self, workdir: str | os.PathLike, steps: int, process: int, processes: int,
+               check: Callable[[], None] = lambda: None):
+    """``check`` is called before each write; it raises UserError if this run may not write."""
+    self._check = check
     self._path = pathlib.Path(workdir) / FILE
     self._writes = process == 0
     self._lock = threading.RLock()  # the watchdog writes from its own thread
@@ -55,13 +59,15 @@ class Status:
     """Change some fields and write.
 
     Raises:
-      UserError: the disk is full.
+      UserError: it cannot be written.
     """
     assert set(values) <= set(self._values), values
     with self._lock:
       self._values |= values
       if self._writes:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._check()
+        with files.writing(self._path):
+          files.make_folder(self._path.parent)
         self._values['time'] = round(time.time(), 3)
         files.write_text(self._path, json.dumps(self._values, indent=1) + '\n')
 

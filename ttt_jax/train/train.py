@@ -12,7 +12,7 @@ from ttt_jax.data import loader, store
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
 from ttt_jax.train import (
-    checkpoint, fault_injection, metrics, optimizer as optimizers, preemption, restore,
+    checkpoint, fault_injection, metrics, optimizer as optimizers, ownership, preemption, restore,
     state as train_state, status_file, telemetry, watchdog)
 from ttt_jax.train.loop import Loop, RunProgress, TrainContext, TrainSetup
 from ttt_jax.train.validation import Validator
@@ -67,11 +67,13 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
                      optimizers.make(config.optimizer, config.train.steps))
   batches = loader.Loader(data_dir, config.data, config.train.batch_size, config.seed, vocab,
                           jax.process_index(), jax.process_count())
-  status = status_file.Status(workdir, config.train.steps, jax.process_index(), jax.process_count())
   settings = config.train
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
-    enter(status)
+    config_lib.check_saved(workdir)
+    check = enter(ownership.owned(workdir, lambda: stop is not None and stop.requested))
+    status = enter(status_file.Status(workdir, config.train.steps, jax.process_index(),
+                                      jax.process_count(), check))
     dog = enter(watchdog.Watchdog(settings.stuck_minutes, workdir, jax.process_index(),
                                   lambda text: _stuck(text, settings.stuck_exit, status, stop)))
     checkpoints = enter(checkpoint.Checkpoints(
@@ -103,8 +105,9 @@ def _start(setup: TrainSetup, checkpoints: checkpoint.Checkpoints, batches: load
     clock.resume(meta['seconds'])
     return state, RunProgress(**meta['progress'])
   if config.train.init_from:
-    with checkpoint.open_existing(config.train.init_from, config.train.verify) as source:
-      params = restore.load(source, source.newest_good(), model, setup.target.params, config.seed)
+    params = checkpoint.read_newest(
+        config.train.init_from, lambda source, step: restore.load(
+            source, step, model, setup.target.params, config.seed), config.train.verify)
     return train_state.begin(params, optimizer, setup.target), RunProgress()
   return train_state.init_sharded(model, optimizer, setup.mesh, config.seed), RunProgress()
 

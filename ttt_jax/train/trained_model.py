@@ -76,10 +76,13 @@ def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float3
   model = Model(config.model, vocab.size)
   mesh = mesh or train_state.reading_mesh(model, config.mesh)
   target = train_state.abstract_params(model, mesh)
-  with checkpoint.open_existing(workdir / 'checkpoints', config.train.verify) as checkpoints:
-    step = checkpoints.newest_good()
+
+  def read(checkpoints: checkpoint.Checkpoints, step: int) -> tuple[int, Params]:
     checkpoints.check_vocabulary(step, vocab)
     wanted = restore.retyped(target, dtype or restore.dtype(checkpoints, step))
     params = restore.load(checkpoints, step, model, wanted, config.seed)
-  return TrainedModel(config, step, model, jax.block_until_ready(params), vocab, tokenizer,
+    return step, jax.block_until_ready(params)
+
+  step, params = checkpoint.read_newest(workdir / 'checkpoints', read, config.train.verify)
+  return TrainedModel(config, step, model, params, vocab, tokenizer,
                       codecs.load(data_dir / 'codec'), data_dir)
