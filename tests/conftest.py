@@ -4,6 +4,7 @@ import collections
 import os
 import pathlib
 import signal
+import tempfile
 
 # A shell starts its background jobs with SIGINT ignored, and so would be all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -25,6 +26,9 @@ CACHE = pathlib.Path(os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
                                            os.path.expanduser('~/.cache/ttt_jax_tests')))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(2 * 2**30))
+
+# Names of the user's classes are kept per account: tests have an account of their own.
+os.environ['XDG_CONFIG_HOME'] = tempfile.mkdtemp(prefix='ttt_jax_tests-')
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

@@ -9,7 +9,6 @@ encode and decode (docs/data.md has an example).
 
 import abc
 import difflib
-import importlib
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ import numpy as np
 
 from ttt_jax.audio import io
 from ttt_jax.audio.streaming import Stream
-from ttt_jax.config import CodecConfig
+from ttt_jax.config import CodecConfig, user_classes
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 
@@ -42,6 +41,7 @@ class Codec(abc.ABC):
     silence: codes of one patch of silence; () if the codec has no such patch.
     group: codes of the same moment, one per codebook; 1 for a single codebook.
     own_devices: encode_many uses all accelerators or cores by itself, so one process calls it.
+    class_settings: keys of ``settings`` that name classes, 'module:Class'.
     at_once: recordings per job of `prepare`; more fill batches better, but an interrupted run
       repeats more work.
   """
@@ -52,6 +52,7 @@ class Codec(abc.ABC):
   silence: tuple[int, ...] = ()
   group: int = 1
   own_devices: bool = False
+  class_settings: tuple[str, ...] = ()
   at_once: int = 256
 
   @property
@@ -171,12 +172,7 @@ def _class_of(kind: str, where: str) -> type[Codec]:
     hint = f'did you mean {close[0]!r}?' if close else (
         "use 'mel', 'codec2', 'glm4_voice' or 'module:Class'.")
     raise UserError(f'{where} is {kind!r}, which is not a known codec; {hint}')
-  module_name, _, class_name = _BUILT_IN.get(kind, kind).partition(':')
-  try:
-    cls = getattr(importlib.import_module(module_name), class_name)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise UserError(f'{where} is {kind!r}, which cannot be imported: {error}; the module\'s '
-                    'folder must be on PYTHONPATH.') from error
+  cls = user_classes.load(_BUILT_IN.get(kind, kind), where, 'codec.name', imported=True)
   if not (isinstance(cls, type) and issubclass(cls, Codec)):
     raise UserError(f'{where} is {kind!r}, which is not a subclass of ttt_jax.audio.codec.Codec.')
   if missing := sorted(cls.__abstractmethods__):
@@ -229,11 +225,15 @@ def planned_codebook_size(config: CodecConfig) -> int:
   return _class_of(config.name, 'config key codec.name').planned_codebook_size(config)
 
 
-def load(directory: str | os.PathLike) -> Codec:
+def load(directory: str | os.PathLike, config: CodecConfig | None = None) -> Codec:
   """The codec saved in a directory.
 
+  Args:
+    directory: with codec.json; it may come from elsewhere.
+    config: names the user's own classes; others are not imported, see config/user_classes.py.
+
   Raises:
-    UserError: no codec there, or files of different codecs.
+    UserError: no codec there, files of different codecs, or a class that the user did not name.
   """
   directory = pathlib.Path(directory)
   path = directory / FILE
@@ -246,7 +246,11 @@ def load(directory: str | os.PathLike) -> Codec:
     if names:
       with np.load(directory / 'codec.npz') as file:
         arrays = {key: file[key] for key in names}
-    codec = _complete(_class_of(kind, f'"kind" in {path}').restore(saved['settings'], arrays))
+    named = user_classes.given(config) if config else ()
+    mark = lambda text: text if text in named else user_classes.Stored(text)
+    cls, settings = _class_of(mark(kind), f'"kind" in {path}'), dict(saved['settings'])
+    settings |= {key: mark(settings[key]) for key in cls.class_settings if key in settings}
+    codec = _complete(cls.restore(settings, arrays))
   except UserError:
     raise
   except (OSError, ValueError, KeyError, TypeError, EOFError) as error:

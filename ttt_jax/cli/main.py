@@ -14,6 +14,7 @@ import sys
 
 from ttt_jax import config as config_lib
 from ttt_jax.cli import cluster, generate, inspect, plan, runs, train as cli_train, weights
+from ttt_jax.config import user_classes
 from ttt_jax.errors import UserError
 from ttt_jax.system import exit_codes
 
@@ -185,6 +186,12 @@ def _keep_freed_memory() -> None:
 
 
 def _load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_lib.Config:
+  config = _read_config(args, overrides)
+  user_classes.remember(config.codec)
+  return config
+
+
+def _read_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_lib.Config:
   if args.verb == 'plan':
     return plan.load_config(args, overrides)
   if args.config:

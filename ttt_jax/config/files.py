@@ -14,6 +14,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import ml_collections
 
+from ttt_jax.config import user_classes
 from ttt_jax.config.settings import Config
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files, owned
@@ -122,7 +123,8 @@ def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Co
 
   Args:
     path: a Python file with ``get_config() -> ml_collections.ConfigDict`` (or a dict), or a
-      config.json that ``save`` wrote.
+      config.json that ``save`` wrote, whose classes are imported only if the user gave their
+      names (user_classes.py).
     overrides: dotted key -> text, e.g. {'model.num_layers': '4'}; text is read as a Python
       literal where the key's type is not str.
 
@@ -155,7 +157,8 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
   file = pathlib.Path(path)
   if not file.is_file():
     raise UserError(f'config file {path} does not exist.')
-  values = _from_json(file) if file.suffix == '.json' else _from_python(file)
+  values = (user_classes.as_stored(_from_json(file)) if file.suffix == '.json'
+            else _from_python(file))
   return values, values.pop('presets', {})
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec
+from ttt_jax.config import CodecConfig
 from ttt_jax.data.records import readers
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
@@ -57,7 +58,7 @@ def _save_codec(codec: Codec, directory: pathlib.Path) -> None:
   from ttt_jax.audio import codec as codecs
   saved = directory / 'codec'
   if (saved / codecs.FILE).is_file():
-    found = codecs.load(saved).name
+    found = codecs.load(saved, CodecConfig(codecs.kind_of(type(codec)))).name
     if found != codec.name:
       raise UserError(f'{saved} holds the codec {found}, not {codec.name}; write to another '
                       'directory.')

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import Any, Callable
 
-from ttt_jax.config import Config, to_dict
+from ttt_jax.config import Config, to_dict, user_classes
 from ttt_jax.errors import UserError
 from ttt_jax.system.hardware import Topology
 
@@ -29,7 +29,7 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
         'remat': remat, 'workdir': None if workdir is None else str(workdir)}), encoding='utf-8')
     with log.open('wb') as errors, subprocess.Popen(
         [sys.executable, '-m', 'ttt_jax.plan.planner', str(request), str(answer)],
-        stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()) as child:
+        stdout=subprocess.PIPE, stderr=errors, text=True, env=environment(config)) as child:
       assert child.stdout is not None  # a pipe
       try:
         for line in child.stdout:
@@ -45,13 +45,17 @@ def plan(config: Config, topology: Topology, remat: str | None = None,
   return result
 
 
-def environment() -> dict[str, str]:
+def environment(config: Config | None = None) -> dict[str, str]:
   """The child's environment: JAX on the CPU, and a libtpu that does not look for a TPU. Compiler
-  flags for TPUs are taken from LIBTPU_INIT_ARGS, as in a run."""
+  flags for TPUs are taken from LIBTPU_INIT_ARGS, as in a run. The child imports the classes that
+  the user gave in ``config``."""
   package = str(pathlib.Path(__file__).parents[2])
+  classes = [os.environ.get(user_classes.VARIABLE, ''),
+             *(user_classes.given(config.codec) if config else ())]
   path = os.pathsep.join(filter(None, [package, os.environ.get('PYTHONPATH', '')]))
   return os.environ | {
       'PYTHONPATH': path,
+      user_classes.VARIABLE: ','.join(filter(None, classes)),
       'JAX_PLATFORMS': 'cpu',
       'JAX_ENABLE_COMPILATION_CACHE': 'false',  # the compile time is reported
       'XLA_FLAGS': '',

@@ -13,7 +13,7 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 
-from ttt_jax.config import Config, from_dict
+from ttt_jax.config import Config, from_dict, user_classes
 from ttt_jax.config.settings import REMATS
 from ttt_jax.errors import UserError
 from ttt_jax.model import attention, flops, sharding
@@ -244,7 +244,7 @@ def main() -> None:
   request_file, answer_file = sys.argv[1:]
   request = json.loads(pathlib.Path(request_file).read_text(encoding='utf-8'))
   try:
-    answer = plan(from_dict(Config, request['config']),
+    answer = plan(from_dict(Config, user_classes.as_stored(request['config'])),
                   parse_topology(request['topology'], request['slices']), request['remat'],
                   request['workdir'], lambda what: print(what, flush=True))
   except UserError as error:

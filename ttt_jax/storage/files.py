@@ -296,11 +296,11 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   except FileNotFoundError:
     return {}
   except ValueError as error:
-    raise UserError(f'{path} is not JSON ({error}); delete it and run the command that writes it '
-                    'again.') from error
+    raise UserError(f'{path} is not JSON ({error}); restore it from a copy, or run the command '
+                    'that writes it again.') from error
   if not isinstance(values, dict):
-    raise UserError(f'{path} is not a JSON object; delete it and run the command that writes it '
-                    'again.')
+    raise UserError(f'{path} is not a JSON object; restore it from a copy, or run the command '
+                    'that writes it again.')
   return values
 
 

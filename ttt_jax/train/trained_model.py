@@ -85,4 +85,4 @@ def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float3
 
   step, params = checkpoint.read_newest(workdir / 'checkpoints', read, config.train.verify)
   return TrainedModel(config, step, model, params, vocab, tokenizer,
-                      codecs.load(data_dir / 'codec'), data_dir)
+                      codecs.load(data_dir / 'codec', config.codec), data_dir)

@@ -341,7 +341,8 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(corpus, tmp_path):
 
 def test_the_codec_beside_the_sources_is_read_once(corpus, tmp_path, small, monkeypatch):
   read, load = [], codecs.load
-  monkeypatch.setattr(codecs, 'load', lambda folder: read.append(folder) or load(folder))
+  monkeypatch.setattr(codecs, 'load',
+                      lambda folder, *more: read.append(folder) or load(folder, *more))
   prepare.prepare(config(corpus), tmp_path)
   assert read == [corpus / 'codec']
 

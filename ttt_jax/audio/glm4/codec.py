@@ -41,6 +41,7 @@ class Glm4Voice(Codec):
   sample_rate = decoder.RATE
   tokens_per_second = features.RATE / features.PATCH
   own_devices = True
+  class_settings = ('decoder_name',)
 
   def __init__(self, weights: str = '', decoder_name: str = '', decoder_weights: str = '',
                codes: int | None = None, digest: str = ''):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ttt_jax.config import user_classes
 from ttt_jax.errors import UserError
 
 RATE = 22_050
@@ -50,8 +51,10 @@ class Bridge:
     """int [n], n >= 1 -> float32 [m] at RATE.
 
     Raises:
-      UserError: PyTorch, the module or one of its requirements is not installed.
+      UserError: PyTorch, the module or one of its requirements is not installed, or the user did
+        not name the class.
     """
+    user_classes.check(self.name, 'config key codec.decoder', 'codec.decoder')
     try:
       import torch  # pyright: ignore[reportMissingImports]  optional, not a dependency
       if self._decoder is None:
@@ -61,7 +64,7 @@ class Bridge:
         self._decoder = make(config_path=config, flow_ckpt_path=flow, hift_ckpt_path=vocoder,
                              device='cuda' if torch.cuda.is_available() else 'cpu')
     except (ImportError, AttributeError) as error:
-      raise UserError(f'config key codec.decoder is {self.name!r}, which cannot be imported: '
+      raise UserError(f'config key codec.decoder is {str(self.name)!r}, which cannot be imported: '
                       f'{error}; it needs PyTorch and a GLM-4-Voice checkout with its requirements '
                       'on PYTHONPATH.') from error
     with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 from typing import Any, Callable, Iterator, Sequence
 
@@ -50,8 +51,8 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
   it is created from the config and, where needed, fitted on the training splits' recordings.
 
   Raises:
-    UserError: codes whose codec is unknown, two codecs in one set, too little to fit on; if
-      strict, a recording that cannot be read.
+    UserError: codes whose codec is unknown, or a class that the config does not name; two codecs
+      in one set; too little to fit on; if strict, a recording that cannot be read.
   """
   beside: dict[pathlib.Path, Codec] = {}
   for one in scans:
@@ -59,7 +60,7 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
     if directory in beside:
       continue
     if (directory / codecs.FILE).is_file() and (one.coded or not one.audio):
-      beside[directory] = codecs.load(directory)
+      beside[directory] = codecs.load(directory, config)
     elif one.coded and config.name == 'mel':
       raise UserError(f'{one.coded}: the audio is given as codes, but there is no codec in '
                       f'{directory}; save the codec that made them there.')
@@ -143,7 +144,8 @@ def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: W
 
 @functools.lru_cache(1)
 def _load(folder: str, identity: str) -> Codec:
-  return codecs.load(folder)
+  kind = json.loads(identity)['kind']  # ``choose`` may import it, and saved it there
+  return codecs.load(folder, CodecConfig(kind))
 
 
 def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _reader(config: Config, workdir: pathlib.Path, path: pathlib.Path) -> Reader
     return PreparedSet(config, workdir)
   beside = path.parent / 'codec'
   if (beside / codecs.FILE).is_file():
-    return Reader(config, codecs.load(beside))
+    return Reader(config, codecs.load(beside, config.codec))
   if config.codec.name == 'mel':
     raise UserError(f'codec mel is fitted by `ttt-jax prepare`, but there is no prepared data in '
                     f'{workdir / config.data.path}; prepare first, or use another codec.name.')

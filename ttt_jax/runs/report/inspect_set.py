@@ -61,7 +61,7 @@ class PreparedSet(Reader):
   def __init__(self, config: Config, workdir: str | os.PathLike):
     self.folder = pathlib.Path(workdir) / config.data.path
     self.manifest = store.read_manifest(self.folder)
-    super().__init__(config, codecs.load(self.folder / 'codec'),
+    super().__init__(config, codecs.load(self.folder / 'codec', config.codec),
                      Vocabulary(**self.manifest['vocabulary']))
 
   def documents(self, split: str) -> Iterator[tuple[int, Batch]]:
