@@ -148,13 +148,12 @@ class Codec(abc.ABC):
   def save(self, directory: str | os.PathLike) -> None:
     """Writes codec.json and, for a fitted codec, codec.npz; the json last, by rename."""
     directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    with files.writing(directory):
+      files.make_folder(directory)
     arrays: dict[str, Any] = self.arrays()
     if arrays:
-      temporary = directory / 'codec.npz.part'
-      with temporary.open('wb') as file:
+      with files.replacing(directory / 'codec.npz', 'wb') as file:
         np.savez_compressed(file, **arrays)
-      os.replace(temporary, directory / 'codec.npz')
     text = json.dumps({'kind': kind_of(type(self)), 'name': self.name,
                        'arrays': sorted(arrays), 'settings': self.settings()}, indent=1)
     files.write_text(directory / FILE, text + '\n')

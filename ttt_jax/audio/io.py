@@ -33,6 +33,7 @@ import numpy as np
 
 from ttt_jax.audio import containers
 from ttt_jax.errors import UserError
+from ttt_jax.storage import files
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000  # Hz; other rates mean a broken header
 _PIECE = 2**20                              # samples read at once
@@ -198,10 +199,10 @@ def write_wav(path: str | os.PathLike, waveform: np.ndarray, rate: int) -> None:
   waveform = np.asarray(waveform, np.float32)
   check_rate(rate, f'recording {path}')
   assert waveform.ndim == 1 and np.isfinite(waveform).all(), 'a waveform is finite and 1-D'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'{path.name}.part')
-  soundfile.write(temporary, np.clip(waveform, -1, 1), int(rate), 'PCM_16', format='WAV')
-  os.replace(temporary, path)
+  with files.writing(path):
+    files.make_folder(path.parent)
+  with files.replacing(path, 'w+b') as file:
+    soundfile.write(file, np.clip(waveform, -1, 1), int(rate), 'PCM_16', format='WAV')
 
 
 def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:

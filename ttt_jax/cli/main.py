@@ -16,6 +16,7 @@ from ttt_jax import config as config_lib
 from ttt_jax.cli import cluster, generate, inspect, plan, runs, train as cli_train, weights
 from ttt_jax.config import user_classes
 from ttt_jax.errors import UserError
+from ttt_jax.storage import files
 from ttt_jax.system import exit_codes
 
 PROG = 'ttt-jax'
@@ -85,6 +86,8 @@ def _build_parser() -> argparse.ArgumentParser:
                '--config.data.path=../demo/data --config.train.steps=500')
   evaluate = verb('evaluate', 'evaluate the trained model on held-out records',
                   'ttt-jax evaluate --workdir demo --config.evaluate.items=20')
+  evaluate.add_argument('--out', metavar='DIR', help='folder of evaluation.json and samples/ '
+                        '(default: the workdir, if it can be written)')
   cluster.add_flags(train)
   for sub in (train, evaluate):
     sub.add_argument('--devices', type=int, metavar='N',
@@ -210,6 +213,7 @@ def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
   from ttt_jax.data.prepare.prepare import prepare
   from ttt_jax.data.prepare.summary import table
   from ttt_jax.system.progress import Stages
+  config_lib.check_saved(args.workdir)
   with Stages() as stages:
     manifest = prepare(config, args.workdir, stages)
   config_lib.save(config, args.workdir)
@@ -219,7 +223,7 @@ def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
 def _evaluate(args: argparse.Namespace, config: config_lib.Config) -> None:
   from ttt_jax.evaluate.evaluate import evaluate
   from ttt_jax.evaluate.summary import table_text
-  print(table_text(evaluate(config, args.workdir)))
+  print(table_text(evaluate(config, args.workdir, args.out)))
 
 
 def _report(args: argparse.Namespace, config: None) -> None:
@@ -245,5 +249,10 @@ def main(argv: list[str] | None = None) -> int:
   except KeyboardInterrupt:
     print('ttt-jax: interrupted.', file=sys.stderr)
     return exit_codes.INTERRUPTED
+  except OSError as error:  # where no sentence names more than the file
+    if not error.errno or error.filename is None:
+      raise
+    print(f'ttt-jax: error: {files.cannot_use(error)}', file=sys.stderr)
+    return exit_codes.USER_ERROR
   return code or exit_codes.SUCCESS
 

@@ -9,7 +9,7 @@ import sys
 from ttt_jax import config as config_lib
 from ttt_jax.config.settings import REMATS
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.storage import files, owned
 from ttt_jax.system import hardware
 
 EXAMPLE = ('ttt-jax plan --config configs/ttt_3b.py --topology v5p:4x4x4 --remat auto '
@@ -59,11 +59,12 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
     UserError: the config does not fit the topology.
   """
   from ttt_jax.plan import child_process, summary
+  if args.json:
+    owned.check_json(args.json, 'topology', where='--json')
+    files.require_writable_file(args.json)
   topology = hardware.parse_topology(args.topology, max(config.mesh.slices, 1))
   say = lambda what: print(what, file=sys.stderr, flush=True)
   plan = child_process.plan(config, topology, args.remat, args.workdir, say)
   print(summary.text(plan))
   if args.json:
-    file = pathlib.Path(args.json)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(file, json.dumps(plan, indent=1) + '\n')
+    files.write_text(args.json, json.dumps(plan, indent=1) + '\n')

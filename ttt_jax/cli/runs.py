@@ -17,6 +17,8 @@ from ttt_jax.cli import cluster
 from ttt_jax.errors import UserError
 from ttt_jax.runs import (
     status as status_lib, supervisor, sweep as sweep_lib, sweep_runner, sweep_table)
+from ttt_jax.storage import files
+from ttt_jax.storage.lease import Lease
 
 POLL = 0.1  # seconds
 SLURM_SCRIPT = pathlib.Path(__file__).parents[2] / 'launch' / 'slurm.sh'
@@ -94,6 +96,7 @@ def _supervise(args: argparse.Namespace, config: None) -> int:
     sys.stderr.buffer.write(output)
     sys.stderr.flush()
 
+  files.require_writable(pathlib.Path(args.workdir) / supervisor.LOGS)
   names = [args.log or f'process-{_rank()}'] if args.processes == 1 else ()
   return poll_until_done(supervisor.Supervisor(commands, args.workdir, rules, names=names,
                                          say=_say, show=show))
@@ -177,6 +180,12 @@ def _sweep(args: argparse.Namespace, config: config_lib.Config) -> int | None:
     return _one_member(args, wanted, members, path, rules)
   if args.launcher == 'slurm':
     _check_queue(args.workdir)
+  config_lib.check_saved(args.workdir)
+  with Lease(args.workdir, f'workdir {args.workdir}', say=_say):
+    return _sweep_all(args, config, wanted, members, path, rules)
+
+
+def _sweep_all(args, config, wanted, members, path, rules) -> int:
   sweep_lib.write_sweep(args.workdir, wanted, members)
   code = _prepare_rows(args, config, path)
   if code:

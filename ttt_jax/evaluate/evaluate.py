@@ -7,6 +7,7 @@ of all held-out rows; documents, and answers without a question before them, are
 from concurrent import futures
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 from typing import Any
@@ -18,33 +19,50 @@ from ttt_jax.config import Config
 from ttt_jax.data import heldout
 from ttt_jax.data.records import records as record_files
 from ttt_jax.data.records.records import Record
+from ttt_jax.errors import UserError
 from ttt_jax.evaluate import metrics, summary
 from ttt_jax.evaluate.losses import losses
 from ttt_jax.evaluate.metrics import Item
 from ttt_jax.generate.engine import Engine
-from ttt_jax.storage import files, names
+from ttt_jax.storage import files, names, owned
 from ttt_jax.system.progress import Progress
 from ttt_jax.tokens import words
 from ttt_jax.train import metrics as metrics_file, trained_model
 from ttt_jax.train.trained_model import TrainedModel
 
+_LOG = logging.getLogger(__name__)
+FILE = 'evaluation.json'
+_KINDS = ('generated', 'roundtrip')  # of the waveforms of a sample
 
-def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
+
+def evaluate(config: Config, workdir: str | os.PathLike,
+             out: str | os.PathLike | None = None) -> dict[str, Any]:
   """Measure the newest checkpoint of ``workdir``.
 
   Args:
     config: evaluate and generate sections; the rest as trained.
     workdir: of the run.
+    out: folder of evaluation.json and samples/. None: the workdir, where a line is added to
+      metrics.jsonl as well; if that cannot be written, nothing is.
 
   Returns:
     What evaluation.json holds: {'step', 'summary': {metric: value}, 'table': [[label,
     value, note]], 'samples': [...]}.
+
+  Raises:
+    UserError: no trained model, or ``out`` cannot be written or holds such files of a user.
   """
   workdir = pathlib.Path(workdir)
+  folder = _place(workdir, out)
+  samples_folder = None if folder is None else _samples_folder(folder)
   run = trained_model.load(config, workdir)
   records = heldout.load_records(run.data_dir, config.evaluate.split)
   asking = [record for record in records if metrics.is_question(record)]
   picked = record_files.pick(asking, config.evaluate.items)
+  if samples_folder is not None:
+    file_names = names.FileNames()
+    samples_folder.claim(*(_sample_name(file_names.new(record.id), kind) for record in picked
+                           for kind in _KINDS))
   judge = asr_judges.create(config.evaluate.judge, config.evaluate.judge_model) if picked else None
   transcripts = _Transcripts(run, judge) if judge else None
   with futures.ThreadPoolExecutor(1) as background:
@@ -56,19 +74,58 @@ def evaluate(config: Config, workdir: str | os.PathLike) -> dict[str, Any]:
     finally:
       if transcripts:
         transcripts.stopped = True  # `listen` asks for those that are missing
-  listen(run, items, transcripts, workdir / 'samples')
+  listen(run, items, transcripts, samples_folder and samples_folder.folder)
   scores |= metrics.words(items) | metrics.lengths(items, run.codec.silence,
                                                    config.objective.mode == 'hybrid')
   if len(asking) < len(records):
     scores['records_without_question'] = len(records) - len(asking)
-  samples = [_sample(run, item) for item in items]
+  samples = [_sample(run, item, _data_place(run, folder or workdir)) for item in items]
   result = {'step': run.step, 'summary': scores, 'table': summary.rows(scores, config),
             'samples': samples}
-  files.write_text(workdir / 'evaluation.json',
-                    json.dumps(result, indent=1, ensure_ascii=False) + '\n')
-  with metrics_file.Writer(workdir) as writer:
-    writer.write(run.step, {f'eval/{name}': value for name, value in scores.items()})
+  if folder is not None and samples_folder is not None:
+    samples_folder.finish()
+    files.write_text(folder / FILE, json.dumps(result, indent=1, ensure_ascii=False) + '\n')
+    if out is None:
+      with metrics_file.Writer(workdir) as writer:
+        writer.write(run.step, {f'eval/{name}': value for name, value in scores.items()})
   return result
+
+
+def _place(workdir: pathlib.Path, out: str | os.PathLike | None) -> pathlib.Path | None:
+  """Where the results go, before the work; None if the workdir cannot be written."""
+  if out is None and not workdir.is_dir():
+    return None  # loading the model says what is missing
+  folder = workdir if out is None else pathlib.Path(out)
+  where = '--workdir' if out is None else '--out'
+  owned.check_json(folder / FILE, 'summary', 'samples', where=where)
+  try:
+    files.require_writable(folder)
+  except UserError as error:
+    if out is not None:
+      raise
+    _LOG.warning('%s The results are shown and not stored; --out DIR stores them.', error)
+    return None
+  return folder
+
+
+def _samples_folder(folder: pathlib.Path) -> owned.Output:
+  def earlier(samples: pathlib.Path) -> set[str]:
+    """Before there were markers, evaluation.json named the files."""
+    entries = files.read_json(samples.parent / FILE).get('samples', [])
+    named = [str(path) for entry in entries for path in (entry.get('audio') or {}).values()]
+    return {path.removeprefix('samples/') for path in named if path.startswith('samples/')}
+  return owned.Output(folder / 'samples', 'samples', '--out', earlier)
+
+
+def _sample_name(name: str, kind: str) -> str:
+  return f'{name}.{kind}.wav'
+
+
+def _data_place(run: TrainedModel, folder: pathlib.Path) -> str:
+  """The prepared set as evaluation.json names it, relative to ``folder`` if it can be."""
+  if (folder / run.config.data.path).is_dir():
+    return run.config.data.path
+  return str(run.data_dir.resolve())
 
 
 def answer(run: TrainedModel, records: list[Record]) -> list[Item]:
@@ -130,13 +187,12 @@ class _Transcripts:
 
 
 def listen(run: TrainedModel, items: list[Item], transcripts: _Transcripts | None,
-           folder: pathlib.Path) -> None:
+           folder: pathlib.Path | None) -> None:
   """Name every item, write its waveforms and transcribe those of ``metrics.judged``.
 
   Three kinds: 'reference' (the original voice), 'roundtrip' (the reference's codes decoded:
-  the codec's ceiling) and 'generated'.
+  the codec's ceiling) and 'generated'. A ``folder`` of None writes nothing.
   """
-  folder.mkdir(parents=True, exist_ok=True)
   file_names = names.FileNames()  # of records, whose ids may be any text, and need not differ
   with Progress(len(items), 'listen', unit='answers') as progress:
     for item in items:
@@ -146,7 +202,8 @@ def listen(run: TrainedModel, items: list[Item], transcripts: _Transcripts | Non
       for kind, codes in sounds.items():
         if len(codes):
           waveform = run.codec.sound(codes)
-          io.write_wav(folder / f'{item.name}.{kind}.wav', waveform, run.codec.sample_rate)
+          if folder is not None:
+            io.write_wav(folder / _sample_name(item.name, kind), waveform, run.codec.sample_rate)
           if transcripts and kind in judged:
             item.heard[kind] = transcripts.of_codes(codes)
       if transcripts and 'reference' in judged and source:
@@ -154,10 +211,11 @@ def listen(run: TrainedModel, items: list[Item], transcripts: _Transcripts | Non
       progress.update(1)
 
 
-def _sample(run: TrainedModel, item: Item) -> dict[str, Any]:
-  """The entry of one item in evaluation.json; paths are relative to the workdir."""
-  data = lambda source: f'{run.config.data.path}/{source}' if source else None
-  made = lambda kind, count: f'samples/{item.name}.{kind}.wav' if count else None
+def _sample(run: TrainedModel, item: Item, place: str) -> dict[str, Any]:
+  """The entry of one item in evaluation.json; paths are relative to its folder. ``place`` is the
+  prepared set."""
+  data = lambda source: f'{place}/{source}' if source else None
+  made = lambda kind, count: f'samples/{_sample_name(item.name, kind)}' if count else None
   return {
       'task': item.record.task, 'id': item.record.id,
       'question_text': ' '.join(part.text for part in item.question if part.text),

@@ -18,10 +18,12 @@ from ttt_jax.errors import UserError
 from ttt_jax.generate import live_output
 from ttt_jax.generate.engine import Engine
 from ttt_jax.generate.outputs import Answer
-from ttt_jax.storage import files
+from ttt_jax.storage import files, owned
 from ttt_jax.system.progress import Progress
 from ttt_jax.train import trained_model
 from ttt_jax.train.trained_model import TrainedModel
+
+FILE = 'answers.json'
 
 
 def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str, Any],
@@ -48,6 +50,7 @@ def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str,
   Raises:
     UserError: unreadable input, a prompt that reaches max_tokens, no trained model.
   """
+  folder = owned.Output(out, 'answers', '--out', _earlier)
   run = trained_model.load(config, workdir)
   asked = _requests(run, inputs)
   settings = config.generate
@@ -57,12 +60,26 @@ def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str,
                   prompt_audio=config.objective.prompt_audio, short_lived=not stream)
   for record in asked:
     engine.submit(run.renderer.render_prompt(record), where=f'the prompt of {record.id}')
-  out = pathlib.Path(out)
-  out.mkdir(parents=True, exist_ok=True)
-  answers = (_streamed if stream else _gathered)(run, engine, asked, out)
-  files.write_text(out / 'answers.json',
-                    json.dumps(answers, indent=1, ensure_ascii=False) + '\n')
+  folder.claim(FILE, *(_sound_name(record) for record in asked))
+  with files.writing(folder.folder):
+    answers = (_streamed if stream else _gathered)(run, engine, asked, folder.folder)
+  files.write_text(folder.folder / FILE, json.dumps(answers, indent=1, ensure_ascii=False) + '\n')
+  folder.finish()
   return answers
+
+
+def _earlier(folder: pathlib.Path) -> set[str]:
+  """The files that an answers.json proves, which was written before there were markers."""
+  try:
+    answers = json.loads((folder / FILE).read_text(encoding='utf-8'))
+    return {FILE, *(f'{answer["name"]}.wav' for answer in answers
+                    if {'ids', 'task', 'stopped'} <= answer.keys())} if answers else {FILE}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    return set()
+
+
+def _sound_name(record: Record) -> str:
+  return f'{record.id}.wav'
 
 
 def _gathered(run: TrainedModel, engine: Engine, asked: list[Record],
@@ -87,7 +104,7 @@ def _streamed(run: TrainedModel, engine: Engine, asked: list[Record],
   for event in engine.events(eager=True):
     record = asked[event.request]
     if live is None:
-      live = live_output.LiveOutput(run.codec, run.tokenizer, out / f'{record.id}.wav')
+      live = live_output.LiveOutput(run.codec, run.tokenizer, out / _sound_name(record))
       print(f'{record.id}: {_question(record)} -> ', end='', flush=True)
     if event.kind == 'text' and event.ids is not None:
       print(live.text(event.ids), end='', flush=True)
@@ -155,7 +172,7 @@ def _write_audio(run: TrainedModel, record: Record, answer: Answer,
   _, spans = run.renderer.unrender(answer.ids)
   if not spans:
     return None
-  name = f'{record.id}.wav'
+  name = _sound_name(record)
   io.write_wav(out / name, run.codec.sound(np.concatenate(spans)), run.codec.sample_rate)
   return name
 

@@ -14,7 +14,7 @@ from ttt_jax.data.records import readers, records
 from ttt_jax.data.records.records import Record
 from ttt_jax.errors import UserError
 from ttt_jax.generate import likelihood
-from ttt_jax.storage import files as atomic
+from ttt_jax.storage import files as atomic, owned
 from ttt_jax.system.progress import Progress
 from ttt_jax.train import trained_model
 from ttt_jax.train.trained_model import TrainedModel
@@ -42,6 +42,10 @@ def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
   Raises:
     UserError: no trained model, unreadable records, records without an answer.
   """
+  target = pathlib.Path(out) if out else pathlib.Path(workdir) / FILE
+  owned.check_json(target, 'records', 'profile', where='--out' if out else '--workdir')
+  if out or pathlib.Path(workdir).is_dir():
+    atomic.require_writable_file(target)
   run = trained_model.load(config, workdir)
   found = _records(run, files)
   settings = config.score
@@ -61,10 +65,8 @@ def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
        'text_tokens': score.text_tokens, 'audio_bound': score.audio_bound,
        'audio_tokens': score.audio_tokens, 'audio_error': _finite(score.audio_error)}
       for record, score in zip(found, scores)]}
-  out = pathlib.Path(out) if out else pathlib.Path(workdir) / FILE
-  out.parent.mkdir(parents=True, exist_ok=True)
   atomic.write_text(
-      out, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
+      target, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
   return result
 
 

@@ -7,7 +7,7 @@
   OUT/README.md, training.json               the model card, and its contents as JSON
 
 Everything is written to a temporary folder beside OUT, read back and compared, and renamed last,
-so OUT is complete or absent.
+so OUT is complete or absent. An export that is replaced must be ours, file by file.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.hf import import_hf, model_card, peft, qwen_config, tensor_names
 from ttt_jax.model import lora, staircase
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.storage import files, safetensors_io
+from ttt_jax.storage import files, owned, safetensors_io
 from ttt_jax.tokens import hf_tokenizer
 from ttt_jax.tokens.batch import make_row, stack
 from ttt_jax.tokens.vocab import Vocabulary
@@ -36,6 +36,8 @@ from ttt_jax.train import trained_model
 PARTS = ('merged', 'base', 'adapter')
 FACTS = 'training.json'  # its presence identifies a folder as an export
 TOLERANCE = 1e-5         # of the probe's logits, relative to the largest
+_SMALL = {FACTS, 'README.md', qwen_config.CONFIG, 'generation_config.json', 'tokenizer.json',
+          'tokenizer_config.json', safetensors_io.INDEX, peft.CONFIG}
 SHARD = 5 * 10**9        # bytes, as transformers writes them
 CODE = pathlib.Path(__file__).with_name('torch_code')
 
@@ -58,50 +60,40 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
     The contents of training.json: step, parameters, tensors, dtype, files and more.
 
   Raises:
-    UserError: no checkpoint, ``out`` is not empty, a full disk, or files that read back
-      differently from what was written.
+    UserError: no checkpoint, ``out`` is not empty, a disk that is full or cannot be written, or
+      files that read back differently from what was written.
   """
   out = pathlib.Path(out).absolute()
-  _check_target(out, overwrite)
+  building = owned.Building(out, 'an earlier export', '--out', _earlier)
+  if (out / FACTS).exists() and not overwrite:
+    raise UserError(f'{out} holds an earlier export; add --overwrite to replace it, or choose '
+                    'another --out.')
+  files.require_writable(building.target.parent)
   if part == 'adapter' and not config.model.lora.rank:
     raise UserError('config key model.lora.rank is 0, so there is no adapter to export; leave out '
                     '--part adapter.')
   run = trained_model.load(config, workdir, dtype=None)
-  temporary = out.with_name(f'.{out.name}.partial')
-  shutil.rmtree(temporary, ignore_errors=True)
-  try:
-    temporary.mkdir(parents=True)
+  with building, files.writing(out):
+    folder = building.folder
     if part == 'adapter':
-      facts = _adapter(run, pathlib.Path(workdir), temporary)
+      facts = _adapter(run, pathlib.Path(workdir), folder)
     else:
-      facts = _model(run, pathlib.Path(workdir), temporary, dtype, part, shard_bytes)
-    _write(temporary / FACTS, json.dumps(facts, indent=2))
-    _write(temporary / 'README.md', model_card.text(facts))
-    _swap(temporary, out)
-  except OSError as error:
-    raise files.cannot_write(out, error) from error
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+      facts = _model(run, pathlib.Path(workdir), folder, dtype, part, shard_bytes)
+    _write(folder / FACTS, json.dumps(facts, indent=2))
+    _write(folder / 'README.md', model_card.text(facts))
+    building.commit()
   return facts
 
 
-def _check_target(out: pathlib.Path, overwrite: bool) -> None:
-  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-    return
-  if not (out / FACTS).is_file():
-    raise UserError(f'{out} exists and is not an earlier export; choose another --out.')
-  if not overwrite:
-    raise UserError(f'{out} holds an earlier export; add --overwrite to replace it, or choose '
-                    'another --out.')
-
-
-def _swap(temporary: pathlib.Path, out: pathlib.Path) -> None:
-  old = out.with_name(f'.{out.name}.old')
-  shutil.rmtree(old, ignore_errors=True)
-  if out.exists():
-    out.rename(old)
-  temporary.rename(out)
-  shutil.rmtree(old, ignore_errors=True)
+def _earlier(folder: pathlib.Path) -> set[str]:
+  """The files of an export without a marker that its training.json proves to be ours."""
+  try:
+    facts = json.loads((folder / FACTS).read_text(encoding='utf-8'))
+    named = {str(name) for name in facts['files']} if {'step', 'part', 'dtype'} <= facts.keys(
+        ) else set()
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    return set()
+  return named and named | _SMALL | {path.name for path in CODE.glob('*.py')}
 
 
 def _write(path: pathlib.Path, text: str) -> None:

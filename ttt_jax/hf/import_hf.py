@@ -25,10 +25,10 @@ from ttt_jax.errors import UserError
 from ttt_jax.hf import peft, qwen_config, tensor_names
 from ttt_jax.model import lora, sharding
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.storage import files, safetensors_io
+from ttt_jax.storage import files, owned, safetensors_io
 from ttt_jax.system.version import git_revision, version
 from ttt_jax.tokens.vocab import Vocabulary
-from ttt_jax.train import checkpoint, state as train_state
+from ttt_jax.train import checkpoint, ownership, state as train_state
 from ttt_jax.train.loop import RunProgress
 
 ORIGIN = 'imported'     # folder in the workdir with the small files of the directory
@@ -261,7 +261,8 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
     dtype: of the checkpoint; '' = that of the directory.
 
   Raises:
-    UserError: config, data and directory do not fit together, or a file is missing or damaged.
+    UserError: config, data and directory do not fit together, a file is missing or damaged, or the
+      workdir cannot be written or is in use.
   """
   values = qwen_config.read(directory)
   workdir = pathlib.Path(workdir)
@@ -273,26 +274,32 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
   qwen_config.check_vocabulary(values, vocab, directory)
   model = Model(config.model, vocab.size)
   mesh = train_state.reading_mesh(model, config.mesh)  # the run may train on other machines
-  with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
+  config_lib.check_saved(workdir)
+  with ownership.owned(workdir), checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
     newest = checkpoints.recover()
     if newest is not None:
+      again = checkpoints.meta(newest).get('imported') or {}
+      if (newest == 0 and again.get('directory') == str(directory)
+          and not (workdir / ORIGIN / IMPORT).exists()):  # killed before the small files
+        report = Report(**again)
+        _keep_small_files(config, workdir, pathlib.Path(directory), report)
+        return report
       raise UserError(f'{checkpoints.directory} has checkpoint {newest} already; import into '
                       'another workdir, or remove that folder.')
     params, report = load(directory, model, mesh, dtype, config.seed)
     if adapter:
       params = peft.load(adapter, model, mesh, params)
+    # First the small files: once the checkpoint is complete, the import is.
+    _keep_small_files(config, workdir, pathlib.Path(directory), report)
     checkpoints.save(0, train_state.TrainState(None, params, None), _note(config, vocab, report))
     checkpoints.wait()
-  if jax.process_index() == 0:
-    _keep_small_files(pathlib.Path(directory), workdir / ORIGIN, report)
-    config_lib.save(config, workdir)
   return report
 
 
 def _check_origin(target: pathlib.Path, directory: pathlib.Path) -> None:
   """Raise UserError unless ``target`` may be replaced: an earlier import's, and not the input."""
-  if target.exists() and (directory.resolve().is_relative_to(target.resolve())
-                          or not (target / IMPORT).is_file()):
+  if target.exists() and (not target.is_dir() or directory.resolve().is_relative_to(
+      target.resolve()) or owned.foreign(target, _earlier) is not None):
     raise UserError(f'{target} would be replaced by the small files of the import, but an import '
                     'did not create it; rename it, or use another workdir.')
 
@@ -305,10 +312,27 @@ def _note(config: Config, vocab: Vocabulary, report: Report) -> dict[str, Any]:
           'imported': dataclasses.asdict(report)}
 
 
-def _keep_small_files(directory: pathlib.Path, target: pathlib.Path, report: Report) -> None:
-  """Copy the files that an export reuses: config, licence, tokenizer; and write the report."""
-  shutil.rmtree(target, ignore_errors=True)
-  target.mkdir(parents=True)
-  for path in (path for pattern in _KEPT for path in directory.glob(pattern)):
-    shutil.copyfile(path, target / path.name)
-  files.write_text(target / IMPORT, json.dumps(dataclasses.asdict(report), indent=2) + '\n')
+def _earlier(folder: pathlib.Path) -> set[str]:
+  """The files of an import without a marker, which its report proves to be ours."""
+  known = {field.name for field in dataclasses.fields(Report)}
+  try:
+    proven = known <= json.loads((folder / IMPORT).read_text(encoding='utf-8')).keys()
+  except (OSError, ValueError, AttributeError, RecursionError):
+    return set()
+  return {IMPORT, *(path.name for pattern in _KEPT for path in folder.glob(pattern))
+          } if proven else set()
+
+
+def _keep_small_files(config: Config, workdir: pathlib.Path, directory: pathlib.Path,
+                      report: Report) -> None:
+  """Write config.json, the report, and copies of what an export reuses: licence, tokenizer ..."""
+  if jax.process_index():
+    return
+  config_lib.save(config, workdir)
+  with owned.Building(workdir / ORIGIN, 'an earlier import', '--workdir', _earlier) as building:
+    with files.writing(workdir / ORIGIN):
+      for path in (path for pattern in _KEPT for path in directory.glob(pattern)):
+        shutil.copyfile(path, building.folder / path.name)
+    files.write_text(building.folder / IMPORT,
+                     json.dumps(dataclasses.asdict(report), indent=2) + '\n')
+    building.commit()

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 
+from ttt_jax.storage import files
 from ttt_jax.system.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, USER_ERROR
 
 LOGS = 'logs'  # in the workdir
@@ -135,11 +136,12 @@ class Supervisor:
   def _start(self) -> None:
     commands = self._commands(self.attempts)
     self._killed, self._ended_at = set(), None
-    self.log(0).parent.mkdir(parents=True, exist_ok=True)
+    with files.writing(self.log(0)):
+      files.make_folder(self.log(0).parent)
     self._shown = self.log(0).stat().st_size if self.log(0).exists() else 0
     for index, command in enumerate(commands):
       extra = self._environments[index] if self._environments else {}
-      with self.log(index).open('ab') as log:
+      with files.writing(self.log(index)), self.log(index).open('ab') as log:
         log.write(f'== {time.strftime("%Y-%m-%d %H:%M:%S")}  start {self.attempts + 1}: '
                   f'{" ".join(command)}\n'.encode())
         log.flush()

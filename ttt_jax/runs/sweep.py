@@ -20,12 +20,11 @@ import json
 import os
 import pathlib
 import re
-import socket
 from typing import Any
 
 from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.storage import files, owned
 
 FILE, MEMBER = 'sweep.json', 'member.json'
 WAITING, RUNNING, DONE, FAILED, STOPPED = 'waiting', 'running', 'done', 'failed', 'stopped'
@@ -217,7 +216,10 @@ def write_sweep(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member
     UserError: a member of the same name was started with other settings.
   """
   workdir = pathlib.Path(workdir)
+  owned.check_json(workdir / FILE, 'members')
+  owned.check_text(workdir / 'sweep.csv', 'member,state')
   for member in found:
+    owned.check_json(member.folder(workdir) / MEMBER, 'state')
     known = read_state(member.folder(workdir))
     if 'settings' not in known:
       continue
@@ -247,16 +249,14 @@ def read_state(folder: pathlib.Path) -> dict[str, Any]:
 
 def write_state(folder: pathlib.Path, **values: Any) -> None:
   """Update fields of member.json: state, error, settings."""
-  folder.mkdir(parents=True, exist_ok=True)
   write(folder / MEMBER, json.dumps(read_state(folder) | values, indent=2) + '\n')
 
 
 def write(path: pathlib.Path, text: str) -> None:
   """Replace a file atomically; several machines may do so at the same time."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'{path.name}.{socket.gethostname()}-{os.getpid()}.partial')
-  partial.write_text(text, encoding='utf-8')
-  os.replace(partial, path)
+  with files.writing(path):
+    files.make_folder(path.parent)
+  files.write_text(path, text)
 
 
 def is_sweep(workdir: str | os.PathLike) -> bool:

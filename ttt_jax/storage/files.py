@@ -8,11 +8,11 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import pathlib
 import re
+import secrets
 import stat
 import time
 from typing import IO, Any
@@ -35,7 +35,7 @@ _REMEDIES = {
 _TENSORSTORE = re.compile(r"os_error_code='(\d+)'")  # how TensorStore reports an errno
 _NAME_BYTES = 255   # of a file name, on all common file systems
 _PROBE = b'\0' * 4096
-_numbers = itertools.count()  # of this process's temporary files
+_OLD = 600.0        # seconds; a younger temporary file may be in use on another machine
 
 
 # -- errors -----------------------------------------------------------------------------------
@@ -48,6 +48,14 @@ def cannot_write(path: str | os.PathLike, error: BaseException, kept: str = '') 
   remedy = _REMEDIES.get(code, 'check the disk')
   return UserError(f'{path} could not be written: {why}; {kept}{"; " if kept else ""}{remedy}, '
                    'then run the same command again.')
+
+
+def cannot_use(error: OSError) -> UserError:
+  """The error for a failed read or write, of which no more is known than the exception says."""
+  why = FULL.get(error.errno or 0) or error.strerror
+  remedy = _REMEDIES.get(error.errno or 0, 'check the disk')
+  return UserError(f'{error.filename} could not be read or written: {why}; {remedy}, then run the '
+                   'same command again.')
 
 
 @contextlib.contextmanager
@@ -122,7 +130,7 @@ def make_folder(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, mode: str = 'w', *, durable: bool = False
-              ) -> Iterator[IO[Any]]:
+              ) -> Iterator[Any]:
   """A file to write, which replaces the one at ``path`` atomically at the end of the context.
 
   A reader sees the old file or the new one; if anything fails, the old one stays. Behind a
@@ -181,23 +189,21 @@ def _is_special(path: pathlib.Path) -> bool:
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
   """A name beside ``path`` that no other process uses; ``remove_partials`` knows its form."""
-  end = f'.{os.getpid()}-{next(_numbers)}.partial'
+  end = f'.{os.getpid()}-{secrets.token_hex(4)}.partial'
   head = f'.{path.name}'.encode()[:_NAME_BYTES - len(end)].decode(errors='ignore')
   return path.with_name(head + end)
 
 
 def remove_partials(folder: str | os.PathLike) -> None:
-  """Remove temporary files that processes which were killed left in ``folder``.
-
-  Call it while no other machine writes there.
-  """
+  """Remove old temporary files that processes which were killed left in ``folder``."""
   here = process.this()
   for path in pathlib.Path(folder).glob('.*.partial'):
-    found = re.fullmatch(r'\..+\.(\d+)-\d+\.partial', path.name)
+    found = re.fullmatch(r'\..+\.(\d+)-[0-9a-f]{8}\.partial', path.name)
     if found and path.is_file() and not path.is_symlink() and process.Process(
         here.host, here.machine, here.space, int(found.group(1)), '').is_gone():
       with contextlib.suppress(OSError):
-        path.unlink()
+        if time.time() - path.stat().st_mtime > _OLD:
+          path.unlink()
 
 
 # -- appending --------------------------------------------------------------------------------

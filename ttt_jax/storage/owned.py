@@ -145,7 +145,7 @@ def _remove_proven(folder: pathlib.Path, earlier: Earlier | None) -> None:
 class Building:
   """A folder that is made beside its target and replaces it at the end; a context manager.
 
-    with owned.Building(target, 'prepared set', 'config key data.path', earlier) as building:
+    with owned.Building(target, 'a prepared set', 'config key data.path', earlier) as building:
       ...                     # write into building.folder
       building.commit()
 
@@ -159,7 +159,7 @@ class Building:
 
     Args:
       target: the folder to make; it may exist.
-      kind: of the folder, with its article-free name: 'prepared set'.
+      kind: of the folder, with its article: 'a prepared set'.
       where: what names the folder, for the sentence: 'config key data.path', '--out'.
       earlier: what proves files of a folder without a marker.
 
@@ -180,14 +180,14 @@ class Building:
       if not self.target.exists():
         return
       if not self.target.is_dir():
-        raise UserError(f'{where}: {named} exists and is not a {self._kind} but a file; choose '
+        raise UserError(f'{where}: {named} exists and is not {self._kind} but a file; choose '
                         'another path.')
       if os.path.ismount(self.target):
         raise UserError(f'{where}: {named} is a mount point, which cannot be replaced; choose a '
                         'folder in it.')
       found = foreign(self.target, self._earlier)
     if found is not None:
-      raise UserError(f'{where}: {named} exists and is not a {self._kind} that ttt-jax made: '
+      raise UserError(f'{where}: {named} exists and is not {self._kind} that ttt-jax made: '
                       f'{found} is not one of its files, or was changed; move it or choose another '
                       'path.')
 
@@ -332,17 +332,13 @@ class Output:
       self._write(dict.fromkeys(self._claimed))
 
   def finish(self) -> None:
-    """List the files as they are now."""
+    """List the files as they are now; a folder without any is removed."""
     self._write({name: _entry(self.folder / name) for name in self._claimed
                  if (self.folder / name).is_file()})
-
-  def remove_others(self) -> None:
-    """Remove files of earlier calls that were not claimed this time, if they are unchanged."""
-    for name in set(self._known) - self._claimed:
-      if _is_listed(self.folder / name, self._known[name]):
-        with contextlib.suppress(OSError):
-          (self.folder / name).unlink()
-          del self._known[name]
+    if not self._known:
+      with contextlib.suppress(OSError):
+        (self.folder / MARKER).unlink()
+        self.folder.rmdir()
 
   def _write(self, entries: Mapping[str, Any]) -> None:
     with files.writing(self.folder):

@@ -41,7 +41,7 @@ from ttt_jax.tokens.vocab import Vocabulary
 
 _log = logging.getLogger(__name__)
 _SENTENCE = '"sentence":'  # in every line of DATA.rejects.jsonl
-_KIND, _WHERE = 'prepared set', 'config key data.path'
+_KIND, _WHERE = 'a prepared set', 'config key data.path'
 _LARGE = 2**22  # bytes of sources; smaller ones are read in this process
 Progress = Callable[[str, int, int], None]  # (phase, units done, all units or 0)
 

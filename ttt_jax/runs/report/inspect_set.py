@@ -7,6 +7,7 @@ import base64
 import html
 import os
 import pathlib
+import re
 import tempfile
 from typing import Any, Iterator
 
@@ -17,13 +18,14 @@ from ttt_jax.config import Config
 from ttt_jax.data import store
 from ttt_jax.errors import UserError
 from ttt_jax.runs.report import mask_plot, plots
-from ttt_jax.storage import files
+from ttt_jax.storage import files, owned
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary
 
 FOLDER = 'inspect'
 PAGE = 'set.html'
+_NAME = re.compile(r'.+-(mask\.png|(in|out)put\.wav)|set\.html')
 _TEXT, _AUDIO, _CONTROL, _LEARNED = 'blue', 'dark_orange3', 'bright_black', 'bold'
 
 
@@ -203,14 +205,25 @@ def _listing(reader: Reader, document: Batch) -> str:
 def _write(reader: Reader, document: Batch, stem: str, out: pathlib.Path) -> list[pathlib.Path]:
   """Write the mask and, if the codec can decode them, WAV files of input and output audio."""
   made = [out / f'{stem}-mask.png']
-  out.mkdir(parents=True, exist_ok=True)
+  folder = output(out)
+  folder.claim(*(f'{stem}-{end}' for end in ('mask.png', 'input.wav', 'output.wav')))
   mask_plot.draw_document(made[0], document, reader.vocab, reader.tokenizer, reader.config)
   for name, learned in (('input', False), ('output', True)):
     sound = reader.sound(document.token[(document.supervised > 0) == learned])
     if sound is not None and len(sound):
       made.append(out / f'{stem}-{name}.wav')
       io.write_wav(made[-1], sound, reader.codec.sample_rate)
+  folder.finish()
   return made
+
+
+def output(out: pathlib.Path) -> owned.Output:
+  """The folder of images, audio and summary, once it is known that it can be written."""
+  def earlier(folder: pathlib.Path) -> list[str]:
+    """Before there were markers, the folder in a workdir and its names were the proof."""
+    return [path.name for path in folder.iterdir() if _NAME.fullmatch(path.name)
+            ] if folder.name == FOLDER else []
+  return owned.Output(out, 'inspected documents', '--out', earlier)
 
 
 # -- summary of the prepared data -------------------------------------------------------------
@@ -230,6 +243,8 @@ def measure(dataset: PreparedSet, split: str) -> dict[str, Any]:
 
 def page(dataset: PreparedSet, out: pathlib.Path) -> pathlib.Path:
   """Write an HTML page with counts by task and histograms of lengths; returns its path."""
+  folder = output(out)
+  folder.claim(PAGE)
   parts = []
   for name, split in dataset.manifest['splits'].items():
     found = measure(dataset, name)
@@ -260,8 +275,8 @@ img {{ max-width: 100% }}</style>
 Rejected records: {html.escape(left_out)}.</p>
 {"".join(parts)}</html>
 """
-  out.mkdir(parents=True, exist_ok=True)
   files.write_text(out / PAGE, body)
+  folder.finish()
   return out / PAGE
 
 

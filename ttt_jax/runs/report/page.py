@@ -23,11 +23,12 @@ from ttt_jax.errors import UserError
 from ttt_jax.evaluate.summary import value_text
 from ttt_jax.runs import sweep
 from ttt_jax.runs.report import mask_plot, plots, speed, sweep_page
-from ttt_jax.storage import files
+from ttt_jax.storage import files, owned
 from ttt_jax.system.progress import duration
 from ttt_jax.train import metrics
 
-PAGE = 'report.html'
+PAGE, PICTURES = 'report.html', 'report'
+_SIGN = '<code>ttt-jax report</code>'  # in every page
 SAMPLES_PER_TASK = 6  # embedded, 0.1 MB each; the others stay in WORKDIR/samples
 
 TASKS = {
@@ -65,14 +66,16 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
     Path of the page.
 
   Raises:
-    UserError: there is no such folder, or a file in it is malformed.
+    UserError: there is no such folder, it cannot be written, a file in it is malformed, or one
+      that would be replaced is not ours.
   """
   workdir = pathlib.Path(workdir)
   if not workdir.is_dir():
     raise UserError(f'workdir {workdir} does not exist; name the folder of a run.')
+  pictures = _pictures(workdir)
   template = pathlib.Path(__file__).with_name('page.html').read_text(encoding='utf-8')
   if sweep.is_sweep(workdir):
-    return _write(workdir, sweep_page.page(workdir, template))
+    return _write(workdir, sweep_page.page(workdir, template), pictures)
   config = _read_config(workdir)
   lines = metrics.read(workdir) if (workdir / metrics.FILE).is_file() else []
   evaluation = files.read_json(workdir / 'evaluation.json')
@@ -89,12 +92,26 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
       staircase=_staircase(config, workdir),
       configuration=_configuration(config),
       workdir=_text(workdir.name or str(workdir)))
-  return _write(workdir, page)
+  return _write(workdir, page, pictures)
 
 
-def _write(workdir: pathlib.Path, page: str) -> pathlib.Path:
+def _pictures(workdir: pathlib.Path) -> owned.Output:
+  """The folder of the images, once it is known that they and the page may be written."""
+  owned.check_text(workdir / PAGE, _SIGN)
+  names = [f'{name}.png' for name in (
+      *(curve[0] for curve in CURVES), *(f'sweep_{curve[0]}' for curve in sweep_page.CURVES),
+      'staircase_record', 'staircase_part')]
+  # Before there were markers, the page beside the folder was the proof.
+  out = owned.Output(workdir / PICTURES, 'pictures', '--workdir',
+                     lambda _: names if (workdir / PAGE).is_file() else ())
+  out.claim(*names)
+  return out
+
+
+def _write(workdir: pathlib.Path, page: str, pictures: owned.Output) -> pathlib.Path:
   path = workdir / PAGE
   files.write_text(path, page)
+  pictures.finish()
   return path
 
 
@@ -258,7 +275,7 @@ def _sample_cell(sample: dict, key: str, sounds: _Sounds) -> str:
 def _curves(lines: Sequence[dict], workdir: pathlib.Path) -> str:
   drawn = []
   for name, title, color, noisy in CURVES:
-    path = workdir / 'report' / f'{name}.png'
+    path = workdir / PICTURES / f'{name}.png'
     if plots.curve(path, lines, name, title, color=color, heldout=f'eval/{name}',
                      smoothed=noisy):
       drawn.append(f'<figure>{_image(path, f"{title}, against the training steps")}</figure>')
@@ -274,7 +291,7 @@ def _curves(lines: Sequence[dict], workdir: pathlib.Path) -> str:
 def _staircase(config: config_lib.Config | None, workdir: pathlib.Path) -> str:
   if config is None or not (workdir / config.data.path / 'manifest.json').is_file():
     return _missing('There are no prepared rows; run <code>ttt-jax prepare</code>.')
-  full, detail = (workdir / 'report' / f'staircase_{name}.png' for name in ('record', 'part'))
+  full, detail = (workdir / PICTURES / f'staircase_{name}.png' for name in ('record', 'part'))
   length = mask_plot.draw(workdir / config.data.path, config, full, detail)
   if not length:
     return _missing('The prepared data has no spoken answer to draw.')

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ttt_jax.storage import files
+
 # Blue and orange that remain distinct with colour blindness and in greyscale.
 TEXT, AUDIO, INK, SOFT = '#0b6bab', '#d55e00', '#1f2933', '#52606d'
 
@@ -31,8 +33,10 @@ def figure_file(path: str | os.PathLike, width: float, height: float):
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)
     yield figure
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=220, format='png', bbox_inches='tight', pad_inches=0.05,
+    with files.writing(path):
+      files.make_folder(pathlib.Path(path).parent)
+    with files.replacing(path, 'wb') as file:
+      figure.savefig(file, dpi=220, format='png', bbox_inches='tight', pad_inches=0.05,
                    metadata={'Software': None})
 
 
