@@ -240,7 +240,8 @@ class OptimizerConfig:
   name: str = 'adamw'          # 'adamw', 'adafactor' (least memory), 'muon' (matrices; else AdamW)
   learning_rate: float = 2e-5  # peak of the learning rate
   final_fraction: float = 0.0  # learning rate at the end of the cosine decay, over its peak
-  warmup_ratio: float = 0.01   # linear warm-up, as a share of all steps, in [0, 1]
+  warmup_ratio: float = 0.01   # linear warm-up, as a share of the schedule, in [0, 1]
+  schedule_steps: int = 0      # length of warm-up and decay; 0 = train.steps [steps]
   weight_decay: float = 0.01   # decoupled weight decay; norms and biases have none
   beta1: float = 0.9           # decay of the first moment; momentum of Muon
   beta2: float = 0.95          # decay of the second moment
@@ -274,7 +275,8 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  steps: int = 1000            # length of the training [steps]
+  steps: int = 1000            # length of the training, unless `epochs` gives it [steps]
+  epochs: float = 0.0          # length in passes over the rows of the stage's split; 0 = `steps`
   batch_size: int = 8          # rows per step over all devices [rows]
   grad_accum_steps: int = 1    # microbatches per step; divides batch_size
   log_every: int = 20          # interval between log lines [steps]
@@ -283,11 +285,13 @@ class TrainConfig:
   keep: int = 2                # newest checkpoints that are kept
   keep_every: int = 0          # keep the checkpoints of multiples of this as well; 0 = none [steps]
   keep_best: str = ''          # keep also the checkpoint where this score is lowest; '' = none
+  early_stopping_patience: int = 0  # stop after this many evaluations without a better `keep_best`
+  early_stopping_threshold: float = 0.0  # ... that is better by more than this [nats]
   # how checkpoint files are compared with what was written before they are read: 'checksums' reads
   # all bytes that are used; 'sizes' compares sizes alone, which is fast and misses changed bytes
   verify: str = 'checksums'
   preemption: bool = True      # SIGTERM, SIGUSR1, Ctrl-C: save, then exit; False = exit at once
-  init_from: str = ''          # checkpoint directory of the initial parameters; '' = random
+  init_from: str = ''          # run, or checkpoint, with the initial parameters; '' = random
   max_minutes: float = 0.0     # stop with a checkpoint after this wall time; 0 = no limit [min]
   nonfinite_limit: int = 5     # skipped (non-finite) updates in a row that cause a rollback
   rollback_limit: int = 3      # rollbacks to an earlier checkpoint before the run fails
@@ -311,6 +315,9 @@ class TrainConfig:
       _choice('train.keep_best', self.keep_best, SCORES)
       _require(self.eval_every > 0, f'config key train.keep_best is {self.keep_best!r}, which '
                'needs train.eval_every, the interval between evaluations.')
+    _require(not self.early_stopping_patience or bool(self.keep_best),
+             f'config key train.early_stopping_patience is {self.early_stopping_patience}, which '
+             'needs train.keep_best, the score to watch.')
     _require(self.batch_size % self.grad_accum_steps == 0,
              f'config keys train.batch_size={self.batch_size} and '
              f'train.grad_accum_steps={self.grad_accum_steps}: the rows must divide evenly.')

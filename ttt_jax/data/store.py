@@ -4,6 +4,7 @@ A record of the file is one row: magic, T, then token, document, span and positi
 little-endian int32 [T] and supervised as uint8 [T] (the file is compressed).
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -188,6 +189,14 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
     check_fingerprint(f'{file} was written', vocabulary.fingerprint, expected,
                       'prepare the data again, or use its own vocabulary')
   return manifest
+
+
+def fingerprints(data_dir: str | pathlib.Path) -> dict[str, str]:
+  """Split -> hash of its rows, in their order; errors as ``read_manifest``."""
+  digest = lambda files: hashlib.sha256('\n'.join(
+      str(entry.get('sha256')) for entry in files).encode()).hexdigest()[:16]
+  return {split: digest(entry['files'])
+          for split, entry in read_manifest(data_dir)['splits'].items()}
 
 
 def check_fingerprint(what: str, fingerprint: str, expected: Vocabulary, remedy: str) -> None:

@@ -18,7 +18,7 @@ Old checkpoints are removed here and not by Orbax: a checkpoint may replace olde
 its checksums are written, which is after Orbax has finished with it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 import logging
 import math
@@ -48,6 +48,7 @@ _PARAMS, _OPTIMIZER = 'params', 'optimizer'  # Orbax checkpointables, one folder
 _STATE = 'state'      # the single checkpointable of version 0.1
 _QUIET_POLLS = 10     # every 50 ms without new files, after which a failed save has stopped writing
 _TRIES = 20           # of a reader whose checkpoint is removed while it is read
+_NAMED = 3            # arrays in a message
 _MESSAGE_BYTES = 400  # of an error that one process sends to the others
 
 
@@ -125,6 +126,12 @@ class Checkpoints:
       raise UserError(f'no checkpoint in {self.directory} is intact; copy a good one there, or '
                       'train again.')
     return step
+
+  def check_intact(self, step: int) -> None:
+    """UserError if the parameters of a complete step are corrupt; others are not verified."""
+    problem = self._problem(step, params_only=True)
+    if problem:
+      raise UserError(f'checkpoint {self._path(step)} is corrupt: {problem}; name another one.')
 
   def recover(self) -> int | None:
     """The newest good step for a run that starts; removes unfinished ones, renames corrupt ones.
@@ -352,11 +359,12 @@ class Checkpoints:
       meta['progress'] = meta.pop('course')
     return meta | {'config': upgraded(meta['config'])} if 'config' in meta else meta
 
-  def check_vocabulary(self, step: int, vocab: Vocabulary) -> None:
+  def check_vocabulary(
+      self, step: int, vocab: Vocabulary,
+      remedy: str = 'use the data that it was trained on, or another workdir') -> None:
     """UserError unless the step was trained with ``vocab``, which the prepared data has."""
-    store.check_fingerprint(
-        f'checkpoint {self._path(step)} was trained', self.meta(step)['fingerprint'], vocab,
-        'use the data that it was trained on, or another workdir')
+    store.check_fingerprint(f'checkpoint {self._path(step)} was trained',
+                            self.meta(step)['fingerprint'], vocab, remedy)
 
   def scores(self, step: int) -> dict[str, float]:
     """What was passed to ``save`` as scores."""
@@ -403,20 +411,40 @@ class Checkpoints:
           str(self._path(step)), {_STATE: {'params': target}})[_STATE]['params']
 
   def _compare(self, step: int, target: dict[str, Any], dtypes: bool = True) -> None:
-    """UserError unless the stored arrays have the shapes (and dtypes) of ``target``; parts of the
-    state that ``target`` does not name are ignored."""
+    """UserError unless ``differences`` is empty; train/resume.py also names the settings."""
+    wrong = self.differences(step, target, dtypes)
+    if wrong:
+      raise UserError(mismatch(f'checkpoint {self._path(step)}', (), wrong,
+                               'use the settings that it was trained with'))
+
+  def differences(self, step: int, target: dict[str, Any], dtypes: bool = True) -> list[str]:
+    """A sentence part for every stored array whose presence, shape or dtype is not that of
+    ``target``; parts of the state that ``target`` does not name are ignored.
+
+    Args:
+      step: of a complete checkpoint.
+      target: 'params' and, for a run that goes on, 'step' and 'opt_state', with shapes.
+      dtypes: False: bfloat16 and float32 are the same.
+    """
     stored = train_state.described(
         {part: tree for part, tree in self.stored(step).items() if part in target})
     wanted = train_state.described(target)
     if not dtypes:
       stored, wanted = ({path: shape.replace('bfloat16', 'float32') for path, shape in side.items()}
                         for side in (stored, wanted))
-    wrong = [f'{path}: checkpoint has {stored.get(path, "nothing")}, this config needs '
-             f'{wanted.get(path, "nothing")}'
-             for path in dict.fromkeys((*wanted, *stored)) if stored.get(path) != wanted.get(path)]
-    if wrong:
-      raise UserError(f'checkpoint {self._path(step)} does not fit the config: '
-                      + '; '.join(wrong) + '.')
+    return [f'{path}: checkpoint has {stored.get(path, "nothing")}, this config needs '
+            f'{wanted.get(path, "nothing")}'
+            for path in sorted({*wanted, *stored}, key=lambda path: (path[:6] != _PARAMS, path))
+            if stored.get(path) != wanted.get(path)]
+
+
+def mismatch(what: str, changed: Sequence[Any], wrong: Sequence[str], remedy: str) -> str:
+  """The sentence about a checkpoint that does not fit a config: the settings that differ, and at
+  most three of the arrays."""
+  parts = [str(change) for change in changed] + list(wrong[:_NAMED])
+  more = len(wrong) - _NAMED
+  rest = f' and {more} more array{"s" * (more > 1)}' if more > 0 else ''
+  return f'{what} does not fit the config: {"; ".join(parts)}{rest}; {remedy}.'
 
 
 def kept(metadata: Mapping[int, Mapping[str, Any]], keep: int, keep_every: int,

@@ -1,8 +1,9 @@
 """The training loop: metrics read one step late, saving, evaluating, rolling back, stopping."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import math
 import time
 from typing import Any
 
@@ -40,6 +41,8 @@ class RunProgress:
     in_a_row: how many of the latest updates were skipped one after the other.
     rollbacks: how many times the run has rolled back.
     best: lowest score so far under train.keep_best; None before the first evaluation.
+    best_step: where it was measured.
+    no_better: evaluations in a row that were not better by train.early_stopping_threshold.
   """
   step: int = 0
   offset: int = 0
@@ -47,6 +50,23 @@ class RunProgress:
   in_a_row: int = 0
   rollbacks: int = 0
   best: float | None = None
+  best_step: int = 0
+  no_better: int = 0
+
+  @classmethod
+  def read(cls, values: Mapping[str, Any]) -> 'RunProgress':
+    """From a checkpoint's note; fields of other versions are left out."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{name: value for name, value in values.items() if name in names})
+
+  def add_score(self, score: float, step: int, threshold: float) -> bool:
+    """Count an evaluation; returns whether its score is the lowest so far."""
+    better = math.isfinite(score) and (self.best is None or score < self.best)
+    enough = better and (self.best is None or score < self.best - threshold)
+    self.no_better = 0 if enough else self.no_better + 1
+    if better:
+      self.best, self.best_step = score, step
+    return better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +77,7 @@ class TrainSetup:
   mesh: jax.sharding.Mesh
   model: Model
   optimizer: optax.GradientTransformation
+  dataset: Mapping[str, str] = dataclasses.field(default_factory=dict)  # store.fingerprints
 
   @functools.cached_property
   def target(self) -> TrainState:
@@ -124,6 +145,7 @@ class Loop:
       context.status.set_checkpoint(context.checkpoints.last_good)
       context.status.update(state='running', step=progress.step)
       context.clock.lap('start')
+      self._stopping = self._stops_early()
       while progress.step < settings.steps and not self._stopping:
         self._advance()
       context.checkpoints.wait()
@@ -163,9 +185,11 @@ class Loop:
     clock.lap('other')
     self._stopping = bool(requests['stop'] or requests['time'] or step == settings.steps)
     scores = self._evaluate() if settings.eval_every and step % settings.eval_every == 0 else {}
+    is_best = self._count(scores)
+    self._stopping = self._stopping or self._stops_early()
     requested = requests['save'] and (finished is None or finished.step > self._saved_step)
     if (step % settings.checkpoint_every == 0 or self._stopping or requested
-        or self._is_best(scores)):
+        or is_best):
       finished = self._in_flight.drain()
       clock.lap('step')
       self._read(finished, {}, always=self._stopping)
@@ -283,11 +307,13 @@ class Loop:
     del self.state  # frees its memory for the state that is loaded
     self.state = restore.restore(context.checkpoints, target, setup.model, setup.optimizer,
                                  setup.target, setup.config.seed)
-    earlier = RunProgress(**context.checkpoints.meta(target)['progress'])
+    earlier = RunProgress.read(context.checkpoints.meta(target)['progress'])
     context.checkpoints.drop_after(target)
     self._try(lambda: context.writer.drop_after(target))
     context.batches.restore({'next': after})
-    progress.step, progress.offset, progress.best = target, after - target, earlier.best
+    progress.step, progress.offset = target, after - target
+    progress.best, progress.best_step = earlier.best, earlier.best_step
+    progress.no_better = earlier.no_better
     progress.in_a_row, progress.rollbacks = 0, progress.rollbacks + 1
     self._saved_step, self._saved = target, time.monotonic()
     self._speed = _speed(context)
@@ -315,19 +341,31 @@ class Loop:
     context.clock.lap('eval')
     return scores
 
-  def _is_best(self, scores: dict[str, float]) -> bool:
-    """Whether this is the best step so far; if so, its score is stored in ``progress``."""
-    score = scores.get(self.settings.keep_best, np.nan)
-    if not np.isfinite(score) or (self.progress.best is not None and score >= self.progress.best):
+  def _count(self, scores: dict[str, float]) -> bool:
+    """Count an evaluation's score for train.keep_best; whether this is the best step so far."""
+    if self.settings.keep_best not in scores:
       return False
-    self.progress.best = score
+    return self.progress.add_score(scores[self.settings.keep_best], self.progress.step,
+                                   self.settings.early_stopping_threshold)
+
+  def _stops_early(self) -> bool:
+    """Whether the score has not become better for train.early_stopping_patience evaluations. All
+    processes read the same scores, and checkpoints store the count, so all stop at one step."""
+    progress, patience = self.progress, self.settings.early_stopping_patience
+    if not patience or progress.no_better < patience:
+      return False
+    self._bar.say(
+        f'stopping early: {self.settings.keep_best} has not become better in {progress.no_better} '
+        'evaluations (config key train.early_stopping_patience); ' + (
+            'it was never finite.' if progress.best is None else
+            f'it was best at step {progress.best_step} ({progress.best:.4g}), whose checkpoint is '
+            'kept.'))
     return True
 
   def _save(self, scores: dict[str, float]) -> None:
     context, step = self.context, self.progress.step
     jax.block_until_ready(self.state)  # so that this wait counts as 'step', not 'checkpoint'
     context.clock.lap('step')
-    self._is_best(scores)
     self._update_status('saving', step=step)
     self._try(context.checkpoints.wait)
     if self._consensus.now({'failed': int(self._failure is not None)})['failed']:
@@ -344,6 +382,7 @@ class Loop:
     return {'data': context.batches.state(), 'progress': dataclasses.asdict(self.progress),
             'seconds': dict(context.clock.seconds), 'config': to_dict(setup.config),
             'vocabulary': setup.vocab.to_dict(), 'fingerprint': setup.vocab.fingerprint,
+            'dataset': setup.dataset,
             'revision': git_revision(), 'version': version()}
 
 

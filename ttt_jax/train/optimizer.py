@@ -17,8 +17,15 @@ from optax import contrib
 from ttt_jax.config import OptimizerConfig
 
 
+def length(config: OptimizerConfig, steps: int) -> int:
+  """Length of the schedule of a run of ``steps`` updates, in updates."""
+  return config.schedule_steps or steps
+
+
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-  """Learning rate by update number: linear warm-up, then cosine decay to final_fraction."""
+  """Learning rate by update number for a run of ``steps`` updates: linear warm-up, then cosine
+  decay to final_fraction, where it stays."""
+  steps = length(config, steps)
   warmup = max(1, round(config.warmup_ratio * steps))
   return optax.warmup_cosine_decay_schedule(
       0.0, config.learning_rate, warmup, max(steps, warmup + 1),

@@ -6,14 +6,50 @@
   no LoRA adapters       LoRA adapters        new adapters, which change nothing at first (B = 0)
 """
 
-from typing import Any
+from collections.abc import Callable
+import logging
+import pathlib
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from ttt_jax.errors import UserError
 from ttt_jax.model import lora
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.train import checkpoint, state as train_state
+from ttt_jax.train import checkpoint, checksums, resume, state as train_state
+
+_LOG = logging.getLogger(__name__)
+_T = TypeVar('_T')
+
+
+def initial(path: str, read: Callable[[checkpoint.Checkpoints, int], _T], verify: str) -> _T:
+  """``read(checkpoints, step)`` of the intact checkpoint that config key train.init_from names.
+
+  Args:
+    path: the workdir of a run, its folder of checkpoints, or one checkpoint.
+    read: reads its parameters.
+    verify: as in ``Checkpoints``.
+
+  Raises:
+    UserError: there is none, or it is corrupt.
+  """
+  folder = pathlib.Path(path).expanduser()
+  if any(folder.glob('*.safetensors')):
+    raise UserError(f'config key train.init_from is {path}, which holds safetensors; import it '
+                    f'with `ttt-jax import-hf --hf {path}` instead.')
+  inside = folder / 'checkpoints'
+  single = not inside.is_dir() and folder.name.isdigit() and checksums.is_complete(folder)
+  where = inside if inside.is_dir() else folder.parent if single else folder
+  with checkpoint.Checkpoints(where, verify=verify) as found:
+    if found.latest() is None:
+      raise UserError(f'config key train.init_from is {path}, where there is no complete '
+                      'checkpoint; name the workdir of a run, its folder checkpoints/, or one of '
+                      'the checkpoints in it.')
+    if single:
+      found.check_intact(int(folder.name))
+      return read(found, int(folder.name))
+  return checkpoint.read_newest(where, read, verify)
 
 
 def load(checkpoints: checkpoint.Checkpoints, step: int, model: Model, target: Params,
@@ -27,12 +63,19 @@ def load(checkpoints: checkpoint.Checkpoints, step: int, model: Model, target: P
     seed: for adapters that the checkpoint does not have.
 
   Raises:
-    UserError: naming every array whose presence, shape or dtype differs.
+    UserError: naming the settings that differ, and arrays whose presence, shape or dtype does.
   """
   if not lora.adapters(target) or lora.adapters(checkpoints.stored(step)['params']):
+    _check(checkpoints, step, model, target)
     return checkpoints.restore_params(step, target)
+  _check(checkpoints, step, model, lora.without(target))
   base = checkpoints.restore_params(step, lora.without(target))
   return lora.join(base, fresh_adapters(model, target, seed))
+
+
+def _check(checkpoints: checkpoint.Checkpoints, step: int, model: Model, target: Params) -> None:
+  for sentence in resume.check_weights(checkpoints, step, model.config, target):
+    _LOG.warning('%s', sentence)
 
 
 def fresh_adapters(model: Model, target: Params, seed: int) -> Params:
@@ -50,7 +93,7 @@ def restore(checkpoints: checkpoint.Checkpoints, step: int, model: Model, optimi
     target: train_state.abstract; the others as for ``load``.
 
   Raises:
-    UserError: naming every array whose presence, shape or dtype differs.
+    UserError: naming the settings that differ, and arrays whose presence, shape or dtype does.
   """
   if 'opt_state' in checkpoints.stored(step):
     return checkpoints.restore(step, target)

@@ -1,6 +1,9 @@
 """Training: opens what a run needs, decides where it starts, and runs the loop."""
 
 import contextlib
+import dataclasses
+import logging
+import math
 import os
 import pathlib
 
@@ -9,16 +12,16 @@ import jax
 from ttt_jax import config as config_lib
 from ttt_jax.config import Config, to_dict
 from ttt_jax.data import loader, store
+from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
-from ttt_jax.model.transformer import Model
+from ttt_jax.model.transformer import Model, Params
 from ttt_jax.train import (
     checkpoint, fault_injection, metrics, optimizer as optimizers, ownership, preemption, restore,
-    state as train_state, status_file, telemetry, watchdog)
+    resume, state as train_state, status_file, telemetry, watchdog)
 from ttt_jax.train.loop import Loop, RunProgress, TrainContext, TrainSetup
 from ttt_jax.train.validation import Validator
 
-# Settings that must not change for a resumed run to get the same batches.
-_SAME_DATA = (('train', 'batch_size'), ('data', 'stages'), ('data', 'shuffle'), ('data', 'sst'))
+_LOG = logging.getLogger(__name__)
 
 
 def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | None = None,
@@ -31,12 +34,14 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
        run was killed while saving) are removed; corrupt ones are reported and renamed to
        STEP.damaged, and the next older one is tried;
     2. if there were complete checkpoints and all are corrupt: a UserError, never step 0;
-    3. else the parameters of the newest good checkpoint in ``train.init_from``, at step 0;
+    3. else the parameters of ``train.init_from`` (a run, its checkpoints or one of them), at
+       step 0;
     4. else random parameters from ``seed``, at step 0.
 
   A checkpoint with parameters alone, as an import writes it at step 0, is case 1 with a new
   optimizer state. LoRA adapters that the config asks for and a checkpoint does not have start as
-  the identity.
+  the identity. Settings and rows that differ from the checkpoint's are compared by
+  train/resume.py. A checkpoint that has all steps is the result, and nothing is written.
 
   Args:
     config: of the run.
@@ -59,12 +64,14 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
   data_dir = store.locate(workdir, config.data.path)
   vocab = store.vocabulary(data_dir)
   store.check_data(config, data_dir, vocab)
+  config = with_steps(config, data_dir)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(mesh, config.train.batch_size, config.train.grad_accum_steps,
                        config.data.seq_len)
   sharding.check_heads(mesh, config.model.num_attention_heads, config.model.num_key_value_heads)
   setup = TrainSetup(config, vocab, mesh, Model(config.model, vocab.size),
-                     optimizers.make(config.optimizer, config.train.steps))
+                     optimizers.make(config.optimizer, config.train.steps),
+                     store.fingerprints(data_dir))
   batches = loader.Loader(data_dir, config.data, config.train.batch_size, config.seed, vocab,
                           jax.process_index(), jax.process_count())
   settings = config.train
@@ -84,6 +91,13 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
                  if settings.eval_every else None)
     state, progress = _start(setup, checkpoints, batches, clock, status)
     dog.beat()
+    if progress.step >= settings.steps:
+      _LOG.info('checkpoint %d has all %d steps: nothing to do. A larger train.steps goes on from '
+                'it.', progress.step, settings.steps)
+      status.set_checkpoint(checkpoints.last_good)
+      status.update(state='done', step=progress.step, steps=progress.step,
+                    time_split=dict(clock.seconds))
+      return state
     writer = enter(_writer(config, workdir, progress.step))
     context = TrainContext(setup, batches, validator, checkpoints, writer, status, dog, clock,
                            stop or preemption.Stop(), faults)
@@ -98,27 +112,52 @@ def _start(setup: TrainSetup, checkpoints: checkpoint.Checkpoints, batches: load
   newest = checkpoints.recover()
   if newest is not None:
     checkpoints.check_vocabulary(newest, setup.vocab)
+    resume.check(checkpoints, newest, config, setup.target)
+    for sentence in resume.sentences(checkpoints, newest, config, setup.dataset):
+      status.event(sentence, step=newest)
     meta = checkpoints.meta(newest)
-    _report_changes(to_dict(config), meta['config'], newest, status)
     state = restore.restore(checkpoints, newest, model, optimizer, setup.target, config.seed)
     batches.restore(meta['data'])
     clock.resume(meta['seconds'])
-    return state, RunProgress(**meta['progress'])
+    progress = RunProgress.read(meta['progress'])
+    if resume.scores_changed(config, meta):
+      progress.best, progress.best_step, progress.no_better = None, 0, 0
+    return state, progress
   if config.train.init_from:
-    params = checkpoint.read_newest(
-        config.train.init_from, lambda source, step: restore.load(
-            source, step, model, setup.target.params, config.seed), config.train.verify)
+    def read(source: checkpoint.Checkpoints, step: int) -> Params:
+      source.check_vocabulary(step, setup.vocab, 'prepare the data with its codec and tokenizer')
+      return restore.load(source, step, model, setup.target.params, config.seed)
+    params = restore.initial(config.train.init_from, read, config.train.verify)
     return train_state.begin(params, optimizer, setup.target), RunProgress()
   return train_state.init_sharded(model, optimizer, setup.mesh, config.seed), RunProgress()
 
 
-def _report_changes(config: dict, earlier: dict, step: int, status: status_file.Status) -> None:
-  """Report changed data settings: the run resumes, but with other batches than it would have."""
-  for group, key in _SAME_DATA:
-    now, before = config[group][key], earlier.get(group, {}).get(key)
-    if now != before:
-      status.event(f'config key {group}.{key} was {before!r} when checkpoint {step} was written '
-                   f'and is {now!r} now; batches are counted, so rows may repeat or be left out.')
+def with_steps(config: Config, data_dir: pathlib.Path) -> Config:
+  """``config`` with the number of steps that train.epochs asks for; logs the steps of an epoch.
+
+  Raises:
+    UserError: epochs of a curriculum or a mix, which has no single number of rows.
+  """
+  settings = config.train
+  stage, *more = config.data.stages
+  if more or stage.mix:
+    if settings.epochs:
+      raise UserError(f'config key train.epochs is {settings.epochs:g}, but data.stages has '
+                      f'{"several stages" if more else "a mix"}, whose splits have '
+                      'epochs of their own; set train.steps, and train.epochs=0.')
+    return config
+  rows = store.read_manifest(data_dir)['splits'].get(stage.split, {}).get('rows', 0)
+  if not rows:
+    return config  # the loader says so
+  if settings.epochs:
+    steps = max(math.ceil(settings.epochs * rows / settings.batch_size), 1)
+    config = dataclasses.replace(config, train=dataclasses.replace(settings, steps=steps))
+  per_epoch = rows / settings.batch_size
+  if jax.process_index() == 0:
+    _LOG.info('an epoch of split %r has %s rows, %.4g steps; %s steps are %.3g epochs.',
+              stage.split, f'{rows:,}', per_epoch, f'{config.train.steps:,}',
+              config.train.steps / per_epoch)
+  return config
 
 
 def _stuck(text: str, exit_now: bool, status: status_file.Status,
