@@ -24,6 +24,7 @@ from ttt_jax.model.transformer import Model
 from ttt_jax.train import (
     checkpoint, fault_injection, metrics, optimizer as optimizers, preemption,
     state as train_state, status_file, step as train_step, train, watchdog)
+from ttt_jax.train.loop import RunProgress
 
 ROOT = pathlib.Path(__file__).parents[2]
 ONE = MeshConfig(data=1, fsdp=1)
@@ -159,16 +160,14 @@ def test_two_bad_steps_are_skipped_three_roll_back(config, tmp_path):
   some = fault_injection.Faults(poison=frozenset([4, 5]))
   train.train(config, tmp_path / 'some', faults=some)
   _, note = last(config, tmp_path / 'some')
-  assert note['progress'] | {'best': None} == {'step': 10, 'offset': 0, 'skipped': 2, 'in_a_row': 0,
-                                             'rollbacks': 0, 'best': None}
+  assert RunProgress.read(note['progress']) == RunProgress(step=10, skipped=2)
   skipped = lines(tmp_path / 'some', 'skipped')
   assert [skipped[step] for step in (4, 5, 6, 10)] == [0, 1, 2, 2]
 
   many = fault_injection.Faults(poison=frozenset([6, 7, 8]))  # steps 7, 8, 9; saved: 4, 8 (bad)
   train.train(config, tmp_path / 'many', faults=many)
   _, note = last(config, tmp_path / 'many')
-  assert note['progress'] | {'best': None} == {'step': 10, 'offset': 5, 'skipped': 3, 'in_a_row': 0,
-                                             'rollbacks': 1, 'best': None}
+  assert RunProgress.read(note['progress']) == RunProgress(10, offset=5, skipped=3, rollbacks=1)
   assert note['data'] == {'next': 15}
   found = lines(tmp_path / 'many')
   assert sorted(found) == list(range(1, 11)) and not np.isnan(list(found.values())).any()
@@ -209,14 +208,6 @@ def test_half_the_run_on_another_mesh(config, tmp_path):
   np.testing.assert_allclose([mine[step] for step in range(1, 11)],
                              [wanted[step] for step in range(1, 11)], rtol=1e-5)
   assert last(other, tmp_path / 'moved')[1]['data'] == {'next': 10}
-
-
-def test_a_changed_batch_size_is_reported(config, tmp_path):
-  now, before = (
-      train.to_dict(small_run.replace(config, 'train', batch_size=rows)) for rows in (4, 8))
-  train._report_changes(now, before, 20, status_file.Status(tmp_path, 10, 0, 1))
-  assert 'train.batch_size was 8 when checkpoint 20' in status_file.read(
-      tmp_path)['errors'][-1]['text']
 
 
 def test_the_watchdog_writes_the_stacks_of_all_threads(tmp_path):

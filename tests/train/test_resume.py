@@ -76,8 +76,9 @@ def test_the_same_settings_say_nothing(config, ten_steps):
                                       'checkpoint 10'),
     ({'train__steps': 40}, 'train.steps was 10 when checkpoint 10 was written and is 40 now: the '
      'learning rate of the next step is 0.00297 instead of 0; optimizer.schedule_steps=10 keeps'),
-    ({'optimizer__learning_rate': 1e-3, 'optimizer__final_fraction': 0.5},
-     'the learning rate of the next step is 0.0005 instead of 0.'),
+    ({'optimizer__learning_rate': 1e-3, 'train__steps': 12, 'optimizer__schedule_steps': 10,
+      'optimizer__final_fraction': 0.5}, 'the learning rate of the next step is 0.0005 instead of '
+     '0.'),
 ])
 def test_what_changes_a_result_is_said(config, ten_steps, keys, expected):
   found = said(changed(config, **keys), ten_steps)
