@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ttt_jax.data.records import compression, readers
+from ttt_jax.data.records import columns, compression, json_stream, limits, readers
 from ttt_jax.errors import UserError
 
 pa = pytest.importorskip('pyarrow')
@@ -43,7 +43,7 @@ def write(path, rows):
                                   'in_data.json', 'a.json.gz', 'a.json.zst', 'A.JSONL'])
 @pytest.mark.parametrize('piece', [64, 2**20])
 def test_json_of_every_kind(tmp_path, monkeypatch, name, piece):
-  monkeypatch.setattr(readers, '_PIECE', piece)
+  monkeypatch.setattr(json_stream, '_PIECE', piece)
   monkeypatch.setattr(compression, '_PIECE', piece)
   path = write(tmp_path / name, ROWS)
   found = list(readers.read(path))
@@ -86,8 +86,9 @@ def cut(path, keep):
     ('a.jsonl', b'{"a": 1}\n{"a": "\xff"}\n', r'a.jsonl:2: byte 7 of the line is not UTF-8'),
     ('a.jsonl', b'\n \n', r'a.jsonl is empty'),
     ('a.jsonl', b'[' * 100_000, r'a.jsonl:1: broken JSON'),
-    ('a.json', b'{"a": 1}', r'is a list'),
-    ('a.json', b'"data": [', r'is a list'),
+    ('a.json', b'"data": [', r'starts with \{ or \[.* this one starts with'),
+    ('a.json', b'{"a": 1} {"b": ', r'a.json:2: broken JSON'),
+    ('a.json', b' \n', r'a file of records starts with .* this one is empty'),
     ('a.json', b'[]', r'a.json is empty'),
     ('a.json', b'[{"a": 1}, ', r'ends inside its list, after record 1'),
     ('a.json', b'[{"a": 1} {"a": 2}]', r'a.json:1: a comma or \] must follow'),
@@ -96,12 +97,12 @@ def cut(path, keep):
     ('a.json', b'[{"a": "\xff\xff"}]', r'a.json: not UTF-8'),
     ('a.csv', b'audio,text\nx.wav\n', r'a.csv:2: 1 values under a header of 2 columns'),
     ('a.csv', b'audio,text\nx.wav,a,b\n', r'a.csv:2: 3 values under a header of 2'),
-    ('a.tsv', b'audio\ttext\n\xff\xfe\tx\n', r'not UTF-8'),
+    ('a.tsv', b'audio\ttext\n\xff\xfe\tx\n', r"a.tsv:2: the column 'audio' is not UTF-8"),
     ('a.parquet', b'PAR1 and nothing else', r'cannot be read as Parquet'),
     ('a.jsonl.gz', b'not gzip', r'a.jsonl.gz is damaged or truncated'),
     ('a.jsonl.zst', b'not zstd', r'a.jsonl.zst is damaged or truncated'),
     ('b.jsonl', None, r'b.jsonl does not exist'),
-    ('a.txt', b'x', r"the suffix '.txt' is unknown"),
+    ('a.md', b'x', r"the suffix '.md' is unknown"),
     ('a.parquet.gz', b'x', r"the suffix '.parquet.gz' is unknown"),
 ])
 def test_errors_are_reported(tmp_path, name, change, message):
@@ -127,8 +128,9 @@ def test_a_table_may_hold_long_audio(tmp_path):
 
 
 def test_gigantic_records_are_rejected(tmp_path, monkeypatch):
-  monkeypatch.setattr(readers, 'LONGEST', 1000)
-  monkeypatch.setattr(readers, '_PIECE', 100)
+  monkeypatch.setattr(limits, 'LONGEST', 1000)
+  for module in (readers, json_stream):
+    monkeypatch.setattr(module, '_PIECE', 100)
   for name in ('a.jsonl', 'a.json'):
     path = write(tmp_path / name, [{'text': 'x' * 2000}])
     with pytest.raises(UserError, match='longer than|broken JSON'):
@@ -147,6 +149,186 @@ def test_what_a_path_means(tmp_path):
   assert names('b/*.parquet') == names('') == names('e') == []
   with pytest.raises(UserError, match='is a folder without a manifest'):
     names('d')
+
+
+# -- forms of JSON -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name, text, count', [
+    ('train_manifest.json', '{"a": 1}\n{"a": 2}\n', 2), ('one.json', '{"a": 1}', 1),
+    ('one.json', '{\n "a": 1\n}\n', 1), ('a.json', '{\n"a": 1\n}\n{\n"a": 2\n}\n', 2),
+    ('a.json', '{"version": "1", "data": [{"a": 1}, {"a": 2}]}', 2),
+    ('a.json', '{"data": [\n{"a": 1}, {"a": 2}]}', 2), ('a.json', '{"a": 1}{"a": 2}', 2),
+    ('a.jsonl', '[{"a": 1},\n {"a": 2}]', 2), ('a.json', '\n\n{"a": 1}\n\n{"a": 2}', 2),
+    ('data.list', '{"a": 1}\n{"a": 2}\n', 2), ('a.json', '{"data": "x"}\n{"data": "y"}\n', 2)])
+@pytest.mark.parametrize('mark', ['', '\ufeff'])
+@pytest.mark.parametrize('packed', [False, True])
+def test_forms_of_json_and_byte_order_marks(tmp_path, name, text, count, mark, packed):
+  path = tmp_path / (f'{name}.gz' if packed else name)
+  data = (mark + text).encode()
+  path.write_bytes(gzip.compress(data) if packed else data)
+  found = [value for _, value in readers.read(path)]
+  assert len(found) == count
+  assert found == [{'a': i + 1} for i in range(count)] or 'data' in found[0]
+  assert in_pieces(path) == list(readers.read(path))
+
+
+def test_a_bad_line_of_a_json_of_lines_is_an_item(tmp_path, monkeypatch):
+  path = tmp_path / 'manifest.json'
+  path.write_bytes(b'{"a": 1}\n{"a": \n\xef\xbb\xbf{"a": 3}\n')
+  monkeypatch.setattr(readers, 'CUT', 1)
+  assert [value if isinstance(value, dict) else 'bad' for _, value in in_pieces(path)] == [
+      {'a': 1}, 'bad', {'a': 3}]
+  assert len(readers.cut(path)) == 3
+
+
+def test_utf16_is_read_or_named(tmp_path):
+  (tmp_path / 'a.json').write_bytes('[{"a": "é"}]'.encode('utf-16'))
+  assert [row for _, row in readers.read(tmp_path / 'a.json')] == [{'a': 'é'}]
+  (tmp_path / 'a.jsonl').write_bytes('{"a": "é"}'.encode('utf-16'))
+  with pytest.raises(UserError, match=r'a.jsonl:1: the file is UTF-16; save it as UTF-8'):
+    list(readers.read(tmp_path / 'a.jsonl'))
+
+
+# -- cost ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['a.jsonl', 'a.json', 'a.tsv', 'a.csv'])
+@pytest.mark.parametrize('ending', ['.zst', '.gz'])
+@pytest.mark.parametrize('unit', [b' ', b'\n', b'a', b'[', b'{"a":1}\n', b'"'])
+def test_a_decompression_bomb_ends_in_a_sentence(tmp_path, monkeypatch, name, ending, unit):
+  monkeypatch.setattr(limits, 'FREE', 2**16)
+  path = tmp_path / (name + ending)
+  head = b'audio\ttext\n' if name[2:] in ('tsv', 'csv') else b'[' if name == 'a.json' else b''
+  data = head + unit * (2**21 // len(unit))
+  path.write_bytes(gzip.compress(data) if ending == '.gz' else zstd.compress(data, 19))
+  with pytest.raises(UserError, match='expands to more than 500 times its size|broken JSON|values '
+                                      'under a header|a comma or') as caught:
+    list(readers.read(path))
+  assert len(str(caught.value)) < len(str(path)) + 200
+
+
+def test_zstandard_is_decompressed_in_small_pieces(tmp_path):
+  path = tmp_path / 'a.jsonl.zst'
+  compressor = zstd.ZstdCompressor(level=1).compressobj()
+  with path.open('wb') as file:  # 300 MB
+    for _ in range(300):
+      file.write(compressor.compress(bytes(10**6)))
+    file.write(compressor.flush())
+  with path.open('rb') as file:
+    stream, largest = compression._Zst(file), 0
+    buffer = bytearray(2**20)
+    for _ in range(20):
+      assert stream.readinto(buffer)
+      largest = max(largest, len(stream._ready))
+  assert 2**20 < largest <= 2**25
+  with pytest.raises(UserError, match='expands to more than 500 times'):
+    list(readers.read(path))
+
+
+@pytest.mark.parametrize('text', [
+    '{"codes": [' + '1,' * 3000 + '1]}', '{"a": [' + '[],' * 3000 + '[]]}',
+    '{"a": [' + '{"b":1},' * 3000 + '1]}'])
+def test_a_record_of_too_many_values_is_not_built(tmp_path, monkeypatch, text):
+  monkeypatch.setattr(limits, 'VALUES', 2000)
+  monkeypatch.setattr(limits, 'UNCHECKED', 1000)
+  for name in ('a.jsonl', 'a.json', 'b.json'):
+    (tmp_path / name).write_text(text if name != 'b.json' else f'[{text}]')
+    with pytest.raises(UserError, match=r'json.*:1: the record has more than 2,000 values'):
+      list(readers.read(tmp_path / name))
+
+
+@pytest.mark.parametrize('text', ['{"a": ' + '9' * 5000 + '}', '{"a": ' * 100_000,
+                                  '{"a": ' + '[' * 10**6 + ']' * 10**6 + '}', '{"a": 1e99999'])
+def test_numbers_and_nesting_beyond_any_limit(tmp_path, text):
+  for name in ('a.jsonl', 'a.json', 'b.json'):
+    (tmp_path / name).write_text(text if name != 'b.json' else f'[{text}]')
+    with pytest.raises(UserError, match='broken JSON') as caught:
+      list(readers.read(tmp_path / name))
+    assert len(str(caught.value)) < len(str(tmp_path)) + 250
+
+
+# -- columns ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind, value', [
+    (pa.timestamp('ns'), 1), (pa.timestamp('us'), 10**18), (pa.timestamp('us', tz='No/Where'), 1),
+    (pa.timestamp('s'), -10**15), (pa.date32(), 10**8), (pa.date64(), 10**17), (pa.time64('ns'), 1),
+    (pa.time32('ms'), 1), (pa.duration('ns'), 1), (pa.duration('s'), 10**17),
+    (pa.list_(pa.timestamp('ns')), [1]), (pa.struct({'at': pa.timestamp('ns')}), {'at': 1}),
+    (pa.list_(pa.struct({'at': pa.date32(), 'role': pa.string()})), [{'at': 10**8, 'role': 'u'}]),
+    (pa.map_(pa.string(), pa.timestamp('ns')), [('a', 1)]), (pa.null(), None),
+    (pa.decimal128(38, 2), None), (pa.float16(), None), (pa.dictionary(pa.int8(), pa.string()), 'x'),
+    (pa.large_list(pa.date32()), [10**8]), (pa.list_(pa.timestamp('ns'), 1), [1]),
+    (pa.string_view(), 'x')])
+@pytest.mark.parametrize('name', ['a.parquet', 'a.arrow'])
+def test_columns_of_any_type_beside_those_that_are_used(tmp_path, kind, value, name):
+  path = tmp_path / name
+  table = pa.table({'text': ['one', 'two'], 'made': pa.array([value, None], kind)})
+  try:
+    if name == 'a.parquet':
+      parquet.write_table(table, path)
+    else:
+      with pa.ipc.new_stream(path, table.schema) as file:
+        file.write_table(table)
+  except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+    pytest.skip('not storable')
+  found = [row for _, row in readers.read(path)]
+  assert [row['text'] for row in found] == ['one', 'two'] and 'made' not in found[1]
+  if isinstance(value, list) and isinstance(value[0], dict):
+    assert found[0]['made'] == [{'at': 10**8, 'role': 'u'}]
+
+
+def test_a_row_that_is_not_utf8_is_an_item(tmp_path):
+  bad = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(
+      b'\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0'), pa.py_buffer(b'a\xffb')])
+  parquet.write_table(pa.table({'text': bad}), tmp_path / 'a.parquet')
+  found = in_pieces(tmp_path / 'a.parquet')
+  assert [value if isinstance(value, dict) else 'bad' for _, value in found] == [
+      {'text': 'a'}, 'bad', {'text': 'b'}]
+  with pytest.raises(UserError, match='a.parquet:2: the row cannot be decoded'):
+    list(readers.read(tmp_path / 'a.parquet'))
+
+
+def test_rows_that_are_too_large_are_not_converted(tmp_path, monkeypatch):
+  monkeypatch.setattr(limits, 'LONGEST', 2000)
+  monkeypatch.setattr(columns, '_BATCH', 10_000)
+  parquet.write_table(pa.table({'text': ['a', 'b' * 10_000, 'c']}), tmp_path / 'a.parquet')
+  found = in_pieces(tmp_path / 'a.parquet')
+  assert [value.get('text') if isinstance(value, dict) else 'bad' for _, value in found] == [
+      'a', 'bad', 'c']
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_of_the_hub_is_its_one_split(tmp_path):
+  def folder(name, *paths):
+    for path in paths:
+      (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / name / path).write_text('x')
+    return tmp_path / name
+  find = lambda name: [str(path.relative_to(tmp_path / name))
+                       for path in readers.find(name, [tmp_path])]
+  folder('a', 'README.md', 'data/train-00000-of-00002.parquet', 'data/train-00001-of-00002.parquet',
+         '.gitattributes')
+  assert find('a') == ['data/train-00000-of-00002.parquet', 'data/train-00001-of-00002.parquet']
+  folder('b', 'train.csv', 'wavs/x.wav')
+  assert find('b') == ['train.csv']
+  folder('c', 'en/train-00000-of-00001.parquet')
+  assert find('c') == ['en/train-00000-of-00001.parquet']
+  folder('d', 'data-00000-of-00001.arrow', 'state.json', 'dataset_info.json')
+  assert find('d') == ['data-00000-of-00001.arrow']
+  folder('e', 'metadata.parquet', 'train.csv')
+  assert find('e') == ['metadata.parquet']
+  folder('f', 'data/train-00000-of-00001.parquet', 'data/test-00000-of-00001.parquet')
+  folder('g', 'train/data-00000-of-00001.arrow', 'test/data-00000-of-00001.arrow',
+         'dataset_dict.json')
+  for name in 'fg':
+    with pytest.raises(UserError, match='has several splits or subsets; name one') as caught:
+      find(name)
+    pattern = str(caught.value).split('pattern: ')[1].split(', ')[0]
+    assert len(readers.find(pattern, [tmp_path])) == 1
 
 
 # -- pieces ---------------------------------------------------------------------------------
@@ -183,7 +365,7 @@ def test_pieces_of_parquet_are_its_row_groups(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('size', [1, 40, 10**6])
 def test_bad_lines_are_items_and_the_rest_goes_on(tmp_path, monkeypatch, size):
-  monkeypatch.setattr(readers, 'LONGEST', 100)
+  monkeypatch.setattr(limits, 'LONGEST', 100)
   monkeypatch.setattr(readers, '_PIECE', 16)
   path = tmp_path / 'a.jsonl'
   path.write_bytes(b'{"a": 1}\n{"a": \n' + b'{"b": "' + b'x' * 500 + b'"}\n\n[3]\n{"a": "\xff"}\n'

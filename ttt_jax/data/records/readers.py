@@ -1,70 +1,69 @@
 """Readers of record files, one object at a time, without loading a file into memory.
 
-  .jsonl .ndjson   one JSON object per line; also .jsonl.gz and .jsonl.zst
-  .json            a list of objects, or {"data": [...]}; also .json.gz and .json.zst
-  .parquet         one object per row, columns by name, without nulls
-  .tsv .csv        one object per row under a header line; also compressed
+  .jsonl .ndjson    one JSON object per line; also .jsonl.gz and .jsonl.zst
+  .json             a list of objects, {"data": [...]}, or one object per line; also compressed
+  .parquet .arrow   one object per row, columns by name, without nulls
+  .tsv .csv .psv    one object per row, see tables.py; also compressed
+  .list .txt        a table, or one JSON object per line
+  wav.scp           a folder of Kaldi
 
-A path may also be a folder that holds one of MANIFESTS, or a pattern with * and ?. Long .jsonl
-and .parquet files are split into pieces, which several processes read in parallel.
+A path may also be a folder with one of MANIFESTS or with the files of a Hugging Face data set, or a
+pattern with * and ?. Long .jsonl and .parquet files are split into pieces, which several processes
+read in parallel. Text files may start with a byte order mark.
 """
 
-import contextlib
-import csv
+import codecs
 import dataclasses
+import functools
 import glob
-import io
 import json
 import pathlib
-import re
 from typing import Any, Iterator
 
-from ttt_jax.data.records import compression
+from ttt_jax.data.records import columns, compression, folders, json_stream, limits, tables
 from ttt_jax.errors import UserError
 
 Row = tuple[str, dict[str, Any]]
 Item = tuple[str, dict[str, Any] | UserError]
-MANIFESTS = ('manifest.jsonl', 'manifest.json', 'manifest.tsv', 'metadata.jsonl', 'metadata.csv')
-KINDS = ('.jsonl', '.ndjson', '.json', '.parquet', '.tsv', '.csv')
-LONGEST = 256 * 2**20  # bytes of one record; a longer one means another format
+KINDS = ('.jsonl', '.ndjson', '.json', '.parquet', '.arrow', *tables.SUFFIXES)
+_LINES = ('.jsonl', '.ndjson')
+_BINARY = ('.parquet', '.arrow')
+_BLANK = codecs.BOM_UTF8 + b' \t\r\n'
 _PIECE = 2**20
-_SPACE = re.compile(r'\s*')
 CUT = 2**23            # bytes per piece, about
 
 
 def kind_of(path: pathlib.Path) -> str:
   """The suffix that determines the reader, without that of a compression; '' if unknown."""
+  if path.name == tables.SCP:
+    return tables.SCP
   suffixes = [suffix.lower() for suffix in path.suffixes]
   if suffixes and suffixes[-1] in compression.ENDINGS:
     suffixes.pop()
   found = suffixes[-1] if suffixes else ''
   plain = path.suffix.lower() not in compression.ENDINGS
-  return found if found in KINDS and (plain or found != '.parquet') else ''
+  return found if found in KINDS and (plain or found not in _BINARY) else ''
 
 
-def find(pattern: str, folders: list[pathlib.Path]) -> list[pathlib.Path]:
+def find(pattern: str, places: list[pathlib.Path]) -> list[pathlib.Path]:
   """The files of a path: itself, a folder's manifest, or all that a pattern matches.
 
   Args:
-    pattern: absolute, or relative to a folder; the first folder where it exists is used.
-    folders: to search.
+    pattern: absolute, or relative to a place; the first place where it exists is used.
+    places: folders to search.
 
   Returns:
     Existing files, sorted; empty if there are none.
 
   Raises:
-    UserError: a folder without a manifest.
+    UserError: a folder without a manifest, or with several.
   """
-  for folder in folders:
-    path = folder / pattern
+  for place in places:
+    path = place / pattern
     if pattern and path.is_file():
       return [path]
     if pattern and path.is_dir():
-      found = [path / name for name in MANIFESTS if (path / name).is_file()]
-      if not found:
-        raise UserError(f'{path} is a folder without a manifest; it needs one of '
-                        f'{", ".join(MANIFESTS)}, with the keys audio and text.')
-      return found[:1]
+      return folders.manifest(path)
     if any(mark in pattern for mark in '*?['):
       found = sorted(p for p in map(pathlib.Path, glob.glob(str(path), recursive=True))
                      if p.is_file())
@@ -97,10 +96,10 @@ def cut(path: str | pathlib.Path) -> list[Piece]:
   path = pathlib.Path(path)
   kind = _checked_kind(path)
   if path.stat().st_size > CUT and path.suffix.lower() not in compression.ENDINGS:
-    if kind in ('.jsonl', '.ndjson'):
+    if is_lines(path):
       return _cut_lines(path)
     if kind == '.parquet':
-      return _cut_groups(path)
+      return [Piece(str(path), *place) for place in columns.cut(path, CUT)]
   return [Piece(str(path))]
 
 
@@ -134,10 +133,22 @@ def items(piece: Piece) -> Iterator[Item]:
   path = pathlib.Path(piece.path)
   kind = _checked_kind(path)
   if kind == '.parquet':
-    return _parquet(path, piece)
-  if kind in ('.tsv', '.csv'):
-    return _table(path)
-  return _json(path) if kind == '.json' else _objects(piece)
+    return _rows(path, piece.before, columns.parquet(path, piece.start, piece.stop))
+  if kind == '.arrow':
+    return _rows(path, 0, columns.arrow(path))
+  if kind == tables.SCP:
+    return tables.kaldi(path)
+  if is_lines(path):
+    return _objects(piece)
+  if kind in tables.SUFFIXES:
+    return tables.rows(path)
+  return (_object(value, where) for where, value in json_stream.values(path))
+
+
+def _rows(path: pathlib.Path, before: int, found: Iterator[dict[str, Any] | str]) -> Iterator[Item]:
+  for number, row in enumerate(found, before + 1):
+    where = f'{path}:{number}'
+    yield where, UserError(f'{where}: {row}.') if isinstance(row, str) else row
 
 
 def _checked_kind(path: pathlib.Path) -> str:
@@ -162,8 +173,40 @@ def _object(value: Any, where: str) -> Item:
 
 
 def is_lines(path: str | pathlib.Path) -> bool:
-  """Whether a file has one JSON object per line."""
-  return kind_of(pathlib.Path(path)) in ('.jsonl', '.ndjson')
+  """Whether a file has one JSON object per line, by its suffix and its first line.
+
+  A .jsonl may hold a list, and a .json, .list or .txt may hold lines: NeMo writes them so.
+  """
+  path = pathlib.Path(path)
+  kind = kind_of(path)
+  if kind not in (*_LINES, '.json', '.list', '.txt'):
+    return False
+  status = path.stat()
+  return _holds_lines(path, kind, (status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(1000)
+def _holds_lines(path: pathlib.Path, kind: str, stamp: tuple[int, int]) -> bool:
+  del stamp  # a part of the cache's key
+  try:
+    with compression.opened(path) as file:
+      first = file.readline(_PIECE)
+      while first and not first.strip(_BLANK):
+        first = file.readline(_PIECE)
+  except UserError:
+    return kind in _LINES  # the reader reports it
+  first = first.strip(_BLANK)
+  if kind in _LINES:
+    return first[:1] != b'['
+  if kind != '.json':
+    return first[:1] == b'{'
+  if not first.startswith(b'{'):
+    return False
+  try:
+    value = json.loads(first)
+  except (ValueError, RecursionError):
+    return len(first) + 1 >= _PIECE and b'"data"' not in first[:64]  # a long line
+  return isinstance(value, dict) and not isinstance(value.get('data'), list)
 
 
 def lines(piece: Piece) -> Iterator[tuple[str, bytes | UserError]]:
@@ -173,29 +216,35 @@ def lines(piece: Piece) -> Iterator[tuple[str, bytes | UserError]]:
     number, at = piece.before, piece.start
     if at:
       file.seek(at)
-    while (piece.stop is None or at < piece.stop) and (line := file.readline(LONGEST + 1)):
+    while (piece.stop is None or at < piece.stop) and (line := file.readline(limits.LONGEST + 1)):
       number += 1
       at += len(line)
       where = f'{path}:{number}'
-      if len(line) > LONGEST:
+      if len(line) > limits.LONGEST:
         while line and not line.endswith(b'\n'):
           line = file.readline(_PIECE)
           at += len(line)
-        yield where, UserError(f'{where}: the line is longer than {LONGEST // 2**20} MiB; a .jsonl '
-                               'file has one record per line.')
-      elif line.strip():
+        yield where, UserError(f'{where}: the line is longer than {limits.LONGEST // 2**20} MiB; a '
+                               '.jsonl file has one record per line.')
+      elif line.strip(_BLANK):
         yield where, line
 
 
 def parse_line(where: str, line: bytes) -> dict[str, Any] | UserError:
   """The object in a line of a .jsonl, or its error."""
+  if limits.values(line) > limits.VALUES:
+    return UserError(f'{where}: the record has more than {limits.VALUES:,} values.')
+  line = line.removeprefix(codecs.BOM_UTF8)
   try:
     return _object(json.loads(line.decode('utf-8')), where)[1]
   except UnicodeDecodeError as error:
+    if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+      return UserError(f'{where}: the file is UTF-16; save it as UTF-8.')
     return UserError(f'{where}: byte {error.start} of the line is not UTF-8; save the file as '
                      'UTF-8.')
   except (ValueError, RecursionError) as error:
-    return UserError(f'{where}: broken JSON ({error}); every line must be one JSON object.')
+    return UserError(f'{where}: broken JSON ({str(error)[:80]}); every line must be one JSON '
+                     'object.')
 
 
 def _objects(piece: Piece) -> Iterator[Item]:
@@ -223,148 +272,3 @@ def _cut_lines(path: pathlib.Path) -> list[Piece]:
       out.append(Piece(str(path), start, at, before))
       start, before = at, before + count
   return out
-
-
-def _json(path: pathlib.Path) -> Iterator[Item]:
-  """The objects of a list, decoded one by one."""
-  with compression.opened(path) as file:
-    stream = _Values(io.TextIOWrapper(file, encoding='utf-8', newline=''), path)
-    stream.start()
-    number = 0
-    while not stream.ended(number):
-      number += 1
-      yield _object(stream.value(f'{path}:{number}'), f'{path}:{number}')
-
-
-class _Values:
-  """Incremental parser of a JSON list; ``_at`` is the position in the text read so far."""
-
-  def __init__(self, file: io.TextIOBase, path: pathlib.Path):
-    self._file, self._path, self._buffer, self._at = file, path, '', 0
-    self._decode = json.JSONDecoder()
-
-  def _more(self) -> bool:
-    self._buffer, self._at = self._buffer[self._at:], 0
-    try:
-      piece = self._file.read(max(_PIECE, len(self._buffer)))
-    except UnicodeDecodeError as error:
-      raise UserError(f'data file {self._path}: not UTF-8 ({error.reason}); save it as UTF-8.'
-                      ) from error
-    self._buffer += piece
-    return bool(piece)
-
-  def _next(self) -> str:
-    """The next non-space character, without consuming it; '' at the end."""
-    while True:
-      space = _SPACE.match(self._buffer, self._at)
-      assert space is not None, 'the pattern matches the empty string'
-      self._at = space.end()
-      if self._at < len(self._buffer) or not self._more():
-        return self._buffer[self._at:self._at + 1]
-
-  def start(self) -> None:
-    """Consumes the bracket that opens the list."""
-    first = self._next()
-    if first == '{':
-      while ':' not in self._buffer and self._more():
-        pass
-      key, _, rest = self._buffer[self._at + 1:].partition(':')
-      if key.strip() == '"data"':
-        self._buffer, self._at = rest, 0
-        first = self._next()
-    if first != '[':
-      raise UserError(f'data file {self._path}: a .json file of records is a list [{{...}}, ...], '
-                      'or {"data": [...]}; one object per line is a .jsonl file.')
-    self._at += 1
-
-  def ended(self, number: int) -> bool:
-    """Whether the list ends here; consumes the comma after value ``number``."""
-    mark = self._next()
-    if mark == ']':
-      return True
-    if number and mark == ',':
-      self._at += 1
-      mark = self._next()
-    elif number:
-      raise UserError(f'{self._path}:{number}: a comma or ] must follow the record.')
-    if not mark:
-      raise UserError(f'data file {self._path} ends inside its list, after record {number}; it is '
-                      'truncated.')
-    return False
-
-  def value(self, where: str) -> Any:
-    while True:
-      try:
-        value, self._at = self._decode.raw_decode(self._buffer, self._at)
-        return value
-      except (ValueError, RecursionError) as error:
-        # The value may continue in text that is not read yet.
-        if isinstance(error, RecursionError) or len(self._buffer) > LONGEST or not self._more():
-          raise UserError(f'{where}: broken JSON ({str(error)[:80]}).') from error
-
-
-def _table(path: pathlib.Path) -> Iterator[Item]:
-  with compression.opened(path) as file:
-    text = io.TextIOWrapper(file, encoding='utf-8-sig', newline='')
-    csv.field_size_limit(LONGEST)  # inline codes exceed csv's limit of 128 KiB
-    rows = csv.DictReader(text, delimiter='\t' if kind_of(path) == '.tsv' else ',',
-                          quoting=csv.QUOTE_NONE if kind_of(path) == '.tsv' else csv.QUOTE_MINIMAL)
-    try:
-      for row in rows:
-        where = f'{path}:{rows.line_num}'
-        if None in row or None in row.values():
-          found = len(row) if None in row else sum(map(bool, row.values()))
-          yield where, UserError(f'{where}: {found} values under a header of '
-                                 f'{len(rows.fieldnames or ())} columns.')
-          continue
-        yield where, {key: value for key, value in row.items() if value}
-    except UnicodeDecodeError as error:
-      raise UserError(f'data file {path}: not UTF-8 ({error.reason}); save it as UTF-8.') from error
-    except csv.Error as error:
-      raise UserError(f'{path}:{rows.line_num}: {error}.') from error
-
-
-# -- Parquet ----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _parquet_file(path: pathlib.Path):
-  import pyarrow
-  from pyarrow import parquet
-  try:
-    with parquet.ParquetFile(path) as file:
-      yield file
-  except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
-    reason = str(error).splitlines()[0].rstrip('.')
-    raise UserError(f'data file {path} cannot be read as Parquet ({reason}).') from error
-
-
-def _parquet(path: pathlib.Path, piece: Piece) -> Iterator[Item]:
-  with _parquet_file(path) as file:
-    number = piece.before
-    groups = range(file.num_row_groups)[piece.start:piece.stop]
-    for batch in file.iter_batches(batch_size=256, row_groups=list(groups)):
-      for row in batch.to_pylist():
-        number += 1
-        yield f'{path}:{number}', _without_nulls(row)
-
-
-def _cut_groups(path: pathlib.Path) -> list[Piece]:
-  out, start, before, rows, size = [], 0, 0, 0, 0
-  with _parquet_file(path) as file:
-    for i in range(file.num_row_groups):
-      group = file.metadata.row_group(i)
-      rows, size = rows + group.num_rows, size + group.total_byte_size
-      if size >= CUT or i == file.num_row_groups - 1:
-        out.append(Piece(str(path), start, i + 1, before))
-        start, before, rows, size = i + 1, before + rows, 0, 0
-  return out
-
-
-def _without_nulls(value: Any) -> Any:
-  """Removes the nulls of columns that a row does not use, at all levels."""
-  if isinstance(value, dict):
-    return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-  if isinstance(value, list):
-    return [_without_nulls(item) for item in value]
-  return value

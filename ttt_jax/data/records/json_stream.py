@@ -1,0 +1,119 @@
+"""Records of a .json file: a list, {"data": [...]}, or one object after another."""
+
+import io
+import json
+import pathlib
+import re
+from typing import Any, Iterator
+
+from ttt_jax.data.records import compression, limits
+from ttt_jax.errors import UserError
+
+_PIECE = 2**20
+_SPACE = re.compile(r'\s*')
+_DATA = re.compile(r'\{\s*"data"\s*:\s*\[')
+
+
+def encoding(file: io.BufferedReader) -> str:
+  """The encoding of a text file, by its byte order mark; UTF-8 without one."""
+  head = file.peek(4)[:4]
+  utf16 = head[:2] in (b'\xff\xfe', b'\xfe\xff') and head[2:] != b'\0\0'
+  return 'utf-16' if utf16 else 'utf-8-sig'
+
+
+def values(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+  """('file:number', value) of every record; numbers count from 1.
+
+  Raises:
+    UserError: a file that is unreadable from some place on.
+  """
+  with compression.opened(path) as file:
+    stream = _Values(io.TextIOWrapper(file, encoding=encoding(file), newline=''), path)
+    listed = stream.start()
+    number = 0
+    while not stream.ended(number):
+      number += 1
+      value = stream.value(f'{path}:{number}')
+      inner = value.get('data') if isinstance(value, dict) and not listed and number == 1 else None
+      if isinstance(inner, list) and stream.ended(number):
+        yield from ((f'{path}:{i}', one) for i, one in enumerate(inner, 1))
+        return
+      yield f'{path}:{number}', value
+
+
+class _Values:
+  """Incremental parser; ``_at`` is the position in the text read so far."""
+
+  def __init__(self, file: io.TextIOBase, path: pathlib.Path):
+    self._file, self._path, self._buffer, self._at = file, path, '', 0
+    self._listed = True
+    self._decode = json.JSONDecoder()
+
+  def _more(self) -> bool:
+    self._buffer, self._at = self._buffer[self._at:], 0
+    try:
+      piece = self._file.read(max(_PIECE, len(self._buffer)))
+    except UnicodeError as error:
+      raise UserError(f'data file {self._path}: not UTF-8 ({getattr(error, "reason", error)}); '
+                      'save it as UTF-8.') from error
+    self._buffer += piece
+    return bool(piece)
+
+  def _next(self) -> str:
+    """The next non-space character, without consuming it; '' at the end."""
+    while True:
+      space = _SPACE.match(self._buffer, self._at)
+      assert space is not None, 'the pattern matches the empty string'
+      self._at = space.end()
+      if self._at < len(self._buffer) or not self._more():
+        return self._buffer[self._at:self._at + 1]
+
+  def start(self) -> bool:
+    """Consumes the bracket that opens the list, if there is one; whether there is."""
+    first = self._next()
+    if first == '{':
+      while len(self._buffer) - self._at < 64 and self._more():
+        pass
+      found = _DATA.match(self._buffer, self._at)
+      self._listed = bool(found)
+      self._at = found.end() if found else self._at
+      return self._listed
+    if first != '[':
+      raise UserError(f'data file {self._path}: a file of records starts with {{ or [, as in '
+                      '[{...}, ...], {"data": [...]}, or one object after another; this one '
+                      f'{f"starts with {first!r}" if first else "is empty"}.')
+    self._at += 1
+    return True
+
+  def ended(self, number: int) -> bool:
+    """Whether the records end here; consumes the comma after value ``number``."""
+    mark = self._next()
+    if not self._listed:
+      return not mark
+    if mark == ']':
+      return True
+    if number and mark == ',':
+      self._at += 1
+      mark = self._next()
+    elif number and mark:
+      raise UserError(f'{self._path}:{number}: a comma or ] must follow the record.')
+    if not mark:
+      raise UserError(f'data file {self._path} ends inside its list, after record {number}; it is '
+                      'truncated.')
+    return False
+
+  def value(self, where: str) -> Any:
+    while True:
+      rest = len(self._buffer) - self._at
+      if rest > limits.UNCHECKED and limits.values(self._buffer[self._at:]) > limits.VALUES:
+        raise UserError(f'{where}: the record has more than {limits.VALUES:,} values.')
+      try:
+        value, self._at = self._decode.raw_decode(self._buffer, self._at)
+        return value
+      except (ValueError, RecursionError) as error:
+        # The value may continue in text that is not read yet.
+        if rest > limits.LONGEST:
+          raise UserError(f'{where}: the record is longer than {limits.LONGEST // 2**20} MiB, or '
+                          f'broken JSON ({str(error)[:80]}).') from error
+        if isinstance(error, RecursionError) or not self._more():
+          raise UserError(f'{where}: broken JSON ({str(error)[:80]}).') from error
