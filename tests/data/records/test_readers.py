@@ -258,7 +258,8 @@ def test_numbers_and_nesting_beyond_any_limit(tmp_path, text):
     (pa.list_(pa.timestamp('ns')), [1]), (pa.struct({'at': pa.timestamp('ns')}), {'at': 1}),
     (pa.list_(pa.struct({'at': pa.date32(), 'role': pa.string()})), [{'at': 10**8, 'role': 'u'}]),
     (pa.map_(pa.string(), pa.timestamp('ns')), [('a', 1)]), (pa.null(), None),
-    (pa.decimal128(38, 2), None), (pa.float16(), None), (pa.dictionary(pa.int8(), pa.string()), 'x'),
+    (pa.decimal128(38, 2), None), (pa.float16(), None),
+    (pa.dictionary(pa.int8(), pa.string()), 'x'),
     (pa.large_list(pa.date32()), [10**8]), (pa.list_(pa.timestamp('ns'), 1), [1]),
     (pa.string_view(), 'x')])
 @pytest.mark.parametrize('name', ['a.parquet', 'a.arrow'])
