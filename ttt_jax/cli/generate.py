@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pathlib
 
 from ttt_jax import config as config_lib
+from ttt_jax.data.records.recordings import RECORDED as TASKS
 from ttt_jax.errors import UserError
 
-TASKS = ('asr', 'tts', 'audio_qa', 'text_chat')
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -31,9 +31,9 @@ def _add_generate(sub: argparse.ArgumentParser) -> None:
   sub.add_argument('--task', choices=TASKS, metavar='TASK',
                    help='one of ' + ', '.join(TASKS) + '; required with --text and --audio')
   sub.add_argument('--text', action='append', default=[], metavar='TEXT',
-                   help='a text to answer; can be repeated')
+                   help='a text to answer, or a question about --audio; can be repeated')
   sub.add_argument('--audio', action='append', default=[], metavar='FILE',
-                   help='a WAV or FLAC recording to answer; can be repeated')
+                   help='a recording to answer, any format that `prepare` reads; can be repeated')
   sub.add_argument('--records', action='append', default=[], metavar='FILE',
                    help='a .jsonl file of records; their last assistant turn is generated')
   sub.add_argument('--out', required=True, metavar='DIR', help='output folder')

@@ -1,11 +1,12 @@
 """`ttt-jax generate`: answers texts, recordings or records, and writes WAV files and JSON."""
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,16 +15,28 @@ from ttt_jax.config import Config
 from ttt_jax.data import heldout
 from ttt_jax.data.records import readers, records, tasks
 from ttt_jax.data.records.records import Part, Record, Turn
+from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
 from ttt_jax.generate import live_output
 from ttt_jax.generate.engine import Engine
 from ttt_jax.generate.outputs import Answer
 from ttt_jax.storage import files, owned
+from ttt_jax.storage.names import FileNames
 from ttt_jax.system.progress import Progress
 from ttt_jax.train import trained_model
 from ttt_jax.train.trained_model import TrainedModel
 
 FILE = 'answers.json'
+
+
+class _Asked(NamedTuple):
+  """A request: the name of its files, and its record."""
+  name: str
+  record: Record
+
+  @property
+  def sound(self) -> str:
+    return f'{self.name}.wav'
 
 
 def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str, Any],
@@ -38,18 +51,21 @@ def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str,
   Args:
     config: the generate section has the sampling parameters.
     workdir: of a trained model.
-    inputs: 'text' and 'audio' (lists, answered as 'task'), 'records' (files of records).
+    inputs: 'text' and 'audio' (lists, answered as 'task', see ``check_inputs``), 'records' (files
+      of records). Task 'pt' continues a document that begins with the text or the recording.
     out: folder, created if it does not exist.
     stream: print text and write audio while they are generated, one answer after another.
 
   Returns:
-    The entries of answers.json: {'name', 'task', 'prompt', 'text', 'audio' (file name or None),
-    'stopped' ('end' or 'length'), 'spans', 'calls', 'seconds', 'first_audio_seconds' (or
-    None), 'ids'} per answer.
+    The entries of answers.json: {'name' (of files), 'id' (of the record), 'task', 'prompt', 'text',
+    'audio' (file name or None), 'stopped' ('end' or 'length'), 'spans', 'calls', 'seconds',
+    'first_audio_seconds' (or None), 'ids'} per answer.
 
   Raises:
-    UserError: unreadable input, a prompt that reaches max_tokens, no trained model.
+    UserError: inputs that the task does not answer, unreadable input, a prompt that reaches
+      max_tokens, no trained model.
   """
+  check_inputs(inputs['task'], inputs['text'], inputs['audio'])
   folder = owned.Output(out, 'answers', '--out', _earlier)
   run = trained_model.load(config, workdir)
   asked = _requests(run, inputs)
@@ -58,9 +74,9 @@ def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str,
     settings = dataclasses.replace(settings, slots=1)
   engine = Engine(run.model, run.params, run.vocab, settings, mode=config.objective.mode,
                   prompt_audio=config.objective.prompt_audio, short_lived=not stream)
-  for record in asked:
-    engine.submit(run.renderer.render_prompt(record), where=f'the prompt of {record.id}')
-  folder.claim(FILE, *(_sound_name(record) for record in asked))
+  for name, record in asked:
+    engine.submit(_prompt(run, record), where=f'the prompt of {name}')
+  folder.claim(FILE, *(one.sound for one in asked))
   with files.writing(folder.folder):
     answers = (_streamed if stream else _gathered)(run, engine, asked, folder.folder)
   files.write_text(folder.folder / FILE, json.dumps(answers, indent=1, ensure_ascii=False) + '\n')
@@ -78,34 +94,30 @@ def _earlier(folder: pathlib.Path) -> set[str]:
     return set()
 
 
-def _sound_name(record: Record) -> str:
-  return f'{record.id}.wav'
-
-
-def _gathered(run: TrainedModel, engine: Engine, asked: list[Record],
+def _gathered(run: TrainedModel, engine: Engine, asked: list[_Asked],
               out: pathlib.Path) -> list[dict[str, Any]]:
   """Batched; each answer is written when it is complete."""
   entries = {}
   with Progress(len(asked), 'generate', unit='answers') as progress:
     for event in engine.events():
       if event.answer is not None:
-        record, answer = asked[event.request], event.answer
-        audio = _write_audio(run, record, answer, out)
-        entries[event.request] = _entry(run, record, answer, audio)
+        one, answer = asked[event.request], event.answer
+        audio = _write_audio(run, one.sound, answer, out)
+        entries[event.request] = _entry(run, one, answer, audio)
         progress.say(_line(entries[event.request]))
         progress.update(1)
   return [entries[number] for number in range(len(asked))]
 
 
-def _streamed(run: TrainedModel, engine: Engine, asked: list[Record],
+def _streamed(run: TrainedModel, engine: Engine, asked: list[_Asked],
               out: pathlib.Path) -> list[dict[str, Any]]:
   """One answer after another, while it is generated."""
   entries, live = [], None
   for event in engine.events(eager=True):
-    record = asked[event.request]
+    one = asked[event.request]
     if live is None:
-      live = live_output.LiveOutput(run.codec, run.tokenizer, out / _sound_name(record))
-      print(f'{record.id}: {_question(record)} -> ', end='', flush=True)
+      live = live_output.LiveOutput(run.codec, run.tokenizer, out / one.sound)
+      print(f'{one.name}: {_question(one.record)} -> ', end='', flush=True)
     if event.kind == 'text' and event.ids is not None:
       print(live.text(event.ids), end='', flush=True)
     elif event.kind == 'audio' and event.ids is not None:
@@ -114,77 +126,130 @@ def _streamed(run: TrainedModel, engine: Engine, asked: list[Record],
       audio = live.close()
       first = event.answer.first_audio
       print('' if audio is None else f'  ({audio}, first audio after {first:.2f} s)')
-      entries.append(_entry(run, record, event.answer, audio and audio.name))
+      entries.append(_entry(run, one, event.answer, audio and audio.name))
       live = None
   return entries
 
 
-def _requests(run: TrainedModel, inputs: dict[str, Any]) -> list[Record]:
-  """The inputs as records whose last assistant turn is empty."""
-  task = inputs['task']
+# -- requests -----------------------------------------------------------------------
+
+
+def check_inputs(task: str | None, texts: Sequence[str], audio: Sequence[str]) -> None:
+  """Whether --text and --audio are what a task answers.
+
+  Raises:
+    UserError: an unknown task, or inputs that it does not answer.
+  """
+  if not texts and not audio:
+    return
+  if task not in tasks.RECORDED:
+    raise UserError(f'--task is {task!r}; with --text and --audio use one of '
+                    f'{", ".join(tasks.RECORDED)}.')
+  if task == 'pt':
+    return
+  if task in ('tts', 'text_chat'):
+    if audio:
+      raise UserError(f'task {task} answers a text, not the recording {audio[0]}; use --text.')
+    return
+  if not audio:
+    raise UserError(f'task {task} answers a recording, not only the text {texts[0]!r}; use '
+                    '--audio FILE' + ('.' if task == 'asr' else ', or --task text_chat.'))
+  if task == 'asr' and texts:
+    raise UserError(f'task asr answers recordings without a text; remove --text {texts[0]!r}.')
+  if len(texts) > 1 and len(texts) != len(audio):
+    raise UserError(f'{len(texts)} texts and {len(audio)} recordings: for task {task} a --text is '
+                    'the question about a recording; give one for all, or one for each.')
+
+
+def _requests(run: TrainedModel, inputs: dict[str, Any]) -> list[_Asked]:
+  """The inputs as records whose last assistant turn is empty, or as documents to continue."""
   data = run.config.data
   system_prompt = functools.cache(lambda name: heldout.system_prompt(
       run.data_dir, name, data.text_chunk, data.audio_chunk))
-  named: list[tuple[str, Part]] = []
-  for i, text in enumerate(inputs['text'], 1):
-    named.append((f'text{i}', Part('text', text)))
-  for path in inputs['audio']:
-    codes = run.codec.encode(*io.read(path))
-    named.append((pathlib.Path(path).stem, Part('audio', codes=codes, source=path)))
-  asked = [Record(name, task, 'IT', (Turn('user', (part,)), Turn('assistant', ())), name)
-           for name, part in named]
-  if asked:
-    prompt = system_prompt(task)
-    asked = [tasks.with_prompt(record, prompt) for record in asked]
+  found: list[tuple[str, Record]] = []
+  for name, text, path in _inputs(inputs['task'], inputs['text'], inputs['audio']):
+    record = dataclasses.replace(_record(run, inputs['task'], text, path), id=name)
+    found.append((name, tasks.with_prompt(record, system_prompt(record.task))))
   for path in inputs['records']:
     for where, value in readers.read(path):
       record = run.encoded(_question_of(records.parse(value, where)), path)
       if record.turns[0].role != 'system':
         record = tasks.with_prompt(record, system_prompt(record.task))
-      asked.append(record)
-  return _unique(asked)
+      found.append((record.id, record))
+  names = FileNames()
+  return [_Asked(names.new(name), record) for name, record in found]
+
+
+def _inputs(task: str, texts: Sequence[str], audio: Sequence[str]
+            ) -> Iterator[tuple[str, str, str | None]]:
+  """(name, text or '', path or None) of each request made of --text and --audio."""
+  beside = audio and task not in ('tts', 'text_chat', 'pt')  # a text is about a recording
+  if not beside:
+    yield from ((f'text{i}', text, None) for i, text in enumerate(texts, 1))
+  for i, path in enumerate(audio):
+    text = texts[i if len(texts) > 1 else 0] if beside and texts else ''
+    yield pathlib.Path(path).stem, text, path
+
+
+def _record(run: TrainedModel, task: str, text: str, path: str | None) -> Record:
+  """One request, in the form in which the task is trained."""
+  codes = None
+  if path:
+    try:
+      codes = run.codec.encode(*io.read(path))
+    except UserError as error:
+      raise UserError(f'--audio {path}: {error}') from error
+  where = path or '--text'
+  if task == 'pt':  # a document begins with the input; the marks say that it goes on after it
+    part = Part('text', text) if codes is None else Part(
+        'audio', '', codes, path, '<|begin_of_audio|>', '<|end_of_audio_new|>')
+    return Record(where, task, 'PT', (Turn('document', (part,)),), where)
+  speech = None if codes is None else Part('audio', codes=codes, source=path)
+  if task == 'tts':  # its record is made of the speech of a text
+    speech, text = Part('audio', text), ''
+  record = _question_of(tasks.to_record(Recording('', speech, where, (), text), task))
+  if text and not any(part.text == text for turn in record.turns for part in turn.parts):
+    raise UserError(f'task {task} answers recordings without a text; remove --text {text!r}.')
+  return record
 
 
 def _question_of(record: Record) -> Record:
   """A record up to its last assistant turn, which is empty."""
   last = max((i for i, turn in enumerate(record.turns) if turn.role == 'assistant'), default=-1)
   if last < 0:
-    raise UserError(f'{record.where}: record {record.id} has no assistant turn to answer.')
+    raise UserError(f'{record.where}: record {record.id} has no assistant turn to answer; to '
+                    'continue a document use --task pt --text.')
   return Record(record.id, record.task, record.type,
                 record.turns[:last] + (Turn('assistant', ()),), record.where)
 
 
-def _unique(asked: list[Record]) -> list[Record]:
-  """Records with unique ids that can be file names: duplicates get a number."""
-  seen: dict[str, int] = {}
-  out = []
-  for record in asked:
-    name = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in record.id)
-    seen[name] = seen.get(name, 0) + 1
-    if seen[name] > 1:
-      name = f'{name}-{seen[name]}'
-    out.append(dataclasses.replace(record, id=name))
-  return out
+def _prompt(run: TrainedModel, record: Record) -> np.ndarray:
+  """Ids int32 [n] after which the answer begins."""
+  document = record.turns[0].role == 'document'
+  return run.renderer.render(record).token if document else run.renderer.render_prompt(record)
 
 
-def _write_audio(run: TrainedModel, record: Record, answer: Answer,
+# -- results ------------------------------------------------------------------------
+
+
+def _write_audio(run: TrainedModel, name: str, answer: Answer,
                  out: pathlib.Path) -> str | None:
   _, spans = run.renderer.unrender(answer.ids)
   if not spans:
     return None
-  name = _sound_name(record)
   io.write_wav(out / name, run.codec.sound(np.concatenate(spans)), run.codec.sample_rate)
   return name
 
 
 def _question(record: Record) -> str:
-  asked = [turn for turn in record.turns if turn.role == 'user'][-1:]
+  asked = [turn for turn in record.turns if turn.role in ('user', 'document')][-1:]
   return ' '.join(part.text or f'[{part.source}]' for turn in asked for part in turn.parts)
 
 
-def _entry(run: TrainedModel, record: Record, answer: Answer, audio: str | None) -> dict[str, Any]:
+def _entry(run: TrainedModel, asked: _Asked, answer: Answer, audio: str | None) -> dict[str, Any]:
   text, _ = run.renderer.unrender(answer.ids)
-  return {'name': record.id, 'task': record.task, 'prompt': _question(record),
+  return {'name': asked.name, 'id': asked.record.id, 'task': asked.record.task,
+          'prompt': _question(asked.record),
           'text': text.strip(), 'audio': audio, 'stopped': 'end' if answer.finished else 'length',
           'calls': answer.calls, 'seconds': round(answer.seconds, 4),
           'first_audio_seconds': answer.first_audio and round(answer.first_audio, 4),
