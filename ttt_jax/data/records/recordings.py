@@ -18,7 +18,9 @@ names of other manifest formats are in ALIASES.
 import dataclasses
 from typing import Any, Callable, Iterator
 
-from ttt_jax.data.records.records import BEGINS, ENDS, Part, audio_part
+from ttt_jax.data.records.markup import BEGINS, ENDS
+from ttt_jax.data.records.parts import Part
+from ttt_jax.data.records.sounds import audio_part
 from ttt_jax.errors import UserError
 
 SOUNDS = ('aac', 'sec', 'asc')  # tasks about sounds that need not be speech

@@ -1,0 +1,263 @@
+"""The shapes of records: one object to a list of turns, as written, before sounds are placed.
+
+  {"messages": [{"role": "user", "content": ...}, ...]}   also conversations, conversation, dialogue
+  {"conversations": [{"from": "human", "value": ...}, ...]}
+  {"conversation": [{"human": ..., "assistant": ...}, ...]}
+  {"prompt": ..., "response": ...}                        also query, question, instruction, input;
+                                                          completion, output, answer
+  {"text": ...}                                           a pretraining document
+"""
+
+import dataclasses
+import json
+from typing import Any, NoReturn
+
+from ttt_jax.data.records import keys
+from ttt_jax.errors import UserError
+
+LISTS = ('messages', 'conversations', 'conversation', 'dialogue', 'dialog')
+ASKS = ('prompt', 'query', 'instruction', 'question')
+ANSWERS = ('response', 'completion', 'output', 'answer')
+SYSTEMS = ('system', 'system_prompt', 'system_message')
+_SHAPES = '"messages", "conversations", "prompt" and "response", or "text"'
+_ROLE_KEYS, _CONTENT_KEYS = ('role', 'from', 'speaker'), ('content', 'value', 'text')
+_SPEAKERS = {'user': ('human', 'user', 'query', 'question', 'prompt', 'instruction', 'input'),
+             'assistant': ('assistant', 'gpt', 'bot', 'response', 'answer', 'output')}
+_ROLES = {
+    **dict.fromkeys(('system', 'developer'), 'system'),
+    **dict.fromkeys(('user', 'human', 'prompter'), 'user'),
+    **dict.fromkeys(('assistant', 'gpt', 'chatgpt', 'bot', 'chatbot', 'model', 'ai', 'bing',
+                     'bard'), 'assistant')}
+_TOOL_ROLES = ('tool', 'function', 'observation', 'function_call', 'tool_call', 'tool_response',
+               'tool_result', 'ipython', 'environment')
+# Keys of a turn that say whether it has a loss; the second group says so when it is false.
+_FLAGS = ('weight', 'loss', 'train', 'learn', 'trainable', 'training', 'loss_weight', 'loss_mask',
+          'train_on_turn', 'supervised')
+_INVERTED = ('mask', 'masked', 'is_masked', 'ignore_loss', 'no_loss')
+
+
+@dataclasses.dataclass
+class Written:
+  """One turn as written.
+
+  Attributes:
+    role: 'system', 'user', 'assistant' or 'document'.
+    content: a string, a list of parts, or None.
+    at: its place, such as 'messages[0].content'.
+    value: the turn's object, for further keys; {} where the record has no object per turn.
+    learned: whether the turn has a loss.
+    sound: the content is the path of a sound (a turn of type audio).
+    used: keys of ``value`` that were read.
+  """
+  role: str
+  content: Any
+  at: str
+  value: dict[str, Any] = dataclasses.field(default_factory=dict)
+  learned: bool = True
+  sound: bool = False
+  used: set[str] = dataclasses.field(default_factory=set)
+
+
+def turns_of(value: dict[str, Any], where: str) -> tuple[list[Written], set[str]]:
+  """The turns of a record, and the keys of the record that they come from.
+
+  Raises:
+    UserError: no known shape, or turns that contradict each other.
+  """
+  def fail(message: str) -> NoReturn:
+    raise UserError(f'{where}: {message}')
+  used: set[str] = set()
+  listed = next((key for key in LISTS if key in value), None)
+  ask = [key for key in ASKS if key in value]
+  answer = next((key for key in ANSWERS if key in value), None)
+  both = 'input' in value and not listed
+  if listed:
+    used.add(listed)
+    turns = _listed(value[listed], listed, where)
+  elif answer and (ask or both):
+    turns = _pair(value, ask, answer, where)
+    used |= {*ask[:1], answer, *(('input',) if both else ())}
+  elif ask or ('response' in value):
+    given = ask[0] if ask else 'response'
+    fail(f'the key {"response" if ask else "prompt"!r} is missing; {given!r} needs it beside it'
+         + ('; a question and its answer are "prompt" and "response".' if given not in (
+             'prompt', 'response') else '.'))
+  elif 'text' in value:
+    return [Written('document', value['text'], 'text')], {'text'}
+  else:
+    fail(f'a record needs {_SHAPES}; this one has {", ".join(map(repr, value)) or "no keys"}.')
+  if value.get('history') is not None:
+    used.add('history')
+    turns = _with_history(value['history'], turns, where)
+  for key in SYSTEMS:
+    if isinstance(value.get(key), str):
+      used.add(key)
+      turns = _with_system(value[key], key, turns, where)
+  used |= _record_flags(value, where)
+  for i, turn in enumerate(turns):
+    if turn.role == 'system' and i:
+      fail(f'{turn.at.rpartition(".")[0] or turn.at} is a system turn; only the first turn may be '
+           'one.')
+  return turns, used
+
+
+def _listed(items: Any, key: str, where: str) -> list[Written]:
+  """The turns of a list; a list may be given as JSON, as in Parquet."""
+  items = _unquoted(items)
+  if not isinstance(items, list) or not items:
+    raise UserError(f'{where}: {key} must be a non-empty list of {{"role": ..., "content": ...}}.')
+  out: list[Written] = []
+  for i, item in enumerate(items):
+    at = f'{key}[{i}]'
+    value = {k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else {}
+    role_key = next((k for k in _ROLE_KEYS if k in value), None)
+    if role_key is None:
+      out += _said(value, at, where)
+      continue
+    out.append(_turn(value, role_key, at, where))
+  return out
+
+
+def _said(value: dict[str, Any], at: str, where: str) -> list[Written]:
+  """A question and its answer in one object, such as {"human": ..., "assistant": ...}."""
+  found = {role: next((k for k in names if k in value), None) for role, names in _SPEAKERS.items()}
+  if None in found.values():
+    raise UserError(f"{where}: {at} must be an object with 'role' and 'content', or with 'from' "
+                    "and 'value'.")
+  taken = {key for key in found.values() if key}
+  return [Written(role, value[key], f'{at}.{key}', value if role == 'user' else {}, used=taken)
+          for role, key in found.items() if key]
+
+
+def _turn(value: dict[str, Any], role_key: str, at: str, where: str) -> Written:
+  role = role_of(value[role_key], f'{where}: {at}.{role_key}')
+  content_key = next((k for k in _CONTENT_KEYS if k in value), None)
+  used = {role_key, *([content_key] if content_key else ())}
+  kind = next((value[k] for k in ('message_type', 'type') if isinstance(value.get(k), str)), '')
+  sound = kind.lower() in ('audio', 'speech', 'sound') and isinstance(value.get(content_key), str)
+  if kind.lower() in ('image', 'video'):
+    raise UserError(f'{where}: {at} is of type {kind!r}; only text and sound are read.')
+  used |= {'message_type', 'type'} & set(value)
+  learned, flags = _learned(value, role, f'{where}: {at}')
+  return Written(role, value.get(content_key) if content_key else None,
+                 f'{at}.{content_key or "content"}', value, learned, sound, used | flags)
+
+
+def role_of(found: Any, at: str) -> str:
+  """'system', 'user' or 'assistant' from any of their names."""
+  name = found.strip().lower() if isinstance(found, str) else ''
+  if name in _TOOL_ROLES:
+    raise UserError(f'{at} is {found!r}; tools are not rendered; write calls and results as text '
+                    'of the user and the assistant, or leave the record out.')
+  if name not in _ROLES:
+    raise UserError(f'{at} is {str(found)[:40]!r}; use one of assistant, gpt, human, system, '
+                    'user.')
+  return _ROLES[name]
+
+
+def _learned(value: dict[str, Any], role: str, at: str) -> tuple[bool, set[str]]:
+  """(whether the turn has a loss, the keys that say so)."""
+  said = {key: _flag(value[key], key, at) for key in _FLAGS if key in value}
+  said |= {key: not _flag(value[key], key, at) for key in _INVERTED if key in value}
+  if not said:
+    return True, set()
+  if len(set(said.values())) > 1:
+    raise UserError(f'{at} has ' + ' and '.join(f'{key!r} {value[key]!r}' for key in said)
+                    + ', which contradict each other; keep one of them.')
+  learned = next(iter(said.values()))
+  if learned and role != 'assistant':
+    key = next(iter(said))
+    raise UserError(f'{at} is a turn of the {role} with {key!r} {value[key]!r}, but only answers '
+                    'of the assistant are learned; remove the key.')
+  return learned, set(said)
+
+
+def _flag(found: Any, key: str, at: str) -> bool:
+  if isinstance(found, str) and found.strip().lower() in ('0', '1', 'true', 'false'):
+    return found.strip().lower() in ('1', 'true')
+  if isinstance(found, (bool, int, float)) and found in (0, 1):
+    return bool(found)
+  raise UserError(f'{at} has {key!r} {str(found)[:40]!r}; a turn is learned or is context only: use '
+                  'true or false, 1 or 0.')
+
+
+def _record_flags(value: dict[str, Any], where: str) -> set[str]:
+  """Keys of a record that say whether and how much it is learned."""
+  used = set()
+  for key in (*_FLAGS, *_INVERTED, 'sample_weight'):
+    found = value.get(key)
+    if found is None or (key in ('loss', 'train', 'training', 'mask') and not isinstance(
+        found, bool)):
+      continue  # "loss": 2.3 is a measure, "train": "a" a split
+    if found not in (0, 1) or bool(found) == (key in _INVERTED):
+      raise UserError(f'{where}: the record has {key!r} {str(found)[:40]!r}; its turns may have '
+                      'such a key, but a record counts as it is: leave it out, or set repeat of '
+                      'its source.')
+    used.add(key)
+  if isinstance(value.get('mask'), str):  # NeMo: the role that has no loss
+    if role_of(value['mask'], f'{where}: mask') == 'assistant':
+      raise UserError(f'{where}: mask is {value["mask"]!r}, but the answers of the assistant are '
+                      'what is learned; remove the key.')
+    used.add('mask')
+  return used
+
+
+def _pair(value: dict[str, Any], ask: list[str], answer: str, where: str) -> list[Written]:
+  """A question and its answer, each a string, a list of parts, or a list of turns."""
+  key = ask[0] if ask else 'input'
+  asked, answered = value[key], value[answer]
+  if ask and not keys.empty(value.get('input')):
+    if not isinstance(asked, str) or not isinstance(value['input'], str):
+      raise UserError(f'{where}: {key} and input must be strings; the turn of the user is one '
+                      'after the other.')
+    asked = f'{asked}\n{value["input"]}' if asked else value['input']
+  if _is_turns(asked):
+    turns = _listed(asked, key, where)
+  else:
+    turns = [Written('user', asked, key)]
+  if _is_turns(answered):
+    return turns + _listed(answered, answer, where)
+  return [*turns, Written('assistant', answered, answer)]
+
+
+def _is_turns(found: Any) -> bool:
+  return isinstance(found, list) and bool(found) and all(
+      isinstance(item, dict) and any(key in item for key in _ROLE_KEYS) for item in found)
+
+
+def _with_history(found: Any, turns: list[Written], where: str) -> list[Written]:
+  """Earlier rounds, [[question, answer], ...] or a list of turns, before the others."""
+  found = _unquoted(found)
+  if not isinstance(found, list):
+    raise UserError(f'{where}: history is a {type(found).__name__}; it must be a list of '
+                    '[question, answer].')
+  before: list[Written] = []
+  for i, item in enumerate(found):
+    at = f'history[{i}]'
+    if isinstance(item, dict):
+      before += _listed([item], at, where)
+    elif isinstance(item, list) and len(item) == 2:
+      before += [Written('user', item[0], f'{at}[0]'), Written('assistant', item[1], f'{at}[1]')]
+    else:
+      raise UserError(f'{where}: {at} must be [question, answer].')
+  system = turns[:1] if turns[0].role == 'system' else []
+  return system + before + turns[len(system):]
+
+
+def _with_system(text: str, key: str, turns: list[Written], where: str) -> list[Written]:
+  if turns[0].role != 'system':
+    return [Written('system', text, key), *turns]
+  if turns[0].content != text:
+    raise UserError(f'{where}: {key} and {turns[0].at} are two system prompts that differ; keep '
+                    'one of them.')
+  return turns
+
+
+def _unquoted(found: Any) -> Any:
+  """A list or object that was stored as JSON text."""
+  if isinstance(found, str) and found.lstrip()[:1] in ('[', '{'):
+    try:
+      return json.loads(found)
+    except (ValueError, RecursionError):
+      return found
+  return found
