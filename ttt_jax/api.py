@@ -85,6 +85,7 @@ class TextToTalk:
     objective: mode and masks that it was trained with; noise settings of ``loss``.
     settings: default sampling parameters of ``generate``.
     text_chunk, audio_chunk: tokens per chunk of interleaved text and audio.
+    form: of the strings in messages and records, config key data.form.
   """
   model: Model
   params: Params
@@ -94,10 +95,11 @@ class TextToTalk:
   settings: GenerateConfig = GenerateConfig()
   text_chunk: int = 13
   audio_chunk: int = 26
+  form: str = 'default'
 
   @property
   def _renderer(self) -> Renderer:
-    return Renderer(self.vocab, self.tokenizer, self.text_chunk, self.audio_chunk)
+    return Renderer(self.vocab, self.tokenizer, self.text_chunk, self.audio_chunk, form=self.form)
 
   def prompt(self, messages: str | list[dict[str, Any]]) -> np.ndarray:
     """Ids int32 [n] of a prompt, up to and including the assistant's header.
@@ -116,7 +118,7 @@ class TextToTalk:
     else:
       # The prompt ends before the last answer, whose content must not be empty.
       record = records.parse({'messages': [*messages, {'role': 'assistant', 'content': '?'}]},
-                             'prompt')
+                             'prompt', form=self.form)
     return self._renderer.render_prompt(record)
 
   def logits(self, ids: Ids, answer: Ids | None = None) -> np.ndarray:
@@ -196,7 +198,7 @@ class TextToTalk:
   def _document(self, document: Document, number: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids, supervised) of a record or a pair."""
     if isinstance(document, dict):
-      record = records.parse(document, f'document {number}')
+      record = records.parse(document, f'document {number}', form=self.form)
       found = self._renderer.render(record)
       return found.token, found.supervised
     ids, supervised = (np.asarray(x) for x in document)
@@ -308,11 +310,13 @@ def load(path: str | os.PathLike, dtype: str = 'float32',
   tokenizer = ByteTokenizer() if vocab.text == 'bytes' else hf_tokenizer.read(path, vocab)
   return TextToTalk(_model(config, vocab.size), jax.tree.map(jnp.asarray, params), vocab,
                     tokenizer, objective, settings,
-                    layout.get('text_chunk', 13), layout.get('audio_chunk', 26))
+                    layout.get('text_chunk', 13), layout.get('audio_chunk', 26),
+                    layout.get('form', 'default'))
 
 
 def _from_workdir(path: pathlib.Path, mesh: Mesh | None) -> TextToTalk:
   config = config_lib.load(path / 'config.json')
   run = trained_model.load(config, path, mesh=mesh)
   return TextToTalk(run.model, run.params, run.vocab, run.tokenizer, config.objective,
-                    config.generate, config.data.text_chunk, config.data.audio_chunk)
+                    config.generate, config.data.text_chunk, config.data.audio_chunk,
+                    config.data.form)

@@ -126,6 +126,7 @@ class DataConfig:
   text_chunk: int = 13         # text per chunk of an interleaved answer [tokens]
   audio_chunk: int = 26        # speech per chunk of an interleaved answer [codes]
   span_fill: int = 1           # silence pads an answer's last span to multiples of this [tokens]
+  form: str = 'default'        # strings: 'default' (audio markup is read), 'published' (as there)
   truncate: str = 'span'       # where documents are cut to a row: 'turn', 'span', 'anywhere', 'no'
   strict: bool = True          # stop at the first bad record; False = leave bad records out
   max_rejects: float = 0.01    # largest share of records that may be left out, in [0, 1]
@@ -139,6 +140,8 @@ class DataConfig:
     _require(self.truncate in ('turn', 'span', 'anywhere', 'no'),
              f"config key data.truncate is {self.truncate!r}; use 'turn', 'span', 'anywhere' or "
              "'no'.")
+    _require(self.form in ('default', 'published'),
+             f"config key data.form is {self.form!r}; use 'default' or 'published'.")
     _require(0 <= self.max_rejects <= 1,
              f'config key data.max_rejects is {self.max_rejects}; a share is in [0, 1].')
     _require(self.workers >= 0, f'config key data.workers is {self.workers}; it must be 0 or more.')

@@ -1,5 +1,6 @@
 """What generation and evaluation need of a prepared set: held-out records, system prompts."""
 
+import dataclasses
 import pathlib
 
 from ttt_jax.data import store
@@ -31,8 +32,15 @@ def load_records(data_dir: str | pathlib.Path, split: str = 'heldout',
   if split not in stored:
     raise UserError(f'config key {key}: {data_dir} stores no records of split {split!r}; it stores '
                     f'those of {", ".join(stored) or "no split"} (splits named heldout...).')
-  return [_checked(records.parse(value, where), data_dir)
+  form = manifest.get('form', 'default')
+  return [_checked(_answered(records.parse(value, where, form=form)), data_dir)
           for where, value in readers.read(data_dir / f'{split}.records.jsonl')]
+
+
+def _answered(record: Record) -> Record:
+  """A record up to its last answer; only the form 'published' has turns after it."""
+  last = max((i for i, turn in enumerate(record.turns) if turn.role != 'user'), default=0)
+  return dataclasses.replace(record, turns=record.turns[:last + 1])
 
 
 def _checked(record: Record, data_dir: pathlib.Path) -> Record:

@@ -5,8 +5,13 @@
       the rest of the text <|begin_of_quad|> the other codes <|end_of_audio_span_last|>
       <|im_end|>\n
 
-Supervised are the assistant's content, its im_end and newline in every assistant turn,
-and all of a pretraining document.
+Supervised are the assistant's content, its im_end and newline in every assistant turn that is
+learned, and all of a pretraining document.
+
+In the form 'published' (config key data.form) a turn whose content is one string has the ids that
+Hugging Face's tokenizer with the added tokens gives for the string that Qwen2.5's chat template
+makes of the record with an empty default system prompt: every added token in it has its id, spans
+stand as they are written, and a conversation without a system turn begins with an empty one.
 """
 
 import dataclasses
@@ -86,18 +91,21 @@ class Renderer:
     text_chunk: text tokens per chunk of an interleaved answer.
     audio_chunk: codes per chunk.
     fill: silence after the last span of an interleaved answer.
+    form: config key data.form.
   """
   vocab: Vocabulary
   tokenizer: Tokenizer
   text_chunk: int = 13
   audio_chunk: int = 26
   fill: Fill = Fill()
+  form: str = 'default'
 
   @classmethod
   def from_config(cls, data: DataConfig, vocab: Vocabulary, tokenizer: Tokenizer,
                   codec: Codec) -> 'Renderer':
     """The renderer that `ttt-jax prepare` uses under a data config; errors as in Fill."""
-    return cls(vocab, tokenizer, data.text_chunk, data.audio_chunk, Fill.from_config(data, codec))
+    return cls(vocab, tokenizer, data.text_chunk, data.audio_chunk, Fill.from_config(data, codec),
+               data.form)
 
   def render(self, record: Record) -> Example:
     """All turns of a record as one document.
@@ -109,12 +117,12 @@ class Renderer:
       UserError: a code outside the codebook (with the record's file:line).
     """
     ids, targets = [], []
-    for turn in record.turns:
+    for turn in self._turns(record):
       head, body = self._turn(turn, record)
       ids += head + body
-      learn = turn.role in ('assistant', 'document')
-      targets += [int(record.type == 'PT')] * len(head) + [int(learn or record.type == 'PT')
-                                                           ] * len(body)
+      whole = record.type == 'PT' and turn.learned
+      learn = whole or (turn.role in ('assistant', 'document') and turn.learned)
+      targets += [int(whole)] * len(head) + [int(learn)] * len(body)
     return Example(np.array(ids, np.int32), np.array(targets, np.int8))
 
   def render_prompt(self, record: Record) -> np.ndarray:
@@ -124,12 +132,13 @@ class Renderer:
       UserError: a record without an assistant turn (a pretraining document), or a code outside
         the codebook.
     """
-    last = max((i for i, turn in enumerate(record.turns) if turn.role == 'assistant'), default=-1)
+    turns = self._turns(record)
+    last = max((i for i, turn in enumerate(turns) if turn.role == 'assistant'), default=-1)
     if last < 0:
       raise UserError(f'{record.where}: record {record.id} has no assistant turn, so it gives no '
                       'prompt to answer.')
     ids = []
-    for turn in record.turns[:last]:
+    for turn in turns[:last]:
       head, body = self._turn(turn, record)
       ids += head + body
     return np.array(ids + self._header('assistant'), np.int32)
@@ -147,6 +156,16 @@ class Renderer:
     spans = [self.vocab.decode_codes(ids[a:b]) for a, b in zip(edges[::2], edges[1::2])]
     return text, [span for span in spans if span.size]
 
+  def _turns(self, record: Record) -> tuple[Turn, ...]:
+    """The turns that are rendered: an empty system turn only in the form 'published'."""
+    turns = record.turns
+    if self.form == 'published':
+      has = turns[0].role in ('system', 'document')
+      return turns if has else (Turn('system', ()), *turns)
+    empty = turns[0].role == 'system' and not any(
+        part.text or part.kind == 'audio' for part in turns[0].parts)
+    return turns[1:] if empty else turns
+
   def _header(self, role: str) -> list[int]:
     """im_start role newline; encoded apart from the content, so that every prompt ends the same."""
     return [self.vocab.im_start, *self.tokenizer.encode(role + '\n')]
@@ -154,6 +173,8 @@ class Renderer:
   def _turn(self, turn: Turn, record: Record) -> tuple[list[int], list[int]]:
     """(header, content with its ending) of one turn."""
     try:
+      if self.form == 'published' and turn.written is not None:
+        return self._as_written(turn.role, turn.written)
       if turn.role in ('assistant', 'document'):
         body = self._answer(turn)
       else:
@@ -163,6 +184,25 @@ class Renderer:
     if turn.role == 'document':
       return [], body
     return self._header(turn.role), [*body, self.vocab.im_end, *self.tokenizer.encode('\n')]
+
+  def _as_written(self, role: str, text: str) -> tuple[list[int], list[int]]:
+    """(header, content with its ending) of a turn with the ids of Hugging Face's tokenizer.
+
+    The header and the text after it are one text there: line breaks at the start of the content
+    are part of the header's. The header that is not learned has the length that it has alone.
+    """
+    if role == 'document':
+      return [], self._with_added_tokens(text)
+    ids = self._with_added_tokens(f'{role}\n{text}')
+    size = len(self.tokenizer.encode(f'{role}\n'))
+    return ([self.vocab.im_start, *ids[:size]],
+            [*ids[size:], self.vocab.im_end, *self.tokenizer.encode('\n')])
+
+  def _with_added_tokens(self, text: str) -> list[int]:
+    ids: list[int] = []
+    for piece in self.vocab.split(text):
+      ids += self.tokenizer.encode(piece) if isinstance(piece, str) else piece
+    return ids
 
   def _prompt(self, parts: Sequence[Part]) -> list[int]:
     vocab, ids = self.vocab, []
@@ -176,7 +216,7 @@ class Renderer:
 
   def _answer(self, turn: Turn) -> list[int]:
     kinds = [part.kind for part in turn.parts]
-    marked = any(part.begin for part in turn.parts)
+    marked = any(part.begin or part.end for part in turn.parts)
     # Text then speech is interleaved here; an answer whose parts alternate already, or whose
     # spans carry markup, keeps its own order.
     if turn.role == 'document' or marked or kinds != sorted(kinds, reverse=True):
@@ -201,10 +241,17 @@ class Renderer:
     for i, part in enumerate(parts):
       if part.kind == 'text':
         ids += self.tokenizer.encode(part.text)
+        continue
+      codes = self.vocab.encode_codes(part.known_codes).tolist()
+      if part.begin or part.end:
+        ids += [*self._mark(part.begin), *codes, *self._mark(part.end)]
       else:
-        quad = part.begin == '<|begin_of_quad|>' if part.begin else i == last
-        ids += self._span(self.vocab.encode_codes(part.known_codes).tolist(), quad)
+        ids += self._span(codes, i == last)
     return ids
+
+  def _mark(self, name: str) -> list[int]:
+    """The id of written markup; a span that was cut has only one of the two."""
+    return [self.vocab.id_of(name)] if name else []
 
   def _span(self, code_ids: list[int], quad: bool) -> list[int]:
     vocab = self.vocab

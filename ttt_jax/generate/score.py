@@ -114,7 +114,7 @@ def _records(run: TrainedModel, files: list[str]) -> list[Record]:
   out = []
   for path in files:
     for where, value in readers.read(path):
-      out.append(run.encoded(records.parse(value, where), path))
+      out.append(run.encoded(records.parse(value, where, form=run.config.data.form), path))
   if not out:
     raise UserError(f'{", ".join(files)}: no records to score; name files with at least one '
                     'record.')

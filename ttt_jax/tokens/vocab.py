@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
 
@@ -47,6 +47,9 @@ AUDIO_MARKER = '<|audio|>'
 AUDIO_TAIL = ('<|mask_token|>', '<|end_of_audio_new|>', '<|end_of_audio_span_last|>')
 
 CODE_PATTERN = re.compile(r'<\|audio_(\d+)\|>')
+_CODES = r'(?:<\|audio_(?:0|[1-9][0-9]*)\|>)+'
+_ADDED = re.compile('(' + '|'.join([_CODES, *(re.escape(name) for name in (
+    *QWEN_SPECIALS, *CONTROLS, AUDIO_MARKER, *AUDIO_TAIL))]) + ')')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +158,29 @@ class Vocabulary:
     """ids [n] -> int32 [m], the codes among them, in order; other ids are dropped."""
     ids = np.asarray(ids, np.int64)
     return (ids[self.is_code(ids)] - self.code_start).astype(np.int32)
+
+  def id_of(self, name: str) -> int:
+    """The id of an added token other than a code, by its full name; ValueError if there is none."""
+    if name in AUDIO_TAIL:
+      return self.mask + AUDIO_TAIL.index(name)
+    if name == AUDIO_MARKER:
+      return self.audio_threshold
+    return self.special(name)
+
+  def split(self, text: str) -> Iterator[str | list[int]]:
+    """A string as stretches of text and ids of added tokens, as Hugging Face's tokenizer splits it.
+
+    Raises:
+      UserError: a code outside the codebook.
+    """
+    for number, piece in enumerate(_ADDED.split(text)):
+      if number % 2 and piece.startswith('<|audio_'):
+        codes = piece[8:-2].split('|><|audio_')
+        yield self.encode_codes([int(code[:12]) for code in codes]).tolist()
+      elif number % 2:
+        yield [self.id_of(piece)]
+      elif piece:
+        yield piece
 
   def name(self, token: int) -> str | None:
     """The string of an added token; None for an ordinary text id."""

@@ -51,8 +51,9 @@ class TrainedModel:
       if part.codes is not None:
         return part
       assert part.source is not None, 'audio has codes or a recording'
-      codes = self.codec.encode(*io.read(pathlib.Path(file).parent / part.source))
-      return Part('audio', part.text, codes, part.source)
+      codes = self.codec.encode(*io.read(
+          pathlib.Path(file).parent / part.source, part.offset, part.duration, part.channel))
+      return dataclasses.replace(part, codes=codes)
     return record.map_audio(fill)
 
 

@@ -108,7 +108,7 @@ def test_too_many_joined_recordings_are_rejected():
 
 @pytest.mark.parametrize('value, sentence', [
     ({'audio': 'a.wav'}, 'needs "text"'), ({'audio': 'a.wav', 'text': ' '}, 'non-empty'),
-    ({'text': 'x'}, 'needs "audio"'), ({'text': 'x', 'audio': 3}, 'needs "audio"'),
+    ({'text': 'x'}, 'needs "audio"'), ({'text': 'x', 'audio': 3}, 'audio is 3; it must be the path'),
     ({'text': 'x', 'codes': 'abc'}, 'list of integers'),
     ({'text': '<|audio_3|>', 'codes': [1]}, 'audio markup'),
     ({'messages': []}, 'records with "messages" need a source')])
@@ -259,7 +259,7 @@ def test_no_task_loses_a_word_or_a_code(task, text, answer, third, heard, said, 
     ('audio_qa', {'answer': 'x'}, 'the recording needs "audio" .* or "codes"'),
     ('audio_qa', {'codes': [1], 'answer': 'x', 'text': 3}, 'text is 3; it must be a string'),
     ('audio_chat', {'codes': [1], 'answer': 'x', 'answer_codes': [-1]}, 'answer_codes must be'),
-    ('audio_chat', {'codes': [1], 'answer': 'x', 'answer_audio': 7}, 'needs "answer_audio"'),
+    ('audio_chat', {'codes': [1], 'answer': 'x', 'answer_audio': 7}, 'answer_audio is 7'),
     ('audio_chat', {'codes': [1], 'answer': '<|audio_1|>'}, 'the answer .* holds audio markup'),
     ('aac', {'codes': [1]}, 'a recording for aac needs "answer"'),
     ('aac', {'codes': [1], 'answer': 'x', 'instruction': ['x']}, 'instruction is .* a string'),
@@ -271,7 +271,7 @@ def test_no_task_loses_a_word_or_a_code(task, text, answer, third, heard, said, 
     ('pt', {'pieces': ['x']}, r'pieces\[0\] is a str'),
     ('pt', {'pieces': [{'text': 'x'}, {'codes': [1]}]}, r'needs "pieces\[1\].text"'),
     ('pt', {'pieces': [{'text': 'x', 'codes': []}]}, r'pieces\[0\].codes must be'),
-    ('pt', {'pieces': [{'text': 'x', 'audio': 5}]}, r'pieces\[0\] needs "audio"')])
+    ('pt', {'pieces': [{'text': 'x', 'audio': 5}]}, r'pieces\[0\].audio is 5')])
 def test_a_bad_recording_of_any_task_is_one_sentence(task, value, sentence):
   with pytest.raises(UserError, match=sentence) as caught:
     tasks.parse_recording(value, 'r.jsonl:9', task)

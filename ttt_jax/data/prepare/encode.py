@@ -1,4 +1,4 @@
-"""Phase 2 of prepare: chooses or fits the codec and encodes every audio file once."""
+"""Phase 2 of prepare: chooses or fits the codec and encodes every stretch of an audio file once."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from ttt_jax.config import CodecConfig
 from ttt_jax.data.prepare.jobs import Work, tick
 from ttt_jax.data.prepare.scan import Scanned
 from ttt_jax.data.records import sources
+from ttt_jax.data.records.parts import Clip
 from ttt_jax.errors import UserError
 
 FILE = 'codes.int32'
@@ -22,7 +23,7 @@ _MANY = 100  # recordings; fewer are encoded in this process
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where the codes of an audio file are stored, or why there are none.
+  """Where the codes of a stretch of an audio file are stored, or why there are none.
 
   Attributes:
     folder: name of the job's result folder in the work folder.
@@ -37,10 +38,10 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """See ``encode_group``; files: ('file:line' that names it, path, stamp) of each file."""
+  """See ``encode_group``; clips: ('file:line' that names it, stretch, stamp of the file) each."""
   codec: str      # folder of the saved codec ...
   identity: str   # ... and the text of its codec.json
-  files: tuple[tuple[str, str, tuple[int, int]], ...]
+  clips: tuple[tuple[str, Clip, tuple[int, int]], ...]
 
 
 def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: bool,
@@ -72,71 +73,71 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
     return next(iter(saved.values()))
   named = _named(one for one in scans if not one.input.heldout)
   order = np.random.default_rng(seed).permutation(len(named))
-  paths = list(named)
+  clips = list(named)
   def waveforms():
     for done, i in enumerate(order):
-      progress('reading speech to fit the codec', done, len(paths))
+      progress('reading speech to fit the codec', done, len(clips))
       try:
-        yield _read(paths[i], named[paths[i]])
+        yield _read(clips[i], named[clips[i]])
       except UserError:
         if strict:
           raise
   return codecs.create(config, waveforms())
 
 
-def _named(scans) -> dict[str, str]:
-  """Audio files without codes -> the 'file:line' that names them first."""
-  out: dict[str, str] = {}
+def _named(scans) -> dict[Clip, str]:
+  """Stretches of audio files without codes -> the 'file:line' that names them first."""
+  out: dict[Clip, str] = {}
   for one in scans:
-    for path, where in one.named.items():
-      out.setdefault(path, where)
+    for clip, where in one.named.items():
+      out.setdefault(clip, where)
   return out
 
 
-def _read(path: str, where: str) -> tuple[np.ndarray, int]:
+def _read(clip: Clip, where: str) -> tuple[np.ndarray, int]:
   """A recording that can be encoded."""
   try:
-    waveform, rate = io.read(path)
+    waveform, rate = io.read(*clip)
   except UserError as error:
     raise UserError(f'{where}: {error}') from error
-  io.check(waveform, rate, f'{where}: recording {path}')
+  io.check(waveform, rate, f'{where}: recording {clip.path}')
   return waveform, rate
 
 
 def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: Work, strict: bool,
-           progress: Callable[[str, int, int], None]) -> dict[str, Place]:
-  """Encode every audio file once.
+           progress: Callable[[str, int, int], None]) -> dict[Clip, Place]:
+  """Encode every stretch of an audio file once.
 
   Args:
     codec: the set's codec.
     folder: where it is saved, for other processes.
-    scans: name the audio files.
+    scans: name the stretches.
     work: stores the codes.
     strict: a recording without codes is an error.
     progress: (what, done, total).
 
   Returns:
-    Path of every audio file -> where its codes are stored.
+    Every stretch -> where its codes are stored.
 
   Raises:
     UserError: if strict: an unreadable, empty or silent recording, with its file and record.
   """
   named = _named(scans)
-  files = [(where, path, sources.stamp(path)) for path, where in named.items()]
+  clips = [(where, clip, sources.stamp(clip.path)) for clip, where in named.items()]
   size = codec.at_once
   identity = (folder / codecs.FILE).read_text(encoding='utf-8')
-  jobs = [Job(str(folder), identity, tuple(files[i:i + size]))
-          for i in range(0, len(files), size)]
-  out: dict[str, Place] = {}
+  jobs = [Job(str(folder), identity, tuple(clips[i:i + size]))
+          for i in range(0, len(clips), size)]
+  out: dict[Clip, Place] = {}
   results = work.run(encode_group, jobs,
-                     lambda done: progress('encoding speech', done, len(files)),
-                     apart=len(files) > _MANY and not codec.own_devices)
+                     lambda done: progress('encoding speech', done, len(clips)),
+                     apart=len(clips) > _MANY and not codec.own_devices)
   for job, result in zip(jobs, results):
     at = 0
-    for (_, path, _), (count, error) in zip(job.files, result.info['found']):
+    for (_, clip, _), (count, error) in zip(job.clips, result.info['found']):
       if error and strict:
         raise UserError(error)
-      out[path] = Place(result.folder.name, at, at + count, error)
+      out[clip] = Place(result.folder.name, at, at + count, error)
       at += count
   _load.cache_clear()  # the codec may have large weights
   return out
@@ -149,34 +150,34 @@ def _load(folder: str, identity: str) -> Codec:
 
 
 def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:
-  """Writes the codes of some files, concatenated as int32, to FILE.
+  """Writes the codes of some stretches, concatenated as int32, to FILE.
 
   Returns:
-    {'found': [[number of codes, error or ''], ...] per file, 'units': files}.
+    {'found': [[number of codes, error or ''], ...] per stretch, 'units': stretches}.
   """
   codec = _load(job.codec, job.identity)
   errors: dict[int, str] = {}
   read: list[int] = []
   def waveforms() -> Iterator[tuple[np.ndarray, int]]:
-    for i, (where, path, _) in enumerate(job.files):
+    for i, (where, clip, _) in enumerate(job.clips):
       try:
-        recording = _read(path, where)
+        recording = _read(clip, where)
       except UserError as error:
         errors[i] = str(error)
         tick()
         continue
       read.append(i)
       yield recording
-  codes = [np.zeros(0, np.int32)] * len(job.files)
+  codes = [np.zeros(0, np.int32)] * len(job.clips)
   for i, found in enumerate(codec.encode_many(waveforms())):
     number = read[i]
-    where, path, _ = job.files[number]
+    where, clip, _ = job.clips[number]
     try:
       if isinstance(found, UserError):
         raise found
       codes[number] = codecs.checked(found, codec, 'it')
     except UserError as error:
-      errors[number] = f'{where}: recording {path}: {error}'
+      errors[number] = f'{where}: recording {clip.path}: {error}'
     tick()
   (folder / FILE).write_bytes(np.concatenate(codes).tobytes())
   return {'found': [[len(one), errors.get(i, '')] for i, one in enumerate(codes)],

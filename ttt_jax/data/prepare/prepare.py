@@ -25,14 +25,15 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
+from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec
 from ttt_jax.config import Config
 from ttt_jax.data import interleave, store
 from ttt_jax.data.prepare import encode, pack, render, scan
 from ttt_jax.data.prepare.jobs import Result, Work
 from ttt_jax.data.prepare.scan import Scanned
-from ttt_jax.data.records import readers, records, sources
-from ttt_jax.data.records.records import Part
+from ttt_jax.data.records import keys, readers, records, sources
+from ttt_jax.data.records.parts import Clip, Part
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files, owned
 from ttt_jax.storage.names import FileNames
@@ -68,7 +69,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
   named = workdir / config.data.path
   target = _check_target(named, workdir, config.data.path)
   tokenizer = tokenizers.create(config.vocab)
-  found = sources.inputs(config.data.sources, workdir)
+  found = sources.inputs(config.data.sources, workdir, config.data.form)
   for one, other in sources.duplicates(found):
     _log.warning('%s is read twice for the same split and task%s; set repeat if that is intended.',
                  one, '' if one == other else f', also as {other}')
@@ -98,9 +99,11 @@ def prepare(config: Config, workdir: str | pathlib.Path,
                    len(leaks), leaks[0])
     manifest = {
         'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
-        'codec': 'codec', 'seq_len': config.data.seq_len, 'rejects': rejects,
+        'codec': 'codec', 'form': config.data.form, 'seq_len': config.data.seq_len,
+        'rejects': rejects,
         'max_document': sum(one.info['documents'] for one in rendered),
-        'heldout_overlap': len(leaks), 'system_prompts': _system_prompts(scans, rendered),
+        'heldout_overlap': len(leaks), 'unused_keys': _unused_keys(scans, rendered),
+        'system_prompts': _system_prompts(scans, rendered),
         'splits': {split: _entry(split, scans, rendered, results, config.data.seq_len)
                    for split, results in packed.items()}}
     _assemble(named, manifest, codec, packed, scans, rendered)
@@ -134,13 +137,13 @@ def _check_empty(scans: Sequence[Scanned]) -> None:
 
 
 def _render_jobs(scans: Sequence[Scanned], settings: render.Settings,
-                 places: dict[str, encode.Place], work: pathlib.Path) -> list[render.Job]:
+                 places: dict[Clip, encode.Place], work: pathlib.Path) -> list[render.Job]:
   heldout = tuple(sorted({text for one in scans for text in one.heldout_texts}))
   out: list[render.Job] = []
   first = {}  # (source, file) -> records before
   for one in scans:
     key = one.input.number, one.input.piece.path
-    codes = tuple((path, places[path]) for path in one.named)
+    codes = tuple((clip, places[clip]) for clip in one.named)
     out.append(render.Job(one.input, settings, first.get(key, 0), codes, str(work), heldout))
     first[key] = first.get(key, 0) + one.rows
   return out
@@ -236,6 +239,17 @@ def _system_prompts(scans: Sequence[Scanned], rendered: Sequence[Result]) -> dic
   return out
 
 
+def _unused_keys(scans: Sequence[Scanned], rendered: Sequence[Result]) -> dict[str, dict[str, int]]:
+  """Path of a source, as the config names it -> its unused keys -> number of records."""
+  out: dict[str, dict[str, int]] = {}
+  for one, result in zip(scans, rendered):
+    for key, count in result.info['unused'].items():
+      mine = out.setdefault(one.input.source.path, {})
+      key = key if key in mine or len(mine) < keys.MOST else keys.OTHERS
+      mine[key] = mine.get(key, 0) + count
+  return out
+
+
 def _name(split: str, job: pack.Job) -> str:
   return f'{split}-{job.number:05d}-of-{job.total:05d}.arrayrecord'
 
@@ -251,7 +265,7 @@ def _assemble(target: pathlib.Path, manifest, codec: Codec, packed, scans, rende
     copies = _Copies(folder / 'heldout_wav')
     for one, result in zip(scans, rendered):
       if one.input.heldout and result.info['documents']:
-        _keep_records(result, folder, one.input.source.split, copies)
+        _keep_records(result, folder, one.input.source.split, copies, one.input.form)
     codec.save(folder / 'codec')
     store.write_manifest(folder, manifest)
     building.commit()
@@ -274,29 +288,35 @@ class _Copies:
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
     self._names = FileNames()
-    self._known: dict[str, str] = {}  # file -> name of its copy
+    self._known: dict[Clip, str] = {}  # stretch of a file -> name of its copy
 
-  def add(self, source: str) -> str | None:
-    """The name of the copy; None if there is no such file."""
-    file = pathlib.Path(source)
-    if source not in self._known:
+  def add(self, clip: Clip) -> str | None:
+    """The name of the copy; None if there is no such file. A part of a file becomes a file."""
+    file = pathlib.Path(clip.path)
+    if clip not in self._known:
       if not file.is_file():
         return None
-      name = self._names.new(file.stem, file.suffix)
+      whole = clip == Clip(clip.path)
+      name = self._names.new(file.stem, file.suffix if whole else '.wav')
       self.folder.mkdir(exist_ok=True)
-      shutil.copyfile(file, self.folder / name)
-      self._known[source] = name
-    return self._known[source]
+      if whole:
+        shutil.copyfile(file, self.folder / name)
+      else:
+        io.write_wav(self.folder / name, *io.read(*clip))
+      self._known[clip] = name
+    return self._known[clip]
 
 
-def _keep_records(result: Result, folder: pathlib.Path, split: str, copies: _Copies) -> None:
+def _keep_records(result: Result, folder: pathlib.Path, split: str, copies: _Copies,
+                  form: str) -> None:
   """Writes held-out records and copies of their recordings; codes need no recording."""
   def copy(part: Part) -> Part:
-    name = copies.add(part.source) if part.source else None
-    return dataclasses.replace(part, source=name and f'{copies.folder.name}/{name}')
+    name = copies.add(part.clip) if part.source else None
+    return dataclasses.replace(part, source=name and f'{copies.folder.name}/{name}', offset=0.0,
+                               duration=None, channel=None)
   with (folder / f'{split}.records.jsonl').open('ab') as out:
     for where, value in readers.read(result.folder / render.RECORDS):
-      record = records.parse(value, where).map_audio(copy)
+      record = records.parse(value, where, form=form).map_audio(copy)
       line = json.dumps(records.to_json(record), ensure_ascii=False) + '\n'
       out.write(line.encode('utf-8', 'surrogatepass'))
 

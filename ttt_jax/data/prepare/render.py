@@ -20,8 +20,8 @@ from ttt_jax.data import interleave
 from ttt_jax.data.prepare import encode
 from ttt_jax.data.prepare.encode import Place
 from ttt_jax.data.prepare.jobs import tick
-from ttt_jax.data.records import records, sources, tasks
-from ttt_jax.data.records.records import Part, Record
+from ttt_jax.data.records import keys, records, sources, tasks
+from ttt_jax.data.records.parts import Clip, Part, Record
 from ttt_jax.data.records.sources import Input, Reject
 from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
@@ -56,14 +56,14 @@ class Job:
   Attributes:
     input, settings: what to render, and how.
     first: number of records of the file before the input.
-    codes: (path, where its codes are stored) of each audio file that the input names.
+    codes: (stretch, where its codes are stored) of each audio file that the input names.
     work: folder of the stored codes.
     heldout: texts of held-out recordings, to detect training records with the same text.
   """
   input: Input
   settings: Settings
   first: int
-  codes: tuple[tuple[str, Place], ...]
+  codes: tuple[tuple[Clip, Place], ...]
   work: str
   heldout: tuple[str, ...]
 
@@ -82,7 +82,8 @@ def render(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   Returns:
     {'blocks': [[documents, tokens], ...], 'documents', 'rejects': {reason: count},
     'truncated', 'leaks': ['file:line', ...], 'lengths': [per bin], 'tasks': {task: {'records',
-    'text', 'audio', 'supervised'}}, 'system_prompts': {task: text}, 'units': records}
+    'text', 'audio', 'supervised'}}, 'system_prompts': {task: text}, 'unused': {key: records},
+    'units': records}
 
   Raises:
     UserError: strict, and a record cannot be used.
@@ -104,7 +105,8 @@ class _Documents:
     self.tokenizer = _tokenizer(self.settings.vocab)
     self.vocab = self.settings.vocabulary
     self.renderer = interleave.Renderer(self.vocab, self.tokenizer, self.settings.text_chunk,
-                                        self.settings.audio_chunk, self.settings.fill)
+                                        self.settings.audio_chunk, self.settings.fill,
+                                        job.input.form)
     self.places, self.heldout = dict(job.codes), frozenset(job.heldout)
     self.arrays: dict[str, np.ndarray] = {}
     self.blocks: list[list[int]] = []
@@ -116,6 +118,7 @@ class _Documents:
     self.bins = bins(self.settings.seq_len)
     self.lengths = np.zeros(len(self.bins) - 1, int)
     self.leaks: list[str] = []
+    self.unused: dict[str, int] = {}  # keys of records that were not used
 
   def run(self) -> dict[str, Any]:
     made = self._joined() if self.source.join_count else self._each()
@@ -126,6 +129,10 @@ class _Documents:
       if isinstance(item, Reject):
         self._reject(item)
         continue
+      for key in item.unused:
+        if key not in self.unused and len(self.unused) >= keys.MOST:
+          key = keys.OTHERS
+        self.unused[key] = self.unused.get(key, 0) + 1
       if (self.heldout and not self.job.input.heldout
           and not self.heldout.isdisjoint(sources.spoken_texts(item))):
         self.leaks.append(where)
@@ -133,7 +140,8 @@ class _Documents:
     self._flush()
     return {'blocks': self.blocks, 'documents': self.documents, 'rejects': self.rejects,
             'truncated': self.truncated, 'leaks': self.leaks, 'tasks': self.tasks,
-            'system_prompts': self.prompts, 'lengths': self.lengths.tolist(), 'units': count}
+            'system_prompts': self.prompts, 'unused': self.unused,
+            'lengths': self.lengths.tolist(), 'units': count}
 
   # -- records ------------------------------------------------------------------------
 
@@ -150,8 +158,8 @@ class _Documents:
   def _with_codes(self, part: Part) -> Part:
     if part.codes is not None:
       return part
-    path = self.job.input.file_of(part)
-    place = self.places.get(path, Place('', error=f'recording {path} was not encoded.'))
+    clip = self.job.input.clip_of(part)
+    place = self.places.get(clip, Place('', error=f'recording {clip.path} was not encoded.'))
     if place.error:
       raise UserError(place.error)
     if place.folder not in self.arrays:

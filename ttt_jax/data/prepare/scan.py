@@ -6,8 +6,14 @@ from typing import Any, Iterator
 
 from ttt_jax.data.prepare.jobs import Result, tick
 from ttt_jax.data.records import readers
+from ttt_jax.data.records.parts import Clip
 from ttt_jax.data.records.sources import Input, Reject, audio, spoken_texts
 from ttt_jax.errors import UserError
+
+# A line without these names no audio file: starts and ends of the keys in sounds.py, and an escape
+# that may hide them.
+_NAMING = (b'"audio', b'_audio"', b'<audio>', b'"speech', b'"sound', b'"wav', b'"path"', b'"file',
+           b'\\u00')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +31,13 @@ class Scanned:
     input: the input.
     rows: number of records, bad ones included.
     coded: 'file:line' of the first audio that is given as codes, or None.
-    named: path of every audio file without codes -> the 'file:line' that names it first.
+    named: every stretch of an audio file without codes -> the 'file:line' that names it first.
     heldout_texts: texts of held-out recordings, normalised by words.comparable.
   """
   input: Input
   rows: int
   coded: str | None
-  named: dict[str, str]
+  named: dict[Clip, str]
   heldout_texts: list[str]
 
   @property
@@ -41,7 +47,9 @@ class Scanned:
 
 def result(job: Job, found: Result) -> Scanned:
   """A stored result of ``scan`` as a Scanned."""
-  return Scanned(job.input, **{key: value for key, value in found.info.items() if key != 'units'})
+  info = {key: value for key, value in found.info.items() if key != 'units'}
+  named = {Clip(*clip): where for *clip, where in info.pop('named')}
+  return Scanned(job.input, named=named, **info)
 
 
 def scan(job: Job, folder: pathlib.Path) -> dict[str, Any]:
@@ -52,7 +60,7 @@ def scan(job: Job, folder: pathlib.Path) -> dict[str, Any]:
       bad.
   """
   rows, coded = 0, None
-  named: dict[str, str] = {}
+  named: dict[Clip, str] = {}
   texts: list[str] = []
   for where, item in _items(job):
     rows += 1
@@ -67,10 +75,12 @@ def scan(job: Job, folder: pathlib.Path) -> dict[str, Any]:
         if part.codes is not None:
           coded = coded or where
         else:
-          named.setdefault(job.input.file_of(part), where)
+          named.setdefault(job.input.clip_of(part), where)
       if job.input.heldout:
         texts += spoken_texts(item)
-  return {'rows': rows, 'coded': coded, 'named': named, 'heldout_texts': texts, 'units': rows}
+  return {'rows': rows, 'coded': coded,
+          'named': [[*clip, where] for clip, where in named.items()], 'heldout_texts': texts,
+          'units': rows}
 
 
 def _items(job: Job) -> Iterator[tuple[str, Any]]:
@@ -87,7 +97,7 @@ def _items(job: Job) -> Iterator[tuple[str, Any]]:
   for where, line in readers.lines(source.piece):
     if isinstance(line, UserError):
       yield where, Reject(where, '', str(line))
-    elif b'"audio"' in line or b'\\u00' in line:
+    elif any(mark in line for mark in _NAMING):
       yield where, source.parse(where, readers.parse_line(where, line))
     else:
       yield where, b'<|audio_' in line or b'"codes"' in line

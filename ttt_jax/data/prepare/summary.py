@@ -1,5 +1,6 @@
 """The table that `ttt-jax prepare` prints at the end: the manifest's counts in 80 columns."""
 
+import textwrap
 from typing import Any
 
 _BAR = 40  # columns
@@ -22,9 +23,20 @@ def table(manifest: dict[str, Any]) -> str:
   if cut:
     lines.append(f'{cut:,} documents were truncated to fit a row (data.truncate)')
   lines += [f'rejected: {reason}: {count:,}' for reason, count in manifest['rejects'].items()]
+  lines += _unused(manifest.get('unused_keys', {}))
   lines.append(f'vocabulary {manifest["fingerprint"]} ({manifest["vocabulary"]["text"]} + '
                f'{manifest["vocabulary"]["codec"]}), rows of {manifest["seq_len"]:,} tokens')
   return '\n'.join(lines)
+
+
+def _unused(found: dict[str, dict[str, int]]) -> list[str]:
+  """The keys of records that were not used, one line per source and more where it is long."""
+  lines = []
+  for path, keys in found.items():
+    named = [f'{key} ({count:,})' for key, count in sorted(keys.items())]
+    lines += textwrap.wrap(f'keys not used in {path} (records): {", ".join(named)}', 80,
+                           subsequent_indent='  ', break_long_words=False, break_on_hyphens=False)
+  return lines
 
 
 def _histogram(manifest: dict[str, Any]) -> list[str]:

@@ -79,6 +79,7 @@ METADATA = frozenset((
 ))
 
 MOST = 50  # names of unknown keys that are kept; more mean that keys are data
+OTHERS = '(other keys)'
 
 
 def empty(value: Any) -> bool:
@@ -105,7 +106,7 @@ def check(value: dict[str, Any], level: str, used: Collection[str], at: str) -> 
   """
   rejected, out = REJECTED[level], []
   for key, found in value.items():
-    if key in used or key in METADATA or found is None:
+    if key in used or key in METADATA or found is None or found in ('', [], {}):
       continue
     why = rejected.get(key)
     if why is None:

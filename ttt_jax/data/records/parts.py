@@ -46,6 +46,12 @@ class Part:
   channel: int | None = None
 
   @property
+  def clip(self) -> Clip:
+    """The stretch of ``source``."""
+    assert self.source is not None, 'audio has codes or a recording'
+    return Clip(self.source, self.offset, self.duration, self.channel)
+
+  @property
   def known_codes(self) -> np.ndarray:
     """``codes`` of an audio part that is encoded already."""
     assert self.codes is not None, f'audio of {self.source} is not encoded yet'

@@ -1,23 +1,27 @@
 """Recordings: audio, text and answer of one object of a manifest, before it becomes a record.
 
 The required keys depend on the task. Audio is "audio": "a.wav" or "codes": [...]. Keys that a
-task does not use are ignored, so that one manifest can be used for several tasks.
+task does not use are passed over, so that one manifest can be used for several tasks; `prepare`
+lists them, unless they are metadata (keys.py).
 
   task                  keys
   asr, tts              audio, text
-  audio_qa, audio_chat  audio, answer; optional: text, answer_audio
-  aac, sec, asc         audio, answer or text; optional: instruction, answer_audio
+  audio_qa, audio_chat  audio, answer; optional: question, text, answer_audio
+  aac, sec, asc         audio, answer or text; optional: question, answer_audio
   text_chat             text, answer
   pt                    pieces: [{text; optional: audio}, ...]
 
 "text" is the transcript of the audio, except for aac, sec and asc, where it is the answer if
-there is no "answer". "answer_audio" or "answer_codes" is the speech of an answer. Accepted
-names of other manifest formats are in ALIASES.
+there is no "answer". "answer_audio" or "answer_codes" is the speech of an answer. "question"
+(also instruction, query, input) is what the user writes beside the audio, which stands where
+the question has a placeholder such as <audio>, or else after it. "system" is a system prompt.
+Accepted names of other manifest formats are in ALIASES.
 """
 
 import dataclasses
 from typing import Any, Callable, Iterator
 
+from ttt_jax.data.records import keys, shapes, sounds
 from ttt_jax.data.records.markup import BEGINS, ENDS
 from ttt_jax.data.records.parts import Part
 from ttt_jax.data.records.sounds import audio_part
@@ -30,9 +34,12 @@ RECORDED = ('asr', 'tts', 'audio_qa', 'audio_chat', *SOUNDS, 'text_chat', 'pt')
 ALIASES = {'audio': ('audio_filepath', 'audio_path', 'path', 'file', 'file_name', 'filename',
                      'wav'),
            'text': ('transcript', 'transcription', 'sentence')}
-_SOUND_ALIASES = {'audio': ALIASES['audio'],
-                  'answer': ('caption', 'label', 'category', 'scene', 'scene_label', 'text')}
-_CHAT_ALIASES = {'text': ('question', 'instruction')}
+_ANSWERS = ('response', 'output', 'completion')
+_SPOKEN_ALIASES = {**ALIASES, 'answer': _ANSWERS}
+_SOUND_ALIASES = {'audio': ALIASES['audio'], 'answer': (
+    *_ANSWERS, 'caption', 'label', 'category', 'scene', 'scene_label', 'text')}
+_CHAT_ALIASES = {'text': ('question', 'instruction', 'query'), 'answer': _ANSWERS}
+_QUESTIONS = ('instruction', 'question', 'query', 'input')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,13 +54,20 @@ class Recording:
     answer: the assistant's text and, if known, its speech; () for asr and tts, whose answer is
       the recording itself. For pt the pieces of the document: those that have speech are
       audio parts with their text as transcript.
-    instruction: the user's text; '' = none, or for aac, sec and asc the default instruction.
+    instruction: the user's text before the audio; '' = none, or for aac, sec and asc the default
+      instruction, unless there is text after the audio.
+    after: the user's text after the audio.
+    system: the system prompt, '' if it has none.
+    unused: keys of the object that were not used and are not known to be metadata.
   """
   id: str
   audio: Part | None
   where: str = ''
   answer: tuple[Part, ...] = ()
   instruction: str = ''
+  after: str = ''
+  system: str = ''
+  unused: tuple[str, ...] = ()
 
   @property
   def speech(self) -> Part:
@@ -97,47 +111,72 @@ def parse_recording(value: dict[str, Any], where: str, task: str = 'asr') -> Rec
   assert task in RECORDED, task
   value = {key: found for key, found in value.items() if found is not None}
   name = str(value.get('id', where.rsplit(':', 1)[-1]))
-  return _READERS.get(task, _read_answered)(value, where, task, name)
+  found, used = _READERS.get(task, _read_answered)(value, where, task, name)
+  used |= {'id', 'task', 'type', *shapes.record_flags(value, where)}
+  system = next((key for key in shapes.SYSTEMS if isinstance(value.get(key), str)), '')
+  return dataclasses.replace(
+      found, system=value.get(system, ''), unused=tuple(keys.check(
+          value, 'record', {*used, system}, f'{where}: the recording')))
 
 
-def _read_spoken(value: dict, where: str, task: str, name: str) -> Recording:
+Found = tuple[Recording, set[str]]  # the recording, and the keys that were used
+
+
+def _read_spoken(value: dict, where: str, task: str, name: str) -> Found:
   """asr, tts: speech and its transcript."""
-  value = _renamed(value, ALIASES)
+  given, value = value, _renamed(value, ALIASES)
   text = value.get('text')
   if not isinstance(text, str) or not text.strip():
     raise UserError(f'{where}: a recording needs "text", its transcript, as a non-empty string; '
                     'records with "messages" need a source without a task.')
   text = _words(value, 'text', where)
-  return Recording(name, audio_part(value, f'{where}: the recording', text), where)
+  return (Recording(name, audio_part(value, f'{where}: the recording', text), where),
+          {*_AUDIO_KEYS, 'text', *_used(given, ALIASES['text'])})
 
 
-def _read_answered(value: dict, where: str, task: str, name: str) -> Recording:
+def _read_answered(value: dict, where: str, task: str, name: str) -> Found:
   """audio_qa, audio_chat, aac, sec, asc: audio and an answer to it."""
   sound = task in SOUNDS
-  value = _renamed(value, _SOUND_ALIASES if sound else ALIASES)
+  aliases = _SOUND_ALIASES if sound else _SPOKEN_ALIASES
+  given, value = value, _renamed(value, aliases)
   _need(value, 'answer', where, task)
-  instruction = ''
-  if sound:
-    instruction = _words(value, 'instruction', where)
+  before, after = _question(value, where)
   text = '' if sound else _words(value, 'text', where)
   answer = _words(value, 'answer', where)
   audio = audio_part(value, f'{where}: the recording', text)
   speech = ()
   if value.get('answer_codes') is not None or value.get('answer_audio', '') != '':
     speech = (audio_part(value, f'{where}: the recording', answer, 'answer_'),)
-  return Recording(name, audio, where, (Part('text', answer), *speech), instruction)
+  used = {*_AUDIO_KEYS, 'answer', 'answer_audio', 'answer_codes', *_QUESTIONS,
+          *_used(given, aliases['answer'], 'answer')}
+  if not sound:
+    used |= {'text', *_used(given, ALIASES['text'])}
+  return Recording(name, audio, where, (Part('text', answer), *speech), before, after), used
 
 
-def _read_chat(value: dict, where: str, task: str, name: str) -> Recording:
+def _question(value: dict, where: str) -> tuple[str, str]:
+  """What the user writes (before the audio, after it)."""
+  text = '\n'.join(words for key in _QUESTIONS if (words := _words(value, key, where)))
+  if not sounds.PLACEHOLDER.search(text):
+    return text, ''
+  sound = Part('audio')
+  (pieces,) = sounds.place([[text]], [sound], [False], [0], f'{where}: the recording')
+  at = pieces.index(sound)
+  return tuple(''.join(piece for piece in side if isinstance(piece, str)).strip()
+               for side in (pieces[:at], pieces[at + 1:]))  # pyright: ignore[reportReturnType]
+
+
+def _read_chat(value: dict, where: str, task: str, name: str) -> Found:
   """text_chat: a text and an answer to it."""
-  value = _renamed(value, _CHAT_ALIASES)
+  given, value = value, _renamed(value, _CHAT_ALIASES)
   for key in ('text', 'answer'):
     _need(value, key, where, task)
+  used = {'text', 'answer', *_used(given, _CHAT_ALIASES['text']), *_used(given, _ANSWERS, 'answer')}
   return Recording(name, None, where, (Part('text', _words(value, 'answer', where)),),
-                   _words(value, 'text', where))
+                   _words(value, 'text', where)), used
 
 
-def _read_pieces(value: dict, where: str, task: str, name: str) -> Recording:
+def _read_pieces(value: dict, where: str, task: str, name: str) -> Found:
   """pt: pieces of text, some with their speech."""
   pieces = value.get('pieces')
   if not isinstance(pieces, list) or not pieces:
@@ -155,7 +194,7 @@ def _read_pieces(value: dict, where: str, task: str, name: str) -> Recording:
     text = _words(piece, 'text', where, f'{at}.')
     spoken = 'codes' in piece or piece.get('audio', '') != ''
     parts.append(audio_part(piece, f'{where}: {at}', text) if spoken else Part('text', text))
-  return Recording(name, None, where, tuple(parts))
+  return Recording(name, None, where, tuple(parts)), {'pieces'}
 
 
 _READERS = {'asr': _read_spoken, 'tts': _read_spoken, 'text_chat': _read_chat, 'pt': _read_pieces}
@@ -168,6 +207,14 @@ def _renamed(value: dict, aliases: dict[str, tuple[str, ...]]) -> dict:
     if known and name not in value:
       value = {**value, name: value[known[0]]}
   return value
+
+
+_AUDIO_KEYS = ('audio', 'codes', *ALIASES['audio'], *sounds.STRETCH)
+
+
+def _used(value: dict, aliases: tuple[str, ...], name: str = 'text') -> set[str]:
+  """The alias that ``_renamed`` takes for a name."""
+  return set() if name in value else set([one for one in aliases if one in value][:1])
 
 
 def _need(value: dict, key: str, where: str, task: str, at: str = '') -> None:

@@ -1,7 +1,7 @@
 """Records: parsed from one JSON object in any of the common formats.
 
-shapes.py lists the forms of conversations and documents, sounds.py the ways to name a sound, keys.py
-the keys that change the meaning of a row. Content is a string, with codes inline as
+shapes.py lists the forms of conversations and documents, sounds.py the ways to name a sound,
+keys.py the keys that change the meaning of a row. Content is a string, with codes inline as
 <|audio_12|> runs, or a list of parts: {"type": "text", "text": ...}, which is taken literally, and
 {"type": "audio", "audio": "a.wav" or "codes": [...], "text": transcript}.
 
@@ -98,7 +98,7 @@ def _not_a_recording(value: dict[str, Any], where: str) -> None:
 
 def _pieces(value: dict[str, Any], written: list[Written], where: str
             ) -> tuple[list[list[sounds.Piece]], set[str]]:
-  """(pieces of each turn with all sounds in their places, the keys of the record that were used)."""
+  """(pieces of each turn with all sounds in their places, the keys of the record used)."""
   pieces = [_content(turn, where) for turn in written]
   answers = [turn.role == 'assistant' for turn in written]
   out = list(pieces)

@@ -93,7 +93,7 @@ def turns_of(value: dict[str, Any], where: str) -> tuple[list[Written], set[str]
     if isinstance(value.get(key), str):
       used.add(key)
       turns = _with_system(value[key], key, turns, where)
-  used |= _record_flags(value, where)
+  used |= record_flags(value, where)
   for i, turn in enumerate(turns):
     if turn.role == 'system' and i:
       fail(f'{turn.at.rpartition(".")[0] or turn.at} is a system turn; only the first turn may be '
@@ -177,11 +177,11 @@ def _flag(found: Any, key: str, at: str) -> bool:
     return found.strip().lower() in ('1', 'true')
   if isinstance(found, (bool, int, float)) and found in (0, 1):
     return bool(found)
-  raise UserError(f'{at} has {key!r} {str(found)[:40]!r}; a turn is learned or is context only: use '
-                  'true or false, 1 or 0.')
+  raise UserError(f'{at} has {key!r} {str(found)[:40]!r}; a turn is learned or is context only: '
+                  'use true or false, 1 or 0.')
 
 
-def _record_flags(value: dict[str, Any], where: str) -> set[str]:
+def record_flags(value: dict[str, Any], where: str) -> set[str]:
   """Keys of a record that say whether and how much it is learned."""
   used = set()
   for key in (*_FLAGS, *_INVERTED, 'sample_weight'):

@@ -14,7 +14,7 @@ import numpy as np
 
 from ttt_jax.config import Source
 from ttt_jax.data.records import readers, records, tasks
-from ttt_jax.data.records.records import Part, Record
+from ttt_jax.data.records.parts import Clip, Part, Record
 from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
@@ -53,11 +53,13 @@ class Input:
     source, number: the source, and its index in data.sources.
     piece: what to read.
     stamp: (bytes, mtime in ns) of the file; it identifies the contents.
+    form: of the strings of records, config key data.form.
   """
   source: Source
   number: int
   piece: readers.Piece
   stamp: tuple[int, int]
+  form: str = 'default'
 
   @property
   def heldout(self) -> bool:
@@ -82,7 +84,7 @@ class Input:
     if isinstance(value, UserError):
       return Reject(where, BROKEN, str(value))
     try:
-      return _parse(value, where, self.source)
+      return _parse(value, where, self.source, self.form)
     except UserError as error:
       return Reject(where, MALFORMED, str(error))
 
@@ -100,6 +102,8 @@ class Input:
     if isinstance(item, Recording):
       rng = np.random.default_rng([seed, self.number, place, copy])
       item = tasks.to_record(item, self.source.task, rng, self.source.speech)
+    elif self.form == 'published' and self.source.prompt is None:
+      return item  # the template adds an empty system turn, not the wording of a task
     return tasks.with_prompt(item, self.source.prompt, text_chunk, audio_chunk)
 
   def copies(self, place: int) -> int:
@@ -107,19 +111,18 @@ class Input:
     times = self.source.repeat
     return int((place + 1) * times + 1e-9) - int(place * times + 1e-9)
 
-  def file_of(self, part: Part) -> str:
-    """Path of the audio file of a part that has no codes."""
-    assert part.source is not None
-    return str(self.folder / part.source)
+  def clip_of(self, part: Part) -> Clip:
+    """The stretch of an audio file of a part that has no codes."""
+    return part.clip._replace(path=str(self.folder / part.clip.path))
 
 
-def _parse(value: dict, where: str, source: Source) -> Recording | Record:
+def _parse(value: dict, where: str, source: Source, form: str) -> Recording | Record:
   """A recording of the source's task, or a record; sources of most tasks may hold both."""
   task = source.task
   record = task not in JOINED and (tasks.is_record(value) or task == 'pt' and 'pieces' not in value)
   if task in tasks.RECORDED and not record:
     return tasks.parse_recording(value, where, task)
-  return records.parse(value, where, source.type, task)
+  return records.parse(value, where, source.type, task, form)
 
 
 def stamp(path: str | pathlib.Path) -> tuple[int, int]:
@@ -140,8 +143,9 @@ def find(path: str, workdir: pathlib.Path) -> list[pathlib.Path]:
   return found
 
 
-def inputs(sources: tuple[Source, ...], workdir: pathlib.Path) -> list[Input]:
-  """The inputs of all sources, in order.
+def inputs(sources: tuple[Source, ...], workdir: pathlib.Path,
+           form: str = 'default') -> list[Input]:
+  """The inputs of all sources, in order; ``form`` is config key data.form.
 
   Raises:
     UserError: no sources, an unknown task, a missing file, or settings that exclude each other.
@@ -157,7 +161,7 @@ def inputs(sources: tuple[Source, ...], workdir: pathlib.Path) -> list[Input]:
                       f'but {source.path!r} matches {len(paths)}; merge them into one.')
     for path in paths:
       pieces = [readers.Piece(str(path))] if source.join_count else readers.cut(path)
-      out += [Input(source, number, piece, stamp(path)) for piece in pieces]
+      out += [Input(source, number, piece, stamp(path), form) for piece in pieces]
   return out
 
 

@@ -79,17 +79,23 @@ def tts(recording: Recording) -> Record:
 
 def audio_qa(recording: Recording) -> Record:
   """The user asks in speech; the assistant answers in text and, if known, in speech."""
-  return _record(recording, 'audio_qa', (recording.speech,), recording.answer)
+  return _record(recording, 'audio_qa', _asked(recording), recording.answer)
 
 
 def audio_chat(recording: Recording) -> Record:
   """The user speaks; the assistant answers in text and, if known, in speech."""
-  return _record(recording, 'audio_chat', (recording.speech,), recording.answer)
+  return _record(recording, 'audio_chat', _asked(recording), recording.answer)
+
+
+def _asked(recording: Recording, default: str = '') -> list[Part]:
+  """The user's turn: the audio, and what is written before and after it."""
+  before = recording.instruction or ('' if recording.after else default)
+  return [part for part in (Part('text', before), recording.speech, Part('text', recording.after))
+          if part.kind == 'audio' or part.text]
 
 
 def _sound(recording: Recording, task: str) -> Record:
-  words = Part('text', recording.instruction or INSTRUCTIONS[task])
-  return _record(recording, task, (words, recording.speech), recording.answer)
+  return _record(recording, task, _asked(recording, INSTRUCTIONS[task]), recording.answer)
 
 
 def aac(recording: Recording) -> Record:
@@ -151,7 +157,7 @@ _MAKERS = {'asr': asr, 'tts': tts, 'audio_qa': audio_qa, 'audio_chat': audio_cha
 
 def to_record(recording: Recording, task: str, rng: np.random.Generator | None = None,
               speech: float = 0.5) -> Record:
-  """The record of a task for a recording, without a system turn.
+  """The record of a task for a recording, with a system turn if the recording has one.
 
   Args:
     recording: as parse_recording returned it for this task.
@@ -162,7 +168,11 @@ def to_record(recording: Recording, task: str, rng: np.random.Generator | None =
   if task == 'pt':
     assert rng is not None, 'pt draws which pieces are spoken'
     return pt(recording, rng, speech)
-  return _MAKERS[task](recording)
+  record = _MAKERS[task](recording)
+  if not recording.system:
+    return record
+  system = Turn('system', (Part('text', recording.system),))
+  return dataclasses.replace(record, turns=(system, *record.turns))
 
 
 def with_prompt(record: Record, prompt: str | None, text_chunk: int = 13,

@@ -110,7 +110,8 @@ def _reader(config: Config, workdir: pathlib.Path, path: pathlib.Path) -> Reader
 def _record(reader: Reader, found: _Found, source: Source, number: int) -> tuple[Record, int]:
   """(the object as `prepare` parses and encodes it, how many copies `prepare` makes of it)."""
   where = f'{found.path}:{found.line}'
-  one = sources.Input(source, number, readers.Piece(str(found.path)), (0, 0))
+  one = sources.Input(source, number, readers.Piece(str(found.path)), (0, 0),
+                      reader.config.data.form)
   item = one.parse(where, found.value)
   if isinstance(item, sources.Reject):
     raise UserError(item.sentence)
@@ -119,7 +120,7 @@ def _record(reader: Reader, found: _Found, source: Source, number: int) -> tuple
       return part
     try:
       return dataclasses.replace(part, codes=np.asarray(
-          reader.codec.encode(*io.read(one.file_of(part))), np.int32))
+          reader.codec.encode(*io.read(*one.clip_of(part))), np.int32))
     except UserError as error:
       raise UserError(f'{where}: {error}') from error
   item = item.map_audio(with_codes)
