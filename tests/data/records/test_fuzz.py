@@ -22,9 +22,11 @@ V = Vocabulary('bytes', 256, 'test', 50)
 RENDERER = interleave.Renderer(V, TEXT)
 MARKS = (*records.BEGINS, *records.ENDS, '<|audio_0|>', '<|audio_49|>', '<|audio_50|>',
          '<|audio_-1|>', '<|audio_99999999999|>', '<|audio|>', '<|mask_token|>', '<|im_start|>',
-         '<|im_end|>', '<|endoftext|>', '<|', '|>', '', '\ud800', '音', '\x00', '\n')
+         '<|im_end|>', '<|endoftext|>', '<audio>', '<audio>a.wav</audio>', '<|AUDIO|>', '<|', '|>', '', '\ud800', '音', '\x00', '\n')
 KEYS = ('messages', 'conversations', 'prompt', 'response', 'text', 'id', 'task', 'type', 'role',
-        'content', 'from', 'value', 'audio', 'codes')
+        'content', 'from', 'value', 'audio', 'codes', 'audios', 'speech', 'system', 'history',
+        'weight', 'loss', 'instruction', 'input', 'output', 'question', 'answer', 'offset', 'end',
+        'duration', 'channel', 'images', 'tools', 'path', 'answer_audio')
 WORDS = ('user', 'assistant', 'system', 'human', 'gpt', 'tool', 'IT', 'PT', 'asr', 'a.wav')
 
 texts = st.lists(st.sampled_from(MARKS) | st.text(max_size=8), max_size=8).map(''.join)
@@ -36,14 +38,20 @@ codes = st.lists(st.integers(-1, 51) | st.just(3.5) | st.just('3'), max_size=5)
 parts = st.fixed_dictionaries({'type': st.sampled_from(['text', 'audio', 'image'])}, optional={
     'text': texts | values, 'codes': codes, 'audio': st.just('a.wav') | values})
 contents = texts | st.lists(parts, max_size=3) | values
+sound = st.sampled_from(['a.wav', ['a.wav', 'b.wav'], {'path': 'a.wav', 'offset': 1}, [], None])
 turns = st.fixed_dictionaries(
-    {'role': st.sampled_from(['user', 'assistant', 'system']) | values, 'content': contents})
+    {'role': st.sampled_from(['user', 'assistant', 'system']) | values, 'content': contents},
+    optional={'audio': sound, 'weight': scalars, 'speech': values, 'offset': scalars,
+              'type': st.sampled_from(['audio', 'text'])})
 objects = (
     st.fixed_dictionaries({'messages': st.lists(turns | values, max_size=4)}, optional={
-        'id': values, 'task': st.sampled_from(['asr', 'x']) | values, 'type': values})
+        'id': values, 'task': st.sampled_from(['asr', 'x']) | values, 'type': values,
+        'audios': sound, 'system': contents, 'history': values | st.lists(
+            st.lists(texts, min_size=2, max_size=2), max_size=2), 'duration': scalars})
     | st.fixed_dictionaries({'conversations': st.lists(st.fixed_dictionaries(
         {'from': st.sampled_from(['human', 'gpt', 'system']), 'value': contents}), max_size=4)})
-    | st.fixed_dictionaries({'prompt': contents, 'response': contents})
+    | st.fixed_dictionaries({'prompt': contents, 'response': contents}, optional={
+        'audio': sound, 'answer_audio': sound, 'input': texts, 'start': scalars, 'end': scalars})
     | st.fixed_dictionaries({'text': texts | values})
     | st.dictionaries(st.sampled_from(KEYS), values, max_size=5))
 
@@ -54,7 +62,8 @@ def check(record, example):
   assert ids.min() >= 0 and ids.max() < V.size
   assert not np.isin(ids, [V.mask, V.audio_threshold]).any(), 'a marker or a mask in a record'
   # Control tokens come from us alone: text that spells one stays text.
-  starts = 0 if record.turns[0].role == 'document' else len(record.turns)
+  document = record.turns[0].role == 'document'
+  starts = 0 if document else sum(bool(turn.parts) for turn in record.turns)
   assert np.count_nonzero(ids == V.im_start) == starts
   assert np.count_nonzero(ids == V.im_end) == starts
   used = {V.special(name) for name in QWEN_SPECIALS + CONTROLS} - {
@@ -63,10 +72,11 @@ def check(record, example):
   # Every span is opened, and closed; an answer's by an end token, a user's by its control.
   edges = np.flatnonzero(np.diff(np.concatenate([[0], audio, [0]])))
   for start, stop in edges.reshape(-1, 2):
-    assert ids[start - 1] in (V.begin_of_audio, V.begin_of_quad)
+    # A document may be a piece of a longer one: it begins or ends inside a span.
+    assert ids[start - 1] in (V.begin_of_audio, V.begin_of_quad) or (document and not start)
     inside = V.is_end(ids[start:stop])
     assert not inside[:-1].any()
-    assert inside[-1] or ids[stop] == V.end_of_audio
+    assert inside[-1] or (document and stop == len(ids)) or ids[stop] == V.end_of_audio
   assert not example.supervised[:1].any() or record.type == 'PT'
 
 
@@ -76,7 +86,7 @@ def test_a_record_is_rejected_in_a_sentence_or_rendered_correctly(value):
   value = json.loads(json.dumps(value))
   try:
     record = records.parse(value, 'a.jsonl:7')
-    assert all(turn.parts for turn in record.turns)
+    assert all(turn.parts or turn.role == 'system' for turn in record.turns)
     record = record.map_audio(lambda part: part if part.codes is not None else records.Part(
         'audio', part.text, np.array([1, 2], np.int32), part.source))
     example = RENDERER.render(record)
@@ -91,6 +101,7 @@ def test_a_record_is_rejected_in_a_sentence_or_rendered_correctly(value):
         assert TEXT.decode(TEXT.encode(part.text)) in text
   again = RENDERER.render(records.parse(records.to_json(record), 'b:1'))
   np.testing.assert_array_equal(again.token, example.token)
+  np.testing.assert_array_equal(again.supervised, example.supervised)
 
 
 recordings = st.dictionaries(st.sampled_from(

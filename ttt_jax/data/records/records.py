@@ -271,7 +271,7 @@ def to_json(record: Record) -> dict[str, Any]:
   def content(turn: Turn):
     if turn.written is not None:
       return turn.written
-    plain = not any(p.kind == 'text' and _needs_part(p.text) for p in turn.parts)
+    plain = not _needs_parts(turn.parts)
     if plain and all(p.kind == 'text' for p in turn.parts):
       return ''.join(p.text for p in turn.parts)
     if plain and (any(p.begin or p.end for p in turn.parts) or turn.role == 'document'):
@@ -286,9 +286,21 @@ def to_json(record: Record) -> dict[str, Any]:
                                 **({} if t.learned else {'weight': 0})} for t in record.turns]}
 
 
-def _needs_part(text: str) -> bool:
-  """Whether a text would be read as markup or as a sound if it stood in a string."""
-  return markup.is_marked(text) or '</audio>' in text.lower()
+def _needs_parts(parts: tuple[Part, ...]) -> bool:
+  """Whether one string of all parts would be read as other parts."""
+  bare = False  # whether codes without an end come before, and white space at most after them
+  text = ''
+  for part in parts:
+    text = text + part.text if part.kind == 'text' else ''
+    if part.kind == 'text':
+      if markup.is_marked(text) or '</audio>' in text.lower():
+        return True
+      bare = bare and (not part.text or part.text.isspace())
+    elif part.codes is None or (bare and not part.begin):
+      return True
+    else:
+      bare = not part.end
+  return False
 
 
 def _audio_json(part: Part) -> dict[str, Any]:

@@ -43,8 +43,10 @@ PLACEHOLDER = re.compile(
     r'audio_placeholder|audio[_ ]?\d{1,3})>|<\|(?:audio|speech|sound|audio_placeholder|audio_pad)'
     r'\|>|\[audio\])'
     r'(?:<\|audio_eos\|>|<\|audio_end\|>|<\|end_of_audio\|>|(?<=<speechhere>)</speech>)?', re.I)
+_USUAL = ('<audio>', '<|audio|>')
 _NUMBERED = re.compile(r'(?<!\|>)<\|audio_([1-9])\|>(?!\s*<\|audio_)')
 _INLINE = re.compile(r'<audio>\s*([^<>\n]+?)\s*</audio>', re.I)
+
 
 # The stretch of a file, by unit [s].
 _STARTS = {'offset': 1.0, 'start': 1.0, 'start_time': 1.0, 'begin': 1.0, 'begin_time': 1.0,
@@ -342,7 +344,8 @@ def place(turns: list[list[Piece]], sounds: Sequence[Part], after: Sequence[bool
   if slots + len(found) != len(sounds):
     fitting = [name for name in names
                if slots + sum(match['name'].lower() == name for match in found) == len(sounds)]
-    names = set(fitting) if len(fitting) == 1 else names
+    # Where several forms fit, the others are more often words of the text.
+    names = set(sorted(fitting, key=lambda name: name not in _USUAL)[:1]) or names
   count = slots + sum(match['name'].lower() in names for match in found)
   if not count:
     return _without_placeholders(turns, sounds, after, targets, texts, at)
