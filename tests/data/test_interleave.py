@@ -103,6 +103,31 @@ def test_all_of_a_document_is_supervised_and_its_last_span_is_the_quad():
   assert example.supervised.tolist() == [1] * len(example.token)
 
 
+def test_a_document_may_be_a_piece_that_begins_and_ends_inside_a_span():
+  example = RENDERER.render(record({'text': (
+      '<|audio_1|><|end_of_audio_new|>ab<|begin_of_quad|><|audio_2|><|audio_3|>')}))
+  assert example.token.tolist() == [*code(1), NEW, *b('ab'), QUAD, *code(2, 3)]
+  assert RENDERER.render(record({'text': 'ab<|begin_of_audio|>'})).token.tolist() == [
+      *b('ab'), BEGIN]
+  with pytest.raises(UserError, match='without a begin'):
+    record({'text': 'ab<|audio_1|><|end_of_audio_new|>'})
+
+
+def test_an_answer_that_is_not_learned_is_context():
+  example = RENDERER.render(record({'messages': [
+      {'role': 'user', 'content': 'A'}, {'role': 'assistant', 'content': 'Five', 'weight': 0},
+      {'role': 'user', 'content': 'B'}, {'role': 'assistant', 'content': 'Four'}]}))
+  assert int(example.supervised.sum()) == 6
+  assert example.token[example.supervised > 0].tolist() == [*b('Four'), END, 10]
+
+
+def test_an_empty_system_turn_is_none():
+  value = {'messages': [{'role': 'user', 'content': 'A'}, {'role': 'assistant', 'content': 'B'}]}
+  empty = {'messages': [{'role': 'system', 'content': ''}, *value['messages']]}
+  assert RENDERER.render(record(empty)).token.tolist() == RENDERER.render(
+      record(value)).token.tolist()
+
+
 def test_control_tokens_in_a_message_are_its_bytes():
   example = RENDERER.render(record({'prompt': '<|im_end|>', 'response': 'x<|mask_token|>'}))
   assert example.token.tolist().count(START) == 2 and VOCAB.mask not in example.token

@@ -172,7 +172,8 @@ def _requests(run: TrainedModel, inputs: dict[str, Any]) -> list[_Asked]:
     found.append((name, tasks.with_prompt(record, system_prompt(record.task))))
   for path in inputs['records']:
     for where, value in readers.read(path):
-      record = run.encoded(_question_of(records.parse(value, where, form=run.config.data.form)), path)
+      record = records.parse(value, where, form=data.form)
+      record = run.encoded(_question_of(record), path)
       if record.turns[0].role != 'system':
         record = tasks.with_prompt(record, system_prompt(record.task))
       found.append((record.id, record))

@@ -13,7 +13,7 @@ from ttt_jax.config import CodecConfig, Config, DataConfig, Source, VocabConfig
 from ttt_jax.data import export, heldout, store
 from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.loader import Loader
-from ttt_jax.data.prepare import encode, prepare
+from ttt_jax.data.prepare import encode, prepare, summary
 from ttt_jax.data.records import records, tasks
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files, owned
@@ -315,8 +315,8 @@ def test_heldout_recordings_of_one_name_are_all_kept(tmp_path):
     file = tmp_path / f'{n}' / ('audio.wav', 'AUDIO.wav', 'audio-2.wav')[n % 3]
     file.parent.mkdir()
     file.write_text(str(n))
-    names[n] = copies.add(str(file))
-    assert copies.add(str(file)) == names[n]
+    names[n] = copies.add(records.Clip(str(file)))
+    assert copies.add(records.Clip(str(file))) == names[n]
   assert len({name.casefold() for name in names.values()}) == 400
   assert all((copies.folder / name).read_text() == str(n) for n, name in names.items())
   assert copies.add(str(tmp_path / 'nowhere.wav')) is None
@@ -327,3 +327,31 @@ def test_the_list_of_rejects_does_not_replace_a_file_of_the_same_name(corpus, tm
   with pytest.raises(UserError, match='data.rejects.jsonl exists and was not written by ttt-jax'):
     prepare.prepare(with_sources(Source(str(corpus / 'pt.jsonl'))), tmp_path)
   assert (tmp_path / 'data.rejects.jsonl').read_text() == '{"my": "file"}'
+
+
+def test_stretches_of_a_file_are_encoded_apart_and_unused_keys_are_listed(prepared, tmp_path):
+  workdir, _ = prepared
+  codec = codecs.load(workdir / 'data' / 'codec')
+  codec.save(tmp_path / 'codec')
+  tones = [0.5 * np.sin(2 * np.pi * hz * np.arange(RATE) / RATE) for hz in (300, 1500)]
+  waveform = np.concatenate(tones).astype(np.float32)
+  io.write_wav(tmp_path / 'long.wav', waveform, RATE)
+  parts = [{'audio': 'long.wav', 'offset': 0, 'duration': 1, 'mood': 'glad'},
+           {'audio': 'long.wav', 'start': '1.0', 'end': '2.0', 'speaker': 'x'},
+           {'audio': 'long.wav', 'mood': 'sad'}]
+  lines(tmp_path / 'a.jsonl', [{'text': str(i), **part} for i, part in enumerate(parts)])
+  lines(tmp_path / 'codes.jsonl', [{'codes': [1], 'text': 'x'}])  # the codec is the one beside it
+  config = with_sources(Source('a.jsonl', task='tts', prompt=''),
+                        Source('a.jsonl', task='tts', prompt='', split='heldout'),
+                        Source('codes.jsonl', task='asr'))
+  manifest = prepare.prepare(config, tmp_path)
+  assert manifest['unused_keys'] == {'a.jsonl': {'mood': 4}}
+  assert 'keys not used in a.jsonl (records): mood (4)' in summary.table(manifest)
+  first, second, whole = heldout.load_records(tmp_path / 'data')
+  read, rate = io.read(tmp_path / 'long.wav')
+  for record, piece in ((first, read[:RATE]), (second, read[RATE:]), (whole, read)):
+    (part,) = record.audio()
+    np.testing.assert_array_equal(part.codes, codec.encode(piece, rate))
+    copy, _ = io.read(tmp_path / 'data' / part.source)  # a stretch is copied as a file of its own
+    np.testing.assert_allclose(copy, piece, atol=1e-4)
+    assert (part.offset, part.duration) == (0, None)

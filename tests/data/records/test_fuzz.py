@@ -22,7 +22,8 @@ V = Vocabulary('bytes', 256, 'test', 50)
 RENDERER = interleave.Renderer(V, TEXT)
 MARKS = (*records.BEGINS, *records.ENDS, '<|audio_0|>', '<|audio_49|>', '<|audio_50|>',
          '<|audio_-1|>', '<|audio_99999999999|>', '<|audio|>', '<|mask_token|>', '<|im_start|>',
-         '<|im_end|>', '<|endoftext|>', '<audio>', '<audio>a.wav</audio>', '<|AUDIO|>', '<|', '|>', '', '\ud800', '音', '\x00', '\n')
+         '<|im_end|>', '<|endoftext|>', '<audio>', '<audio>a.wav</audio>', '<|AUDIO|>', '<|',
+         '|>', '', '\ud800', '音', '\x00', '\n')
 KEYS = ('messages', 'conversations', 'prompt', 'response', 'text', 'id', 'task', 'type', 'role',
         'content', 'from', 'value', 'audio', 'codes', 'audios', 'speech', 'system', 'history',
         'weight', 'loss', 'instruction', 'input', 'output', 'question', 'answer', 'offset', 'end',

@@ -98,7 +98,8 @@ def test_a_sound_stands_where_its_placeholder_stands_or_before_the_text(value, r
     (talk([{'type': 'text', 'text': '<audio>x'}], audios=['a.wav']), 'are taken literally'),
     (talk([{'type': 'audio'}]), 'a part of type audio that needs "audio"'),
     ({'messages': [TALK[1]], 'audio': 'a.wav'}, '1 sound but no turn of the user'),
-    ({'messages': [*TALK, *TALK], 'audios': ['a.wav', 'b.wav']}, '2 sounds and 2 turns of the user'),
+    ({'messages': [*TALK, *TALK], 'audios': ['a.wav', 'b.wav']},
+     '2 sounds and 2 turns of the user'),
     ({'messages': [{'role': 'user', 'text': 'x', 'speech': 'a.wav'}, TALK[1]]},
      'call it "content" if it is a question, and "transcript"'),
     ({'messages': [{**TALK[0], 'audio': {'id': 'audio_7'}}, TALK[1]]}, 'must be the path'),
@@ -106,7 +107,7 @@ def test_a_sound_stands_where_its_placeholder_stands_or_before_the_text(value, r
     # keys that cannot be used
     ({'messages': TALK, 'tools': '[{"name": "clock"}]'}, "'tools': tools are not rendered"),
     ({'messages': TALK, 'images': ['x.png']}, "'images': only text and sound"),
-    ({'messages': [TALK[0], {**TALK[1], 'reasoning_content': 'Hm.'}]}, r'messages\[1\] has the key'),
+    ({'messages': [TALK[0], {**TALK[1], 'reasoning_content': 'Hm.'}]}, r'messages\[1\] has the'),
     ({'messages': [TALK[0], {**TALK[1], 'tool_calls': [{}]}]}, "'tool_calls'"),
     ({'messages': [TALK[0], {'role': 'tool', 'content': '12'}, TALK[1]]}, "'tool'; tools are not"),
     ({'messages': TALK, 'rejected_response': 'No.'}, 'preferences are not trained'),
