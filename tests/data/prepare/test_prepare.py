@@ -319,7 +319,7 @@ def test_heldout_recordings_of_one_name_are_all_kept(tmp_path):
     assert copies.add(records.Clip(str(file))) == names[n]
   assert len({name.casefold() for name in names.values()}) == 400
   assert all((copies.folder / name).read_text() == str(n) for n, name in names.items())
-  assert copies.add(str(tmp_path / 'nowhere.wav')) is None
+  assert copies.add(records.Clip(str(tmp_path / 'nowhere.wav'))) is None
 
 
 def test_the_list_of_rejects_does_not_replace_a_file_of_the_same_name(corpus, tmp_path):
