@@ -123,6 +123,15 @@ def foreign(file: BinaryIO) -> str:
   return ''
 
 
+def is_sound(head: bytes) -> bool:
+  """Whether a file that starts with ``head``, at least 12 bytes, is a sound of any format."""
+  return (head[:4] in (b'RIFF', b'RIFX', b'RF64', b'BW64', b'riff') and head[8:12] in (
+              b'WAVE', b'\xa5\xd6\x28\xdb') or head[:4] == b'FORM' and head[8:11] == b'AIF'
+          or head.startswith((b'OggS', b'fLaC', b'ID3', b'caff', b'.snd', b'NIST_1A', b'#!AMR'))
+          or head[4:8] == b'ftyp' or head[:4] == b'\x1aE\xdf\xa3'
+          or head[:2] in (b'\xff\xf1', b'\xff\xf9') or _frame(head[:4]) is not None)
+
+
 def _all(file: BinaryIO, size: int) -> bytes:
   if size > BIGGEST:
     raise Unusable(f'has {size:,} bytes, and files of this format are read up to {BIGGEST:,}; '

@@ -130,6 +130,7 @@ class DataConfig:
   truncate: str = 'span'       # where documents are cut to a row: 'turn', 'span', 'anywhere', 'no'
   strict: bool = True          # stop at the first bad record; False = leave bad records out
   max_rejects: float = 0.01    # largest share of records that may be left out, in [0, 1]
+  audio_roots: tuple[str, ...] = ()  # folders of held-out recordings beside codes, see docs/data.md
   workers: int = 0             # processes of `ttt-jax prepare`; 0 = one per CPU core
   sst: float = 0.5             # SST: probability of cutting a document's last quad span, in [0, 1]
   shuffle: bool = True         # shuffle the rows anew in every epoch

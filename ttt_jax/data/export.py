@@ -4,10 +4,10 @@ import json
 import pathlib
 from typing import Any
 
-from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec
 from ttt_jax.config import CodecConfig
-from ttt_jax.data.records import readers
+from ttt_jax.data.records import places, readers, sounds
+from ttt_jax.data.records.parts import Clip
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 
@@ -29,23 +29,24 @@ def inline_codes(source: str | pathlib.Path, target: str | pathlib.Path, codec: 
     UserError: malformed source, unreadable audio, or another codec beside target.
   """
   source, target = pathlib.Path(source), pathlib.Path(target)
-  known: dict[str, list[int]] = {}
+  known: dict[Clip, list[int]] = {}
   def replace(value: Any, where: str) -> Any:
     if isinstance(value, list):
       return [replace(item, where) for item in value]
     if not isinstance(value, dict):
       return value
-    if isinstance(value.get('audio'), str):
+    if isinstance(value.get('audio'), (str, bytes, dict)):
       rest = {key: item for key, item in value.items() if key != 'audio'}
       if 'codes' in value:
         return rest
-      name = value['audio']
-      if name not in known:
+      part = sounds.audio_part(value, where, '')
+      if part.clip not in known:
         try:
-          known[name] = codec.encode(*io.read(source.parent / name)).tolist()
+          known[part.clip] = codec.encode(*places.read(part, source.parent)).tolist()
         except UserError as error:
-          raise UserError(f'{where}: recording {name}: {error}') from error
-      return {**rest, 'codes': known[name]}
+          raise UserError(f'{where}: {error}') from error
+      return {**{key: item for key, item in rest.items() if key not in sounds.STRETCH},
+              'codes': known[part.clip]}
     return {key: replace(item, where) for key, item in value.items()}
   lines = [json.dumps(replace(value, where), ensure_ascii=False, separators=(',', ':'))
            for where, value in readers.read(source)]

@@ -13,7 +13,7 @@ import numpy as np
 from ttt_jax.audio import io
 from ttt_jax.config import Config
 from ttt_jax.data import heldout
-from ttt_jax.data.records import readers, records, tasks
+from ttt_jax.data.records import embedded, readers, records, tasks
 from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
@@ -244,7 +244,11 @@ def _write_audio(run: TrainedModel, name: str, answer: Answer,
 
 def _question(record: Record) -> str:
   asked = [turn for turn in record.turns if turn.role in ('user', 'document')][-1:]
-  return ' '.join(part.text or f'[{part.source}]' for turn in asked for part in turn.parts)
+  return ' '.join(part.text or f'[{_source(part)}]' for turn in asked for part in turn.parts)
+
+
+def _source(part: Part) -> str | None:
+  return 'audio' if part.source and embedded.is_embedded(part.source) else part.source
 
 
 def _entry(run: TrainedModel, asked: _Asked, answer: Answer, audio: str | None) -> dict[str, Any]:

@@ -8,10 +8,11 @@ import pathlib
 import jax
 from jax.sharding import Mesh
 
-from ttt_jax.audio import codec as codecs, io
+from ttt_jax.audio import codec as codecs
 from ttt_jax.config import Config
 from ttt_jax.data import store
 from ttt_jax.data.interleave import Renderer
+from ttt_jax.data.records import places
 from ttt_jax.data.records.records import Part, Record
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.tokens import tokenizer as tokenizers
@@ -51,8 +52,7 @@ class TrainedModel:
       if part.codes is not None:
         return part
       assert part.source is not None, 'audio has codes or a recording'
-      codes = self.codec.encode(*io.read(
-          pathlib.Path(file).parent / part.source, part.offset, part.duration, part.channel))
+      codes = self.codec.encode(*places.read(part, pathlib.Path(file).parent))
       return dataclasses.replace(part, codes=codes)
     return record.map_audio(fill)
 

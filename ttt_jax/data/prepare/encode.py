@@ -13,11 +13,13 @@ from ttt_jax.audio.codec import Codec
 from ttt_jax.config import CodecConfig
 from ttt_jax.data.prepare.jobs import Work, tick
 from ttt_jax.data.prepare.scan import Scanned
-from ttt_jax.data.records import sources
+from ttt_jax.data.records import embedded, places, sources
 from ttt_jax.data.records.parts import Clip
 from ttt_jax.errors import UserError
 
+Blob = tuple[str, int, int]  # (file, start, bytes)
 FILE = 'codes.int32'
+_EMBEDDED = 'inside the record'
 _MANY = 100  # recordings; fewer are encoded in this process
 
 
@@ -38,10 +40,17 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """See ``encode_group``; clips: ('file:line' that names it, stretch, stamp of the file) each."""
-  codec: str      # folder of the saved codec ...
-  identity: str   # ... and the text of its codec.json
-  clips: tuple[tuple[str, Clip, tuple[int, int]], ...]
+  """See ``encode_group``.
+
+  Attributes:
+    codec: folder of the saved codec.
+    identity: the text of its codec.json.
+    clips: ('file:line' that names it, stretch, stamp of its file, blob) of each recording; blob
+      is (file, start, bytes) of an embedded sound, else None.
+  """
+  codec: str
+  identity: str
+  clips: tuple[tuple[str, Clip, tuple[int, int], Blob | None], ...]
 
 
 def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: bool,
@@ -74,11 +83,12 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
   named = _named(one for one in scans if not one.input.heldout)
   order = np.random.default_rng(seed).permutation(len(named))
   clips = list(named)
+  blobs = _blobs(scans)
   def waveforms():
     for done, i in enumerate(order):
       progress('reading speech to fit the codec', done, len(clips))
       try:
-        yield _read(clips[i], named[clips[i]])
+        yield _read(clips[i], named[clips[i]], blobs.get(clips[i].path))
       except UserError:
         if strict:
           raise
@@ -94,14 +104,32 @@ def _named(scans) -> dict[Clip, str]:
   return out
 
 
-def _read(clip: Clip, where: str) -> tuple[np.ndarray, int]:
+def _blobs(scans) -> dict[str, Blob]:
+  """Key of every embedded sound -> where it is stored."""
+  return {key: blob for one in scans for key, blob in one.blobs.items()}
+
+
+def _read(clip: Clip, where: str, blob: Blob | None) -> tuple[np.ndarray, int]:
   """A recording that can be encoded."""
   try:
-    waveform, rate = io.read(*clip)
+    if blob is None:
+      waveform, rate = io.read(*clip)
+    else:
+      path, start, size = blob
+      with open(path, 'rb') as file:
+        file.seek(start)
+        waveform, rate = io.read(file.read(size), *clip[1:], name=_EMBEDDED)
   except UserError as error:
-    raise UserError(f'{where}: {error}') from error
-  io.check(waveform, rate, f'{where}: recording {clip.path}')
+    sentence = str(error).removesuffix('.')
+    if blob is None and sentence.endswith('does not exist'):
+      sentence += places.searched(clip.path)
+    raise UserError(f'{where}: {sentence}.') from error
+  io.check(waveform, rate, f'{where}: recording {_name(clip)}')
   return waveform, rate
+
+
+def _name(clip: Clip) -> str:
+  return _EMBEDDED if embedded.is_key(clip.path) else clip.path
 
 
 def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: Work, strict: bool,
@@ -123,7 +151,9 @@ def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: W
     UserError: if strict: an unreadable, empty or silent recording, with its file and record.
   """
   named = _named(scans)
-  clips = [(where, clip, sources.stamp(clip.path)) for clip, where in named.items()]
+  blobs = _blobs(scans)
+  clips = [(where, clip, (0, 0) if clip.path in blobs else sources.stamp(clip.path),
+            blobs.get(clip.path)) for clip, where in named.items()]
   size = codec.at_once
   identity = (folder / codecs.FILE).read_text(encoding='utf-8')
   jobs = [Job(str(folder), identity, tuple(clips[i:i + size]))
@@ -134,7 +164,7 @@ def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: W
                      apart=len(clips) > _MANY and not codec.own_devices)
   for job, result in zip(jobs, results):
     at = 0
-    for (_, clip, _), (count, error) in zip(job.clips, result.info['found']):
+    for (_, clip, *_), (count, error) in zip(job.clips, result.info['found']):
       if error and strict:
         raise UserError(error)
       out[clip] = Place(result.folder.name, at, at + count, error)
@@ -159,9 +189,9 @@ def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   errors: dict[int, str] = {}
   read: list[int] = []
   def waveforms() -> Iterator[tuple[np.ndarray, int]]:
-    for i, (where, clip, _) in enumerate(job.clips):
+    for i, (where, clip, _, blob) in enumerate(job.clips):
       try:
-        recording = _read(clip, where)
+        recording = _read(clip, where, blob)
       except UserError as error:
         errors[i] = str(error)
         tick()
@@ -171,13 +201,13 @@ def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   codes = [np.zeros(0, np.int32)] * len(job.clips)
   for i, found in enumerate(codec.encode_many(waveforms())):
     number = read[i]
-    where, clip, _ = job.clips[number]
+    where, clip, *_ = job.clips[number]
     try:
       if isinstance(found, UserError):
         raise found
       codes[number] = codecs.checked(found, codec, 'it')
     except UserError as error:
-      errors[number] = f'{where}: recording {clip.path}: {error}'
+      errors[number] = f'{where}: recording {_name(clip)}: {error}'
     tick()
   (folder / FILE).write_bytes(np.concatenate(codes).tobytes())
   return {'found': [[len(one), errors.get(i, '')] for i, one in enumerate(codes)],

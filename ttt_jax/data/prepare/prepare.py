@@ -32,7 +32,7 @@ from ttt_jax.data import interleave, store
 from ttt_jax.data.prepare import encode, pack, render, scan
 from ttt_jax.data.prepare.jobs import Result, Work
 from ttt_jax.data.prepare.scan import Scanned
-from ttt_jax.data.records import keys, readers, records, sources
+from ttt_jax.data.records import embedded, keys, readers, records, sources
 from ttt_jax.data.records.parts import Clip, Part
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files, owned
@@ -83,7 +83,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     codec = encode.choose(config.codec, scans, config.seed, strict, progress)
     vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
     codec.save(work.folder / 'codec')
-    settings = _settings(config, codec, vocab, tokenizer, work.folder)
+    settings = _settings(config, codec, vocab, tokenizer, work.folder, workdir)
     places = encode.encode(codec, work.folder / 'codec', scans, work, strict, progress)
     jobs = _render_jobs(scans, settings, places, work.folder)
     rows = sum(one.rows for one in scans)
@@ -92,6 +92,10 @@ def prepare(config: Config, workdir: str | pathlib.Path,
                              apart))
     rejects = _rejects(named, rendered, rows, config.data.max_rejects)
     packed = _pack(scans, rendered, work, config, vocab, progress, apart)
+    absent = sum(one.info['absent'] for one in rendered)
+    if absent:
+      _log.warning('%d held-out recordings beside codes do not exist; reports will have their '
+                   'decoded codes alone.', absent)
     leaks = [where for one in rendered for where in one.info['leaks']]
     if leaks:
       _log.warning('%d training recordings have the text of a held-out one, the first at %s; case, '
@@ -115,7 +119,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
 
 
 def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokenizers.Tokenizer,
-              work: pathlib.Path) -> render.Settings:
+              work: pathlib.Path, workdir: pathlib.Path) -> render.Settings:
   data, text = config.data, config.vocab
   if isinstance(tokenizer, tokenizers.BpeTokenizer) and text.tokenizer.endswith('.tiktoken'):
     # Recovering merges from ranks takes seconds, so it is done once and not in every process.
@@ -123,7 +127,8 @@ def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokeni
     files.write_text(text.tokenizer, json.dumps(tokenizer.definition()))
   return render.Settings(text, sources.stamp(config.vocab.tokenizer), vocab, data.text_chunk,
                          data.audio_chunk, interleave.Fill.from_config(data, codec), data.seq_len,
-                         data.truncate, data.strict, config.seed)
+                         data.truncate, data.strict, config.seed,
+                         (str(pathlib.Path.cwd()), str(workdir), *data.audio_roots))
 
 
 def _check_empty(scans: Sequence[Scanned]) -> None:
@@ -292,6 +297,8 @@ class _Copies:
 
   def add(self, clip: Clip) -> str | None:
     """The name of the copy; None if there is no such file. A part of a file becomes a file."""
+    if embedded.is_embedded(clip.path):
+      return self._add_embedded(clip)
     file = pathlib.Path(clip.path)
     if clip not in self._known:
       if not file.is_file():
@@ -303,6 +310,16 @@ class _Copies:
         shutil.copyfile(file, self.folder / name)
       else:
         io.write_wav(self.folder / name, *io.read(*clip))
+      self._known[clip] = name
+    return self._known[clip]
+
+
+  def _add_embedded(self, clip: Clip) -> str:
+    data = embedded.contents(clip.path)
+    clip = clip._replace(path=embedded.key(data))
+    if clip not in self._known:
+      name = self._names.new('embedded', '.wav')
+      io.write_wav(self.folder / name, *io.read(data, *clip[1:]))
       self._known[clip] = name
     return self._known[clip]
 

@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from typing import Any, Iterator
 
@@ -20,7 +21,7 @@ from ttt_jax.data import interleave
 from ttt_jax.data.prepare import encode
 from ttt_jax.data.prepare.encode import Place
 from ttt_jax.data.prepare.jobs import tick
-from ttt_jax.data.records import keys, records, sources, tasks
+from ttt_jax.data.records import embedded, keys, places, records, sources, tasks
 from ttt_jax.data.records.parts import Clip, Part, Record
 from ttt_jax.data.records.sources import Input, Reject
 from ttt_jax.data.records.tasks import Recording
@@ -47,6 +48,7 @@ class Settings:
   truncate: str
   strict: bool
   seed: int
+  roots: tuple[str, ...]  # folders of recordings beside codes, besides that of their file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +83,9 @@ def render(job: Job, folder: pathlib.Path) -> dict[str, Any]:
 
   Returns:
     {'blocks': [[documents, tokens], ...], 'documents', 'rejects': {reason: count},
-    'truncated', 'leaks': ['file:line', ...], 'lengths': [per bin], 'tasks': {task: {'records',
-    'text', 'audio', 'supervised'}}, 'system_prompts': {task: text}, 'unused': {key: records},
-    'units': records}
+    'truncated', 'absent', 'leaks': ['file:line', ...], 'lengths': [per bin], 'tasks': {task:
+    {'records', 'text', 'audio', 'supervised'}}, 'system_prompts': {task: text}, 'unused': {key:
+    records}, 'units': records}
 
   Raises:
     UserError: strict, and a record cannot be used.
@@ -118,6 +120,7 @@ class _Documents:
     self.bins = bins(self.settings.seq_len)
     self.lengths = np.zeros(len(self.bins) - 1, int)
     self.leaks: list[str] = []
+    self.absent = 0  # recordings beside codes that do not exist
     self.unused: dict[str, int] = {}  # keys of records that were not used
 
   def run(self) -> dict[str, Any]:
@@ -139,8 +142,8 @@ class _Documents:
       self._add(item, place)
     self._flush()
     return {'blocks': self.blocks, 'documents': self.documents, 'rejects': self.rejects,
-            'truncated': self.truncated, 'leaks': self.leaks, 'tasks': self.tasks,
-            'system_prompts': self.prompts, 'unused': self.unused,
+            'truncated': self.truncated, 'leaks': self.leaks, 'absent': self.absent,
+            'tasks': self.tasks, 'system_prompts': self.prompts, 'unused': self.unused,
             'lengths': self.lengths.tolist(), 'units': count}
 
   # -- records ------------------------------------------------------------------------
@@ -157,7 +160,7 @@ class _Documents:
 
   def _with_codes(self, part: Part) -> Part:
     if part.codes is not None:
-      return part
+      return self._listenable(part) if self.job.input.heldout else part
     clip = self.job.input.clip_of(part)
     place = self.places.get(clip, Place('', error=f'recording {clip.path} was not encoded.'))
     if place.error:
@@ -169,6 +172,28 @@ class _Documents:
       self.arrays[place.folder] = np.memmap(file, np.int32, 'r')
     codes = np.array(self.arrays[place.folder][place.start:place.stop])
     return dataclasses.replace(part, codes=codes)
+
+  def _listenable(self, part: Part) -> Part:
+    """A part whose codes are given, with its recording if that exists: it is copied into the set.
+
+    Raises:
+      UserError: a file outside of the roots, or one that is no sound.
+    """
+    path = self.job.input.with_path(part).source
+    if path is None:
+      return part
+    if not embedded.is_embedded(path):
+      if not os.path.isfile(path):
+        self.absent += 1
+        return dataclasses.replace(part, source=None)
+      real = os.path.realpath(path)
+      roots = [os.path.realpath(root) for root in (self.job.input.folder, *self.settings.roots)]
+      if not any(real.startswith(os.path.join(root, '')) for root in roots):
+        raise UserError(f'recording {path} beside codes is in none of the folders '
+                        f'{", ".join(roots)}, so it is not copied into the set; add its folder '
+                        'to data.audio_roots, or remove the key.')
+    places.read(part, self.job.input.folder)
+    return part
 
   def _joined(self) -> Iterator[tuple[str, Recording | Record | Reject]]:
     """As ``_each``, then longer recordings joined from these; all are held in memory."""
@@ -235,10 +260,7 @@ class _Documents:
     if record.type == 'IT':
       self.prompts.setdefault(record.task, tasks.prompt_of(record))
     if self.job.input.heldout:
-      # Audio paths are relative to the source's folder; make them independent of it.
-      absolute = record.map_audio(lambda part: part if part.source is None else dataclasses.replace(
-          part, source=str(self.job.input.folder / part.source)))
-      self._line(RECORDS, records.to_json(absolute))
+      self._line(RECORDS, records.to_json(record.map_audio(self.job.input.with_path)))
     self.waiting.append((document, self.documents))
     self.documents += 1
     self.tokens += length

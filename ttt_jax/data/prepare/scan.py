@@ -5,11 +5,12 @@ import pathlib
 from typing import Any, Iterator
 
 from ttt_jax.data.prepare.jobs import Result, tick
-from ttt_jax.data.records import readers
+from ttt_jax.data.records import embedded, readers
 from ttt_jax.data.records.parts import Clip
 from ttt_jax.data.records.sources import Input, Reject, audio, spoken_texts
 from ttt_jax.errors import UserError
 
+BLOBS = 'sounds.bin'
 # A line without these names no audio file: starts and ends of the keys in sounds.py, and an escape
 # that may hide them.
 _NAMING = (b'"audio', b'_audio"', b'<audio>', b'"speech', b'"sound', b'"wav', b'"path"', b'"file',
@@ -33,12 +34,14 @@ class Scanned:
     coded: 'file:line' of the first audio that is given as codes, or None.
     named: every stretch of an audio file without codes -> the 'file:line' that names it first.
     heldout_texts: texts of held-out recordings, normalised by words.comparable.
+    blobs: key of every embedded sound -> (file, start, bytes) where it is stored.
   """
   input: Input
   rows: int
   coded: str | None
   named: dict[Clip, str]
   heldout_texts: list[str]
+  blobs: dict[str, tuple[str, int, int]]
 
   @property
   def audio(self) -> bool:
@@ -49,7 +52,8 @@ def result(job: Job, found: Result) -> Scanned:
   """A stored result of ``scan`` as a Scanned."""
   info = {key: value for key, value in found.info.items() if key != 'units'}
   named = {Clip(*clip): where for *clip, where in info.pop('named')}
-  return Scanned(job.input, named=named, **info)
+  blobs = {key: (str(found.folder / BLOBS), *place) for key, place in info.pop('blobs').items()}
+  return Scanned(job.input, named=named, blobs=blobs, **info)
 
 
 def scan(job: Job, folder: pathlib.Path) -> dict[str, Any]:
@@ -60,6 +64,7 @@ def scan(job: Job, folder: pathlib.Path) -> dict[str, Any]:
       bad.
   """
   rows, coded = 0, None
+  blobs = _Blobs(folder)
   named: dict[Clip, str] = {}
   texts: list[str] = []
   for where, item in _items(job):
@@ -75,12 +80,32 @@ def scan(job: Job, folder: pathlib.Path) -> dict[str, Any]:
         if part.codes is not None:
           coded = coded or where
         else:
-          named.setdefault(job.input.clip_of(part), where)
+          clip = job.input.clip_of(part)
+          named.setdefault(clip, where)
+          if embedded.is_key(clip.path):
+            blobs.add(clip.path, part.clip.path)
       if job.input.heldout:
         texts += spoken_texts(item)
   return {'rows': rows, 'coded': coded,
           'named': [[*clip, where] for clip, where in named.items()], 'heldout_texts': texts,
-          'units': rows}
+          'units': rows, 'blobs': blobs.places}
+
+
+class _Blobs:
+  """The embedded sounds of an input, each once, in one file beside the result: encode.py reads them
+  in another order than the input has."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.places: dict[str, tuple[int, int]] = {}
+    self._path, self._size = folder / BLOBS, 0
+
+  def add(self, key: str, source: str) -> None:
+    if key not in self.places:
+      data = embedded.contents(source)
+      with self._path.open('ab') as file:
+        file.write(data)
+      self.places[key] = self._size, len(data)
+      self._size += len(data)
 
 
 def _items(job: Job) -> Iterator[tuple[str, Any]]:

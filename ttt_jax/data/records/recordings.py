@@ -21,7 +21,7 @@ Accepted names of other manifest formats are in ALIASES.
 import dataclasses
 from typing import Any, Callable, Iterator
 
-from ttt_jax.data.records import keys, shapes, sounds
+from ttt_jax.data.records import embedded, keys, lhotse, shapes, sounds
 from ttt_jax.data.records.markup import BEGINS, ENDS
 from ttt_jax.data.records.parts import Part
 from ttt_jax.data.records.sounds import audio_part
@@ -30,10 +30,14 @@ from ttt_jax.errors import UserError
 SOUNDS = ('aac', 'sec', 'asc')  # tasks about sounds that need not be speech
 RECORDED = ('asr', 'tts', 'audio_qa', 'audio_chat', *SOUNDS, 'text_chat', 'pt')
 
-# Names in manifests of NeMo, Common Voice, LJSpeech formats, AudioCaps, ESC-50 and TAU.
-ALIASES = {'audio': ('audio_filepath', 'audio_path', 'path', 'file', 'file_name', 'filename',
-                     'wav'),
-           'text': ('transcript', 'transcription', 'sentence')}
+# Names in manifests of NeMo, Common Voice, DeepSpeech, WeNet, VoxPopuli, LibriTTS, FLEURS,
+# AudioCaps, ESC-50, UrbanSound8K and TAU.
+ALIASES = {'audio': ('audio_filepath', 'audio_path', 'audio_file', 'audiopath', 'path', 'file',
+                     'file_name', 'filename', 'filepath', 'file_path', 'wav', 'wav_path',
+                     'wav_filename', 'wav_file', 'speech', 'sound', 'flac', 'mp3', 'opus', 'fname',
+                     'slice_file_name'),
+           'text': ('transcript', 'transcription', 'sentence', 'txt', 'normalized_text',
+                    'text_normalized', 'norm_text', 'raw_text', 'raw_transcription')}
 _ANSWERS = ('response', 'output', 'completion')
 _SPOKEN_ALIASES = {**ALIASES, 'answer': _ANSWERS}
 _SOUND_ALIASES = {'audio': ALIASES['audio'], 'answer': (
@@ -109,7 +113,8 @@ def parse_recording(value: dict[str, Any], where: str, task: str = 'asr') -> Rec
       inside text.
   """
   assert task in RECORDED, task
-  value = {key: found for key, found in value.items() if found is not None}
+  value = columns_of_sounds(lhotse.flat(
+      {key: found for key, found in value.items() if found is not None}, where), where)
   name = str(value.get('id', where.rsplit(':', 1)[-1]))
   found, used = _READERS.get(task, _read_answered)(value, where, task, name)
   used |= {'id', 'task', 'type', *shapes.record_flags(value, where)}
@@ -117,6 +122,19 @@ def parse_recording(value: dict[str, Any], where: str, task: str = 'asr') -> Rec
   return dataclasses.replace(
       found, system=value.get(system, ''), unused=tuple(keys.check(
           value, 'record', {*used, system}, f'{where}: the recording')))
+
+
+def columns_of_sounds(value: dict[str, Any], where: str) -> dict[str, Any]:
+  """The object with its only audio column of Hugging Face, whatever its name, as "audio"."""
+  if any(key in value for key in ('codes', 'audio', *ALIASES['audio'], 'pieces', 'messages')):
+    return value
+  found = [key for key, one in value.items()
+           if key != 'answer_audio' and embedded.is_column(one)]
+  if len(found) > 1:
+    raise UserError(f'{where}: the recording has several sounds, {", ".join(map(repr, found))}; '
+                    'rename one to audio.')
+  return {**{key: one for key, one in value.items() if key not in found},
+          'audio': value[found[0]]} if found else value
 
 
 Found = tuple[Recording, set[str]]  # the recording, and the keys that were used

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
-from ttt_jax.data.records import markup
+from ttt_jax.data.records import embedded, markup
 from ttt_jax.data.records.parts import Part
 from ttt_jax.errors import UserError
 
@@ -171,11 +171,13 @@ def source_of(value: Any, at: str) -> tuple[str, Stretch]:
   """The file of a value of a key such as "audio", and the stretch that the value itself names.
 
   Args:
-    value: a path, or an object such as {"path": ..., "offset": ...} or {"url": ...}.
+    value: a path, a form of embedded.py, or an object such as {"path": ..., "offset": ...}.
     at: its place, for error messages.
   """
   if isinstance(value, list) and len(value) == 1:
     value = value[0]
+  if (found := embedded.reference(value, at)) and found.strip():
+    return found, stretch(value, at) if isinstance(value, dict) else Stretch()
   if isinstance(value, dict):
     inner = next((value[key] for key in _INSIDE if isinstance(value.get(key), str)
                   and value[key]), None)

@@ -7,13 +7,14 @@ readers.py finds and reads the files.
 """
 
 import dataclasses
+import os
 import pathlib
 from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
 from ttt_jax.config import Source
-from ttt_jax.data.records import readers, records, tasks
+from ttt_jax.data.records import embedded, places, readers, records, tasks
 from ttt_jax.data.records.parts import Clip, Part, Record
 from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
@@ -112,8 +113,18 @@ class Input:
     return int((place + 1) * times + 1e-9) - int(place * times + 1e-9)
 
   def clip_of(self, part: Part) -> Clip:
-    """The stretch of an audio file of a part that has no codes."""
-    return part.clip._replace(path=str(self.folder / part.clip.path))
+    """The stretch of an audio file of a part that has no codes; for an embedded one its key."""
+    if embedded.is_embedded(part.clip.path):
+      return part.clip._replace(path=embedded.key(embedded.contents(part.clip.path)))
+    return part.clip._replace(path=places.located(self.folder, part.clip.path))
+
+
+  def with_path(self, part: Part) -> Part:
+    """A part whose path, if it has one, does not depend on the input's folder."""
+    if part.source is None or embedded.is_embedded(part.source):
+      return part
+    return dataclasses.replace(part, source=os.path.abspath(
+        places.located(self.folder, part.source)))
 
 
 def _parse(value: dict, where: str, source: Source, form: str) -> Recording | Record:
@@ -129,7 +140,7 @@ def stamp(path: str | pathlib.Path) -> tuple[int, int]:
   """(bytes, mtime in ns) of a file; (0, 0) if there is no such file."""
   try:
     found = pathlib.Path(path).stat()
-  except OSError:
+  except (OSError, ValueError):  # ValueError: a name with a NUL
     return 0, 0
   return found.st_size, found.st_mtime_ns
 

@@ -7,10 +7,10 @@ from typing import Iterator
 
 import numpy as np
 
-from ttt_jax.audio import codec as codecs, io
+from ttt_jax.audio import codec as codecs
 from ttt_jax.config import Config, Source
 from ttt_jax.data import interleave
-from ttt_jax.data.records import readers, sources
+from ttt_jax.data.records import places, readers, sources
 from ttt_jax.data.records.records import Part, Record
 from ttt_jax.errors import UserError
 from ttt_jax.runs.report.inspect_set import PreparedSet, Reader, describe
@@ -120,7 +120,7 @@ def _record(reader: Reader, found: _Found, source: Source, number: int) -> tuple
       return part
     try:
       return dataclasses.replace(part, codes=np.asarray(
-          reader.codec.encode(*io.read(*one.clip_of(part))), np.int32))
+          reader.codec.encode(*places.read(part, one.folder)), np.int32))
     except UserError as error:
       raise UserError(f'{where}: {error}') from error
   item = item.map_audio(with_codes)
