@@ -61,7 +61,7 @@ def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float
   if isinstance(source, bytes):
     return _read(_Bytes(source), len(source), f'recording {name or "in the record"}', offset,
                  duration, channel)
-  what = f'recording {name or source}'
+  what = f'recording {name or _shown(source)}'
   try:
     if not os.path.isfile(source):
       kind = 'is a folder' if os.path.isdir(source) else 'does not exist'
@@ -70,6 +70,12 @@ def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float
       return _read(file, os.fstat(file.fileno()).st_size, what, offset, duration, channel)
   except OSError as error:
     raise UserError(f'{what} cannot be read: {error.strerror or error}.') from error
+
+
+def _shown(path: str | os.PathLike) -> str:
+  """A path as it may be printed: bytes that are not UTF-8 and control characters are escaped."""
+  text = str(path)
+  return text if text.isprintable() else repr(text)[1:-1]
 
 
 class _Bytes(io.BytesIO):

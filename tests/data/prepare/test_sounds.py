@@ -190,7 +190,8 @@ def test_a_sound_in_a_message(folder, part):
     ({'array': [[[1]]], 'sampling_rate': 8000}, 'needs "array"'),
     ({'data': B64, 'format': 'pcm16'}, 'raw samples'), (7, 'must be the path'),
     ({'bytes': None, 'path': None}, 'must be the path'), ('b\0.wav', 'does not exist'),
-    ('caf\udce9.wav', 'does not exist'), ('gone.wav', 'does not exist')])
+    ('caf\udce9.wav', r'caf\\udce9.wav does not exist'),
+    ('b\0c.wav', r'b\\x00c.wav does'), ('gone.wav', 'does not exist')])
 def test_what_is_no_sound_is_a_short_sentence(folder, value, sentence):
   name = lines(folder / 'd.jsonl', {'audio': value, 'text': 'x'})
   with pytest.raises(UserError, match=sentence) as caught:

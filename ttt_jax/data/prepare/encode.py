@@ -121,7 +121,7 @@ def _read(clip: Clip, where: str, blob: Blob | None) -> tuple[np.ndarray, int]:
         waveform, rate = io.read(file.read(size), *clip[1:], name=_EMBEDDED)
   except UserError as error:
     sentence = str(error).removesuffix('.')
-    if blob is None and sentence.endswith('does not exist'):
+    if blob is None and sentence.endswith(' does not exist'):
       sentence += places.searched(clip.path)
     raise UserError(f'{where}: {sentence}.') from error
   io.check(waveform, rate, f'{where}: recording {_name(clip)}')
