@@ -6,10 +6,12 @@
 # make test-slurm   two nodes of a SLURM installation (5 to 15 minutes)
 # make full-size    import, one step and export at 0.5B and 1.5B (about 10 minutes, 25 GB of disk)
 # make faults       kills runs, corrupts checkpoints, fills a disk (about 15 minutes)
+# make together     several processes in one workdir, 30 rounds each (about 30 minutes)
+# make test-disks   every command on full, read-only and forbidden disks (about 10 minutes; as root)
 # make lint         ruff
 # make types        pyright
 # make docs         builds the documentation in build/site; warnings are errors
-# make clean        removes what the demo, the tests and the builds wrote
+# make clean        removes what the demo, the tests and the builds wrote, file by file, if unchanged
 # make distclean    removes .venv, too
 #
 # Targets that need packages install them into .venv. PYTHON=/path/to/python3.11 chooses the Python
@@ -20,10 +22,11 @@ PYTEST = .venv/bin/python -m pytest -q
 # One process per core up to four: each runs JAX on several threads and holds about 1 GB. Tests of a
 # file run in one process, so that they share its fixtures, until a process has nothing left to do.
 WORKERS = -n auto --maxprocesses=4 --dist=worksteal
+PYTHON_HERE = $(or $(PYTHON),python3)
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo smoke test test-slow test-torch test-slurm full-size faults lint types docs clean distclean
+.PHONY: demo smoke test test-slow test-torch test-slurm full-size faults together test-disks lint types docs clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
@@ -49,6 +52,12 @@ full-size: .venv/test.installed
 faults: .venv/test.installed
 	.venv/bin/python tools/faults.py --out faults --json faults.json
 
+together: .venv/test.installed
+	.venv/bin/python tools/together.py --out together --json together.json
+
+test-disks: .venv/test.installed
+	.venv/bin/python tools/disks.py --out disks --json disks.json
+
 lint: .venv/test.installed
 	.venv/bin/ruff check .
 
@@ -65,8 +74,7 @@ docs: .venv/docs.installed
 	@touch $@
 
 clean:
-	rm -rf demo faults faults.json full-size.json build dist .pytest_cache .hypothesis .ruff_cache
-	find ttt_jax tests tools configs -name __pycache__ -type d -prune -exec rm -rf {} +
+	@if [ -x .venv/bin/python ]; then .venv/bin/python -B tools/clean.py; else $(PYTHON_HERE) -B tools/clean.py; fi
 
 distclean: clean
 	rm -rf .venv *.egg-info

@@ -68,6 +68,9 @@ elif has pocketsphinx; then judge=pocketsphinx
 else judge=none; echo "No recogniser is installed: generated speech will not be scored."
 fi
 
+# What this script makes, `make clean` may remove.
+made=
+if python tools/clean.py --made "$out"; then made=1; fi
 mkdir -p "$out"
 run_step 'Corpus: sentences and their speech' corpus
 run_step 'Prepare: codec, records, packed rows' \
@@ -76,6 +79,7 @@ run_step 'Train' train
 run_step 'Evaluate on the test set' ttt-jax evaluate --workdir "$out"
 run_step 'Generate: a few answers as text and WAV' answers
 run_step 'Report' ttt-jax report --workdir "$out"
+if [ -n "$made" ]; then python tools/clean.py --mark "$out"; fi
 
 printf '\nDone in %s.\n\n' "$(clock $((SECONDS - start)))"
 python -c "

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
+from ttt_jax.storage import owned  # noqa: E402
 from ttt_jax.train import checksums  # noqa: E402
 
 QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
@@ -158,7 +158,8 @@ class Scene:
   """A folder with prepared data, a config and the uninterrupted runs to compare with."""
 
   def __init__(self, folder: pathlib.Path, steps: int):
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists() and owned.remove(folder) is not None:
+      raise SystemExit(f'{folder} exists; remove it, or choose another --out.')
     folder.mkdir(parents=True)
     self.folder, self.steps = folder.resolve(), steps
     self.environment = os.environ | {

@@ -24,6 +24,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
+from ttt_jax.storage import owned  # noqa: E402
 from tools.fault_scene import PHASES, Result, Run, Scene, complete_steps, status  # noqa: E402
 
 PARTS = ('kills', 'two', 'damage', 'disk', 'nan', 'mesh')
@@ -239,7 +240,8 @@ def table(results: list[Result]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0], allow_abbrev=False)
-  parser.add_argument('--out', default='faults', help='folder for the runs; deleted first')
+  parser.add_argument('--out', default='faults',
+                      help='folder for the runs: a new one, or what this tool left there')
   parser.add_argument('--kills', type=int, default=30, help='half of them of two processes')
   parser.add_argument('--corruptions', type=int, default=20)
   parser.add_argument('--steps', type=int, default=0,
@@ -264,6 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     if part in parts:
       print(f'{part}:', flush=True)
       results += work()
+  owned.mark(args.out, 'made by make')
   print(table(results))
   if args.json:
     text = json.dumps([dataclasses.asdict(one) for one in results], indent=1) + '\n'

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tools import clean
 from ttt_jax.errors import UserError
 from ttt_jax.storage import owned
 
@@ -140,6 +141,20 @@ def test_a_killed_process_loses_nothing_and_is_cleaned_up(tmp_path, between_rena
   with check:
     pass
   assert sorted(path.name for path in tmp_path.iterdir()) == ['.data-mine.new', 'data']
+
+
+def test_make_clean_removes_what_make_made_and_nothing_else(tmp_path):
+  for name in ('demo/run', 'faults', 'build/site', 'tools/__pycache__'):
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / 'a.pyc').write_text('made')
+  (tmp_path / 'build' / 'mine').mkdir()
+  owned.mark(tmp_path / 'demo', 'made by make')
+  owned.mark(tmp_path / 'faults', 'made by make')
+  (tmp_path / 'faults' / 'a.pyc').write_text('MADE')
+  said = clean.clean(tmp_path)
+  assert [sentence.split(' stays: ')[0] for sentence in said] == ['faults', 'build/mine']
+  assert set(tree(tmp_path)) == {'faults', 'faults/.ttt-jax.json', 'faults/a.pyc', 'build',
+                                 'build/mine', 'tools'}
 
 
 def test_an_output_folder_keeps_what_others_put_there(tmp_path):

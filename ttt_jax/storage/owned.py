@@ -124,6 +124,16 @@ def foreign(folder: str | os.PathLike, earlier: Earlier | None = None) -> str | 
   return None
 
 
+def remove(folder: str | os.PathLike) -> str | None:
+  """Remove a folder if all of it is proven to be ours; else the name of the first entry that is
+  not, and nothing is removed."""
+  folder = pathlib.Path(folder)
+  found = foreign(folder)
+  if found is None:
+    _remove_proven(folder, None)
+  return found
+
+
 def _remove_proven(folder: pathlib.Path, earlier: Earlier | None) -> None:
   """Remove the files that are proven to be ours, and the folders that are empty then."""
   marker = _read_marker(folder)
