@@ -11,7 +11,9 @@ The first rule that applies to an earlier owner's note decides whether the owner
   3. of an earlier start of the same SLURM job       it has ended: SLURM starts a job again only
                                                      after that
   4. of another machine                              it has ended if its note is older than
-                                                     ``SILENCE``, by the clock of the file system
+                                                     ``SILENCE``, by the clock of the file system.
+                                                     It lives once its note is written again; a new
+                                                     owner waits until it knows
 
 Rule 4 needs no locks, which some shared file systems lack or keep for machines that are gone. Of
 several processes that find an owner gone at the same time, one gets the lease: the note is created
@@ -88,29 +90,31 @@ class Lease:
       InUse: another process has it, and that process lives.
       UserError: the folder cannot be written.
     """
-    with files.writing(self.folder):
-      files.require_writable(self.folder)
-      if self._lock is None:
-        self._lock = (self.folder / LOCK).open('a')
-      waited_until, told = time.monotonic() + self._ending, False
-      starting = 10  # polls
-      while True:
-        found = self._try()
-        if found is None:
-          break
-        # The wait for an owner on another machine that may have ended is bounded by ``silence``.
-        waits = found.get('ending') or self._may_be_gone(found)
-        if found.get('process') is None and starting:  # its note may come in a moment
-          starting, waits = starting - 1, True
-        elif not waits or time.monotonic() > waited_until:
-          raise self._in_use(found)
-        elif not told:
-          told = True
-          owner = _owner(found)
-          self._say(f'{self._what} belongs to {owner}, which '
-                    + ('is saving and exits; waiting for it.' if found.get('ending') else
-                       f'was silent for a while; it is asked for up to {self._silence:.0f} s.'))
-        time.sleep(_POLL)
+    try:
+      with files.writing(self.folder):
+        self._wait()
+    finally:
+      if self._thread is None and self._lock is not None:  # not taken
+        self._lock.close()
+        self._lock = None
+
+  def _wait(self) -> None:
+    files.require_writable(self.folder)
+    self._lock = (self.folder / LOCK).open('a')
+    until, told, starting, first = time.monotonic() + self._ending, False, 10, None
+    while (found := self._try()) is not None:
+      first = first or self._written()
+      if found.get('process') is None and starting:  # its note may come in a moment
+        starting -= 1
+      elif not (found.get('ending') or self._may_be_gone(found, first)) or (
+          time.monotonic() > until):
+        raise self._in_use(found)
+      elif not told:
+        told = True
+        self._say(f'{self._what} belongs to {_owner(found)}, '
+                  + ('which is saving and exits; waiting for it.' if found.get('ending') else
+                     f'which has ended if it is silent for {self._silence:.0f} s; waiting.'))
+      time.sleep(_POLL)
     self._thread = threading.Thread(target=self._keep, name='lease', daemon=True)
     self._thread.start()
 
@@ -156,17 +160,25 @@ class Lease:
       return True
     return self._age() > self._silence
 
-  def _may_be_gone(self, note: dict[str, Any]) -> bool:
-    """Whether to wait for the next beat: it is late, on a machine that cannot be looked at."""
+  def _may_be_gone(self, note: dict[str, Any], first: int) -> bool:
+    """Whether to look again: the owner cannot be looked at, and has not written its note since
+    the time stamp ``first``."""
     owner = Process.from_dict(note.get('process'))
-    return owner is not None and not owner.is_local and self._age() > 3 * self._beat
+    return owner is not None and owner.is_gone() is None and self._written() == first
+
+  def _written(self) -> int:
+    """Time stamp of the note; 0 without one."""
+    try:
+      with (self.folder / NOTE).open('rb') as note:  # opening it makes a network disk look again
+        return os.fstat(note.fileno()).st_mtime_ns
+    except OSError:
+      return 0
 
   def _age(self) -> float:
     """Seconds since the note was written, by the clock of the file system."""
     try:
       os.utime(self.folder / LOCK)
-      with (self.folder / NOTE).open('rb') as note:  # opening it makes a network disk look again
-        return (self.folder / LOCK).stat().st_mtime - os.fstat(note.fileno()).st_mtime
+      return (self.folder / LOCK).stat().st_mtime - self._written() / 1e9
     except OSError:
       return 0.0
 
