@@ -72,6 +72,11 @@ def test_a_foreign_file_is_named_and_kept_and_a_damaged_line_is_left_out(tmp_pat
     with pytest.raises(UserError, match='line 1 is .*must be a JSON object with a step'):
       read()
   assert path.read_text() == line + '\n'
+  path.write_text(line)  # no line break: another program's file, or what a crash has left of ours
+  if line != '{"step": "1"}':
+    with pytest.raises(UserError, match='line 1 is'):
+      metrics.Writer(tmp_path, step=0)
+    assert path.read_text() == line
   assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
   path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
   assert steps(tmp_path) == [1, 2] and 'line 2 cannot be read and is left out' in caplog.text

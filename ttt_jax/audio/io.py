@@ -207,8 +207,10 @@ def write_wav(path: str | os.PathLike, waveform: np.ndarray, rate: int) -> None:
   assert waveform.ndim == 1 and np.isfinite(waveform).all(), 'a waveform is finite and 1-D'
   with files.writing(path):
     files.make_folder(path.parent)
-  with files.replacing(path, 'w+b') as file:
-    soundfile.write(file, np.clip(waveform, -1, 1), int(rate), 'PCM_16', format='WAV')
+  sound = io.BytesIO()  # soundfile does not say why it could not write to a disk
+  soundfile.write(sound, np.clip(waveform, -1, 1), int(rate), 'PCM_16', format='WAV')
+  with files.replacing(path, 'wb') as file:
+    file.write(sound.getbuffer())
 
 
 def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:

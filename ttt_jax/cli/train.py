@@ -35,6 +35,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
   os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', 'false')
   # Orbax logs the traceback of a failed write besides raising it; the UserError is enough.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
+  _ignore_late_callbacks()
   stop = preemption.Stop(lambda: exit_now(exit_codes.FAILURE))
   with signal_handlers(stop) if config.train.preemption else contextlib.nullcontext():
     cluster.join(args)
@@ -46,6 +47,17 @@ def run(args: argparse.Namespace, config: Config) -> int:
   if stop.agreed:
     print('ttt-jax: saved; run the same command to resume.', file=sys.stderr)
   return _CODES[stop.agreed]
+
+
+def _ignore_late_callbacks() -> None:
+  """When a save has failed, TensorStore's threads still report to Orbax's event loop, which is
+  closed by then. Their tracebacks would bury the one sentence that says what is wrong."""
+  before = sys.excepthook
+
+  def hook(kind, error, trace):
+    if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
+      before(kind, error, trace)
+  sys.excepthook = hook
 
 
 @contextlib.contextmanager

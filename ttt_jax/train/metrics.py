@@ -58,6 +58,7 @@ from ttt_jax.storage import files
 
 _LOG = logging.getLogger(__name__)
 FILE = 'metrics.jsonl'
+_START = '{"step": '  # of our lines, also of one that a crash has cut off
 _LONGEST = 2**16  # bytes of a line; the longest of ours has a few thousand
 WANDB_RUN = 'wandb_run'  # in the workdir: the run's id at Weights & Biases, for a resume
 
@@ -279,8 +280,8 @@ def _check_kind(path: pathlib.Path) -> None:
       text = line.decode(errors='replace')
       if not text.strip('\0 \r\n\t'):
         continue
-      whole = text.endswith('\n') or len(line) == _LONGEST
-      if whole and _parsed(text) is None and not any(
+      cut_off = not text.endswith('\n') and (text.startswith(_START) or _START.startswith(text))
+      if not cut_off and _parsed(text) is None and not any(
           _parsed(other.decode(errors='replace')) for other in file):
         raise _foreign(path, 1, text)
       return

@@ -24,7 +24,7 @@ import time
 from typing import Any
 
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.storage import files, owned
 
 FILE = 'status.json'
 EVENTS = 20
@@ -102,6 +102,11 @@ class Status:
         self.update(errors=[*self._values['errors'], event][-EVENTS:], state=state)
     except UserError:
       _LOG.warning('%s could not be written.', self._path)
+
+
+def check_kind(workdir: str | os.PathLike) -> None:
+  """UserError if the file is another program's: it must not be replaced."""
+  owned.check_json(pathlib.Path(workdir) / FILE, 'state', 'step')
 
 
 def read(workdir: str | os.PathLike) -> dict[str, Any]:

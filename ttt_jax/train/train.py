@@ -78,6 +78,7 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
     config_lib.check_saved(workdir)
+    status_file.check_kind(workdir)
     check = enter(ownership.owned(workdir, lambda: stop is not None and stop.requested))
     status = enter(status_file.Status(workdir, config.train.steps, jax.process_index(),
                                       jax.process_count(), check))
