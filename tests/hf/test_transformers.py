@@ -56,6 +56,29 @@ def test_saved_by_transformers(tmp_path, tied, heads, kv_heads, head_dim, layers
       np.testing.assert_allclose(np.asarray(got[row])[real], want.numpy()[real], atol=1e-4)
 
 
+def test_logits_at_2048_tokens(tmp_path):
+  """Rotary frequencies count most at late positions; width 256, heads of 128."""
+  torch.manual_seed(0)
+  model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+      vocab_size=V.size, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
+      num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=False, rope_theta=1e6,
+      attn_implementation='eager', audio_token_id_start=V.audio_threshold, mask_token=V.mask))
+  for name, parameter in model.named_parameters():  # sharp attention, so that positions matter
+    parameter.data.add_((0.1 if 'q_proj' in name or 'k_proj' in name else 0.05)
+                        * torch.randn_like(parameter))
+  model.eval().save_pretrained(tmp_path)
+  config, vocab, params = import_hf.read(tmp_path)
+  token = np.random.default_rng(0).integers(0, V.audio_threshold, (1, 2048))
+  index = np.arange(2048)[None]
+  ours = Model(config, vocab.size)
+  got = ours.logits(params, ours.hidden(params, token, index, np.zeros_like(index), index + 1))
+  with torch.no_grad():
+    want = model(torch.tensor(token)).logits.numpy()
+  difference = np.abs(np.asarray(got) - want).max()
+  print(f'largest difference {difference:.1e}; largest logit {np.abs(want).max():.1f}')
+  assert difference < 4e-5
+
+
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_transformers_reads_what_we_write(tmp_path, dtype):
   """Plain Qwen2, without our PyTorch code: every tensor is found and none is left over."""

@@ -10,27 +10,27 @@ import pytest
 
 from tests.reference import batches, decoder, quick, staircase as slow, weights
 from ttt_jax.config import ModelConfig
-from ttt_jax.model import staircase
+from ttt_jax.model import layers, staircase
 from ttt_jax.model.transformer import Model
 
 V = batches.VOCAB
 TINY = dict(hidden_size=16, head_dim=4, intermediate_size=24, vocab_multiple=32)
 
 
-@pytest.mark.parametrize('layers, num_attention_heads, kv_heads, tied, theta', [
+@pytest.mark.parametrize('num_layers, num_attention_heads, kv_heads, tied, theta', [
     (2, 4, 1, True, 1e6),
     (2, 4, 2, False, 1e6),
     (3, 4, 4, True, 1e4),
     (2, 6, 2, True, 1e6),
 ])
-def test_logits_match_the_reference(layers, num_attention_heads, kv_heads, tied, theta):
-  config = ModelConfig(num_layers=layers,
+def test_logits_match_the_reference(num_layers, num_attention_heads, kv_heads, tied, theta):
+  config = ModelConfig(num_layers=num_layers,
                        num_attention_heads=num_attention_heads,
                        num_key_value_heads=kv_heads,
                        tie_word_embeddings=tied,
                        rope_theta=theta,
                        **TINY)
-  rng = np.random.default_rng(layers * 10 + num_attention_heads)
+  rng = np.random.default_rng(num_layers * 10 + num_attention_heads)
   model = Model(config, V.size)
   params = weights.random(model, rng)
   plan, batch = batches.packed(rng, rows=3, seq_len=64)
@@ -54,6 +54,14 @@ def test_logits_match_the_reference(layers, num_attention_heads, kv_heads, tied,
       assert np.abs(want).max() > 0.5, 'the comparison needs logits of some size'
       np.testing.assert_allclose(logits[row, at:at + len(ids)], want, rtol=2e-5, atol=2e-5)
       at += len(ids)
+
+
+def test_rope_frequencies_are_those_of_transformers():
+  """The bits of its float32 frequencies for head_dim 32 and theta 1e6."""
+  bits = [1065353216, 1054337179, 1043732615, 1033475085, 1023510243, 1012562930, 1001931932,
+          991652109, 981668463, 970790693, 960132947, 949830564, 939827890, 929020495, 918335681,
+          908010468]
+  assert layers.rope_frequencies(32, 1e6).view(np.int32).tolist() == bits
 
 
 def test_norm_eps_counts():

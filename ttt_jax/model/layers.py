@@ -9,6 +9,7 @@ from typing import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ttt_jax.config import LoraConfig, ModelConfig
@@ -73,9 +74,20 @@ class RMSNorm(nnx.Module):
 
 def rope_table(position: Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
   """cos and sin [B, T, 1, head_dim / 2] of rotary embeddings (arXiv 2104.09864)."""
-  frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  angle = position[..., None].astype(jnp.float32) * frequency
+  angle = position[..., None].astype(jnp.float32) * rope_frequencies(head_dim, theta)
   return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+
+
+def rope_frequencies(head_dim: int, theta: float) -> np.ndarray:
+  """float32 [head_dim / 2], 1 / theta^(2i / head_dim), rounded as in transformers' Qwen2.
+
+  There exponent, power and quotient are each rounded to float32. At position 2,047 the last bit of
+  a frequency is 1e-4 of a radian, so another order of operations gives other logits. The power
+  is taken in float64 and rounded, because NumPy and XLA differ in the last bit of float32 powers.
+  """
+  exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+  power = np.power(np.float64(theta), exponent.astype(np.float64)).astype(np.float32)
+  return np.float32(1) / power
 
 
 def rotate(x_BxTxHxD: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

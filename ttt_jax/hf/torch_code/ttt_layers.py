@@ -66,9 +66,11 @@ class RMSNorm(nn.Module):
 
 def rope_table(position: torch.Tensor, head_dim: int, theta: float) -> Pair:
   """cos and sin, float32 [B, T, 1, D/2], of positions [B, T]. Computed at every call: transformers
-  loads models on the meta device, which would leave a buffer empty."""
-  steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position.device)
-  angle = position[..., None].float() * theta ** (-steps / head_dim)
+  loads models on the meta device, which would leave a buffer empty. The frequencies are rounded as
+  in transformers' Qwen2: on the CPU, powers before quotients."""
+  steps = torch.arange(0, head_dim, 2, dtype=torch.float32)
+  frequency = (1.0 / theta ** (steps / head_dim)).to(position.device)
+  angle = position[..., None].float() * frequency
   return angle.cos()[:, :, None], angle.sin()[:, :, None]
 
 
