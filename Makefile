@@ -42,6 +42,7 @@ test-slow: .venv/test.installed
 
 test-torch: .venv/test.installed .venv/torch.installed
 	$(PYTEST) tests/hf tests/tokens tests/test_api.py
+	$(PYTEST) -s -m slow tests/hf/test_torch_published.py
 
 test-slurm: .venv/test.installed
 	$(PYTEST) -m slow -s tests/launch/test_slurm.py

@@ -39,7 +39,7 @@ def measure(model, params, vocab, rows: int, known: int, wanted: int, tokens: in
   cache = jax.jit(kv_cache.empty, static_argnums=(0, 1, 2))(model.config, rows, tokens)
   state = _state(vocab, rows, known, wanted, tokens)
   slots = jnp.arange(rows, dtype=jnp.int32)
-  token, position, k_end = jax.jit(decode_step.window, static_argnums=1)(state, width)
+  token, position, k_end = jax.jit(decode_step.window, static_argnums=(1, 2))(state, rules, width)
   want = jax.jit(decode_step.wanted, static_argnums=1)(state, vocab, token, position)
 
   @jax.jit
@@ -53,7 +53,7 @@ def measure(model, params, vocab, rows: int, known: int, wanted: int, tokens: in
 
   @jax.jit
   def rest(state, choice):
-    token, position, k_end = decode_step.window(state, width)
+    token, position, k_end = decode_step.window(state, rules, width)
     want = decode_step.wanted(state, vocab, token, position)
     return decode_step.advance(state, settings, rules, width, choice, want), k_end
 

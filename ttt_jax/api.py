@@ -176,7 +176,7 @@ class TextToTalk:
 
     Args:
       prompts: ids of one prompt, up to and including the assistant's header; or a list of such.
-      **settings: fields of GenerateConfig: max_tokens, temperature, guidance, steps, ...
+      **settings: fields of GenerateConfig: preset, max_tokens, temperature, guidance, steps, ...
 
     Returns:
       A Reply; a list of Replies for a list of prompts.
@@ -186,7 +186,8 @@ class TextToTalk:
         vocabulary.
     """
     chosen = config_lib.from_dict(
-        GenerateConfig, {**dataclasses.asdict(self.settings), **settings}, 'generate')
+        GenerateConfig, config_lib.with_preset(dataclasses.asdict(self.settings), settings),
+        'generate')
     single = not len(prompts) or np.ndim(prompts[0]) == 0
     asked = [np.asarray(prompt, np.int32) for prompt in ([prompts] if single else prompts)]
     answers = engine.generate(self.model, self.params, self.vocab, asked, chosen,
@@ -303,8 +304,8 @@ def load(path: str | os.PathLike, dtype: str = 'float32',
   objective = ObjectiveConfig(mode=values.get('ttt_mode', 'hybrid'),
                               prompt_audio=values.get('ttt_prompt_audio', 'bidirectional'))
   known = {field.name for field in dataclasses.fields(GenerateConfig)}
-  settings = config_lib.from_dict(GenerateConfig, {
-      key: value for key, value in values.get('ttt_generate', {}).items() if key in known},
+  settings = config_lib.from_dict(GenerateConfig, config_lib.with_preset({}, {
+      key: value for key, value in values.get('ttt_generate', {}).items() if key in known}),
       'ttt_generate')
   layout = values.get('ttt_layout', {})
   tokenizer = ByteTokenizer() if vocab.text == 'bytes' else hf_tokenizer.read(path, vocab)

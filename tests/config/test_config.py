@@ -127,6 +127,26 @@ def test_round_trip_keeps_every_value():
   assert config_lib.from_dict(Config, json.loads(json.dumps(config_lib.to_dict(config)))) == config
 
 
+def test_the_preset_of_generation(tmp_path):
+  """Values beside its name win over it, in a file and on the command line; stored ones do not."""
+  path = write(tmp_path, "return {'generate': {'preset': 'published', 'steps': 5, 'top_k': 0}}")
+  config = config_lib.load(path, {'generate.guidance': '0'})
+  got = config.generate
+  assert (got.block, got.steps, got.top_k, got.top_p, got.guidance) == (26, 5, 0, 0.95, 0.0)
+  config_lib.save(config, tmp_path)
+  assert config_lib.load(tmp_path / 'config.json') == config
+  stored = write(tmp_path, "return {'generate': {'steps': 5, 'rule': 'margin', 'max_tokens': 90}}")
+  config_lib.save(config_lib.load(stored), tmp_path)
+  got = config_lib.load(tmp_path / 'config.json', {
+      'generate.block': '7', 'generate.preset': 'published'}).generate
+  assert (got.block, got.steps, got.rule, got.max_tokens) == (7, 2, 'confidence', 90)
+  with pytest.raises(UserError, match="generate.rule is 'margin', but generate.preset is"):
+    config_lib.load(tmp_path / 'config.json', {
+        'generate.preset': 'published', 'generate.rule': 'margin'})
+  with pytest.raises(UserError, match="generate.preset is 'paper'; use 'default' or 'published'"):
+    config_lib.load(tmp_path / 'config.json', {'generate.preset': 'paper'})
+
+
 def test_hardware_needs_a_file_with_presets(tmp_path):
   path = write(tmp_path, "return {'name': 'x', 'presets': {'h100-1': {'train': {'steps': 7}}}}")
   taken = config_lib.load(path, {'hardware': 'h100-1'})

@@ -7,12 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-import ttt_jax
-from tests import small_run
-from ttt_jax.cli import main
-from ttt_jax.config import load, save
+from ttt_jax.audio import codec as codecs, io
+from ttt_jax.config import load
 from ttt_jax.data import heldout, interleave
-from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.data.records import records
 
 torch = pytest.importorskip('torch')
@@ -22,7 +19,7 @@ from tests.hf import torch_models  # noqa: E402
 
 PROMPTS = 50
 ALONE = """
-import json, sys
+import json, numpy, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.modules['ttt_jax'] = None  # an import of it would fail
 folder, prompts = sys.argv[1], json.load(open(sys.argv[2]))
@@ -30,30 +27,15 @@ model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 answers = model.generate_speech(prompts, tokenizer=tokenizer)
 json.dump([[a.ids, a.text, a.codes] for a in answers], open(sys.argv[3], 'w'))
+longest = max(answers, key=lambda a: sum(map(len, a.codes)))
+longest.write_wav('answer.wav')
+numpy.savez('sounds.npz', longest.waveform, longest.codec.decode(range(60)))
 """
 
 
-@pytest.fixture(scope='module')
-def exported(tmp_path_factory):
-  """(workdir, directory) of a run that has learned to answer with speech."""
-  workdir = tmp_path_factory.mktemp('run')
-  config = small_run.config(steps=80, checkpoint_every=80, log_every=20)
-  prepare(config, workdir)
-  save(config, workdir)
-  assert main.main(['train', '--workdir', str(workdir)]) == 0
-  out = workdir / 'export'
-  assert main.main(['export-hf', '--workdir', str(workdir), '--out', str(out)]) == 0
-  return workdir, out
-
-
-@pytest.fixture(scope='module')
-def ttt(exported):
-  return ttt_jax.load(exported[0])
-
-
-def held_out(workdir):
+def held_out(workdir, count=PROMPTS // 2):
   config = load(workdir / 'config.json')
-  return records.pick(heldout.load_records(workdir / config.data.path, 'heldout'), PROMPTS // 2)
+  return records.pick(heldout.load_records(workdir / config.data.path, 'heldout'), count)
 
 
 def random_prompts(ttt, count):
@@ -97,6 +79,21 @@ def test_the_same_tokens_without_this_package(exported, ttt, tmp_path):
     assert [c.tolist() for c in one.codes] == [c for c in codes if c]
     spans += len(codes)
   assert spans >= PROMPTS // 2 and len({tuple(ids) for ids, _, _ in theirs}) > 5
+  codec = codecs.load(workdir / load(workdir / 'config.json').data.path / 'codec')
+  want = codec.sound(np.array(sum(max((codes for *_, codes in theirs),
+                                      key=lambda codes: sum(map(len, codes))), [])))
+  with np.load(tmp_path / 'sounds.npz') as sounds:
+    np.testing.assert_array_equal(sounds['arr_0'], want)
+    np.testing.assert_array_equal(sounds['arr_1'], codec.sound(np.arange(60)))
+    assert sounds['arr_1'].any()
+  heard, rate = io.read(tmp_path / 'answer.wav')
+  assert rate == codec.sample_rate and np.abs(heard - want).max() < 1e-4
+
+
+def test_saved_again_it_still_speaks(exported, tmp_path):
+  torch_models.load(exported[1]).save_pretrained(tmp_path / 'again')
+  for name in ('codec.json', 'codec.npz'):
+    assert (tmp_path / 'again' / name).read_bytes() == (exported[1] / name).read_bytes()
 
 
 def test_prompts_by_the_chat_template(exported, ttt):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from tests.generate.test_engine import quick_compiles  # noqa: F401  (a fixture, used by itself)
 from tests.reference import batches
-from ttt_jax.config import GenerateConfig
+from ttt_jax.config import GenerateConfig, preset_values
+from ttt_jax.config.settings import PRESETS
 from ttt_jax.generate import engine
 from ttt_jax.model import staircase
 from ttt_jax.model.transformer import Model
@@ -32,6 +34,7 @@ SETTINGS = {
     'limits': with_(min_span=3, text_gap=4), 'forced': with_(max_span=1),
     'no room': with_(block=8, steps=4, max_span=40, max_tokens=24),
     'guided': with_(block=5, steps=3, guidance=0.5),
+    'published': with_(preset='published', block=6, max_span=12, max_tokens=40, guidance=0.5),
     'guided, span alone': with_(steps=3, guidance=0.5, guidance_context='begin'),
     'audio softmax': with_(steps=4, softmax='audio', rule='entropy', guidance=0.3,
                            guidance_context='begin'),
@@ -264,6 +267,22 @@ def test_options_are_the_engines(pair):
   choice = importlib.import_module(module.__module__.replace('modeling_ttt', 'ttt_choice'))
   ours = dataclasses.asdict(GenerateConfig())
   assert dataclasses.asdict(choice.Options()) == {name: ours[name] for name in OPTIONS}
+  for preset in (*PRESETS, 'unknown'):
+    assert choice.preset_values(preset) == preset_values(preset)
+
+
+def test_another_codec_is_given(pair, tmp_path):
+  """A directory without a codec says what to give; arrays and tensors are taken."""
+  *_, module = pair
+  prompts = random_prompts(5, 12)
+  answers = [a for a in module.generate_speech(prompts, max_tokens=48, max_span=12) if any(a.codes)]
+  with pytest.raises(ValueError, match=r'generate_speech\(..., codec=C\)'):
+    answers[0].write_wav(tmp_path / 'a.wav')
+  for convert in (np.asarray, torch.tensor):
+    codec = types.SimpleNamespace(sample_rate=8000, decode=lambda codes: convert(codes / 100.0))
+    for answer in module.generate_speech(prompts, max_tokens=48, max_span=12, codec=codec):
+      np.testing.assert_array_equal(answer.waveform, np.float32(sum(answer.codes, [])) / 100)
+      assert answer.sample_rate == 8000 and answer.waveform.dtype == np.float32
 
 
 def test_a_checkpoint_brings_its_options(tmp_path):

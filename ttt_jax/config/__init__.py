@@ -10,11 +10,11 @@ from ttt_jax.config.files import (
 from ttt_jax.config.settings import (
     CodecConfig, Config, DataConfig, EvaluateConfig, GenerateConfig, LoraConfig, MeshConfig,
     ModelConfig, ObjectiveConfig, OptimizerConfig, ScoreConfig, Source, Stage, TrainConfig,
-    VocabConfig)
+    VocabConfig, preset_values, with_preset)
 
 __all__ = [
     'RENAMED', 'CodecConfig', 'Config', 'DataConfig', 'EvaluateConfig', 'GenerateConfig',
     'LoraConfig', 'MeshConfig', 'ModelConfig', 'ObjectiveConfig', 'OptimizerConfig', 'ScoreConfig',
     'Source', 'Stage', 'TrainConfig', 'VocabConfig', 'call', 'check_saved', 'flat', 'from_dict',
-    'load', 'presets', 'save', 'to_dict', 'upgraded',
+    'load', 'preset_values', 'presets', 'save', 'to_dict', 'upgraded', 'with_preset',
 ]

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard, TypeVar
 import ml_collections
 
 from ttt_jax.config import user_classes
-from ttt_jax.config.settings import Config
+from ttt_jax.config.settings import Config, with_preset
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files, owned
 
@@ -119,7 +119,8 @@ def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Co
 
   A file may hold ``presets``: hardware name -> the settings that differ there (mesh, rows,
   remat ...). ``hardware`` names the one to take; the order is defaults, file, preset,
-  command line.
+  command line. ``generate.preset`` is overridden by what stands beside it in the file, or beside it
+  on the command line.
 
   Args:
     path: a Python file with ``get_config() -> ml_collections.ConfigDict`` (or a dict), or a
@@ -142,9 +143,21 @@ def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Co
   elif (overrides or {}).get('hardware') and hardware != stored:
     raise UserError(f'config key hardware is {hardware!r}, but {path} has no presets; name the '
                     'Python file that has them with --config.')
+  _apply_generate_preset(values, overrides or {})
   for key, text in (overrides or {}).items():
     _override(values, key, text)
   return from_dict(Config, values)
+
+
+def _apply_generate_preset(values: dict[str, Any], overrides: dict[str, str]) -> None:
+  """Put the values of the preset that the file or the command line names into ``values``."""
+  group = values.get('generate', {})
+  if isinstance(group, Mapping):  # from_dict names anything else
+    group = with_preset({}, group)
+    if 'generate.preset' in overrides:
+      group = with_preset(group, {'preset': overrides['generate.preset']})
+    if group:
+      values['generate'] = group
 
 
 def presets(path: str | os.PathLike) -> list[str]:

@@ -18,6 +18,13 @@ RULES = ('confidence', 'margin', 'entropy', 'threshold', 'prior')
 SCHEDULES = ('linear', 'shifted')
 SOFTMAXES = ('full', 'audio')
 GUIDANCE_CONTEXTS = ('published', 'begin')
+PRESETS = ('default', 'published')  # of generate; their values: preset_values
+# What the published decoding loop fixes, and what its inference script passes to it: 200 steps for
+# spans of 2,600 tokens in blocks of 26, that is 2 steps per block.
+_PUBLISHED_LOOP = {'rule': 'confidence', 'schedule': 'linear', 'softmax': 'full',
+                   'guidance_context': 'published', 'min_span': 1, 'text_gap': 0}
+_PUBLISHED_SCRIPT = {'block': 26, 'steps': 2, 'max_span': 2600, 'temperature': 0.0, 'top_k': 10,
+                     'top_p': 0.95, 'audio_temperature': 0.0, 'guidance': 0.1}
 LEAST_SHARE = 2.0 ** -16  # of a split in a mix
 VERIFY = ('checksums', 'sizes')  # how checkpoint files are compared with what was written
 SCORES = ('loss', 'text_nll', 'masked_nll')  # of an evaluation during training
@@ -329,6 +336,10 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
+  # Values that a preset sets are read where settings are: config files, the command line, and
+  # TextToTalk.generate. A setting that stands beside the preset's name, or comes later, overrides
+  # them.
+  preset: str = 'default'      # decoding loop: 'default', or 'published' (docs/generation.md)
   # Sampling parameters of a request. They are inputs of the compiled steps: no recompilation.
   block: int = 32              # masks appended at a time in an open span [tokens]
   steps: int = 10              # forward passes per block
@@ -362,8 +373,31 @@ class GenerateConfig:
     _require(self.rule != 'entropy' or self.entropy_budget >= 0,
              f'config key generate.entropy_budget is {self.entropy_budget}; use 0 nats or more.')
     for key, known in (('rule', RULES), ('schedule', SCHEDULES), ('softmax', SOFTMAXES),
-                       ('guidance_context', GUIDANCE_CONTEXTS)):
+                       ('guidance_context', GUIDANCE_CONTEXTS), ('preset', PRESETS)):
       _choice(f'generate.{key}', getattr(self, key), known)
+    for key, value in _PUBLISHED_LOOP.items() if self.preset == 'published' else ():
+      _require(getattr(self, key) == value,
+               f'config key generate.{key} is {getattr(self, key)!r}, but generate.preset is '
+               f"'published', whose loop has {value!r}; leave out generate.{key}, or use "
+               "generate.preset='default'.")
+
+
+def preset_values(name: str) -> dict[str, Any]:
+  """The settings of ``generate`` that a preset sets, with their values; {} for an unknown name."""
+  published = {**_PUBLISHED_LOOP, **_PUBLISHED_SCRIPT}
+  defaults = {field.name: field.default for field in dataclasses.fields(GenerateConfig)}
+  return {'published': published,
+          'default': {key: defaults[key] for key in published}}.get(name, {})
+
+
+def with_preset(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings of ``generate``: ``base``, then the values of the preset that ``changes`` names, if
+  ``base`` has another one, then ``changes``."""
+  before = base.get('preset', 'default')
+  name = changes.get('preset', before)
+  # GenerateConfig says what is wrong with a name that is not text.
+  values = preset_values(name) if name != before and isinstance(name, str) else {}
+  return {**base, **values, **changes}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -193,7 +193,7 @@ def steps(setup: Setup, launch: Launch, weights: Weights, pool: Pool, slots: jax
 
   def step(carry):
     number, rows, cache = carry
-    token, position, k_end = decode_step.window(rows, width)
+    token, position, k_end = decode_step.window(rows, rules, width)
     active = rows.phase != decode_step.IDLE
     k_end = jnp.where(active[:, None], k_end, 0)
     hidden, k, v = model.extend(weights.params, cache, slots, jnp.where(active, rows.known, 0),
@@ -207,10 +207,11 @@ def steps(setup: Setup, launch: Launch, weights: Weights, pool: Pool, slots: jax
       uncond, _, _ = model.extend(weights.params, cache, slots, jnp.zeros_like(rows.known), token,
                                   position, k_end)
     choice = decode_step.score(rules, weights.head, settings, rows, hidden, uncond, position, want)
+    after = decode_step.advance(rows, settings, rules, width, choice, want)
     # Only what is final is cached: a text row's window. An open span is computed anew.
-    final = jnp.where(rows.phase == decode_step.TEXT, rows.length - rows.known, 0)
+    final = jnp.where(rows.phase == decode_step.TEXT, after.known - rows.known, 0)
     cache = kv_cache.write(cache, slots, rows.known, final, k, v)
-    return number + 1, decode_step.advance(rows, settings, rules, width, choice, want), cache
+    return number + 1, after, cache
 
   _, rows, cache = jax.lax.while_loop(stay, step, (jnp.int32(0), rows, pool.cache))
   if slots is None:
@@ -221,7 +222,8 @@ def steps(setup: Setup, launch: Launch, weights: Weights, pool: Pool, slots: jax
 
 def _over_masks(setup: Setup, length: int, params: Params, rows: State, guided: Array,
                 position: Array) -> jax.Array:
-  """Hidden states [B, W, E] of the windows with every id up to the begin token masked.
+  """Hidden states [B, W, E] of the windows with every id up to the begin token masked; in the
+  published loop every id before the open block.
 
   This is the unconditional pass of the paper's guidance (arXiv 2509.20072). Masks are audio, so
   prefix and span form one bidirectional run: nothing can be cached, and all ``length`` tokens
@@ -229,8 +231,13 @@ def _over_masks(setup: Setup, length: int, params: Params, rows: State, guided: 
   """
   model, rules, _ = setup
   index = jnp.broadcast_to(jnp.arange(length), (rows.length.size, length))
-  ids = jnp.where(index <= rows.begin[:, None], rules.vocab.mask, rows.token[:, :length])
-  end = jnp.where((index < rows.length[:, None]) & guided[:, None], rows.length[:, None], 0)
+  size = rows.length[:, None]
+  first = rows.block_at[:, None] if rules.published else rows.begin[:, None] + 1
+  ids = jnp.where(index < first, rules.vocab.mask, rows.token[:, :length])
+  end = size
+  if rules.published:  # a text id in the open block ends the run
+    end = decode_step.run_ends(rules, ids, index, jnp.zeros_like(size), size)
+  end = jnp.where((index < size) & guided[:, None], end, 0)
 
   def run():
     hidden = model.hidden(params, ids, index, jnp.zeros_like(index), end)

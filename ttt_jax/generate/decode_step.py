@@ -15,6 +15,12 @@ So no forward pass is made only to cache something. Committed tokens never chang
 done when it has no masks left, or earlier, when an end token is committed and no mask stands
 to its left: the tokens behind it would be cut off.
 
+The published loop (``Rules.published``, config key generate.preset) may choose any id anywhere.
+So what is bidirectional follows from the ids of the moment, and an audio run at the end of a row
+stays in the window until a text id follows; a chosen mask stays a mask, so a block ends after its
+last step; and spans have no limit: every ceil(max_span / block) blocks, a row that has reached
+max_tokens ends.
+
 S = slots, B = rows, W = positions of the window, T = tokens of a slot.
 """
 
@@ -22,6 +28,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ttt_jax.generate import sampling, unmasking
 from ttt_jax.generate.sampling import Choice, Place, Rules
@@ -42,7 +49,8 @@ class State(NamedTuple):
     length: number of those tokens.
     known: how many of them are cached; the others are the window.
     lead: tokens at the window's start that see each other but nothing behind them: the begin
-      token; or the complete window, where it is the bidirectional audio at a prompt's end.
+      token; or the complete window, where it is the bidirectional audio at a prompt's end. Not
+      read by the published loop.
     phase, event: see above.
     prompt: length of the prompt.
     begin: index of the begin token of the open or last span.
@@ -78,7 +86,7 @@ def empty(slots: int, tokens: int) -> State:
   return State(zeros(slots, tokens), *(zeros(slots) for _ in State._fields[1:]))
 
 
-def window(state: State, width: int) -> tuple[Array, Array, Array]:
+def window(state: State, rules: Rules, width: int) -> tuple[Array, Array, Array]:
   """(token, position, k_end) of the rows' windows, int32 [B, W].
 
   Token i of a window attends to the window's tokens 0 .. k_end[i]-1, beside the cache; 0 beyond
@@ -95,8 +103,35 @@ def window(state: State, width: int) -> tuple[Array, Array, Array]:
   token = jnp.take_along_axis(state.token, position, axis=1, mode='clip')
   column = lambda x: x[:, None]
   size = column(state.length - state.known)
-  k_end = jnp.where(index < column(state.lead), column(state.lead), size)
+  if rules.published:
+    k_end = run_ends(rules, token, position, column(state.prompt), size)
+  else:
+    k_end = jnp.where(index < column(state.lead), column(state.lead), size)
   return token, position, jnp.where(index < size, k_end, 0)
+
+
+def run_ends(rules: Rules, token: Array, position: Array, prompt: Array, size: Array) -> Array:
+  """int32 [B, W]: token i attends to tokens 0 .. result[i]-1, by the ids alone: an audio id to the
+  end of its run of audio ids, a text id to itself.
+
+  Args:
+    rules: vocab and causal_prompt are read.
+    token, position: int32 [B, W], consecutive tokens of a row.
+    prompt, size: int32 [B, 1], length of the prompt; of the W tokens, how many are real.
+  """
+  index = jnp.arange(token.shape[1])
+  alone = _alone(rules, token, position, prompt) | (index >= size)
+  stops = jnp.where(alone, index, token.shape[1]).astype(jnp.int32)
+  # The first token behind i that is not of its run.
+  after = jnp.pad(lax.cummin(stops, axis=1, reverse=True)[:, 1:], ((0, 0), (0, 1)),
+                  constant_values=token.shape[1])
+  return jnp.minimum(jnp.where(alone, index + 1, after), size)
+
+
+def _alone(rules: Rules, token: Array, position: Array, prompt: Array) -> Array:
+  """Whether tokens are causal: text ids, and audio of a prompt that the model reads so."""
+  text = ~rules.vocab.is_audio(token)
+  return text | (position < prompt) if rules.causal_prompt else text
 
 
 def wanted(state: State, vocab: Vocabulary, token: Array, position: Array) -> Array:
@@ -132,7 +167,7 @@ def advance(state: State, sampling_params: SamplingParams, rules: Rules, width: 
 
   Args:
     state, sampling_params: of the rows, [B].
-    rules: only vocabulary and mode are read.
+    rules: vocab, mode, published and causal_prompt are read.
     width: W.
     choice, want: [B, W].
   """
@@ -165,8 +200,17 @@ def _text(state: State, rules: Rules, width: int, choice: Choice) -> tuple[State
   last = jnp.clip(state.length - 1 - state.known, 0, width - 1)
   chosen = jnp.take_along_axis(choice.token, last[:, None], axis=1)[:, 0]
   finished = chosen == vocab.im_end
+  known = state.length
+  if rules.published:
+    # An audio id belongs to the run before it, which is not final then.
+    index = jnp.arange(state.token.shape[1])
+    column = lambda x: x[:, None]
+    alone = _alone(rules, state.token, index, column(state.prompt))
+    behind = (index >= column(state.known)) & (index < column(state.length))
+    run = jnp.max(jnp.where(behind & alone, index + 1, column(state.known)), axis=1)
+    known = jnp.where(vocab.is_audio(chosen), run, known)
   state = state._replace(
-      token=_appended(state, chosen), length=state.length + 1, known=state.length,
+      token=_appended(state, chosen), length=state.length + 1, known=known,
       lead=jnp.ones_like(state.lead), gap=state.gap + 1, event=jnp.zeros_like(state.event),
       finished=finished.astype(jnp.int32), phase=jnp.where(finished, IDLE, TEXT))
   opens = vocab.is_begin(chosen) if rules.mode == 'hybrid' else jnp.zeros_like(finished)
@@ -182,7 +226,7 @@ def _appended(state: State, chosen: Array) -> Array:
 def _span(state: State, sampling_params: SamplingParams, rules: Rules, width: int, choice: Choice,
           want: Array) -> tuple[State, Array, Array]:
   """Commit some masks of the block; (state, whether the span has its end token, whether the
-  block has no masks left)."""
+  block is done)."""
   vocab = rules.vocab
   index = jnp.arange(state.token.shape[1])
   take = unmasking.accept(sampling_params, choice.score, choice.confidence, choice.entropy, want,
@@ -196,10 +240,14 @@ def _span(state: State, sampling_params: SamplingParams, rules: Rules, width: in
   first = lambda flags: jnp.min(jnp.where(inside & flags, index, index.size), axis=1)
   mask, end = first(token == vocab.mask), first(is_end)
   # An end token closes the span once no mask is left before it; what follows is cut off.
-  closes = end < mask
+  closes, resolved = end < mask, mask == index.size
+  if rules.published:
+    size = state.length - state.block_at
+    last = state.step + 1 >= jnp.minimum(sampling_params.steps, size)
+    closes, resolved = closes | last & (end < index.size), resolved | last
   state = state._replace(token=token, step=state.step + 1, event=jnp.zeros_like(state.event),
                          length=jnp.where(closes, end + 1, state.length))
-  return state, closes, mask == index.size
+  return state, closes, resolved
 
 
 def _open(state: State) -> State:
@@ -220,8 +268,10 @@ def _grow(state: State, sampling_params: SamplingParams, rules: Rules, more: Arr
     closes: bool [B], rows whose span has its end token.
 
   One position of every span is reserved for its end token. Where no mask fits beside it, the
-  end token is appended instead, and the span is closed by force.
+  end token is appended instead, and the span is closed by force. The published loop does neither.
   """
+  if rules.published:
+    return _grow_published(state, sampling_params, more, closes, rules.vocab.mask)
   vocab = rules.vocab
   nar = rules.mode == 'nar'
   room = sampling_params.max_tokens - state.length
@@ -249,6 +299,30 @@ def _grow(state: State, sampling_params: SamplingParams, rules: Rules, more: Arr
       finished=jnp.where(closes, 1, state.finished) if nar else state.finished,
       phase=jnp.where(done, IDLE, jnp.where(closed, TEXT, state.phase)),
       event=state.event | jnp.where(block, BLOCK, 0) | jnp.where(closed, CLOSED, 0)
+      | jnp.where(done, DONE, 0))
+
+
+def _grow_published(state: State, sampling_params: SamplingParams, more: Array, closes: Array,
+                    mask: int) -> State:
+  """``_grow`` of the published loop: the length of an answer is checked before every text step, and
+  in a span only after so many blocks as ``max_span`` has."""
+  blocks = -(-sampling_params.max_span // sampling_params.block)
+  full = state.length >= sampling_params.max_tokens
+  stops = more & full & (state.blocks > 0) & (state.blocks % blocks == 0)
+  block = more & ~stops
+  index = jnp.arange(state.token.shape[1])
+  length = state.length + jnp.where(block, sampling_params.block, 0)
+  fresh = (index >= state.length[:, None]) & (index < length[:, None])
+  left = closes | stops
+  done = stops | full & (closes | (state.phase == TEXT)) | (state.phase == IDLE)
+  return state._replace(
+      token=jnp.where(fresh, mask, state.token), length=length,
+      block_at=jnp.where(block, state.length, state.block_at),
+      step=jnp.where(block, 0, state.step), blocks=state.blocks + block,
+      ended=jnp.where(left, closes.astype(jnp.int32), state.ended),
+      gap=jnp.where(closes, 0, state.gap),
+      phase=jnp.where(done, IDLE, jnp.where(closes, TEXT, state.phase)),
+      event=state.event | jnp.where(block, BLOCK, 0) | jnp.where(left, CLOSED, 0)
       | jnp.where(done, DONE, 0))
 
 

@@ -106,11 +106,16 @@ class Engine:
           f'{memory / 2**30:.2f} GiB are free for them; lower one of the two, or '
           'raise generate.memory if that is set.')
     # Rounded, so that similar limits share programs; a window never extends beyond the row.
-    tokens = kv_cache.tokens_of(config.max_tokens)
+    tokens = kv_cache.tokens_of(_longest(config))
     self._widths = compiled.widths(tokens)
     row_tokens = tokens + self._widths[-1]
     self._on_mesh = sharding.in_use()
-    rules = sampling.Rules.fitting(vocab, mode, config.softmax, model.platform, self._on_mesh)
+    if config.preset == 'published' and mode != 'hybrid':
+      raise UserError("config key generate.preset is 'published', which decodes mode 'hybrid', but "
+                      f"objective.mode is {mode!r}; use generate.preset='default'.")
+    rules = dataclasses.replace(
+        sampling.Rules.fitting(vocab, mode, config.softmax, model.platform, self._on_mesh),
+        published=config.preset == 'published', causal_prompt=prompt_audio == 'causal')
     self._setup = compiled.Setup(model, rules, mixed or self._on_mesh)
     params = _cast(params, model.config.dtype)
     per_token = 2 * sum(leaf.size for leaf in jax.tree.leaves(params))  # operations
@@ -170,6 +175,11 @@ class Engine:
     if config.max_tokens > self.config.max_tokens:
       raise UserError(f'{where} has generate.max_tokens={config.max_tokens}, but the engine was '
                       f'made for at most {self.config.max_tokens}.')
+    if config.preset != self.config.preset or _longest(config) > _longest(self.config):
+      raise UserError(
+          f'{where} has generate.preset={config.preset!r}, block={config.block} and max_span='
+          f'{config.max_span}, but the engine was made for preset {self.config.preset!r}, block='
+          f'{self.config.block} and max_span={self.config.max_span}; make another engine.')
     if prompt.size >= config.max_tokens:
       raise UserError(f'{where} has {prompt.size} tokens; generate.max_tokens='
                       f'{config.max_tokens} leaves no room for an answer.')
@@ -281,19 +291,19 @@ class Engine:
             for slot, request in busy.items()}
     if self._setup.mixed:
       width = max(width for width, _ in need.values())
-      return busy, compiled.Launch(width, self._null(max(kind for _, kind in need.values()), busy))
+      return busy, compiled.Launch(
+          width, self._null(max(kind for _, kind in need.values()), busy, width))
     first = min(busy, key=lambda slot: (busy[slot].waited < _PATIENCE, need[slot][0], slot))
     group = {slot: request for slot, request in busy.items() if need[slot] == need[first]}
     width, kind = need[first]
-    return group, compiled.Launch(width, self._null(kind, group))
+    return group, compiled.Launch(width, self._null(kind, group, width))
 
-  def _null(self, kind: str, group: dict[int, _Request]) -> compiled.NullContext:
+  def _null(self, kind: str, group: dict[int, _Request], width: int) -> compiled.NullContext:
     if kind != 'published':
       return compiled.NullContext(kind)
-    # Room for the longest row and one more block, rounded so that near lengths share a program.
-    longest = max(request.length for request in group.values())
-    block = max(request.config.block for request in group.values())
-    length = -(-(longest + block + 1) // _NULL_STEP) * _NULL_STEP
+    # Room for all that the windows can hold, rounded so that near lengths share a program.
+    longest = max(request.known + width for request in group.values())
+    length = -(-longest // _NULL_STEP) * _NULL_STEP
     return compiled.NullContext(kind, min(length, self._pool.state.token.shape[1]))
 
   def _launch(self, max_steps: int) -> Iterator[Event]:
@@ -329,9 +339,10 @@ class Engine:
       closed = Span(start - request.prompt.size, end - start, bool(row.ended), int(row.blocks))
     request.opened, request.open = int(row.spans), open_now
     final = request.length
-    if open_now:
-      masks = np.flatnonzero(token[request.seen:request.length] == self.vocab.mask)
-      final = request.seen + int(masks[0]) if masks.size else final
+    if open_now:  # the published loop leaves masks that were chosen in finished blocks
+      first = max(request.seen, int(row.block_at))
+      masks = np.flatnonzero(token[first:request.length] == self.vocab.mask)
+      final = first + int(masks[0]) if masks.size else final
     yield from self._tokens(request, token[request.seen:final])
     request.seen = max(request.seen, final)
     if closed:
@@ -341,7 +352,7 @@ class Engine:
       self._slots[slot] = None
       self._cached[slot] = prefix_cache.with_answer(
           self.vocab, request.prefix, token[request.prompt.size:request.length],
-          request.known, self.mode)
+          request.known, self.mode, self.prompt_audio)
       answer = Answer(token[request.prompt.size:request.length].copy(), request.spans,
                       bool(row.finished), int(row.calls), time.monotonic() - request.since,
                       request.first_audio)
@@ -377,9 +388,18 @@ class Engine:
 
 
 def _span_length(tokens: np.ndarray, vocab: Vocabulary, mode: str) -> int:
-  """Length of a closed span: tokens up to its end token, included."""
-  ends = tokens == vocab.im_end if mode == 'nar' else vocab.is_end(tokens)
-  return int(np.flatnonzero(ends)[0]) + 1
+  """Length of a closed span: tokens up to its end token, included; all, if the published loop
+  reached a limit without one."""
+  ends = np.flatnonzero(tokens == vocab.im_end if mode == 'nar' else vocab.is_end(tokens))
+  return int(ends[0]) + 1 if ends.size else tokens.size
+
+
+def _longest(config: GenerateConfig) -> int:
+  """Tokens that a row may have. The published loop looks at max_tokens only after as many blocks
+  as max_span has."""
+  if config.preset != 'published':
+    return config.max_tokens
+  return config.max_tokens + -(-config.max_span // config.block) * config.block
 
 
 def _cast(params: Params, dtype: str) -> Params:

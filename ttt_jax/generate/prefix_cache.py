@@ -38,7 +38,7 @@ def of_prompt(vocab: Vocabulary, ids: np.ndarray, mode: str, prompt_audio: str) 
 
 
 def with_answer(vocab: Vocabulary, prompt: Prefix, ids: np.ndarray, known: int,
-                mode: str) -> Prefix:
+                mode: str, prompt_audio: str = 'bidirectional') -> Prefix:
   """The first ``known`` tokens of a prompt and its answer ``ids``: those that are cached."""
   if mode == 'ar':
     group = np.zeros(ids.size, np.int32)
@@ -47,8 +47,12 @@ def with_answer(vocab: Vocabulary, prompt: Prefix, ids: np.ndarray, known: int,
   else:
     group = np.asarray(vocab.is_audio(ids)).astype(np.int32)
   end = prompt.ids.size + compiled.ends_of(group)
+  before = prompt.end
+  if mode == 'hybrid' and prompt_audio == 'bidirectional' and ids.size and group[0] and (
+      vocab.is_audio(prompt.ids[-1])):  # one run of audio across the border
+    before = np.where(before == before.size, end[0], before)
   return Prefix(np.concatenate([prompt.ids, ids])[:known],
-                np.concatenate([prompt.end, end])[:known])
+                np.concatenate([before, end])[:known])
 
 
 def shared(cached: Prefix, new: Prefix, limit: int) -> int:

@@ -32,6 +32,9 @@ class Rules:
     vocab: decides which ids are allowed where.
     mode: 'hybrid' allows audio ids inside spans and text ids outside; the baselines 'ar' and
       'nar' allow every id that can occur in a sequence.
+    published: the loop of the published code (generate.preset): outside spans every id is allowed,
+      inside every id but im_end, which also leaves the softmax there.
+    causal_prompt: audio of prompts is not bidirectional; read by the published loop.
     softmax: the support of the confidence's softmax: 'full', the complete vocabulary, as
       published; or 'audio', the ids that are allowed in a span, which avoids most of the head
       for positions in spans.
@@ -42,6 +45,8 @@ class Rules:
   """
   vocab: Vocabulary
   mode: str = 'hybrid'
+  published: bool = False
+  causal_prompt: bool = False
   softmax: str = 'full'
   sizes: tuple[int, ...] = (1, 8, 16, 24, 32, 64, 128)
   dense: int = 16
@@ -57,10 +62,10 @@ class Rules:
     mesh the table is sharded and cannot be tiled.
     """
     if platform != 'cpu' or vocab.size <= 4096:
-      return cls(vocab, mode, softmax, (64,), 64, None)
+      return cls(vocab, mode, softmax=softmax, sizes=(64,), dense=64, tile=None)
     if mesh:
-      return cls(vocab, mode, softmax, (16,), 16, None)
-    return cls(vocab, mode, softmax)
+      return cls(vocab, mode, softmax=softmax, sizes=(16,), dense=16, tile=None)
+    return cls(vocab, mode, softmax=softmax)
 
 
 class Head(NamedTuple):
@@ -279,7 +284,7 @@ def _choose(rules, table, first, narrow, head, sampling_params, hidden, place, s
   allowed = lambda ids: _allowed(rules, ids, place)
   # The first group of the audio rows may also have text ids.
   real = allowed if narrow else lambda ids: jnp.asarray(ids < rules.vocab.size)
-  space = counted(real, other)
+  space = counted(allowed if rules.published else real, other)
   total = space.log_sum()
   best = counted(allowed, False).top
   group = jnp.argmax(best, axis=0).astype(jnp.int32)
@@ -316,6 +321,8 @@ def _mixed(rules: Rules, ids: np.ndarray) -> tuple[int, ...]:
 def _allowed(rules: Rules, ids: Array, place: Place) -> Array:
   """bool [..., C]: whether the ids [..., 1 or C] may be chosen at each position."""
   vocab = rules.vocab
+  if rules.published:
+    return (ids < vocab.size) & ~((ids == vocab.im_end) & place.in_span)
   # Neither the mask nor the audio threshold is ever generated.
   real = (ids < vocab.audio_threshold) | vocab.is_code(ids) | vocab.is_end(ids)
   if rules.mode == 'hybrid':
@@ -339,18 +346,17 @@ def _drawn(rules, logits, first, sampling_params: SamplingParams,
   ids = first + np.arange(logits.shape[1])[:, None]
   masked = jnp.where(_allowed(rules, ids, place).T, logits, -jnp.inf)
   temperature = _temperature(sampling_params, place)
-  token = _sampled(masked, temperature, sampling_params, place)
+  token = _sampled(rules, masked, temperature, sampling_params, place)
   logit = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
   return jnp.where(temperature > 0, first + token, -1), logit
 
 
-def _sampled(masked, temperature, sampling_params: SamplingParams, place: Place) -> Array:
+def _sampled(rules, masked, temperature, sampling_params: SamplingParams, place: Place) -> Array:
   """int32 [C], samples by Gumbel-max: argmax of logits / temperature + Gumbel noise."""
   scaled = masked / jnp.maximum(temperature, 1e-6)[:, None]
   cut = ~place.in_span & ((sampling_params.top_k > 0) | (sampling_params.top_p < 1))
-  scaled = lax.cond(jnp.any(cut),
-                    lambda: jnp.where(cut[:, None], _nucleus(scaled, sampling_params), scaled),
-                    lambda: scaled)
+  within = lambda: jnp.where(cut[:, None], _nucleus(rules, scaled, sampling_params), scaled)
+  noisy = lax.cond(jnp.any(cut), within, lambda: scaled)
   names = jnp.stack([sampling_params.number, place.span, place.block, place.step, place.position],
                     1)
 
@@ -362,17 +368,19 @@ def _sampled(masked, temperature, sampling_params: SamplingParams, place: Place)
     # probability below 1e-7.
     return jax.random.gumbel(key, masked.shape[1:], jnp.float32, mode='high')
 
-  return jnp.argmax(scaled + jax.vmap(noise)(sampling_params.seed, names),
+  return jnp.argmax(noisy + jax.vmap(noise)(sampling_params.seed, names),
                     axis=-1).astype(jnp.int32)
 
 
-def _nucleus(scaled: Array, sampling_params: SamplingParams) -> Array:
+def _nucleus(rules: Rules, scaled: Array, sampling_params: SamplingParams) -> Array:
   """-inf outside the top_k ids, and of those the fewest that hold top_p of the probability
-  (nucleus sampling, arXiv 1904.09751)."""
+  (nucleus sampling, arXiv 1904.09751). The published loop does not renormalise between the two:
+  there top_p is a share of the probability of all ids."""
   descending = jnp.sort(scaled, axis=-1)[:, ::-1]
   place = jnp.arange(descending.shape[-1])
   keep = (sampling_params.top_k[:, None] == 0) | (place < sampling_params.top_k[:, None])
-  probability = jax.nn.softmax(jnp.where(keep, descending, -jnp.inf), axis=-1)
+  kept = descending if rules.published else jnp.where(keep, descending, -jnp.inf)
+  probability = jax.nn.softmax(kept, axis=-1)
   keep &= jnp.cumsum(probability, axis=-1) - probability < sampling_params.top_p[:, None]
   floor = jnp.min(jnp.where(keep, descending, jnp.inf), axis=-1, keepdims=True)
   return jnp.where(scaled >= floor, scaled, -jnp.inf)

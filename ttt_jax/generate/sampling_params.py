@@ -30,7 +30,8 @@ class SamplingParams(NamedTuple):
     block, steps: masks appended at a time, and the forward passes planned for them.
     min_span, max_span: tokens of a span, its end included.
     text_gap: text tokens between a span's end and the next begin token, at least.
-    temperature, audio_temperature: float32; 0 = the most likely id.
+    temperature, audio_temperature: float32; 0 = the most likely id. The published loop samples text
+      at temperature 1 where top_k or top_p is set and the temperature is 0.
     top_k, top_p (float32): of text; 0 and 1 = off.
     guidance: float32, w of uncond + (1 + w)(cond - uncond).
     score: index into SCORES.
@@ -76,9 +77,13 @@ def make(configs: Sequence[GenerateConfig], numbers: Sequence[int],
 def _one(config: GenerateConfig, number: int, max_tokens: int | None) -> dict[str, float]:
   score = {'threshold': 'confidence'}.get(config.rule, config.rule)
   limit = config.max_tokens if max_tokens is None else min(config.max_tokens, max_tokens)
-  same = ('seed', 'block', 'steps', 'min_span', 'max_span', 'text_gap', 'temperature',
-          'audio_temperature', 'top_k', 'top_p', 'guidance')
+  same = ('seed', 'block', 'steps', 'min_span', 'max_span', 'text_gap', 'audio_temperature',
+          'top_k', 'top_p', 'guidance')
+  cut = config.top_k > 0 or config.top_p < 1
+  temperature = 1.0 if config.preset == 'published' and cut and not config.temperature else (
+      config.temperature)
   return {name: getattr(config, name) for name in same} | {
+      'temperature': temperature,
       'number': number, 'max_tokens': limit, 'score': SCORES.index(score),
       'threshold': config.threshold if config.rule == 'threshold' else _THRESHOLD_OFF,
       'entropy': config.entropy_budget if config.rule == 'entropy' else _BUDGET_OFF,

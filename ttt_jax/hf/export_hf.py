@@ -4,6 +4,7 @@
   OUT/model*.safetensors (and their index)   tensors under Qwen2's names, without padding rows
   OUT/tokenizer.json, tokenizer_config.json  with the audio vocabulary and a chat template
   OUT/modeling_ttt.py ...                    the PyTorch side (hf/torch_code)
+  OUT/codec.json, codec.npz                  the codec, if it is 'mel' or 'codec2'
   OUT/README.md, training.json               the model card, and its contents as JSON
 
 Everything is written to a temporary folder beside OUT, read back and compared, and renamed last,
@@ -22,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ttt_jax.audio import codec as codecs
 from ttt_jax.config import Config, LoraConfig
 from ttt_jax.errors import UserError
 from ttt_jax.hf import import_hf, model_card, peft, qwen_config, tensor_names
@@ -40,6 +42,7 @@ _SMALL = {FACTS, 'README.md', qwen_config.CONFIG, 'generation_config.json', 'tok
           'tokenizer_config.json', safetensors_io.INDEX, peft.CONFIG}
 SHARD = 5 * 10**9        # bytes, as transformers writes them
 CODE = pathlib.Path(__file__).with_name('torch_code')
+EMBEDDED = ('mel', 'codec2')  # codecs that torch_code/ttt_codec.py decodes
 
 
 def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike, *,
@@ -127,9 +130,12 @@ def _model(run: trained_model.TrainedModel, workdir: pathlib.Path, folder: pathl
   hf_tokenizer.write(vocab, run.tokenizer, folder)
   for path in sorted(CODE.glob('*.py')):
     shutil.copyfile(path, folder / path.name)
+  speaks = codecs.kind_of(type(run.codec)) in EMBEDDED
+  if speaks:
+    run.codec.save(folder)
   _verify(folder, model, kinds, writer, vocab, expected)
   return model_card.facts(run, workdir, part) | {
-      'dtype': dtype, 'tensors': len(writer.sums), 'files': writer.names(),
+      'dtype': dtype, 'tensors': len(writer.sums), 'files': writer.names(), 'codec': speaks,
       'parameters': sum(int(np.prod(t.shape)) for t in tensor_names.tensors(model).values())}
 
 

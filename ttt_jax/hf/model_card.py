@@ -19,11 +19,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained('{name}', trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained('{name}')
+turns = [{{'role': 'user', 'content': 'Hello!'}}]
+ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+answer = model.generate_speech(ids, tokenizer=tokenizer{codec})
+print(answer.text, answer.codes)
+answer.write_wav('answer.wav')
 ```
 
-`model(input_ids)` gives logits under the hybrid mask, `model.generate_speech(...)` text and audio
-codes; `modeling_ttt.py` needs nothing but torch and transformers. The weights have the names and
-shapes of Qwen2."""
+`model(input_ids)` gives logits under the hybrid mask, `model.generate_speech(...)` text, audio
+codes and `answer.waveform`; `modeling_ttt.py` needs nothing but torch, numpy and transformers.
+{speech}
+The weights have the names and shapes of Qwen2. In bfloat16 (`dtype=torch.bfloat16`) logits have
+eight bits, so that answers can differ from those in float32.
+"""
+
+_CODEC = """The directory carries its codec, {name}{package}."""
+_NO_CODEC = """Its codec, {name}, is not part of the directory: `decoder` is yours, an object with
+`sample_rate` in Hz and `decode(codes) -> samples` in [-1, 1]; without it an answer has its codes
+alone."""
 
 _USE_ADAPTER = """\
 ```python
@@ -91,7 +104,12 @@ def text(known: dict[str, Any]) -> str:
                                 + ', '.join(lora['targets'])))
   table = '\n'.join(f'| {name} | {value} |' for name, value in rows)
   kind = 'A LoRA adapter for a' if adapter else 'A'
-  use = (_USE_ADAPTER if adapter else _USE).format(name=known['name'])
+  codec = known['vocabulary']['codec']
+  package = ' (its decoder is the package pycodec2)' if codec.startswith('codec2-') else ''
+  use = (_USE_ADAPTER if adapter else _USE).format(
+      name=known['name'], codec='' if known.get('codec') else ', codec=decoder',
+      speech=(_CODEC if known.get('codec') else _NO_CODEC).format(name=codec, package=package)
+  ).rstrip()
   head = '---\nlibrary_name: ' + ('peft' if adapter else 'transformers') + '\n---\n'
   return (f'{head}# {known["name"]}\n\n{kind} Text-to-Talk model: one Transformer that generates '
           'text token by token and audio block by block by diffusion (arXiv 2509.20072).\n\n'

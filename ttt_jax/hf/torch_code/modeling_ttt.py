@@ -1,22 +1,26 @@
 """Text-to-Talk in PyTorch: Qwen2.5's decoder under the hybrid attention mask, and generation.
 
   model = AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)
-  answer = model.generate_speech(prompt_ids)           # .ids, .codes per span, .text
+  answer = model.generate_speech(prompt_ids)           # .ids, .codes per span, .text, .waveform
   for event in model.generate_speech(prompt_ids, stream=True): ...
 
 The weights have the names of Qwen2. Part of ttt_jax (Apache-2.0), which writes this file beside
-the weights; it needs only torch and transformers.
+the weights; it needs only torch, numpy and transformers.
 """
 
 from collections.abc import Iterator, Sequence
+import os
+import shutil
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Qwen2Config
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import cached_file
 
 from .ttt_choice import Ids, options
+from .ttt_codec import FILES, load
 from .ttt_decoding import Generation
 from .ttt_layers import Decoder, RMSNorm, bidirectional_group, readable, sizes
 from .ttt_outputs import Answer, Event
@@ -116,7 +120,7 @@ class TtTForCausalLM(PreTrainedModel):
                                self.prompt_audio)
 
   def generate_speech(self, input_ids: Any, *, stream: bool = False, tokenizer: Any = None,
-                      names: Sequence[int] | None = None, **settings: Any
+                      names: Sequence[int] | None = None, codec: Any = None, **settings: Any
                       ) -> Answer | list[Answer] | Iterator[Event]:
     """Answer prompts: text by sampling, audio by unmasking blocks.
 
@@ -127,8 +131,11 @@ class TtTForCausalLM(PreTrainedModel):
       tokenizer: decodes the text of events and answers; without it they have none.
       names: seed each prompt's random draws together with ``seed``; default: its index. The same
         name, seed and prompt give the same answer whatever the other prompts are.
-      **settings: see ``Options`` in ttt_choice.py: block, steps, max_span, max_tokens, temperature,
-        top_k, top_p, audio_temperature, guidance, rule, schedule, seed, slots, ...
+      codec: decodes codes for ``Answer.waveform``: an object with ``sample_rate`` in Hz and
+        ``decode(codes) -> samples`` in [-1, 1], an array or a tensor. Default: the codec of the
+        directory, if it carries one (ttt_codec.py).
+      **settings: see ``Options`` in ttt_choice.py: preset, block, steps, max_span, max_tokens,
+        temperature, top_k, top_p, audio_temperature, guidance, rule, schedule, seed, slots, ...
 
     Returns:
       An Answer, or one per prompt if a list of prompts was given; or an iterator of Events.
@@ -144,11 +151,46 @@ class TtTForCausalLM(PreTrainedModel):
         self.model, self.lm_head.weight, self.ids,
         options(getattr(self.config, 'ttt_generate', None), settings), mode=self.mode,
         prompt_audio=self.prompt_audio, decode=decode)
-    events = generation.run(prompts, names)
+    events = self._with_codec(generation.run(prompts, names), codec)
     if stream:
       return events
     answers = {event.request: event.answer for event in events if event.answer is not None}
     return answers[0] if single else [answers[i] for i in range(len(prompts))]
+
+
+  def _with_codec(self, events: Iterator[Event], codec: Any) -> Iterator[Event]:
+    for event in events:
+      if event.answer is not None:
+        event.answer.codec = self._own_codec() if codec is None else codec
+      yield event
+
+  def _own_codec(self) -> Any:
+    """The codec of the directory; read once."""
+    if self.__dict__.get('_codec') is None:
+      name = (getattr(self.config, 'ttt_vocabulary', None) or {}).get('codec', 'unknown')
+      self.__dict__['_codec'] = load(self._file, name)
+    return self.__dict__['_codec']
+
+  def _file(self, name: str) -> str | None:
+    """Path of a file beside the weights, in a local directory or on the Hub; None: it has none."""
+    folder = self.config._name_or_path
+    if not folder or os.path.isdir(folder):
+      path = os.path.join(folder, name)
+      return path if folder and os.path.isfile(path) else None
+    try:
+      return cached_file(folder, name, revision=getattr(self.config, '_commit_hash', None))
+    except (OSError, ValueError):
+      return None
+
+  def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    """As in transformers; the codec's files are copied, too."""
+    found = [path for path in map(self._file, FILES) if path is not None]
+    out = super().save_pretrained(save_directory, *args, **kwargs)
+    for path in found:
+      target = os.path.join(os.fspath(save_directory), os.path.basename(path))
+      if not (os.path.exists(target) and os.path.samefile(path, target)):
+        shutil.copyfile(path, target)
+    return out
 
 
 def _positions(document: torch.Tensor) -> torch.Tensor:

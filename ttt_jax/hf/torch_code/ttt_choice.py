@@ -10,7 +10,12 @@ import torch
 
 RULES = ('confidence', 'margin', 'entropy', 'threshold', 'prior')
 _NAMED = {'rule': RULES, 'schedule': ('linear', 'shifted'), 'softmax': ('full', 'audio'),
-          'guidance_context': ('published', 'begin')}
+          'guidance_context': ('published', 'begin'), 'preset': ('default', 'published')}
+# Preset 'published': what the published decoding loop fixes, and what its script passes to it.
+_PUBLISHED_LOOP = {'rule': 'confidence', 'schedule': 'linear', 'softmax': 'full',
+                   'guidance_context': 'published', 'min_span': 1, 'text_gap': 0}
+_PUBLISHED_SCRIPT = {'block': 26, 'steps': 2, 'max_span': 2600, 'temperature': 0.0, 'top_k': 10,
+                     'top_p': 0.95, 'audio_temperature': 0.0, 'guidance': 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Ids:
 @dataclasses.dataclass(frozen=True)
 class Options:
   """Sampling parameters; names, meanings and defaults are those of ttt_jax's `generate` section."""
+  preset: str = 'default'      # decoding loop: 'default', or 'published' and its values
   block: int = 32              # masks appended at a time in an open span
   steps: int = 10              # decode steps per block
   min_span: int = 1            # audio tokens in one span, its end included
@@ -94,10 +100,34 @@ class Options:
     if not 0 < self.top_p <= 1 or self.shift <= 0:
       raise ValueError(f'top_p is {self.top_p} and shift {self.shift}; top_p lies in (0, 1], shift '
                        'is positive.')
+    for name, value in _PUBLISHED_LOOP.items() if self.published else ():
+      if getattr(self, name) != value:
+        raise ValueError(f"{name} is {getattr(self, name)!r}, but preset 'published' has "
+                         f"{value!r}; leave out {name}, or use preset='default'.")
+
+  @property
+  def published(self) -> bool:
+    """Whether choices, guidance and limits are those of the published loop."""
+    return self.preset == 'published'
+
+  @property
+  def text_temperature(self) -> float:
+    """In the published loop 1 where top_k or top_p is set and the temperature is 0."""
+    cut = self.top_k > 0 or self.top_p < 1
+    return 1.0 if self.published and cut and not self.temperature else self.temperature
+
+
+def preset_values(name: str) -> dict[str, Any]:
+  """The options that a preset sets, with their values; {} for an unknown name."""
+  published = {**_PUBLISHED_LOOP, **_PUBLISHED_SCRIPT}
+  own = {field.name: field.default for field in dataclasses.fields(Options)}
+  return {'published': published,
+          'default': {key: own[key] for key in published}}.get(name, {})
 
 
 def options(defaults: dict[str, Any] | None, given: dict[str, Any]) -> Options:
-  """Options from ``given``, then the checkpoint's ``defaults``, then the dataclass's defaults.
+  """Options from ``given``, then the values of the preset that it names, then the checkpoint's
+  ``defaults``, then the dataclass's defaults.
 
   Raises:
     ValueError: an option that does not exist, or a value out of range.
@@ -107,7 +137,10 @@ def options(defaults: dict[str, Any] | None, given: dict[str, Any]) -> Options:
   if unknown:
     raise ValueError(f'generate_speech has no option {unknown[0]!r}; it has {", ".join(names)}.')
   kept = {name: value for name, value in (defaults or {}).items() if name in names}
-  return Options(**{**kept, **given})
+  before = kept.get('preset', 'default')
+  kept = {**preset_values(before), **kept}
+  preset = given.get('preset', before)
+  return Options(**{**kept, **(preset_values(preset) if preset != before else {}), **given})
 
 
 class Wanted(NamedTuple):
@@ -150,7 +183,10 @@ class Chooser:
     end = (number == ids.end_of_chunk) | (number == ids.end_of_last)
     begin = (number == ids.begin_of_audio) | (number == ids.begin_of_quad)
     audio = (number >= ids.code_start) & (number < ids.mask) | end
-    if mode != 'hybrid':
+    if settings.published:  # any id; in spans any but im_end
+      text, audio = torch.ones_like(text), number != ids.im_end
+      end = begin = torch.zeros_like(end)
+    elif mode != 'hybrid':
       text = audio = text | audio
       end, begin = number == ids.im_end, torch.zeros_like(end)
     # Allowed ids [4, V]: text, text without begin tokens, span, span without end tokens.
@@ -171,11 +207,11 @@ class Chooser:
       logits = uncond + (1 + s.guidance) * (logits - uncond)  # classifier-free guidance
     allowed = self._allowed[2 * wanted.in_span + wanted.limited.long(), first:]
     masked = logits.masked_fill(~allowed, -torch.inf)
-    temperature = s.audio_temperature if wanted.in_span else s.temperature
+    temperature = s.audio_temperature if wanted.in_span else s.text_temperature
     token = masked.argmax(-1)
     if temperature > 0:
       token = self._sample(masked / max(temperature, 1e-6), wanted)
-    space = masked if narrow else logits
+    space = masked if narrow or s.published else logits
     total = space.logsumexp(-1)
     log_p = space.gather(1, token[:, None])[:, 0] - total
     confidence = log_p.exp()
@@ -187,7 +223,8 @@ class Chooser:
   def _sample(self, scaled: torch.Tensor, wanted: Wanted) -> torch.Tensor:
     """int64 [P], samples by Gumbel-max."""
     if not wanted.in_span:
-      scaled = _nucleus(scaled, self.settings.top_k, self.settings.top_p)
+      s = self.settings
+      scaled = _nucleus(scaled, s.top_k, s.top_p, renormalise=not s.published)
     wait = torch.empty_like(scaled).exponential_(generator=wanted.generator)
     return (scaled - wait.log()).argmax(-1)
 
@@ -208,15 +245,16 @@ class Chooser:
     return -entropy, entropy
 
 
-def _nucleus(scaled: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-  """-inf outside the top_k ids (0 = all), and of those the fewest with a sum of top_p."""
+def _nucleus(scaled: torch.Tensor, top_k: int, top_p: float, renormalise: bool) -> torch.Tensor:
+  """-inf outside the top_k ids (0 = all), and of those the fewest with a sum of top_p: of their own
+  probability, or without ``renormalise`` of that of all ids."""
   if not top_k and top_p >= 1:
     return scaled
   descending = scaled.sort(dim=-1, descending=True).values
   keep = torch.ones_like(descending, dtype=torch.bool)
   if top_k:
     keep[:, top_k:] = False
-  p = descending.masked_fill(~keep, -torch.inf).softmax(-1)
+  p = (descending.masked_fill(~keep, -torch.inf) if renormalise else descending).softmax(-1)
   keep &= p.cumsum(-1) - p < top_p
   floor = descending.masked_fill(~keep, torch.inf).min(-1, keepdim=True).values
   return scaled.masked_fill(scaled < floor, -torch.inf)

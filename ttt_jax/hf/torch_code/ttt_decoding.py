@@ -5,6 +5,9 @@ after its begin token; in a span the begin token and the open span. Tokens befor
 never attend to it, so their keys and values are final. The span is bidirectional, so it is
 computed again at every step. Rows of several requests share a forward pass.
 
+In the published loop (option preset) any id may stand anywhere, so the ids of the moment decide
+what is bidirectional, and audio at the end of a row stays in the window until a text id follows.
+
 Part of ttt_jax (Apache-2.0); this file needs only torch.
 """
 
@@ -38,6 +41,9 @@ class Generation:
     self.device = head.device
     self.choose = Chooser(head, ids, mode, settings)
     self._guided = settings.guidance > 0 and mode != 'ar'
+    if settings.published and mode != 'hybrid':
+      raise ValueError(f"preset 'published' decodes mode 'hybrid', but this model has mode "
+                       f"{mode!r}; use preset='default'.")
     self._rows: list[Row] = []
     self._cache: list[Pair] = []
 
@@ -109,7 +115,7 @@ class Generation:
       stop = _piece_end(group, row.known, tail)
       ends = _piece_ends(group, row.known, stop)
       _, made = self._extend([row], [prompt[row.known:stop]], [ends])
-      self._write([row], [stop - row.known], made)
+      self._write([row], [row.known], [stop - row.known], made)
       row.known = stop
     row.lead = len(prompt) - tail
     if self.mode == 'nar':
@@ -148,9 +154,10 @@ class Generation:
     part = x[:, :longest]
     return part if slots == list(range(x.shape[0])) else part[slots]
 
-  def _write(self, rows: list[Row], counts: list[int], made: list) -> None:
-    """Cache the first ``counts`` tokens of each row's window."""
-    place = [(i, row.slot, row.known + j, j) for i, (row, count) in enumerate(zip(rows, counts))
+  def _write(self, rows: list[Row], starts: list[int], counts: list[int], made: list) -> None:
+    """Cache the first ``counts`` tokens of each row's window, which began at ``starts``."""
+    place = [(i, row.slot, start + j, j)
+             for i, (row, start, count) in enumerate(zip(rows, starts, counts))
              for j in range(count)]
     if not place:
       return
@@ -172,24 +179,37 @@ class Generation:
   def _step(self, rows: list[Row]) -> None:
     """One decode step of some rows: a forward pass, then the choices of each row."""
     tokens = [row.token[row.known:] for row in rows]
-    ends = [[row.lead if i < row.lead else row.size for i in range(row.size)] for row in rows]
+    ends = [self._ends(row) for row in rows]
     hidden, made = self._extend(rows, tokens, ends)
     uncond = self._unconditional(rows, tokens, ends)
-    self._write(rows, [0 if row.open else row.size for row in rows], made)
+    starts, counts = [row.known for row in rows], [0] * len(rows)
     for i, row in enumerate(rows):
       row.calls += 1
       if row.open:
         self._span(row, hidden[i], uncond.get(i))
       else:
         self._text(row, hidden[i, row.size - 1])
+        counts[i] = row.known - starts[i]  # the tokens that are final now
+    self._write(rows, starts, counts, made)
+
+  def _ends(self, row: Row) -> list[int]:
+    """Token i of the row's window attends to the window's tokens 0 .. result[i]-1."""
+    if not self.settings.published:
+      return [row.lead if i < row.lead else row.size for i in range(row.size)]
+    return _run_ends([self._in_run(row, i) for i in range(row.known, len(row.token))])
+
+  def _in_run(self, row: Row, at: int) -> bool:
+    """Whether a token attends to the audio around it."""
+    return row.token[at] >= self.ids.threshold and (
+        at >= row.prompt or self.prompt_audio == 'bidirectional')
 
   def _unconditional(self, rows: list[Row], tokens: list[list[int]],
                      ends: list[list[int]]) -> dict[int, torch.Tensor]:
     """{index of a guided row: hidden states [W, E] of its window in the unconditional pass}.
 
-    guidance_context 'published': every id up to the begin token becomes a mask. Masks are audio,
-    so prefix and span are one bidirectional run. 'begin': the window alone, with the begin
-    token at its true position.
+    guidance_context 'published': every id up to the begin token becomes a mask; with preset
+    'published' every id before the open block. Masks are audio, so prefix and span are one
+    bidirectional run. 'begin': the window alone, with the begin token at its true position.
     """
     chosen = [i for i, row in enumerate(rows) if row.open] if self._guided else []
     if not chosen:
@@ -201,18 +221,27 @@ class Generation:
       return dict(zip(chosen, hidden))
     out = {}
     for i, row in zip(chosen, some):
-      ids = [self.ids.mask] * (row.begin + 1) + row.token[row.begin + 1:]
+      first = row.block_at if self.settings.published else row.begin + 1
+      ids = [self.ids.mask] * first + row.token[first:]
       token = torch.tensor([ids], device=self.device)
-      position = torch.arange(len(ids), device=self.device)[None]
-      every = torch.ones(1, len(ids), len(ids), dtype=torch.bool, device=self.device)
-      out[i] = self.decoder(token, position, every)[0][0, row.known:]
+      index = torch.arange(len(ids), device=self.device)
+      ends = [len(ids)] * len(ids)
+      if self.settings.published:  # a text id in the block ends the run
+        ends = _run_ends([x >= self.ids.threshold for x in ids])
+      allowed = index < torch.tensor(ends, device=self.device)[:, None]
+      out[i] = self.decoder(token, index[None], allowed[None])[0][0, row.known:]
     return out
 
   def _text(self, row: Row, hidden: torch.Tensor) -> None:
     """Append one text token; its hidden state is that of the window's last token."""
     limited = torch.tensor([row.gap < self.settings.text_gap], device=self.device)
     chosen = self.choose(Wanted(hidden[None], None, False, limited, row.generator)).token[0]
-    row.known, row.lead = len(row.token), 1
+    if not self.settings.published or chosen < self.ids.threshold:
+      row.known = len(row.token)
+    else:  # an audio id belongs to the run before it, which is not final then
+      row.known += next((i + 1 for i in reversed(range(row.size))
+                         if not self._in_run(row, row.known + i)), 0)
+    row.lead = 1
     row.token.append(chosen)
     row.gap += 1
     row.finished = chosen == self.ids.im_end
@@ -228,20 +257,32 @@ class Generation:
     self._grow(row)
 
   def _grow(self, row: Row) -> None:
-    """Append a block of masks; or the end token, where no mask fits beside it."""
+    """Append a block of masks; or the end token, where no mask fits beside it. The published loop
+    looks at max_tokens only after as many blocks as max_span has, and forces no end."""
+    if self.settings.published:
+      block = self.settings.block
+      if row.blocks and row.blocks % -(-self.settings.max_span // block) == 0 and (
+          len(row.token) >= self.settings.max_tokens):
+        self._close(row, False)
+      else:
+        self._append_block(row, block)
+      return
     nar = self.mode == 'nar'
     room = self.settings.max_tokens - len(row.token)
     limit = room if nar else self.settings.max_span - (len(row.token) - row.begin - 1)
     masks = min(self.settings.block, min(limit, room) - 1)
     if masks >= 1:
-      row.block_at, row.block, row.step = len(row.token), masks, 0
-      row.blocks += 1
-      row.token += [self.ids.mask] * masks
+      self._append_block(row, masks)
       return
     begun = row.token[row.begin] == self.ids.begin_of_audio
     end = self.ids.end_of_chunk if begun else self.ids.end_of_last
     row.token.append(self.ids.im_end if nar else end)
     self._close(row, False)
+
+  def _append_block(self, row: Row, masks: int) -> None:
+    row.block_at, row.block, row.step = len(row.token), masks, 0
+    row.blocks += 1
+    row.token += [self.ids.mask] * masks
 
   def _span(self, row: Row, hidden: torch.Tensor, uncond: torch.Tensor | None) -> None:
     """Commit some masks of the block."""
@@ -260,8 +301,10 @@ class Generation:
       row.token[at[i]] = choice.token[i]
     row.step += 1
     is_end = (lambda x: x == self.ids.im_end) if self.mode == 'nar' else self.ids.is_end
+    # A mask that the published loop chose stays one, so there a block ends after its last step.
+    last = self.settings.published and row.step >= min(self.settings.steps, row.block)
     for i in range(row.block_at, len(row.token)):
-      if row.token[i] == self.ids.mask:
+      if row.token[i] == self.ids.mask and not last:
         return
       if is_end(row.token[i]):
         del row.token[i + 1:]
@@ -304,6 +347,17 @@ def _piece_end(group: list[int], at: int, end: int) -> int:
   while stop < end and inside(stop):
     stop += 1
   return stop
+
+
+def _run_ends(member: list[bool]) -> list[int]:
+  """Token i attends to tokens 0 .. result[i]-1: a member to the end of its run of members, another
+  token to itself."""
+  ends, last = [0] * len(member), len(member)
+  for i in reversed(range(len(member))):
+    if not member[i]:
+      last = i
+    ends[i] = last if member[i] else i + 1
+  return ends
 
 
 def _piece_ends(group: list[int], at: int, stop: int) -> list[int]:

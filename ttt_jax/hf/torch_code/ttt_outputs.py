@@ -1,12 +1,17 @@
 """Outputs of generation: answers, audio spans, events; and the state of a request.
 
-Part of ttt_jax (Apache-2.0); this file needs only torch.
+Part of ttt_jax (Apache-2.0); this file needs only torch and numpy.
 """
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import functools
+import os
 import time
+from typing import Any
+import wave
 
+import numpy as np
 import torch
 
 from .ttt_choice import Ids
@@ -43,6 +48,7 @@ class Answer:
     seconds, first_audio: from its admission to the end, and to the first final audio token
       (None without audio).
     text: decoded from its text tokens; None without a tokenizer.
+    codec: decodes the codes; see ttt_codec.py.
   """
   ids: list[int]
   spans: list[Span]
@@ -52,6 +58,36 @@ class Answer:
   seconds: float = 0.0
   first_audio: float | None = None
   text: str | None = None
+  codec: Any = dataclasses.field(default=None, repr=False, compare=False)
+
+  @functools.cached_property
+  def waveform(self) -> np.ndarray:
+    """float32 [samples], the speech of all spans; decoded when it is first read.
+
+    Raises:
+      ValueError: the codec is not part of the model's directory, or needs a package.
+    """
+    codes = np.array([code for span in self.codes for code in span], np.int64)
+    if not codes.size:
+      return np.zeros(0, np.float32)
+    samples = self.codec.decode(codes)
+    if isinstance(samples, torch.Tensor):
+      samples = samples.detach().float().cpu().numpy()
+    return np.asarray(samples, np.float32).reshape(-1)
+
+  @property
+  def sample_rate(self) -> int:
+    """Of ``waveform``, in Hz."""
+    return int(self.codec.sample_rate)
+
+  def write_wav(self, path: str | os.PathLike) -> None:
+    """Write ``waveform`` as 16-bit mono."""
+    samples = np.round(np.clip(self.waveform, -1, 1) * 32767).astype('<i2')
+    with wave.open(os.fspath(path), 'wb') as file:
+      file.setnchannels(1)
+      file.setsampwidth(2)
+      file.setframerate(self.sample_rate)
+      file.writeframes(samples.tobytes())
 
 
 @dataclasses.dataclass
@@ -132,8 +168,9 @@ class Reporter:
   def events_of(self, row: Row) -> Iterator[Event]:
     """Events of one request after a step."""
     final = len(row.token)
-    if row.open and self.ids.mask in row.token[row.seen:]:
-      final = row.token.index(self.ids.mask, row.seen)
+    first = max(row.seen, row.block_at)  # the published loop leaves masks in finished blocks
+    if row.open and self.ids.mask in row.token[first:]:
+      final = row.token.index(self.ids.mask, first)
     fresh, row.seen = row.token[row.seen:final], final
     yield from self._tokens(row, fresh)
     if fresh and row.spans and not row.open and row.known == row.begin:
