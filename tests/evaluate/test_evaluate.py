@@ -140,10 +140,12 @@ def test_every_record_is_evaluated_and_no_id_is_a_path(workdir, tmp_path):
   folder.mkdir(parents=True)
   (folder / 'checkpoints').symlink_to(workdir / 'checkpoints')
   shutil.copytree(workdir / 'data', folder / 'data')
-  ids = ['../../up', str(tmp_path / 'absolute'), '1', '1', 'What is said? ' * 300, 'a\0b\n', 'CON']
+  ids = ['../../up', str(tmp_path / 'absolute'), '1', '1', 'What is said? ' * 300, 'a\0b\n', 'CON',
+         '\ud800']
   extra = [held_out(name, 'red', speech=[5, i]) for i, name in enumerate(ids)]
   tasks = ('audio_chat', 'aac', 'sec', 'asc', '../t')
   extra += [held_out('n', 'blue', task=task) for task in tasks]
+  extra[-1]['messages'][0]['content'] = 'long ' * 100
   extra += [{'id': 'd1', 'text': 'A document.'}, {'id': 'n1', 'messages': [
       {'role': 'assistant', 'content': 'An answer to nothing.'}]}]
   with (folder / 'data' / 'heldout.records.jsonl').open('a') as file:
@@ -168,7 +170,7 @@ def test_every_record_is_evaluated_and_no_id_is_a_path(workdir, tmp_path):
     wave, _ = soundfile.read(folder / sample['audio']['roundtrip'])
     np.testing.assert_allclose(wave, codec.sound(np.array([5, i])), atol=1e-3)
   found = result['summary']
-  assert found['records_without_question'] == 2
+  assert found['records_without_question'] == 2 and found['prompts_too_long'] == 1
   assert {'audio_qa_text_accuracy', 'audio_chat_text_f1', 'aac_text_f1', 'sec_text_accuracy',
           'asc_text_accuracy', 'text_nll', 'audio_bound'} <= set(found)
   assert ['records without a question', '2', 'not answered; their losses count'] in result['table']

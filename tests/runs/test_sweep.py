@@ -302,6 +302,16 @@ def test_the_page_of_a_sweep(config_file, tmp_path):
   assert (folder / 'report' / 'sweep_loss.png').is_file()
 
 
+def test_nothing_of_a_member_becomes_html(config_file, tmp_path):
+  evil = '<script>alert(1)</script>'
+  folder, (one, other) = settled(config_file, tmp_path, [{'seed': 0}, {'seed': 1}])
+  sweep.write_state(one.folder(folder), state=evil, error=evil)
+  sweep.write_state(other.folder(folder), state=sweep.FAILED, error=evil)
+  (one.folder(folder) / 'evaluation.json').write_text(json.dumps({'summary': {evil: 1.5}}))
+  text = report.report(folder).read_text(encoding='utf-8')
+  assert '<script' not in text and text.count('&lt;script') >= 4
+
+
 def test_the_page_of_a_sweep_that_has_not_begun(config_file, tmp_path):
   folder, _ = settled(config_file, tmp_path, [{'seed': 0}])
   assert 'There are no metrics yet' in report.report(folder).read_text(encoding='utf-8')

@@ -7,6 +7,7 @@ import argparse
 import ctypes
 import difflib
 import glob
+import io
 import logging
 import os
 import pathlib
@@ -163,6 +164,8 @@ def _configure_process(devices: int | None) -> None:
   if not any(glob.glob(f'/dev/{device}*') for device in ('accel', 'vfio/', 'nvidia', 'kfd')):
     # libtpu, which `ttt-jax plan` needs, would otherwise search for TPU chips for minutes.
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')  # texts may hold what a terminal cannot show
   logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
   logging.getLogger('ttt_jax').setLevel(logging.INFO)
   logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax' internal messages

@@ -79,6 +79,8 @@ def evaluate(config: Config, workdir: str | os.PathLike,
                                                    config.objective.mode == 'hybrid')
   if len(asking) < len(records):
     scores['records_without_question'] = len(records) - len(asking)
+  if len(items) < len(picked):
+    scores['prompts_too_long'] = len(picked) - len(items)
   samples = [_sample(run, item, _data_place(run, folder or workdir)) for item in items]
   result = {'step': run.step, 'summary': scores, 'table': summary.rows(scores, config),
             'samples': samples}
@@ -129,25 +131,26 @@ def _data_place(run: TrainedModel, folder: pathlib.Path) -> str:
 
 
 def answer(run: TrainedModel, records: list[Record]) -> list[Item]:
-  """Generate an answer to every record."""
-  if not records:
-    return []
+  """Generate an answer to every record whose prompt leaves room for one."""
   config = run.config
-  prompts = [run.renderer.render_prompt(record) for record in records]
+  asked = [(record, prompt) for record in records
+           if len(prompt := run.renderer.render_prompt(record)) < config.generate.max_tokens]
+  if not asked:
+    return []
   engine = Engine(run.model, run.params, run.vocab, dataclasses.replace(
-      config.generate, slots=min(config.evaluate.batch, len(prompts))),
+      config.generate, slots=min(config.evaluate.batch, len(asked))),
                   mode=config.objective.mode, prompt_audio=config.objective.prompt_audio,
                   short_lived=True)
-  for record, prompt in zip(records, prompts):
+  for record, prompt in asked:
     engine.submit(prompt, where=f'the prompt of {record.id}')
   items = []
-  with Progress(len(prompts), 'generate', unit='answers') as progress:
+  with Progress(len(asked), 'generate', unit='answers') as progress:
     for event in engine.events():
       if event.answer is not None:
         text, codes = run.renderer.unrender(event.answer.ids)
         codes = np.concatenate(codes) if codes else np.zeros(0, np.int32)
         items.append((event.request,
-                      Item(records[event.request], event.answer, text.strip(), codes)))
+                      Item(asked[event.request][0], event.answer, text.strip(), codes)))
         progress.update(1)
   return [item for _, item in sorted(items, key=lambda pair: pair[0])]
 

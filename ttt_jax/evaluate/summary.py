@@ -53,6 +53,9 @@ def rows(summary: dict[str, float], config: Config) -> list[list[str]]:
   if 'records_without_question' in summary:
     out.append(['records without a question', f'{summary["records_without_question"]:,}',
                 'not answered; their losses count'])
+  if 'prompts_too_long' in summary:
+    out.append(['prompts that leave no room', f'{summary["prompts_too_long"]:,}',
+                f'not answered; generate.max_tokens is {config.generate.max_tokens:,}'])
   return out
 
 

@@ -169,9 +169,12 @@ def replacing(path: str | os.PathLike, mode: str = 'w', *, durable: bool = False
 
 
 def write_text(path: str | os.PathLike, text: str, *, durable: bool = False) -> None:
-  """Replace the file at ``path`` by ``text`` in UTF-8; as ``replacing``."""
+  """Replace the file at ``path`` by ``text`` in UTF-8; as ``replacing``.
+
+  A lone surrogate, which JSON may hold and UTF-8 cannot, is written as JSON writes it: \\ud800.
+  """
   with replacing(path, durable=durable) as file:
-    file.write(text)
+    file.write(text.encode('utf-8', 'backslashreplace').decode('utf-8'))
 
 
 def _target(path: pathlib.Path) -> pathlib.Path:

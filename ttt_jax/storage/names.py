@@ -27,7 +27,7 @@ def slug(text: str) -> str:
   """
   name = ''.join(c if c in '-_.' or unicodedata.category(c)[0] in 'LMN' else ' '
                  for c in unicodedata.normalize('NFC', text))
-  name = '_'.join(name.split()).lstrip('.-').rstrip('.')
+  name = re.sub(r'\.{2,}', '.', '_'.join(name.split())).lstrip('.-').rstrip('.')
   # A cut must not end in '.', which Windows drops.
   name = name.encode()[:_LONGEST].decode(errors='ignore').rstrip('.')
   if _RESERVED.fullmatch(name):

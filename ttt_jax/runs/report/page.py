@@ -207,7 +207,7 @@ def _samples(evaluation: dict[str, Any], workdir: pathlib.Path,
   tasks += sorted({s['task'] for s in samples} - set(tasks))
   for task in tasks:
     mine = [sample for sample in samples if sample['task'] == task]
-    title, blurb = TASKS.get(task, (task, ''))
+    title, blurb = TASKS.get(task or 'other', (task, ''))
     correct = sum(bool(sample.get('correct')) for sample in mine)
     shown = mine[:SAMPLES_PER_TASK]
     count = f'Text correct in {correct} of {len(mine)}' + (
