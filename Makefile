@@ -6,7 +6,7 @@
 # make test-slurm   two nodes of a SLURM installation (5 to 15 minutes)
 # make full-size    import, one step and export at 0.5B and 1.5B (about 10 minutes, 25 GB of disk)
 # make faults       kills runs, corrupts checkpoints, fills a disk (about 15 minutes)
-# make together     several processes in one workdir, 30 rounds each (about 30 minutes)
+# make together     several processes in one workdir, 30 rounds each (about 15 minutes)
 # make test-disks   every command on full, read-only and forbidden disks (about 10 minutes; as root)
 # make lint         ruff
 # make types        pyright

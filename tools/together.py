@@ -3,18 +3,21 @@
   make together
   python tools/together.py --out together --rounds 30 --json together.json
 
-  starts    two trainings start in one new workdir, up to 3 seconds apart: one trains, the other
-            is told who has the workdir, or starts after it
-  takeover  a training is killed at a random moment; the next start must not be refused
+  race      four processes start at once in a workdir whose owner was killed: one gets it
+  takeover  an owner that writes metrics is killed at a random moment; the next one must not wait
+  second    `train` is started again and again in the workdir of a training: told who has it
   evaluate  a run is evaluated while it trains: every line of both is in metrics.jsonl
   export    a run that saves every second step and keeps one checkpoint is exported while it trains
 
-All are processes of `ttt-jax` on the demo tokens of the repository; the readers repeat their
-command in one process each, which compiles once.
+The first two parts start small processes that take the lease of a run and write its metrics. The
+others are `ttt-jax` on the demo tokens of the repository; what repeats its command does so in one
+process, which compiles once. `make faults` kills trainings.
 """
 
 import argparse
-import collections
+import contextlib
+import functools
+import io
 import json
 import os
 import pathlib
@@ -29,9 +32,25 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 
-from tools.fault_scene import PATIENCE, QUICK, settings  # noqa: E402
+from tools.fault_scene import QUICK, settings  # noqa: E402
 
-PARTS = ('starts', 'takeover', 'evaluate', 'export')
+PARTS = ('race', 'takeover', 'second', 'evaluate', 'export')
+# Takes a workdir as a run does, and writes metrics until it is killed, or so many lines.
+OWNER = '''
+import sys, time
+from ttt_jax.storage.lease import Lease
+from ttt_jax.train import metrics
+workdir, count = sys.argv[1], int(sys.argv[2])
+with Lease(workdir, f"workdir {workdir}", silence=1e9):
+  begun = max((line["step"] for line in metrics.read(workdir)), default=0) if (
+      metrics.pathlib.Path(workdir, metrics.FILE).exists()) else 0
+  with metrics.Writer(workdir, begun, tensorboard=False) as writer:
+    print("owner", flush=True)
+    for step in range(begun + 1, begun + 1 + count):
+      writer.write(step, {"loss": 1.0})
+      time.sleep(0.01)
+'''
+PATIENCE = 1200.0  # seconds that a command may take on a busy machine
 IN_USE = re.compile(r'ttt-jax: error: workdir \S+ is in use by process \d+ on \S+ since ')
 
 
@@ -91,61 +110,56 @@ def _lines(workdir: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in text.split('\n')[:-1]]
 
 
-def starts(place: Place, rounds: int, dice: random.Random) -> dict:
-  found = collections.Counter()
+def owner(place: Place, workdir: pathlib.Path, lines: int) -> subprocess.Popen:
+  return subprocess.Popen([sys.executable, '-c', OWNER, str(workdir), str(lines)],
+                          env=place.environment(), cwd=place.folder, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def race(place: Place, rounds: int, dice: random.Random) -> dict:
+  right = refused = 0
   for number in range(rounds):
-    workdir, steps = place.folder / f'starts-{number}', 12
-    more = {'steps': steps, 'checkpoint_every': 4, 'tensorboard': False}
-    first = place.start('train', workdir, **more)
-    time.sleep(dice.choice([0.0, dice.uniform(0, 3)]))
-    both = [first, place.start('train', workdir, **more)]
-    errors = [process.communicate(timeout=PATIENCE)[1] for process in both]
-    codes = [process.returncode for process in both]
-    refused = [code == 2 and bool(IN_USE.search(error)) for code, error in zip(codes, errors)]
-    right = (0 in codes and all(code == 0 or no for code, no in zip(codes, refused))
-             and steps_logged(workdir) == list(range(1, steps + 1)))
-    found['right'] += right
-    found['second refused'] += any(refused)
-    if not right:
-      print(f'  round {number}: exit codes {codes}: {errors}', flush=True)
-    else:
-      shutil.rmtree(workdir)
-  return {'rounds': rounds, **found}
+    workdir = place.folder / f'race-{number}'
+    if number % 2:  # half of the workdirs are new
+      _kill_owner(owner(place, workdir, 1000), 0.0)
+    before = _steps(workdir)
+    all_of_them = [owner(place, workdir, 300) for _ in range(4)]
+    ends = [process.communicate(timeout=PATIENCE) for process in all_of_them]
+    codes = [process.returncode for process in all_of_them]
+    told = sum('InUse: workdir' in error for _, error in ends)
+    # One that starts late, after the first has ended, is an owner, too.
+    good = 0 in codes and told == 4 - codes.count(0) and (
+        _steps(workdir) == list(range(1, len(before) + 300 * codes.count(0) + 1)))
+    right, refused = right + good, refused + told
+    if not good:
+      print(f'  round {number}: {codes}, {ends}', flush=True)
+  return {'rounds': rounds, 'right': right, 'refused': refused}
 
 
 def takeover(place: Place, rounds: int, dice: random.Random) -> dict:
-  found, workdir, steps = collections.Counter(), place.folder / 'takeover', 100_000
-  more = {'steps': steps, 'checkpoint_every': 10, 'tensorboard': False, 'keep': 2}
-  for number in range(rounds):
-    process = place.start('train', workdir, **more)
-    deadline = time.monotonic() + PATIENCE
-    while process.poll() is None and not _is_running(workdir, process.pid) and (
-        time.monotonic() < deadline):
-      time.sleep(0.05)
-    time.sleep(dice.uniform(0, 5))
-    refused = process.poll() is not None
-    process.send_signal(dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
-    if refused:
-      print(f'  round {number}: {process.communicate()[1][-1000:]}', flush=True)
-    found['right'] += not refused  # and the next round starts while a SIGTERM is still being saved
-  process.wait()
-  last = place.start('train', workdir, **more)
-  while last.poll() is None and not steps_logged(workdir):
-    time.sleep(0.05)
-  last.send_signal(signal.SIGTERM)
-  place.wait(last, 'train', 77)
-  logged = steps_logged(workdir)
-  found['lines missing or twice'] = len(set(range(1, max(logged) + 1)) ^ set(logged)) + (
-      len(logged) - len(set(logged)))
-  return {'rounds': rounds, **found, 'steps': max(logged)}
+  workdir, right = place.folder / 'takeover', 0
+  workdir.mkdir()
+  for _ in range(rounds):
+    process = owner(place, workdir, 100_000)
+    right += _kill_owner(process, dice.uniform(0, 1))
+  logged = _steps(workdir)
+  return {'rounds': rounds, 'right': right, 'lines': len(logged),
+          'lines lost or twice': int(logged != list(range(1, len(logged) + 1)))}
 
 
-def _is_running(workdir: pathlib.Path, pid: int) -> bool:
-  try:
-    status = json.loads((workdir / 'status.json').read_text())
-    return status['pid'] == pid and status['state'] != 'starting'
-  except (OSError, ValueError):
-    return False
+def _kill_owner(process: subprocess.Popen, after: float) -> bool:
+  """Kill an owner some seconds after it took its workdir; whether it did."""
+  assert process.stdout is not None
+  took = process.stdout.readline() == 'owner\n'
+  time.sleep(after)
+  process.kill()
+  process.communicate()
+  return took
+
+
+def _steps(workdir: pathlib.Path) -> list[int]:
+  """As ``steps_logged``, without a last line that a kill has cut off."""
+  return steps_logged(workdir) if workdir.is_dir() else []
 
 
 def beside(place: Place, what: str, rounds: int, **more) -> dict:
@@ -173,14 +187,21 @@ def beside(place: Place, what: str, rounds: int, **more) -> dict:
 def read(what: str, workdir: pathlib.Path, rounds: int) -> None:
   """In a process of its own: repeat a reader's command; prints 'right' for each success."""
   from ttt_jax.cli import main
+  from ttt_jax.train import trained_model
+  # One Model for all rounds: compiled programs belong to it.
+  trained_model.Model = functools.lru_cache(trained_model.Model)
   while not any(path.name.isdecimal() for path in (workdir / 'checkpoints').glob('*')):
     time.sleep(0.1)
   for number in range(rounds):
-    words = ['--workdir', str(workdir)]
-    if what == 'export':
-      words = ['export-hf', *words, '--out', str(workdir.with_name('exported')), '--overwrite']
-    code = main.main(words if what == 'export' else ['evaluate', *words])
-    print('right' if code == 0 else f'round {number}: exit code {code}', flush=True)
+    place = ['--workdir', str(workdir)]
+    words = {'second': ['train', *place], 'evaluate': ['evaluate', *place],
+             'export': ['export-hf', *place, '--out', str(workdir.with_name('exported')),
+                        '--overwrite']}[what]
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error if what == 'second' else sys.stderr):
+      code = main.main(words)
+    right = code == 0 if what != 'second' else code == 2 and bool(IN_USE.search(error.getvalue()))
+    print('right' if right else f'round {number}: exit code {code} {error.getvalue()}', flush=True)
 
 
 def main() -> int:
@@ -190,14 +211,15 @@ def main() -> int:
   parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--json', type=pathlib.Path)
-  parser.add_argument('--reader', choices=('evaluate', 'export'), help=argparse.SUPPRESS)
+  parser.add_argument('--reader', choices=('second', 'evaluate', 'export'), help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.reader:
     read(args.reader, args.out, args.rounds)
     return 0
   place, dice = Place(args.out), random.Random(args.seed)
-  run = {'starts': lambda: starts(place, args.rounds, dice),
+  run = {'race': lambda: race(place, args.rounds, dice),
          'takeover': lambda: takeover(place, args.rounds, dice),
+         'second': lambda: beside(place, 'second', args.rounds, checkpoint_every=10, keep=2),
          'evaluate': lambda: beside(place, 'evaluate', args.rounds, checkpoint_every=50, keep=2),
          'export': lambda: beside(place, 'export', args.rounds, checkpoint_every=2, keep=1)}
   results = {}
