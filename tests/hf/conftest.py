@@ -1,6 +1,19 @@
 """A run that has learned to answer with speech, and its export."""
 
+import importlib.util
+
 import pytest
+
+
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory):
+  """Where transformers puts a directory's code before it runs it: one folder per process, since
+  Python keeps the package of the first."""
+  with pytest.MonkeyPatch.context() as patch:
+    if importlib.util.find_spec('transformers'):
+      patch.setattr('transformers.dynamic_module_utils.HF_MODULES_CACHE',
+                    str(tmp_path_factory.mktemp('code')))
+    yield
 
 
 @pytest.fixture(scope='session')

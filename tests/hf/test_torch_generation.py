@@ -45,15 +45,6 @@ MODELS = {name: Model(config, V.size) for name, config in torch_models.SHAPES.it
 OPTIONS = {field.name for field in dataclasses.fields(GenerateConfig)} - {'memory'}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def own_cache(tmp_path_factory):
-  """Where transformers puts a directory's code before it runs it."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('transformers.dynamic_module_utils.HF_MODULES_CACHE',
-                  str(tmp_path_factory.mktemp('code')))
-    yield
-
-
 @pytest.fixture(scope='module', params=torch_models.SHAPES)
 def pair(request, tmp_path_factory):
   """(our Model, parameters, the module loaded from a directory)."""

@@ -225,10 +225,10 @@ class Generation:
       ids = [self.ids.mask] * first + row.token[first:]
       token = torch.tensor([ids], device=self.device)
       index = torch.arange(len(ids), device=self.device)
-      ends = [len(ids)] * len(ids)
+      stops = [len(ids)] * len(ids)
       if self.settings.published:  # a text id in the block ends the run
-        ends = _run_ends([x >= self.ids.threshold for x in ids])
-      allowed = index < torch.tensor(ends, device=self.device)[:, None]
+        stops = _run_ends([x >= self.ids.threshold for x in ids])
+      allowed = index < torch.tensor(stops, device=self.device)[:, None]
       out[i] = self.decoder(token, index[None], allowed[None])[0][0, row.known:]
     return out
 
