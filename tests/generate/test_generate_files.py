@@ -48,9 +48,10 @@ def test_a_prompt_has_the_form_of_its_training_record(run, workdir, task):
 
 def test_a_question_about_a_sound(run, workdir):
   sound = str(workdir / 'a.wav')
-  asked = lib._requests(run, request('aac', ['What?', 'Why?'], [sound, sound]))
-  assert [(name, record.turns[-2].parts[0].text) for name, record in asked] == [
-      ('a', 'What?'), ('a-2', 'Why?')]
+  for task in ('aac', 'audio_qa'):
+    asked = lib._requests(run, request(task, ['What?', 'Why?'], [sound, sound]))
+    assert [(name, record.turns[-2].parts[0].text) for name, record in asked] == [
+        ('a', 'What?'), ('a-2', 'Why?')]
 
 
 @pytest.mark.parametrize('task, text, audio, sentence', [

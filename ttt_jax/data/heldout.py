@@ -46,7 +46,8 @@ def _answered(record: Record) -> Record:
 def _checked(record: Record, data_dir: pathlib.Path) -> Record:
   root = data_dir.resolve()
   for part in record.audio():
-    if part.source and not (root / part.source).resolve().is_relative_to(root):
+    if part.source and ('\0' in part.source
+                        or not (root / part.source).resolve().is_relative_to(root)):
       raise UserError(f'{record.where}: record {record.id} names the recording {part.source!r}, '
                       f'which is outside of {data_dir}; prepare the data again.')
   return record

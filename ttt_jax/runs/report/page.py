@@ -229,7 +229,7 @@ class _Sounds:
 
   def player(self, path: str, label: str) -> str:
     """HTML of a player, or of a note where there is no such sound."""
-    file = (self._workdir / path).resolve()
+    file = (self._workdir / path.replace('\0', '')).resolve()
     if not any(file.is_relative_to(root) for root in self._roots):
       return f'<div class="note">{_text(path)} is outside of the workdir</div>'
     if not file.is_file():
