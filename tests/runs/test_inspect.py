@@ -91,6 +91,16 @@ def test_the_page_counts_every_document(workdir, tmp_path, capsys):
   assert page.count('data:image/png') == len(held.manifest['splits'])
 
 
+def test_names_from_records_do_not_become_html(workdir, tmp_path):
+  evil = '<script>alert(1)</script>'
+  held = inspect_set.PreparedSet(small_run.config(), workdir)
+  split = held.manifest['splits']['heldout']
+  held.manifest |= {'fingerprint': evil, 'rejects': {evil: 1}, 'splits': {
+      'heldout': {**split, 'tasks': {evil: split['tasks']['asr']}}}}
+  page = inspect_set.page(held, tmp_path).read_text()
+  assert '<script' not in page and page.count('&lt;script') == 3
+
+
 # -- a record that is not prepared ------------------------------------------------------------
 
 RECORDS = small_run.TOKENS / 'train_short.jsonl'  # the asr and the tts records of runs.config()
