@@ -80,6 +80,16 @@ def user(*parts):
            None]), HEARD),
     (talk([{'audio': 'a.wav'}, {'text': ASK}]), HEARD),
     (talk([{'type': 'audio'}, {'type': 'text', 'text': ASK}], audios=['a.wav']), HEARD),
+    ({'query': '55', 'response': REPLY, 'history': [['<audio>Q', 'A']], 'audios': ['a.wav']},
+     [('user', ['<a.wav>', 'Q']), ('assistant', ['A']), ('user', ['55']), ('assistant', [REPLY])]),
+    ({'messages': [{'role': 'user', 'content': 'x', 'audios': ['a.wav']}, TALK[1],
+                   {'role': 'user', 'content': '<audio>y'}, TALK[1]], 'audios': ['b.wav']},
+     [('user', ['<a.wav>', 'x']), ('assistant', [REPLY]), ('user', ['<b.wav>', 'y']),
+      ('assistant', [REPLY])]),
+    (talk('<audio>a.wav</audio><audio>x', audios=['b.wav']), user('<a.wav>', '<b.wav>', 'x')),
+    (talk('1: <audio>first</audio>', audios=['a.wav']), user('1: ', '<a.wav>')),
+    (talk('<audio_1> or <audio_2>?', audios=['a.wav', 'b.wav']),
+     user('<a.wav>', ' or ', '<b.wav>', '?')),
     # no sound: the words stay text
     (talk('<audio>'), user('<audio>')),
     (talk('<audio>x</audio> <|audio|>', audios=[]), user('<audio>x</audio> <|audio|>')),
@@ -115,6 +125,11 @@ def test_a_sound_stands_where_its_placeholder_stands_or_before_the_text(value, r
     (talk([{'type': 'image', 'image': 'x.png'}]), "not of type 'image'"),
     ({'messages': TALK, 'speech_tokens': [1, 2]}, 'its codec is unknown'),
     ({'messages': TALK, 'audio': 'a.wav', 'frame_offset': 16000}, 'in seconds'),
+    ({'messages': TALK, 'label': False}, 'label false, a bad answer'),
+    ({'messages': TALK, 'loss_weights': [0, 1]}, 'give each turn its own'),
+    ({'messages': "[{'role': 'user'}]"}, 'which is no JSON'),
+    ({'text': ['a', 'b']}, 'a list of 2 strings'),
+    (talk([{'text': 'x', 'audio': 'a.wav'}]), r'content\[0\] must be'),
     # contradictions and halves
     ({'messages': [{'role': 'system', 'content': 'A'}, *TALK], 'system': 'B'}, 'that differ'),
     ({'messages': TALK, 'history': [['a']]}, r'history\[0\] must be \[question, answer\]'),
@@ -194,6 +209,7 @@ def test_a_stretch_of_a_file_is_named_on_a_record_a_turn_a_part_or_the_sound(mor
      [('user', ['Add.\n1 2']), ('assistant', ['3'])]),
     ({'prompt': [TALK[0]], 'completion': [TALK[1]]}, PLAIN),
     ({'question': ASK, 'answer': REPLY}, PLAIN),
+    ({'messages': {'role': ['user', 'assistant'], 'content': [ASK, REPLY]}}, PLAIN),
     ({'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': '<|audio_3|> is code'},
                                                 'and text']}, TALK[1]]},
      [('user', ['<|audio_3|> is code', 'and text']), ('assistant', [REPLY])]),
@@ -247,3 +263,5 @@ def test_a_written_question_stands_beside_the_sound_in_the_turn_of_the_user(task
       ('system', ['S']), ('user', [f'Listen.\n{ASK}', '<a.wav>', 'Be brief.'])]
   with pytest.raises(UserError, match='has 2 placeholders'):
     made(question='<audio><audio>')
+  with pytest.raises(UserError, match='a recording has no history'):
+    made(history=[['a', 'b']])

@@ -19,6 +19,7 @@ _PAIRS = ('preferences are not trained; keep the better answer and remove the ke
 _THOUGHT = ('it has no place in an answer; write it into the text of the answer, or remove the key')
 _CODES = ('its codec is unknown; call it "codes" if the codec of the set made it, or remove it')
 _RANGES = ('an answer has a loss as a whole; split the turn, or remove the key')
+_PER_TURN = ('give each turn its own, as "weight": 0 or 1, and remove the key')
 _SAMPLES = ('a place in samples is not read; give offset and duration in seconds')
 
 _SOMEWHERE = {
@@ -40,7 +41,9 @@ REJECTED: dict[str, dict[str, str]] = {
         **{key: why for key, why in _SOMEWHERE.items()
            if key not in ('reasoning', 'thinking', 'thought', 'thoughts')},
         **dict.fromkeys(('chosen', 'rejected', 'rejected_response', 'rejected_messages',
-                         'rejected_conversations', 'kto_tag', 'preference'), _PAIRS)},
+                         'rejected_conversations', 'kto_tag', 'preference'), _PAIRS),
+        **dict.fromkeys(('weights', 'loss_weights', 'loss_masks', 'train_mask', 'turn_weights'),
+                        _PER_TURN)},
     'turn': {**_SOMEWHERE, 'rejected': _PAIRS, 'rejected_content': _PAIRS,
              'train_detail': _RANGES},
     'part': {**_SOMEWHERE, 'train_detail': _RANGES},

@@ -117,6 +117,9 @@ def parse_recording(value: dict[str, Any], where: str, task: str = 'asr') -> Rec
       {key: found for key, found in value.items() if found is not None}, where), where)
   name = str(value.get('id', where.rsplit(':', 1)[-1]))
   found, used = _READERS.get(task, _read_answered)(value, where, task, name)
+  if not keys.empty(value.get('history')):
+    raise UserError(f'{where}: a recording has no history; write "messages" with all turns, in a '
+                    'source without a task.')
   used |= {'id', 'task', 'type', *shapes.record_flags(value, where)}
   system = next((key for key in shapes.SYSTEMS if isinstance(value.get(key), str)), '')
   return dataclasses.replace(

@@ -30,6 +30,7 @@ _AUDIO_TYPES = ('audio', 'input_audio', 'audio_url', 'speech', 'sound', 'wav', '
 # Sounds of a question and its answer, on a record that has both.
 _ASKED = ('question', 'prompt', 'query', 'instruction')
 _ANSWERED = ('answer', 'response', 'output', 'completion')
+_OWN = frozenset(f'{name}_{kind}' for name in (*_ASKED, *_ANSWERED) for kind in ('audio', 'codes'))
 
 
 def parse(value: dict[str, Any], where: str, default_type: str = 'IT',
@@ -117,7 +118,7 @@ def _pieces(value: dict[str, Any], written: list[Written], where: str
   rest = [i for i in range(len(written)) if i not in placed]
   users = [i for i, turn in enumerate(written) if turn.role == 'user']
   for names, place in ((_ASKED, 0), (_ANSWERED, -1)):
-    for name in names:
+    for name in () if _OWN.isdisjoint(value) else names:
       if keys.empty(value.get(f'{name}_audio')) and keys.empty(value.get(f'{name}_codes')):
         continue
       targets = (users if place == 0 else [i for i, yes in enumerate(answers) if yes])[:]
@@ -164,6 +165,9 @@ def _content(turn: Written, where: str) -> list[sounds.Piece]:
     content = [content]
   if not isinstance(content, list):
     raise UserError(f'{at} is a {type(content).__name__}; it must be a string or a list of parts.')
+  if len(content) > 1 and all(isinstance(item, str) for item in content):
+    raise UserError(f'{at} is a list of {len(content)} strings; it must be one string, or a list '
+                    'of parts {"type": "text", "text": ...}.')
   return [piece for i, item in enumerate(content) if item is not None
           for piece in _part(item, f'{at}[{i}]')]
 
@@ -175,7 +179,8 @@ def _kind_of(item: Any) -> str:
   kind = item.get('type')
   if kind is None:  # Qwen-Audio: {"audio": ...} and {"text": ...}
     sound = any(item.get(name) is not None for name in (*sounds.NAMES, 'codes'))
-    return 'audio' if sound else 'text' if item.get('text') is not None else ''
+    text = item.get('text') is not None
+    return '' if sound and text else 'audio' if sound else 'text' if text else ''
   return 'text' if kind in _TEXT_TYPES else 'audio' if kind in _AUDIO_TYPES else ''
 
 

@@ -32,8 +32,11 @@ _TOOL_ROLES = ('tool', 'function', 'observation', 'function_call', 'tool_call', 
                'tool_result', 'ipython', 'environment')
 # Keys of a turn that say whether it has a loss; the second group says so when it is false.
 _FLAGS = ('weight', 'loss', 'train', 'learn', 'trainable', 'training', 'loss_weight', 'loss_mask',
-          'train_on_turn', 'supervised')
-_INVERTED = ('mask', 'masked', 'is_masked', 'ignore_loss', 'no_loss')
+          'train_on_turn', 'supervised', 'loss_scale', 'learnable', 'compute_loss', 'has_loss',
+          'with_loss', 'use_loss', 'do_train', 'is_trainable')
+_INVERTED = ('mask', 'masked', 'is_masked', 'ignore', 'ignore_loss', 'no_loss', 'mask_loss',
+             'skip_loss', 'no_train', 'context_only', 'is_context', 'exclude_from_loss')
+_ALL_FLAGS = frozenset((*_FLAGS, *_INVERTED, 'sample_weight'))
 
 
 @dataclasses.dataclass
@@ -94,6 +97,10 @@ def turns_of(value: dict[str, Any], where: str) -> tuple[list[Written], set[str]
       used.add(key)
       turns = _with_system(value[key], key, turns, where)
   used |= record_flags(value, where)
+  if value.get('label') is False:  # KTO
+    fail('the record has label false, a bad answer; answers are learned as they are: leave the '
+         'record out, or remove the key.')
+  used |= {'label'} if value.get('label') is True else set()
   for i, turn in enumerate(turns):
     if turn.role == 'system' and i:
       fail(f'{turn.at.rpartition(".")[0] or turn.at} is a system turn; only the first turn may be '
@@ -103,7 +110,10 @@ def turns_of(value: dict[str, Any], where: str) -> tuple[list[Written], set[str]
 
 def _listed(items: Any, key: str, where: str) -> list[Written]:
   """The turns of a list; a list may be given as JSON, as in Parquet."""
-  items = _unquoted(items)
+  items = _rows(_unquoted(items))
+  if isinstance(items, str) and items.strip():
+    raise UserError(f'{where}: {key} is the string {items[:40]!r}, which is no JSON; it must be a '
+                    'list of {"role": ..., "content": ...}, or such a list as JSON.')
   if not isinstance(items, list) or not items:
     raise UserError(f'{where}: {key} must be a non-empty list of {{"role": ..., "content": ...}}.')
   out: list[Written] = []
@@ -116,6 +126,16 @@ def _listed(items: Any, key: str, where: str) -> list[Written]:
       continue
     out.append(_turn(value, role_key, at, where))
   return out
+
+
+def _rows(items: Any) -> Any:
+  """Columns of equal length, as some data sets of Hugging Face store a list, as a list of rows."""
+  if not isinstance(items, dict) or not items or not all(
+      isinstance(column, list) for column in items.values()):
+    return items
+  if len({len(column) for column in items.values()}) > 1:
+    return items
+  return [dict(zip(items, row)) for row in zip(*items.values())]
 
 
 def _said(value: dict[str, Any], at: str, where: str) -> list[Written]:
@@ -157,6 +177,8 @@ def role_of(found: Any, at: str) -> str:
 
 def _learned(value: dict[str, Any], role: str, at: str) -> tuple[bool, set[str]]:
   """(whether the turn has a loss, the keys that say so)."""
+  if _ALL_FLAGS.isdisjoint(value):
+    return True, set()
   said = {key: _flag(value[key], key, at) for key in _FLAGS if key in value}
   said |= {key: not _flag(value[key], key, at) for key in _INVERTED if key in value}
   if not said:
@@ -183,10 +205,14 @@ def _flag(found: Any, key: str, at: str) -> bool:
 
 def record_flags(value: dict[str, Any], where: str) -> set[str]:
   """Keys of a record that say whether and how much it is learned."""
-  used = set()
+  used: set[str] = set()
+  if _ALL_FLAGS.isdisjoint(value):
+    return used
   for key in (*_FLAGS, *_INVERTED, 'sample_weight'):
     found = value.get(key)
-    if found is None or (key in ('loss', 'train', 'training', 'mask') and not isinstance(
+    if isinstance(found, str):  # a table holds strings
+      found = {'0': 0, '1': 1, 'false': False, 'true': True}.get(found.strip().lower())
+    if found is None or (key in ('loss', 'train', 'training', 'mask', 'ignore') and not isinstance(
         found, bool)):
       continue  # "loss": 2.3 is a measure, "train": "a" a split
     if found not in (0, 1) or bool(found) == (key in _INVERTED):

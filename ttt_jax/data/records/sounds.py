@@ -29,6 +29,7 @@ NAMES = ('audios', 'audio', 'speech', 'speeches', 'sound', 'sounds', 'wav', 'wav
          'audio_base64')
 # Keys that name a sound if their value has the suffix of one; else they are metadata.
 FILE_NAMES = ('path', 'file', 'file_name', 'filename', 'filepath', 'file_path')
+_NAMING = frozenset((*NAMES, *FILE_NAMES, 'codes'))
 _PART_NAMES = (*NAMES, 'url', 'data', 'value', 'content', *FILE_NAMES)
 _INSIDE = ('path', 'url', 'file', 'filename', 'audio_filepath', 'audio', 'uri')  # of an object
 _SUFFIX = re.compile(r'\.(?:wav|wave|flac|mp3|mp2|ogg|oga|opus|m4a|aac|wma|amr|aif|aiff|aifc|au|'
@@ -39,7 +40,7 @@ _SOUND_URI = re.compile(r'(?:data:audio/|file://|https?://\S+$)', re.I)
 # MiniCPM-o, Ultravox, Qwen2-Audio and Qwen-Omni; a begin and an end around it belong to it.
 PLACEHOLDER = re.compile(
     r'(?:<\|audio_bos\|>|<\|audio_start\|>|<\|begin_of_audio\|>|<speech>(?=<speechhere>))?'
-    r'(?P<name><audio>\./</audio>|<(?:audio|speech|sound|speechhere|audiohere|audio_here|'
+    r'(?P<name><audio>[^<>\s]{0,200}</audio>|<(?:audio|speech|sound|speechhere|audiohere|audio_here|'
     r'audio_placeholder|audio[_ ]?\d{1,3})>|<\|(?:audio|speech|sound|audio_placeholder|audio_pad)'
     r'\|>|\[audio\])'
     r'(?:<\|audio_eos\|>|<\|audio_end\|>|<\|end_of_audio\|>|(?<=<speechhere>)</speech>)?', re.I)
@@ -91,7 +92,7 @@ def stretch(value: dict[str, Any], at: str) -> Stretch:
   Raises:
     UserError: negative numbers, an end before the start, keys that contradict each other.
   """
-  if not any(key in value for key in STRETCH):
+  if STRETCH.isdisjoint(value):
     return Stretch()
   keys: list[str] = []
   def read(units: dict[str, float], what: str) -> float | None:
@@ -246,6 +247,8 @@ def beside(value: dict[str, Any], at: str, weak: bool = True) -> tuple[list[Part
     at: its place, for error messages.
     weak: whether keys such as "path" count, where their value has the suffix of a sound.
   """
+  if _NAMING.isdisjoint(value):
+    return [], set()
   for name in (*NAMES, *(FILE_NAMES if weak else ())):
     found = value.get(name)
     if found in (None, '', [], {}):
@@ -309,7 +312,7 @@ Piece = str | Part | None
 
 def inline(text: str) -> list[Piece]:
   """Splits a string at <audio>path</audio>; other uses of the tag stay text."""
-  if '</audio>' not in text.lower():
+  if '</' not in text or '</audio>' not in text.lower():
     return [text]
   out: list[Piece] = []
   start = 0
@@ -335,20 +338,20 @@ def place(turns: list[list[Piece]], sounds: Sequence[Part], after: Sequence[bool
     UserError: the numbers of placeholders and sounds differ, or no turn can have the sounds.
   """
   slots = sum(piece is None for pieces in turns for piece in pieces)
-  texts = [piece for pieces in turns for piece in pieces if isinstance(piece, str)]
-  found = [match for text in texts for match in PLACEHOLDER.finditer(text)]
   if not sounds:
     if slots:
       raise UserError(f'{at} has a part of type audio that needs "audio" (the path of an audio '
                       'file) or "codes" (a list of integers).')
     return turns
-  names = {match['name'].lower() for match in found}
+  texts = [piece for pieces in turns for piece in pieces if isinstance(piece, str)]
+  found = [match for text in texts for match in PLACEHOLDER.finditer(text)]
+  names = {_form(match) for match in found}
   if slots + len(found) != len(sounds):
     fitting = [name for name in names
-               if slots + sum(match['name'].lower() == name for match in found) == len(sounds)]
+               if slots + sum(_form(match) == name for match in found) == len(sounds)]
     # Where several forms fit, the others are more often words of the text.
     names = set(sorted(fitting, key=lambda name: name not in _USUAL)[:1]) or names
-  count = slots + sum(match['name'].lower() in names for match in found)
+  count = slots + sum(_form(match) in names for match in found)
   if not count:
     return _without_placeholders(turns, sounds, after, targets, texts, at)
   if count != len(sounds):
@@ -367,12 +370,18 @@ def place(turns: list[list[Piece]], sounds: Sequence[Part], after: Sequence[bool
       else:
         start = 0
         for match in PLACEHOLDER.finditer(piece):
-          if match['name'].lower() in names:
+          if _form(match) in names:
             mine += [piece[start:match.start()], next(rest)]
             start = match.end()
         mine.append(piece[start:])
     out.append(mine)
   return out
+
+
+def _form(match: re.Match[str]) -> str:
+  """The form of a placeholder, without what it numbers or names."""
+  name = match['name'].lower()
+  return '<audio>...</audio>' if name.endswith('</audio>') else re.sub(r'[_ ]?\d+', '', name)
 
 
 def _without_placeholders(turns, sounds, after, targets, texts, at) -> list[list[Piece]]:
