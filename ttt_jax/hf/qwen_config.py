@@ -168,7 +168,8 @@ def write(config: Config, vocab: Vocabulary, dtype: str,
       'ttt_prompt_audio': config.objective.prompt_audio,
       'ttt_generate': dataclasses.asdict(config.generate),
       'ttt_layout': {'text_chunk': config.data.text_chunk,
-                     'audio_chunk': config.data.audio_chunk},
+                     'audio_chunk': config.data.audio_chunk,
+                     **({} if config.data.form == 'default' else {'form': config.data.form})},
   }
 
 

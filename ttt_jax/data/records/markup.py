@@ -16,7 +16,7 @@ BEGINS = {'<|begin_of_audio|>': ('<|end_of_audio|>', '<|end_of_audio_new|>'),
 ENDS = tuple(end for ends in BEGINS.values() for end in ends)
 _MARKS = re.compile(r'(<\|(?:' + '|'.join(name[2:-2] for name in (*BEGINS, *ENDS)) + r')\|>)')
 _CODE = re.compile(r'<\|audio_(\d+)\|>')
-_RUNS = re.compile(r'(<\|audio_\d+\|>(?:\s*<\|audio_\d+\|>)*)')
+_RUNS = re.compile(r'((?:<\|audio_\d+\|>)+)')
 _NONE = np.zeros(0, np.int32)
 
 
@@ -122,13 +122,24 @@ def _stretch(piece: str, at: str) -> Iterator[str | np.ndarray]:
   if '<|audio_' not in piece:
     yield piece
     return
-  for number, one in enumerate(_RUNS.split(piece)):
-    if number % 2 == 0:
-      if one:
-        yield one
-      continue
-    names = _CODE.findall(one)
-    for name in names:
-      if len(name.lstrip('0')) > 10 or int(name.lstrip('0') or '0') >= 2**31:
-        raise UserError(f'{at}: <|audio_{name[:20]}|> is not a code of any codec.')
-    yield np.array([int(name.lstrip('0') or '0') for name in names], np.int32)
+  split = _RUNS.split(piece)
+  names: list[str] = []
+  for number, one in enumerate(split):
+    if number % 2:
+      names += one[8:-2].split('|><|audio_')
+    elif not one or (names and number < len(split) - 1 and one.isspace()):
+      continue  # white space between two runs: they are one
+    else:
+      if names:
+        yield _numbers(names, at)
+      names = []
+      yield one
+  if names:
+    yield _numbers(names, at)
+
+
+def _numbers(names: list[str], at: str) -> np.ndarray:
+  for name in names:
+    if len(name.lstrip('0')) > 10 or int(name.lstrip('0') or '0') >= 2**31:
+      raise UserError(f'{at}: <|audio_{name[:20]}|> is not a code of any codec.')
+  return np.array([int(name.lstrip('0') or '0') for name in names], np.int32)

@@ -123,7 +123,7 @@ def parse_recording(value: dict[str, Any], where: str, task: str = 'asr') -> Rec
   used |= {'id', 'task', 'type', *shapes.record_flags(value, where)}
   system = next((key for key in shapes.SYSTEMS if isinstance(value.get(key), str)), '')
   return dataclasses.replace(
-      found, system=value.get(system, ''), unused=tuple(keys.check(
+      found, system=value[system] if system else '', unused=tuple(keys.check(
           value, 'record', {*used, system}, f'{where}: the recording')))
 
 

@@ -208,11 +208,12 @@ def _part(item: Any, at: str) -> list[sounds.Piece]:
 def _unused_parts(content: Any, at: str) -> list[str]:
   """What the parts of a turn hold that is not used."""
   out: list[str] = []
-  for i, item in enumerate(content if isinstance(content, list) else ()):
+  items: list[Any] = content if isinstance(content, list) else []
+  for i, item in enumerate(items):
     if not isinstance(item, dict):
       continue
     item = {key: found for key, found in item.items() if found is not None}
-    used = {'type', *(('transcript', 'transcription', 'text'))}
+    used = {'type', 'transcript', 'transcription', 'text'}
     if _kind_of(item) == 'text':
       used |= set(_TEXT_KEYS)
       text = next((item[key] for key in _TEXT_KEYS if key in item), '')

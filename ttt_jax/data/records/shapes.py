@@ -154,12 +154,13 @@ def _turn(value: dict[str, Any], role_key: str, at: str, where: str) -> Written:
   content_key = next((k for k in _CONTENT_KEYS if k in value), None)
   used = {role_key, *([content_key] if content_key else ())}
   kind = next((value[k] for k in ('message_type', 'type') if isinstance(value.get(k), str)), '')
-  sound = kind.lower() in ('audio', 'speech', 'sound') and isinstance(value.get(content_key), str)
+  content = value[content_key] if content_key else None
+  sound = kind.lower() in ('audio', 'speech', 'sound') and isinstance(content, str)
   if kind.lower() in ('image', 'video'):
     raise UserError(f'{where}: {at} is of type {kind!r}; only text and sound are read.')
   used |= {'message_type', 'type'} & set(value)
   learned, flags = _learned(value, role, f'{where}: {at}')
-  return Written(role, value.get(content_key) if content_key else None,
+  return Written(role, content,
                  f'{at}.{content_key or "content"}', value, learned, sound, used | flags)
 
 
