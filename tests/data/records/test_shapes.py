@@ -265,3 +265,11 @@ def test_a_written_question_stands_beside_the_sound_in_the_turn_of_the_user(task
     made(question='<audio><audio>')
   with pytest.raises(UserError, match='a recording has no history'):
     made(history=[['a', 'b']])
+
+
+def test_alpaca_is_a_text_chat():
+  value = {'instruction': 'Add.', 'input': '1 2', 'output': '3', 'text': 'Add. 1 2 3'}
+  recording = tasks.parse_recording(value, 'a:1', 'text_chat')
+  assert shape(tasks.to_record(recording, 'text_chat')) == [
+      ('user', ['Add.\n1 2']), ('assistant', ['3'])]
+  assert recording.unused == ('text',)

@@ -42,7 +42,6 @@ _ANSWERS = ('response', 'output', 'completion')
 _SPOKEN_ALIASES = {**ALIASES, 'answer': _ANSWERS}
 _SOUND_ALIASES = {'audio': ALIASES['audio'], 'answer': (
     *_ANSWERS, 'caption', 'label', 'category', 'scene', 'scene_label', 'text')}
-_CHAT_ALIASES = {'text': ('question', 'instruction', 'query'), 'answer': _ANSWERS}
 _QUESTIONS = ('instruction', 'question', 'query', 'input')
 
 
@@ -189,10 +188,16 @@ def _question(value: dict, where: str) -> tuple[str, str]:
 
 def _read_chat(value: dict, where: str, task: str, name: str) -> Found:
   """text_chat: a text and an answer to it."""
-  given, value = value, _renamed(value, _CHAT_ALIASES)
+  given, value = value, _renamed(value, {'answer': _ANSWERS})
+  asked = {key for key in _QUESTIONS if value.get(key)}
+  if asked - {'input'}:  # Alpaca's "text" is question and answer in one
+    value = {**value, 'text': '\n'.join(_words(value, key, where) for key in _QUESTIONS
+                                        if key in asked)}
+  else:
+    asked = {'text'}
   for key in ('text', 'answer'):
     _need(value, key, where, task)
-  used = {'text', 'answer', *_used(given, _CHAT_ALIASES['text']), *_used(given, _ANSWERS, 'answer')}
+  used = {'answer', *asked, *_used(given, _ANSWERS, 'answer')}
   return Recording(name, None, where, (Part('text', _words(value, 'answer', where)),),
                    _words(value, 'text', where)), used
 
