@@ -85,7 +85,7 @@ def answer(content):
     ({}, 'has no keys'),
     ({'prompt': 'x'}, "'response' is missing"),
     ({'messages': []}, 'non-empty list'),
-    ({'messages': 'hi'}, 'non-empty list'),
+    ({'messages': 'hi'}, "the string 'hi', which is no JSON"),
     ({'messages': ['hi']}, r"messages\[0\] must be an object with 'role'"),
     ({'messages': [{'role': 'robot', 'content': 'x'}]}, "'robot'; use one of assistant"),
     ({'messages': [{'role': ['user'], 'content': 'x'}]}, 'use one of'),
