@@ -9,10 +9,13 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
+from ttt_jax.audio import io
 from ttt_jax.cli import main
 from ttt_jax.errors import UserError
+from ttt_jax.runs.report import plots
 from ttt_jax.storage import files
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -57,6 +60,21 @@ def test_devices_and_pipes_are_written_and_not_replaced(tmp_path):
   files.write_text(tmp_path / 'null', 'x')
   files.require_writable_file('/dev/null')
   assert (tmp_path / 'null').is_symlink()
+
+
+def test_sounds_pictures_and_tables_on_a_full_disk_are_the_same_sentence(tmp_path):
+  (tmp_path / 'full').symlink_to('/dev/full')
+  def picture(path):
+    with plots.figure_file(path, 1, 1):
+      pass
+  def arrays(path):
+    with files.replacing(path, 'wb') as file:
+      np.savez_compressed(file, a=np.arange(10_000))
+  def sound(path):
+    io.write_wav(path, np.zeros(100, np.float32), 16_000)
+  for write in (sound, picture, arrays):
+    with pytest.raises(UserError, match='full could not be written: the disk is full; free some'):
+      write(tmp_path / 'full')
 
 
 @pytest.mark.parametrize('code, words', [

@@ -19,6 +19,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -243,8 +244,8 @@ def newest_checkpoint(workdir: pathlib.Path) -> int:
   except (OSError, ValueError, KeyError):
     pass
   folder = workdir / 'checkpoints'
-  return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()),
-             default=-1) if folder.is_dir() else -1
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  return max((int(name) for name in names if re.fullmatch('[0-9]{1,18}', name)), default=-1)
 
 
 def last_error(log: pathlib.Path, within: int = 20_000) -> str:

@@ -213,7 +213,7 @@ def remove_partials(folder: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def locked(file: IO[Any], seconds: float = 5.0) -> Iterator[None]:
+def locked(file: IO[Any], seconds: float = 1.0) -> Iterator[None]:
   """A context in which this process alone appends to or replaces a file.
 
   On a network file system the lock also makes the size known that another machine has written. It
