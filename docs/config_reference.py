@@ -25,6 +25,7 @@ import tokenize
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SETTINGS = ROOT / 'ttt_jax' / 'config' / 'settings.py'
+RANGES = ROOT / 'ttt_jax' / 'config' / 'ranges.py'
 TARGET = ROOT / 'docs' / 'config.md'
 
 # Dataclasses that are elements of a tuple: (class, prefix of their keys).
@@ -125,6 +126,15 @@ def choices(node: ast.ClassDef, constants: dict[str, ast.expr]) -> dict[str, lis
   return found
 
 
+def numbers() -> dict[str, tuple[str, str]]:
+  """Name of a type in ranges.py -> ('int' or 'float', the comment beside it: its range)."""
+  source = RANGES.read_text(encoding='utf-8')
+  trailing, _ = comments(source)
+  return {node.targets[0].id: (ast.unparse(node.value.slice.elts[0]), trailing[node.lineno])
+          for node in ast.parse(source).body
+          if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript)}
+
+
 def read(source: str) -> dict[str, Group]:
   """Class name -> its group, in the order of the file."""
   tree = ast.parse(source)
@@ -132,7 +142,7 @@ def read(source: str) -> dict[str, Group]:
   lines = source.splitlines()
   constants = {node.targets[0].id: node.value for node in tree.body
                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
-  groups = {}
+  groups, ranges = {}, numbers()
   for node in tree.body:
     if not isinstance(node, ast.ClassDef):
       continue
@@ -150,8 +160,12 @@ def read(source: str) -> dict[str, Group]:
         values = ', '.join(f'`{value}`' for value in allowed[item.target.id])
         meaning = f'{meaning.rstrip(".")}. ' if meaning else ''
         meaning += f'One of {values}'
-      fields.append(Field(item.target.id, ast.unparse(item.annotation),
-                          default(item.value, constants, source), meaning, unit, note))
+      written = ast.unparse(item.annotation)
+      kind, values = ranges.get(written, (written, ''))
+      if values and values not in meaning:
+        meaning = f'{meaning.rstrip(".")}. {values[0].upper()}{values[1:]}'
+      fields.append(Field(item.target.id, kind, default(item.value, constants, source), meaning,
+                          unit, note))
     groups[node.name] = Group(node.name, ast.get_docstring(node) or '', fields)
   return groups
 

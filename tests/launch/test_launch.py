@@ -54,6 +54,12 @@ SLURM = {'SLURM_STEP_NODELIST': 'gpu[07-09],x1', 'SLURM_NTASKS': '4', 'SLURM_PRO
     (flags(), {k: v for k, v in SLURM.items() if k != 'SLURM_STEP_NODELIST'}, 0, False, None),
     (flags(), SLURM | {'SLURM_NTASKS': '1'}, 0, False, None),
     (flags(), {}, 0, True, Place()),
+    # Variables that are there only in part: alone, unless there are several tasks.
+    (flags(), SLURM | {'SLURM_NTASKS': ''}, 0, False, None),
+    (flags(), SLURM | {'SLURM_NTASKS': 'x'}, 0, False, None),
+    (flags(), SLURM | {'SLURM_JOB_ID': ''}, 0, False, Place(4, 2, 'gpu07:20000', None)),
+    (flags(), SLURM | {'SLURM_STEP_TASKS_PER_NODE': ''}, 8, False,
+     Place(4, 2, 'gpu07:20003', None)),
 ])
 def test_the_place_of_a_process(args, env, gpus, tpus, expected):
   assert cluster.place(args, env, gpus, tpus) == expected
@@ -72,6 +78,16 @@ def test_the_place_of_a_process(args, env, gpus, tpus, expected):
 def test_flags_that_do_not_go_together(args, gpus, expected):
   with pytest.raises(UserError, match=re.escape(expected)):
     cluster.place(args, {}, gpus, False)
+
+
+@pytest.mark.parametrize('changed, expected', [
+    ({'SLURM_PROCID': ''}, "SLURM_NTASKS is 4, but SLURM_PROCID is ''; start the command"),
+    ({'SLURM_PROCID': '4'}, 'SLURM_PROCID is 4, but SLURM_NTASKS is 4'),
+    ({'SLURM_LOCALID': 'x', 'SLURM_STEP_TASKS_PER_NODE': '2(x2)'}, "SLURM_LOCALID is 'x'"),
+])
+def test_slurm_variables_that_do_not_say_the_place(changed, expected):
+  with pytest.raises(UserError, match=re.escape(expected)):
+    cluster.place(flags(), SLURM | changed, 8, False)
 
 
 @pytest.mark.parametrize('nodes, first', [

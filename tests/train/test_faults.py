@@ -227,7 +227,7 @@ def test_the_watchdog_writes_the_stacks_of_all_threads(tmp_path):
 @pytest.mark.parametrize('values, words', [
     ({'keep_best': 'wer'}, "train.keep_best is 'wer'; use 'loss', 'text_nll' or 'masked_nll'"),
     ({'keep_best': 'loss'}, "which needs train.eval_every"),
-    ({'checkpoint_minutes': -1.0}, 'train.checkpoint_minutes is -1.0; it must not be negative'),
+    ({'checkpoint_minutes': -1.0}, 'train.checkpoint_minutes is -1.0; it must be at least 0'),
     ({'nonfinite_limit': 0}, 'train.nonfinite_limit is 0; it must be at least 1')])
 def test_settings_that_make_no_sense(values, words):
   with pytest.raises(UserError, match=words):

@@ -15,18 +15,25 @@ A single TPU host also calls jax.distributed.initialize, which costs nothing.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
+import errno
 import glob
 import importlib.util
 import multiprocessing
 import os
+import socket
+import sys
+import threading
+import time
 
-from ttt_jax.errors import UserError
+from ttt_jax.cli import environment
+from ttt_jax.errors import RetryableError, UserError
 
 LOCAL = ('127.0.0.1', 'localhost')
 # Below the ephemeral ports, which the kernel assigns to outgoing connections (Linux: from 32768).
 PORTS = range(20000, 32000)
+TELL_AFTER, TELL_EVERY = 5.0, 60.0  # seconds until a waiting process says so, and says so again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +77,7 @@ def place(args: argparse.Namespace, env: Mapping[str, str], gpus: int, tpus: boo
     None for a single process.
 
   Raises:
-    UserError: flags that contradict each other.
+    UserError: flags or variables that contradict each other.
   """
   if args.processes is None and args.process is not None:
     raise UserError('--process also needs --processes N and --coordinator HOST:PORT.')
@@ -78,9 +85,9 @@ def place(args: argparse.Namespace, env: Mapping[str, str], gpus: int, tpus: boo
     check_address(args.coordinator)
   if args.processes is not None:
     return _from_flags(args, gpus)
-  tasks = env.get('SLURM_NTASKS', '1') if 'SLURM_STEP_NODELIST' in env else '1'
-  if int(tasks) > 1:
-    return _slurm(args, env, int(tasks), gpus)
+  tasks = _number(env, 'SLURM_NTASKS', 1) if 'SLURM_STEP_NODELIST' in env else 1
+  if tasks > 1:
+    return _slurm(args, env, tasks, gpus)
   if args.coordinator is not None and not tpus:
     raise UserError(f'--coordinator is {args.coordinator}, but the number of processes is '
                     'unknown; add --processes N and --process I, or start with srun.')
@@ -121,12 +128,31 @@ def _slurm(args: argparse.Namespace, env: Mapping[str, str], tasks: int, gpus: i
   eight, and the wrong one where SLURM has already bound a GPU to the task."""
   coordinator = args.coordinator or env.get('JAX_COORDINATOR_ADDRESS')
   if coordinator is None:
-    job = int(env.get('SLURM_JOB_ID', '0'))
+    job = _number(env, 'SLURM_JOB_ID', 0)
     coordinator = f'{first_host(env["SLURM_STEP_NODELIST"])}:{PORTS[job % len(PORTS)]}'
-  here = env.get('SLURM_STEP_TASKS_PER_NODE', '1').split(',')[0].split('(')[0]
-  shares = int(here) > 1 and gpus >= int(here)
-  devices = (int(env.get('SLURM_LOCALID', '0')),) if shares else None
-  return Place(tasks, int(env['SLURM_PROCID']), coordinator, devices)
+  first = {'here': env.get('SLURM_STEP_TASKS_PER_NODE', '').split(',')[0].split('(')[0]}
+  here = _number(first, 'here', 1)
+  devices = (_required(env, 'SLURM_LOCALID', tasks),) if 1 < here <= gpus else None
+  process = _required(env, 'SLURM_PROCID', tasks)
+  if process >= tasks:
+    raise UserError(f'SLURM_PROCID is {process}, but SLURM_NTASKS is {tasks}; unset both to train '
+                    'alone, or start with srun.')
+  return Place(tasks, process, coordinator, devices)
+
+
+def _number(env: Mapping[str, str], name: str, default: int) -> int:
+  """A whole number among the environment variables; ``default`` if it is missing or is none."""
+  text = env.get(name, '').strip()
+  return int(text) if text.isdecimal() else default
+
+
+def _required(env: Mapping[str, str], name: str, tasks: int) -> int:
+  """A SLURM variable that srun sets in every task."""
+  value = _number(env, name, -1)
+  if value < 0:
+    raise UserError(f'SLURM_NTASKS is {tasks}, but {name} is {env.get(name)!r}; start the command '
+                    'with srun, or add `--processes 1` to train alone.')
+  return value
 
 
 def first_host(nodes: str) -> str:
@@ -136,46 +162,103 @@ def first_host(nodes: str) -> str:
   return prefix + rest.rstrip(']').split('-')[0] if bracket else head
 
 
-def gpu_names() -> list[str]:
-  """The GPUs visible to this process, as CUDA_VISIBLE_DEVICES or device files name them."""
-  if os.environ.get('JAX_PLATFORMS', '') == 'cpu':
-    return []
-  if 'CUDA_VISIBLE_DEVICES' in os.environ:
-    words = os.environ['CUDA_VISIBLE_DEVICES'].split(',')
-    return [word.strip() for word in words if word.strip()]
-  return sorted((file.removeprefix('/dev/nvidia') for file in glob.glob('/dev/nvidia[0-9]*')),
-                key=int)
-
-
 def _has_tpus() -> bool:
   return (os.environ.get('JAX_PLATFORMS', '') != 'cpu'
           and bool(glob.glob('/dev/accel[0-9]*') or glob.glob('/dev/vfio/[0-9]*'))
           and importlib.util.find_spec('libtpu') is not None)
 
 
-def join(args: argparse.Namespace) -> None:
+def join(args: argparse.Namespace, stopping: Callable[[], bool] = lambda: False) -> bool:
   """Connect to the other processes of this run; must precede any use of JAX's devices.
 
+  JAX waits in C++, where no signal is heard, and aborts the process at its own time-out. So it
+  waits in a thread, and this one watches the time and the signals. After False or an exception
+  the caller must end the process at once (os._exit), since that thread cannot be stopped.
+
+  Args:
+    args: has the flags of ``add_flags``.
+    stopping: whether a signal has requested that this process stop.
+
+  Returns:
+    Whether this process has joined, or is alone; False: it was stopped meanwhile.
+
   Raises:
-    UserError: flags that contradict each other.
-    RuntimeError: the others did not connect in time, or the coordinator's port is taken; a
-      restart may help.
+    UserError: flags or variables that contradict each other.
+    RetryableError: the others did not connect in time, or the coordinator's port is taken.
   """
   assert multiprocessing.parent_process() is None, 'a worker process must not join the run'
-  found = place(args, os.environ, len(gpu_names()), _has_tpus())
+  found = place(args, os.environ, len(environment.gpu_names()), _has_tpus())
   if found is None:
-    return
+    return True
+  if found.process == 0 and found.coordinator is not None:
+    _check_port(found)
   import jax
   settings = {}
   if found.processes is not None:  # everything is known: JAX must not detect anything
     settings['cluster_detection_method'] = 'deactivate'
-  try:
-    jax.distributed.initialize(found.coordinator, found.processes, found.process, found.devices,
-                               initialization_timeout=max(int(60 * args.join_minutes), 1),
-                               **settings)
-  except RuntimeError as error:
-    who = (f'process {found.process} of {found.processes}' if found.processes
-           else 'this host')
-    raise RuntimeError(f'{who} could not connect to the others at '
-                       f'{found.coordinator or "the address that JAX detected"} within '
-                       f'{args.join_minutes:g} min: {str(error).splitlines()[0]}') from error
+  limit = max(60 * args.join_minutes, 1.0)
+  failed: list[BaseException] = []
+
+  def connect() -> None:
+    try:
+      jax.distributed.initialize(found.coordinator, found.processes, found.process, found.devices,
+                                 initialization_timeout=int(limit) + 120, **settings)
+    except BaseException as error:  # handed to the thread that waits
+      failed.append(error)
+
+  thread = threading.Thread(target=connect, name='join', daemon=True)
+  thread.start()
+  started, told = time.monotonic(), -TELL_EVERY + TELL_AFTER
+  while thread.is_alive():
+    thread.join(0.1)
+    waited = time.monotonic() - started
+    if stopping():
+      return False
+    if waited > limit:
+      raise RetryableError(f'{_who(found)} could not connect to the others at {_where(found)} '
+                           f'within {args.join_minutes:g} min (--join-minutes); see their logs.')
+    if thread.is_alive() and waited - told > TELL_EVERY:
+      told = waited
+      print(f'ttt-jax: {_waiting(found, os.environ, args.join_minutes)}.', file=sys.stderr,
+            flush=True)
+  if failed:
+    raise RetryableError(f'{_who(found)} could not connect to the others at {_where(found)}: '
+                         f'{" ".join(str(failed[0]).split())[:300]}') from failed[0]
+  return True
+
+
+def _who(found: Place) -> str:
+  return f'process {found.process} of {found.processes}' if found.processes else 'this host'
+
+
+def _where(found: Place) -> str:
+  return found.coordinator or 'the address that JAX detected'
+
+
+def _check_port(found: Place) -> None:
+  """RetryableError if process 0 cannot listen at its port, where JAX would fail or even crash."""
+  assert found.coordinator is not None
+  port = int(found.coordinator.rpartition(':')[2])
+  family, anywhere = (socket.AF_INET6, '::') if socket.has_dualstack_ipv6() else (
+      socket.AF_INET, '')
+  with socket.socket(family) as tried:
+    tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+    try:
+      tried.bind((anywhere, port))
+    except OSError as error:
+      why = 'is in use' if error.errno == errno.EADDRINUSE else f'cannot be used ({error.strerror})'
+      raise RetryableError(
+          f'{_who(found)} cannot listen at {found.coordinator}: the port {why}; end the program '
+          'that has it, or name another port with --coordinator.') from error
+
+
+def _waiting(found: Place, env: Mapping[str, str], minutes: float) -> str:
+  """What a process waits for, and how to train alone."""
+  if not found.processes:
+    return (f'waiting for the other hosts of this TPU, for {minutes:g} min at most; '
+            '`--processes 1` trains on this one alone')
+  others = found.processes - 1
+  source = f' (SLURM_NTASKS={env["SLURM_NTASKS"]})' if (
+      env.get('SLURM_NTASKS') == str(found.processes)) else ''
+  return (f'process {found.process} waits for {others} other process{"es" * (others > 1)} at '
+          f'{_where(found)}{source}, for {minutes:g} min at most; `--processes 1` trains alone')

@@ -6,7 +6,6 @@ system/exit_codes.py lists the exit codes.
 import argparse
 import ctypes
 import difflib
-import glob
 import io
 import logging
 import os
@@ -14,10 +13,10 @@ import pathlib
 import sys
 
 from ttt_jax import config as config_lib
-from ttt_jax.cli import cluster, generate, inspect, plan, runs, train as cli_train, weights
-from ttt_jax.config import user_classes
-from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.cli import (
+    cluster, environment, generate, inspect, plan, runs, train as cli_train, weights)
+from ttt_jax.config import paths, user_classes
+from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.system import exit_codes
 
 PROG = 'ttt-jax'
@@ -135,8 +134,20 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
                     'remove it.')
   if end < len(argv) and not hasattr(args, 'command'):
     raise UserError(f"'--' has no effect on `ttt-jax {args.verb}`; remove it.")
+  _expand_paths(args)
   args.command, args.overrides = argv[end + 1:], overrides
   return args, overrides
+
+
+def _expand_paths(args: argparse.Namespace) -> None:
+  """Expand ``~`` in the flags that name files and folders, which a shell leaves alone after '='."""
+  for name in ('workdir', 'config', 'out', 'hf', 'adapter', 'sweep', 'json', 'records', 'record',
+               'audio'):
+    value = getattr(args, name, None)
+    if isinstance(value, str):
+      setattr(args, name, paths.local(value, f'--{name}'))
+    elif isinstance(value, list):
+      setattr(args, name, [paths.local(item, f'--{name}') for item in value])
 
 
 def _closest(word: str, known) -> str:
@@ -161,7 +172,7 @@ def _configure_process(devices: int | None) -> None:
       'OPENBLAS_NUM_THREADS': '1',
   }.items():
     os.environ.setdefault(name, value)
-  if not any(glob.glob(f'/dev/{device}*') for device in ('accel', 'vfio/', 'nvidia', 'kfd')):
+  if not (environment.has_accelerator_files() or environment.accelerator_plugins()):
     # libtpu, which `ttt-jax plan` needs, would otherwise search for TPU chips for minutes.
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   if isinstance(sys.stdout, io.TextIOWrapper):
@@ -241,21 +252,30 @@ VERBS = {'prepare': _prepare, **inspect.VERBS, 'train': cli_train.run, 'evaluate
 
 def main(argv: list[str] | None = None) -> int:
   """Run one command; returns the exit code."""
+  verb, config = '', None
   try:
     args, overrides = _parse(sys.argv[1:] if argv is None else argv)
+    verb = args.verb
+    if verb in environment.WITH_JAX:
+      environment.check_xla_flags(os.environ)
     _configure_process(getattr(args, 'devices', None))
     config = _load_config(args, overrides) if hasattr(args, 'config') else None
-    code = VERBS[args.verb](args, config)  # None = success
+    code = VERBS[verb](args, config)  # None = success
   except UserError as error:
-    print(f'ttt-jax: error: {error}', file=sys.stderr)
-    return exit_codes.USER_ERROR
+    return _failed(error, exit_codes.USER_ERROR)
+  except RetryableError as error:
+    return _failed(error, exit_codes.FAILURE)
   except KeyboardInterrupt:
     print('ttt-jax: interrupted.', file=sys.stderr)
     return exit_codes.INTERRUPTED
-  except OSError as error:  # where no sentence names more than the file
-    if not error.errno or error.filename is None:
-      raise
-    print(f'ttt-jax: error: {files.cannot_use(error)}', file=sys.stderr)
-    return exit_codes.USER_ERROR
+  except Exception as error:
+    known = environment.explain(error, verb, config)
+    if known is None:
+      raise  # a bug: its traceback helps
+    return _failed(known, exit_codes.USER_ERROR)
   return code or exit_codes.SUCCESS
 
+
+def _failed(error: Exception, code: int) -> int:
+  print(f'ttt-jax: error: {error}', file=sys.stderr)
+  return code

@@ -13,7 +13,7 @@ import sys
 import time
 
 from ttt_jax import config as config_lib
-from ttt_jax.cli import cluster
+from ttt_jax.cli import environment
 from ttt_jax.errors import UserError
 from ttt_jax.runs import (
     status as status_lib, supervisor, sweep as sweep_lib, sweep_runner, sweep_table)
@@ -226,7 +226,7 @@ def _commands(args, wanted, path) -> Callable[[sweep_lib.Member], list[list[str]
 def _run_here(args, wanted, members, path, rules) -> int:
   from ttt_jax.system.progress import Progress
   jobs = args.jobs or 1
-  gpus = cluster.gpu_names()
+  gpus = environment.gpu_names()
   if gpus and jobs > len(gpus):
     raise UserError(f'--jobs is {jobs}, but this machine has {len(gpus)} GPU'
                     f'{"s" if len(gpus) > 1 else ""} for the members; use --jobs {len(gpus)}.')

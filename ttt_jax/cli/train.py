@@ -15,9 +15,9 @@ import sys
 import threading
 import traceback
 
-from ttt_jax.cli import cluster
+from ttt_jax.cli import cluster, environment
 from ttt_jax.config import Config
-from ttt_jax.errors import UserError
+from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.system import exit_codes
 from ttt_jax.train import preemption
 
@@ -38,9 +38,9 @@ def run(args: argparse.Namespace, config: Config) -> int:
   _ignore_late_callbacks()
   stop = preemption.Stop(lambda: exit_now(exit_codes.FAILURE))
   with signal_handlers(stop) if config.train.preemption else contextlib.nullcontext():
-    cluster.join(args)
+    _join(args, stop)
     from ttt_jax.train import fault_injection
-    with _ExitTogether():
+    with _ExitTogether(config):
       from ttt_jax.train.train import train
       train(config, args.workdir, stop,
             fault_injection.parse(os.environ.get(fault_injection.VARIABLE, '')))
@@ -58,6 +58,20 @@ def _ignore_late_callbacks() -> None:
     if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
       before(kind, error, trace)
   sys.excepthook = hook
+
+
+def _join(args: argparse.Namespace, stop: preemption.Stop) -> None:
+  """Join the other processes, or end this one."""
+  try:
+    if cluster.join(args, lambda: bool(stop.level)):
+      return
+    code = _CODES[stop.level]
+  except RetryableError as error:
+    print(f'ttt-jax: error: {error}', file=sys.stderr)
+    code = exit_codes.FAILURE
+  except KeyboardInterrupt:  # train.preemption is off
+    code = exit_codes.INTERRUPTED
+  exit_now(code)
 
 
 @contextlib.contextmanager
@@ -102,6 +116,9 @@ class _ExitTogether:
   """Makes a process of several exit at once when it fails: at a normal exit Python would join
   threads that wait for the other processes, which may be waiting for this one."""
 
+  def __init__(self, config: Config):
+    self._config = config
+
   def __enter__(self) -> None:
     pass
 
@@ -109,8 +126,10 @@ class _ExitTogether:
     import jax
     if kind is None or jax.process_count() == 1:
       return
-    if issubclass(kind, UserError):
-      print(f'ttt-jax: error: {error}', file=sys.stderr)
+    known = error if issubclass(kind, UserError) else environment.explain(
+        error, 'train', self._config)
+    if known is not None:
+      print(f'ttt-jax: error: {known}', file=sys.stderr)
       exit_now(exit_codes.USER_ERROR)
     traceback.print_exception(kind, error, trace)
     exit_now(exit_codes.INTERRUPTED if kind is KeyboardInterrupt else exit_codes.FAILURE)

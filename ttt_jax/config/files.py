@@ -5,8 +5,10 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import os
 import pathlib
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import ml_collections
 
-from ttt_jax.config import user_classes
+from ttt_jax.config import paths, user_classes
 from ttt_jax.config.settings import Config, with_preset
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files, owned
@@ -56,9 +58,9 @@ def from_dict(cls: type[T], values: Any, where: str = '') -> T:
   hints = typing.get_type_hints(cls)
   given = {}
   for key, value in values.items():
-    path = f'{where}.{key}' if where else key
+    path = f'{where}.{key}' if where else str(key)
     if key not in hints:
-      raise UserError(f'config key {path} is unknown; {_suggest(key, hints, where)}')
+      raise UserError(f'config key {path} is unknown; {_suggest(str(key), hints, where)}')
     given[key] = _coerce(hints[key], value, path)
   return cls(**given)
 
@@ -107,7 +109,7 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
       raise UserError(f'config key {path} is {value!r}; it must be a list.')
     return tuple(_coerce(item, v, f'{path}[{i}]') for i, v in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    return float(value) if abs(value) < 2**1000 else math.copysign(math.inf, value)
   if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
     raise UserError(f'config key {path} is {value!r} ({type(value).__name__}); it must be '
                     f'{hint.__name__}.')
@@ -132,6 +134,7 @@ def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Co
   Raises:
     UserError: no such file, no get_config, unknown key, ill-typed value.
   """
+  path = paths.local(str(path), '--config')
   values, known = _read(path)
   stored = values.get('hardware', '')
   hardware = (overrides or {}).get('hardware', stored)
@@ -146,7 +149,25 @@ def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Co
   _apply_generate_preset(values, overrides or {})
   for key, text in (overrides or {}).items():
     _override(values, key, text)
-  return from_dict(Config, values)
+  return _with_local_paths(from_dict(Config, values))
+
+
+def _with_local_paths(config: Config) -> Config:
+  """``config`` with ``~`` expanded in every path; UserError for an address of the network."""
+  def one(settings: Any, prefix: str, *names: str) -> Any:
+    found = {name: paths.local(getattr(settings, name), f'config key {prefix}.{name}')
+             for name in names}
+    return dataclasses.replace(settings, **found)
+  sources = tuple(one(source, f'data.sources[{number}]', 'path')
+                  for number, source in enumerate(config.data.sources))
+  roots = tuple(paths.local(root, 'config key data.audio_roots')
+                for root in config.data.audio_roots)
+  data = dataclasses.replace(one(config.data, 'data', 'path'), sources=sources, audio_roots=roots)
+  return dataclasses.replace(
+      config, vocab=one(config.vocab, 'vocab', 'tokenizer'),
+      codec=one(config.codec, 'codec', 'weights', 'decoder_weights'), data=data,
+      train=one(config.train, 'train', 'init_from'),
+      evaluate=one(config.evaluate, 'evaluate', 'judge_model'))
 
 
 def _apply_generate_preset(values: dict[str, Any], overrides: dict[str, str]) -> None:
@@ -169,10 +190,18 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
   """(settings, presets) of a config file."""
   file = pathlib.Path(path)
   if not file.is_file():
-    raise UserError(f'config file {path} does not exist.')
+    raise UserError(f'config file {path} '
+                    + ('is a folder; name a file.' if file.is_dir() else 'does not exist.'))
+  if file.suffix not in ('.json', '.py'):
+    raise UserError(f'config file {path} is neither a Python file (.py) with get_config() nor a '
+                    'config.json that ttt-jax wrote.')
   values = (user_classes.as_stored(_from_json(file)) if file.suffix == '.json'
             else _from_python(file))
-  return values, values.pop('presets', {})
+  known = values.pop('presets', {})
+  if not isinstance(known, dict) or not all(isinstance(one, dict) for one in known.values()):
+    raise UserError(f'config file {path}: presets is {known!r}; it must be a dict from names of '
+                    'hardware to dicts of settings.')
+  return values, known
 
 
 def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -185,7 +214,25 @@ def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
 
 def _from_python(file: pathlib.Path) -> dict[str, Any]:
   values = call(file, 'get_config', 'config file')
-  return values.to_dict() if isinstance(values, ml_collections.ConfigDict) else dict(values)
+  if not isinstance(values, (Mapping, ml_collections.ConfigDict)):
+    raise UserError(f'config file {file}: get_config() returns {_kind(values)}; it must '
+                    'return an ml_collections.ConfigDict or a dict.')
+  return _plain(values)
+
+
+def _kind(value: Any) -> str:
+  return 'None' if value is None else type(value).__name__
+
+
+def _plain(values: Any) -> Any:
+  """Nested dicts of ConfigDicts, other mappings and groups of settings."""
+  if isinstance(values, ml_collections.ConfigDict):
+    values = values.to_dict()
+  if _is_group(type(values)):
+    values = dataclasses.asdict(values)
+  if isinstance(values, Mapping):
+    return {str(key): _plain(value) for key, value in values.items()}
+  return values
 
 
 def call(file: pathlib.Path, name: str, kind: str) -> Any:
@@ -197,18 +244,39 @@ def call(file: pathlib.Path, name: str, kind: str) -> Any:
     kind: name of the kind of file in error messages.
 
   Raises:
-    UserError: a syntax error, or no such function.
+    UserError: the file cannot be run, or has no such function, or the function raises.
   """
   spec = importlib.util.spec_from_file_location(f'ttt_jax_user_{name}', file)
-  assert spec is not None and spec.loader is not None, file
+  if spec is None or spec.loader is None:
+    raise UserError(f'{kind} {file} is not a Python file (.py) with {name}().')
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if function is not None:
+      return function()
+  except UserError:
+    raise  # of our own helpers, called in the file
   except SyntaxError as error:
-    raise UserError(f'{kind} {file}, line {error.lineno}: {error.msg}.') from error
-  if not hasattr(module, name):
-    raise UserError(f'{kind} {file} has no {name}() function.')
-  return getattr(module, name)()
+    where = file if error.filename in (None, str(file)) else f'{file} imports {error.filename}'
+    raise UserError(f'{kind} {where}, line {error.lineno}: {error.msg}.') from error
+  except (Exception, SystemExit) as error:
+    raise UserError(f'{kind} {file}{_line_in(file, error)}: {_words(error)}.') from error
+  raise UserError(f'{kind} {file} has no {name}() function.')
+
+
+def _line_in(file: pathlib.Path, error: BaseException) -> str:
+  """', line N': the last line of ``file`` that an exception passed."""
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+           if frame.filename == str(file)]
+  return f', line {lines[-1]}' if lines else ''
+
+
+def _words(error: BaseException) -> str:
+  """An exception as one line; its type where the message alone does not say what happened."""
+  text = ' '.join(str(error).split()).rstrip('.')
+  named = (NameError, ImportError, AttributeError)
+  return text if ' ' in text and isinstance(error, named) else f'{type(error).__name__}: {text}'
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
@@ -223,10 +291,14 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
 
 def _from_json(file: pathlib.Path) -> dict[str, Any]:
   try:
-    return upgraded(json.loads(file.read_text(encoding='utf-8')))
-  except ValueError as error:
+    values = json.loads(file.read_text(encoding='utf-8'))
+  except (ValueError, RecursionError) as error:
     raise UserError(f'config file {file} is not JSON ({error}); it must be one that ttt-jax '
                     'wrote, or a Python file with get_config().') from error
+  if not isinstance(values, dict):
+    raise UserError(f'config file {file} holds a JSON {type(values).__name__}; it must be an '
+                    'object of settings, as ttt-jax writes it.')
+  return upgraded(values)
 
 
 def check_saved(workdir: str | os.PathLike) -> None:
@@ -255,6 +327,8 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
     last = i == len(parts) - 1
     if dataclasses.is_dataclass(hint) and not last:
       values = values.setdefault(part, {})
+      if not isinstance(values, dict):
+        raise UserError(f'config key {path} is {values!r}; it must be a group of settings.')
       cls, where = hint, path
     elif last and not dataclasses.is_dataclass(hint):
       values[part] = text if hint is str else _literal(text, path)

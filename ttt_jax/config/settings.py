@@ -1,6 +1,8 @@
 """Every setting: name, type, default, meaning [unit], and the check of its value.
 
-docs/config.md is generated from this file: the comment beside a field is its meaning.
+A number's type names its range (config/ranges.py), which is checked when a group is made. Checks
+of names and of several settings are in __post_init__. docs/config.md is generated from this file:
+the comment beside a field is its meaning.
 """
 
 from collections.abc import Mapping
@@ -8,6 +10,9 @@ import dataclasses
 import math
 from typing import Any
 
+from ttt_jax.config.ranges import (
+    Count, Factor, MeshSize, Natural, NonNegative, OpenShare, Positive, Probability, Seed, Settings,
+    Share, TopShare)
 from ttt_jax.errors import UserError
 
 ATTENTIONS = ('auto', 'dense', 'blockwise', 'pallas', 'tokamax')
@@ -40,18 +45,13 @@ def _choice(key: str, value: str, known: tuple[str, ...]) -> None:
            + ', '.join(repr(name) for name in known[:-1]) + f' or {known[-1]!r}.')
 
 
-def _positive(settings: Any, group: str, *keys: str) -> None:
-  for key in keys:
-    _require(getattr(settings, key) >= 1,
-             f'config key {group}.{key} is {getattr(settings, key)}; it must be at least 1.')
-
-
 @dataclasses.dataclass(frozen=True)
-class VocabConfig:
+class VocabConfig(Settings, group='vocab'):
   text: str = 'bytes'          # text tokenizer: 'bytes', or 'qwen2.5', read from `tokenizer`
   tokenizer: str = ''          # path of the tokenizer.json or qwen.tiktoken of 'qwen2.5'
 
   def __post_init__(self):
+    super().__post_init__()
     _require(self.text in ('bytes', 'qwen2.5'),
              f"config key vocab.text is {self.text!r}; use 'bytes' or 'qwen2.5'.")
     _require(self.text == 'bytes' or bool(self.tokenizer),
@@ -60,49 +60,48 @@ class VocabConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CodecConfig:
+class CodecConfig(Settings, group='codec'):
   name: str = 'mel'            # 'mel' (fitted by prepare), 'codec2', 'glm4_voice' or 'module:Class'
-  codebooks: int = 1           # codec 'mel': residual codebooks, one token of each per patch
-  codes: int = 2048            # codec 'mel': codes per codebook
-  frames: int = 2              # codec 'mel': frames of 11.6 ms per patch; 2 = 43 patches/s
+  codebooks: Count = 1         # codec 'mel': residual codebooks, one token of each per patch
+  codes: Count = 2048          # codec 'mel': codes per codebook
+  frames: Count = 2            # codec 'mel': frames of 11.6 ms per patch; 2 = 43 patches/s
   mode: str = '1200'           # codec 'codec2': bit rate, '700C', '1200', '1300' or '3200' [bits/s]
   weights: str = ''            # codec 'glm4_voice': folder of the tokenizer; '' = codes in sources
   decoder: str = ''            # codec 'glm4_voice': PyTorch decoder 'module:Class'; '' = no sound
   decoder_weights: str = ''    # codec 'glm4_voice': folder of the decoder's weights
 
   def __post_init__(self):
-    _positive(self, 'codec', 'codebooks', 'codes', 'frames')
+    super().__post_init__()
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Source(Settings, group='data.sources'):
   """One input of `ttt-jax prepare`."""
   path: str = ''               # file, folder or glob pattern, in the current folder or the workdir
   task: str = ''               # task made of recordings (data/records/tasks.py); '' = records
   prompt: str | None = None    # system prompt; None = default wording of the task, '' = none
   split: str = 'train'         # split of its rows; splits named 'heldout...' are never trained on
-  repeat: float = 1.0          # copies of each record, on average; 0.5 takes every second record
-  join_most: int = 1           # recordings: `join_count` longer ones are made of 2 to this many
-  join_count: int = 0          # recordings: number of joined recordings to add; 0 = none
+  repeat: NonNegative = 1.0    # copies of each record, on average; 0.5 takes every second record
+  join_most: Count = 1         # recordings: `join_count` longer ones are made of 2 to this many
+  join_count: Natural = 0      # recordings: number of joined recordings to add; 0 = none
   type: str = 'IT'             # default type of records: 'IT' (instruction), 'PT' (pretraining)
-  speech: float = 0.5          # task 'pt': probability that a recorded piece is spoken, in [0, 1]
+  speech: Probability = 0.5    # task 'pt': probability that a recorded piece is spoken, in [0, 1]
 
   def __post_init__(self):
+    super().__post_init__()
     _require(self.type in ('IT', 'PT'), f"data source type is {self.type!r}; use 'IT' or 'PT'.")
-    _require(self.repeat >= 0, f'data source repeat is {self.repeat}; it must not be negative.')
-    _require(0 <= self.speech <= 1,
-             f'data source speech is {self.speech}; a probability is in [0, 1].')
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Stage(Settings, group='data.stages'):
   """One stage of the curriculum: rows of `split`, or of a `mix`, for `steps` steps."""
   split: str = 'train'         # split that the stage reads, unless it has a `mix`
-  steps: int = 0               # length of the stage; 0 = to the end (last stage only) [steps]
+  steps: Natural = 0           # length of the stage; 0 = to the end (last stage only) [steps]
   # Weights of several splits that the stage mixes, such as {'asr': 2, 'tts': 1}; `split` is unused.
   mix: Mapping[str, float] | None = dataclasses.field(default=None, hash=False)
 
   def __post_init__(self):
+    super().__post_init__()
     if self.mix is None:
       return
     _require(bool(self.mix), 'config key data.stages: a mix is empty; give splits their weights, '
@@ -125,45 +124,41 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings, group='data'):
   path: str = 'data'           # folder of the prepared set, relative to the workdir
   sources: tuple[Source, ...] = ()  # inputs of `ttt-jax prepare`
   stages: tuple[Stage, ...] = (Stage(),)  # curriculum; every stage but the last needs steps
-  seq_len: int = 2048          # T, the length of a packed row [tokens]
-  text_chunk: int = 13         # text per chunk of an interleaved answer [tokens]
-  audio_chunk: int = 26        # speech per chunk of an interleaved answer [codes]
-  span_fill: int = 1           # silence pads an answer's last span to multiples of this [tokens]
+  seq_len: Count = 2048        # T, the length of a packed row [tokens]
+  text_chunk: Count = 13       # text per chunk of an interleaved answer [tokens]
+  audio_chunk: Count = 26      # speech per chunk of an interleaved answer [codes]
+  span_fill: Count = 1         # silence pads an answer's last span to multiples of this [tokens]
   form: str = 'default'        # strings: 'default' (audio markup is read), 'published' (as there)
   truncate: str = 'span'       # where documents are cut to a row: 'turn', 'span', 'anywhere', 'no'
   strict: bool = True          # stop at the first bad record; False = leave bad records out
-  max_rejects: float = 0.01    # largest share of records that may be left out, in [0, 1]
+  max_rejects: Probability = 0.01  # largest share of records that may be left out, in [0, 1]
   audio_roots: tuple[str, ...] = ()  # folders of held-out recordings beside codes, see docs/data.md
-  workers: int = 0             # processes of `ttt-jax prepare`; 0 = one per CPU core
-  sst: float = 0.5             # SST: probability of cutting a document's last quad span, in [0, 1]
+  workers: Natural = 0         # processes of `ttt-jax prepare`; 0 = one per CPU core
+  sst: Probability = 0.5       # SST: probability of cutting a document's last quad span, in [0, 1]
   shuffle: bool = True         # shuffle the rows anew in every epoch
-  threads: int = 4             # reader threads of the loader; 0 = read in the training thread
+  threads: Natural = 4         # reader threads of the loader; 0 = read in the training thread
 
   def __post_init__(self):
-    _positive(self, 'data', 'seq_len', 'text_chunk', 'audio_chunk', 'span_fill')
+    super().__post_init__()
     _require(self.truncate in ('turn', 'span', 'anywhere', 'no'),
              f"config key data.truncate is {self.truncate!r}; use 'turn', 'span', 'anywhere' or "
              "'no'.")
     _require(self.form in ('default', 'published'),
              f"config key data.form is {self.form!r}; use 'default' or 'published'.")
-    _require(0 <= self.max_rejects <= 1,
-             f'config key data.max_rejects is {self.max_rejects}; a share is in [0, 1].')
-    _require(self.workers >= 0, f'config key data.workers is {self.workers}; it must be 0 or more.')
-    _require(0 <= self.sst <= 1, f'config key data.sst is {self.sst}; a probability is in [0, 1].')
     _require(all(stage.steps > 0 for stage in self.stages[:-1]) and bool(self.stages),
              'config key data.stages: every stage but the last needs a positive number of steps.')
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Settings, group='model.lora'):
   """Low-rank adapters (LoRA, arXiv 2106.09685) on a frozen model."""
-  rank: int = 0                # rank of the adapters; 0 = no adapters, all parameters are trained
-  alpha: float = 16.0          # adapters are scaled by alpha / rank
-  dropout: float = 0.0         # dropout probability of the adapters' inputs in training, in [0, 1)
+  rank: Natural = 0            # rank of the adapters; 0 = no adapters, all parameters are trained
+  alpha: Positive = 16.0       # adapters are scaled by alpha / rank
+  dropout: Share = 0.0         # dropout probability of the adapters' inputs in training, in [0, 1)
   targets: tuple[str, ...] = PROJECTIONS  # matrices that have an adapter, by default all
 
   @property
@@ -171,9 +166,7 @@ class LoraConfig:
     return self.alpha / self.rank
 
   def __post_init__(self):
-    _require(self.rank >= 0, f'config key model.lora.rank is {self.rank}; it must not be negative.')
-    _require(0 <= self.dropout < 1,
-             f'config key model.lora.dropout is {self.dropout}; a probability is in [0, 1).')
+    super().__post_init__()
     for name in self.targets:
       _choice('model.lora.targets', name, PROJECTIONS)
     _require(bool(self.targets) or not self.rank,
@@ -182,29 +175,27 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings, group='model'):
   """Qwen2.5's decoder; the defaults are a small model for a laptop."""
-  num_layers: int = 4          # Transformer layers
-  hidden_size: int = 256       # width of the residual stream
-  num_attention_heads: int = 4  # query heads
-  num_key_value_heads: int = 2  # key and value heads; divides num_attention_heads
-  head_dim: int = 64           # width of an attention head; even
-  intermediate_size: int = 768  # inner width of SwiGLU
-  rope_theta: float = 1e6      # base of the RoPE frequencies
-  rms_norm_eps: float = 1e-6   # epsilon of RMSNorm
+  num_layers: Count = 4        # Transformer layers
+  hidden_size: Count = 256     # width of the residual stream
+  num_attention_heads: Count = 4  # query heads
+  num_key_value_heads: Count = 2  # key and value heads; divides num_attention_heads
+  head_dim: Count = 64         # width of an attention head; even
+  intermediate_size: Count = 768  # inner width of SwiGLU
+  rope_theta: Positive = 1e6   # base of the RoPE frequencies
+  rms_norm_eps: Positive = 1e-6  # epsilon of RMSNorm
   tie_word_embeddings: bool = True  # the embedding table is also the output head
-  vocab_multiple: int = 128    # embedding rows are padded to a multiple of this
+  vocab_multiple: Count = 128  # embedding rows are padded to a multiple of this
   dtype: str = 'float32'       # compute dtype, 'float32' or 'bfloat16'; parameters are float32
-  scan_unroll: int = 1         # layers per iteration of the scan over layers
+  scan_unroll: Count = 1       # layers per iteration of the scan over layers
   attention: str = 'auto'      # 'auto' (by device), 'dense', 'blockwise', 'pallas' (TPU), 'tokamax'
-  attention_block: int = 512   # queries and keys per block, 'blockwise' and 'pallas' [tokens]
+  attention_block: Count = 512  # queries and keys per block, 'blockwise' and 'pallas' [tokens]
   remat: str = 'none'          # what the backward pass recomputes, from most to least memory
   lora: LoraConfig = LoraConfig()  # low-rank adapters
 
   def __post_init__(self):
-    _positive(self, 'model', 'num_layers', 'hidden_size', 'num_attention_heads',
-              'num_key_value_heads', 'head_dim', 'intermediate_size', 'vocab_multiple',
-              'scan_unroll')
+    super().__post_init__()
     _require(self.num_attention_heads % self.num_key_value_heads == 0,
              f'config keys model.num_attention_heads={self.num_attention_heads} and '
              f'model.num_key_value_heads={self.num_key_value_heads}: '
@@ -215,22 +206,22 @@ class ModelConfig:
              f"config key model.dtype is {self.dtype!r}; use 'float32' or 'bfloat16'.")
     _choice('model.attention', self.attention, ATTENTIONS)
     _choice('model.remat', self.remat, REMATS)
-    _positive(self, 'model', 'attention_block')
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Settings, group='objective'):
   mode: str = 'hybrid'         # 'hybrid' (TtT), or a baseline: 'ar' (next token), 'nar' (diffusion)
-  mask_floor: float = 1e-3     # eps of the mask probability p = (1 - eps) t + eps, in (0, 1)
-  banom: float = 0.3           # BANOM: probability of clean audio and the AR term alone, in [0, 1]
+  mask_floor: OpenShare = 1e-3  # eps of the mask probability p = (1 - eps) t + eps, in (0, 1)
+  banom: Probability = 0.3     # BANOM: probability of clean audio and the AR term alone, in [0, 1]
   banom_unit: str = 'document'  # what BANOM is drawn for: 'document', or 'batch' (per microbatch)
-  ppm: float = 0.3             # PPM: probability of clean spans before a drawn one, in [0, 1]
+  ppm: Probability = 0.3       # PPM: probability of clean spans before a drawn one, in [0, 1]
   prompt_audio: str = 'bidirectional'  # attention in a user's audio: 'bidirectional' or 'causal'
-  ar_weight: float = 1.0       # weight of the AR term
-  diffusion_weight: float = 1.0  # weight of the diffusion term
-  loss_chunk: int = 512        # positions whose logits are in memory at once, per device [tokens]
+  ar_weight: NonNegative = 1.0  # weight of the AR term
+  diffusion_weight: NonNegative = 1.0  # weight of the diffusion term
+  loss_chunk: Count = 512      # positions whose logits are in memory at once, per device [tokens]
 
   def __post_init__(self):
+    super().__post_init__()
     _require(self.mode in ('hybrid', 'ar', 'nar'),
              f"config key objective.mode is {self.mode!r}; use 'hybrid', 'ar' or 'nar'.")
     _require(self.banom_unit in ('document', 'batch'),
@@ -238,89 +229,78 @@ class ObjectiveConfig:
     _require(self.prompt_audio in ('bidirectional', 'causal'),
              f'config key objective.prompt_audio is {self.prompt_audio!r}; '
              "use 'bidirectional' or 'causal'.")
-    for key, value in (('banom', self.banom), ('ppm', self.ppm)):
-      _require(0 <= value <= 1,
-               f'config key objective.{key} is {value}; a probability is in [0, 1].')
-    _positive(self, 'objective', 'loss_chunk')
-    _require(0 < self.mask_floor < 1,
-             f'config key objective.mask_floor is {self.mask_floor}; use a number in (0, 1).')
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings, group='optimizer'):
   name: str = 'adamw'          # 'adamw', 'adafactor' (least memory), 'muon' (matrices; else AdamW)
-  learning_rate: float = 2e-5  # peak of the learning rate
-  final_fraction: float = 0.0  # learning rate at the end of the cosine decay, over its peak
-  warmup_ratio: float = 0.01   # linear warm-up, as a share of the schedule, in [0, 1]
-  schedule_steps: int = 0      # length of warm-up and decay; 0 = train.steps [steps]
-  weight_decay: float = 0.01   # decoupled weight decay; norms and biases have none
-  beta1: float = 0.9           # decay of the first moment; momentum of Muon
-  beta2: float = 0.95          # decay of the second moment
-  eps: float = 1e-8            # epsilon of Adam
-  max_grad_norm: float = 1.0   # gradients are clipped to this global norm; 0 = no clipping
-  newton_steps: int = 5        # Newton-Schulz iterations of Muon; 3 cost a small model less
+  learning_rate: Positive = 2e-5  # peak of the learning rate
+  final_fraction: Probability = 0.0  # learning rate at the end of the cosine decay, over its peak
+  warmup_ratio: Probability = 0.01  # linear warm-up, as a share of the schedule, in [0, 1]
+  schedule_steps: Natural = 0  # length of warm-up and decay; 0 = train.steps [steps]
+  weight_decay: NonNegative = 0.01  # decoupled weight decay; norms and biases have none
+  beta1: Share = 0.9           # decay of the first moment; momentum of Muon
+  beta2: Share = 0.95          # decay of the second moment
+  eps: Positive = 1e-8         # epsilon of Adam
+  max_grad_norm: NonNegative = 1.0  # gradients are clipped to this global norm; 0 = no clipping
+  newton_steps: Count = 5      # Newton-Schulz iterations of Muon; 3 cost a small model less
 
   def __post_init__(self):
+    super().__post_init__()
     _choice('optimizer.name', self.name, OPTIMIZERS)
-    _positive(self, 'optimizer', 'newton_steps')
-    _require(self.learning_rate > 0, 'config key optimizer.learning_rate must be positive, '
-             f'not {self.learning_rate}.')
-    _require(0 <= self.warmup_ratio <= 1, 'config key optimizer.warmup_ratio must be in '
-             f'[0, 1], not {self.warmup_ratio}.')
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Settings, group='mesh'):
   """Devices per axis; one axis may be -1: all remaining devices."""
-  slices: int = 1              # TPU slices on the data-centre network; a copy of the model in each
-  data: int = 1                # data parallelism: copies of the model
-  fsdp: int = -1               # devices over which rows, parameters, optimizer state are sharded
-  seq: int = 1                 # sequence parallelism: devices that share a row's tokens
-  tensor: int = 1              # tensor parallelism: devices that share heads and inner width
+  slices: MeshSize = 1         # TPU slices on the data-centre network; a copy of the model in each
+  data: MeshSize = 1           # data parallelism: copies of the model
+  fsdp: MeshSize = -1          # devices over which rows, parameters, optimizer state are sharded
+  seq: MeshSize = 1            # sequence parallelism: devices that share a row's tokens
+  tensor: MeshSize = 1         # tensor parallelism: devices that share heads and inner width
 
   def __post_init__(self):
+    super().__post_init__()
     sizes = dataclasses.astuple(self)
-    _require(all(n == -1 or n >= 1 for n in sizes) and sizes.count(-1) <= 1,
+    for axis, size in dataclasses.asdict(self).items():
+      _require(size != 0, f'config key mesh.{axis} is 0; it must be at least 1, or -1.')
+    _require(sizes.count(-1) <= 1,
              f'config mesh {dataclasses.asdict(self)}: sizes are positive, at most one is -1.')
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  steps: int = 1000            # length of the training, unless `epochs` gives it [steps]
-  epochs: float = 0.0          # length in passes over the rows of the stage's split; 0 = `steps`
-  batch_size: int = 8          # rows per step over all devices [rows]
-  grad_accum_steps: int = 1    # microbatches per step; divides batch_size
-  log_every: int = 20          # interval between log lines [steps]
-  checkpoint_every: int = 200  # interval between checkpoints; the last step is always saved [steps]
-  checkpoint_minutes: float = 0.0  # save also after this long without a checkpoint; 0 = off [min]
-  keep: int = 2                # newest checkpoints that are kept
-  keep_every: int = 0          # keep the checkpoints of multiples of this as well; 0 = none [steps]
+class TrainConfig(Settings, group='train'):
+  steps: Count = 1000          # length of the training, unless `epochs` gives it [steps]
+  epochs: NonNegative = 0.0    # length in passes over the rows of the stage's split; 0 = `steps`
+  batch_size: Count = 8        # rows per step over all devices [rows]
+  grad_accum_steps: Count = 1  # microbatches per step; divides batch_size
+  log_every: Count = 20        # interval between log lines [steps]
+  checkpoint_every: Count = 200  # interval between checkpoints; the last step is saved [steps]
+  checkpoint_minutes: NonNegative = 0.0  # save also after this long without one; 0 = off [min]
+  keep: Count = 2              # newest checkpoints that are kept
+  keep_every: Natural = 0      # keep the checkpoints of multiples of this as well; 0 = none [steps]
   keep_best: str = ''          # keep also the checkpoint where this score is lowest; '' = none
-  early_stopping_patience: int = 0  # stop after this many evaluations without a better `keep_best`
-  early_stopping_threshold: float = 0.0  # ... that is better by more than this [nats]
+  # stop after this many evaluations in a row without a better score of `keep_best`; 0 = never
+  early_stopping_patience: Natural = 0
+  early_stopping_threshold: NonNegative = 0.0  # better means lower by more than this [nats]
   # how checkpoint files are compared with what was written before they are read: 'checksums' reads
   # all bytes that are used; 'sizes' compares sizes alone, which is fast and misses changed bytes
   verify: str = 'checksums'
   preemption: bool = True      # SIGTERM, SIGUSR1, Ctrl-C: save, then exit; False = exit at once
   init_from: str = ''          # run, or checkpoint, with the initial parameters; '' = random
-  max_minutes: float = 0.0     # stop with a checkpoint after this wall time; 0 = no limit [min]
-  nonfinite_limit: int = 5     # skipped (non-finite) updates in a row that cause a rollback
-  rollback_limit: int = 3      # rollbacks to an earlier checkpoint before the run fails
-  eval_every: int = 0          # interval between evaluations on held-out rows; 0 = none [steps]
-  eval_batches: int = 4        # size of an evaluation, in batches of batch_size rows [batches]
+  max_minutes: NonNegative = 0.0  # stop with a checkpoint after this wall time; 0 = no limit [min]
+  nonfinite_limit: Count = 5   # skipped (non-finite) updates in a row that cause a rollback
+  rollback_limit: Natural = 3  # rollbacks to an earlier checkpoint before the run fails
+  eval_every: Natural = 0      # interval between evaluations on held-out rows; 0 = none [steps]
+  eval_batches: Count = 4      # size of an evaluation, in batches of batch_size rows [batches]
   eval_split: str = 'heldout'  # split to evaluate on
-  stuck_minutes: float = 15.0  # without progress for this long, dump all stacks; 0 = off [min]
+  stuck_minutes: NonNegative = 15.0  # dump all stacks after so long without a step; 0 = off [min]
   stuck_exit: bool = False     # ... and exit with code 1, for a supervisor to restart the run
   tensorboard: bool = True     # write TensorBoard event files
   wandb: str = ''              # Weights & Biases project; '' = off
 
   def __post_init__(self):
-    _positive(self, 'train', 'steps', 'batch_size', 'grad_accum_steps',
-              'log_every', 'checkpoint_every', 'keep', 'nonfinite_limit', 'eval_batches')
-    for key in ('checkpoint_minutes', 'keep_every', 'max_minutes', 'rollback_limit', 'eval_every',
-                'stuck_minutes'):
-      _require(getattr(self, key) >= 0, f'config key train.{key} is {getattr(self, key)}; it must '
-               'not be negative.')
+    super().__post_init__()
     _choice('train.verify', self.verify, VERIFY)
     if self.keep_best:
       _choice('train.keep_best', self.keep_best, SCORES)
@@ -335,43 +315,37 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(Settings, group='generate'):
   # Values that a preset sets are read where settings are: config files, the command line, and
   # TextToTalk.generate. A setting that stands beside the preset's name, or comes later, overrides
   # them.
   preset: str = 'default'      # decoding loop: 'default', or 'published' (docs/generation.md)
   # Sampling parameters of a request. They are inputs of the compiled steps: no recompilation.
-  block: int = 32              # masks appended at a time in an open span [tokens]
-  steps: int = 10              # forward passes per block
-  min_span: int = 1            # shortest span, its end token included [tokens]
-  max_span: int = 640          # longest span; then its end token is forced [tokens]
-  text_gap: int = 0            # least text between the end of a span and the next one [tokens]
-  max_tokens: int = 1024       # prompt and answer together [tokens]
-  temperature: float = 0.0     # text: softmax temperature; 0 = greedy
-  top_k: int = 0               # text: sample from the k most likely tokens; 0 = off
-  top_p: float = 1.0           # text: sample from the smallest set of this probability, in (0, 1]
-  audio_temperature: float = 0.0  # audio: temperature of the Gumbel noise; 0 = none
-  guidance: float = 0.0        # guidance w in uncond + (1 + w)(cond - uncond); 0 = off
+  block: Count = 32            # masks appended at a time in an open span [tokens]
+  steps: Count = 10            # forward passes per block
+  min_span: Count = 1          # shortest span, its end token included [tokens]
+  max_span: Count = 640        # longest span; then its end token is forced [tokens]
+  text_gap: Natural = 0        # least text between the end of a span and the next one [tokens]
+  max_tokens: Count = 1024     # prompt and answer together [tokens]
+  temperature: NonNegative = 0.0  # text: softmax temperature; 0 = greedy
+  top_k: Natural = 0           # text: sample from the k most likely tokens; 0 = off
+  top_p: TopShare = 1.0        # text: sample from the smallest set of this probability, in (0, 1]
+  audio_temperature: NonNegative = 0.0  # audio: temperature of the Gumbel noise; 0 = none
+  guidance: Factor = 0.0       # guidance w in uncond + (1 + w)(cond - uncond); 0 = off
   rule: str = 'confidence'     # which masked positions a step commits: see generate/unmasking.py
-  threshold: float = 0.9       # rule 'threshold': least confidence that is committed at once
-  entropy_budget: float = 0.35  # rule 'entropy': entropy committed beyond the schedule [nats]
+  threshold: Probability = 0.9  # rule 'threshold': least confidence that is committed at once
+  entropy_budget: NonNegative = 0.35  # rule 'entropy': entropy committed beyond the schedule [nats]
   schedule: str = 'linear'     # commits per step: 'linear' (equal), or 'shifted' by `shift`
-  shift: float = 0.5           # schedule 'shifted': below 1 commits fewer in early steps
-  seed: int = 0                # seed of all draws
+  shift: Positive = 0.5        # schedule 'shifted': below 1 commits fewer in early steps
+  seed: Natural = 0            # seed of all draws
   # Settings of the engine; changing them compiles again.
   guidance_context: str = 'published'  # unconditional input: 'published', or 'begin' (span alone)
   softmax: str = 'full'        # ids of the confidence: 'full' (all, as published) or 'audio'
-  slots: int = 8               # requests that are decoded together
-  memory: float = 0.0          # memory for their keys and values; 0 = all that is free [GiB]
+  slots: Count = 8             # requests that are decoded together
+  memory: NonNegative = 0.0    # memory for their keys and values; 0 = all that is free [GiB]
 
   def __post_init__(self):
-    _require(self.memory >= 0,
-             f'config key generate.memory is {self.memory}; use GiB, or 0 for what is free.')
-    _positive(self, 'generate', 'block', 'steps', 'min_span', 'max_span', 'max_tokens', 'slots')
-    _require(0 < self.top_p <= 1, f'config key generate.top_p is {self.top_p}; use (0, 1].')
-    _require(self.shift > 0, f'config key generate.shift is {self.shift}; use a positive number.')
-    _require(self.rule != 'entropy' or self.entropy_budget >= 0,
-             f'config key generate.entropy_budget is {self.entropy_budget}; use 0 nats or more.')
+    super().__post_init__()
     for key, known in (('rule', RULES), ('schedule', SCHEDULES), ('softmax', SOFTMAXES),
                        ('guidance_context', GUIDANCE_CONTEXTS), ('preset', PRESETS)):
       _choice(f'generate.{key}', getattr(self, key), known)
@@ -401,31 +375,31 @@ def with_preset(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings, group='evaluate'):
   split: str = 'heldout'       # held-out split to answer
-  items: int = 40              # records per task; 0 = all
-  batch: int = 16              # requests that are generated together
+  items: Natural = 40          # records per task; 0 = all
+  batch: Count = 16            # requests that are generated together
   judge: str = 'whisper'       # speech recogniser: 'whisper', 'pocketsphinx' or 'none'
   judge_model: str = ''        # CTranslate2 folder of Whisper; '' = the installed wheel's
-  bound_samples: int = 4       # noise draws per document for the audio bound
+  bound_samples: Count = 4     # noise draws per document for the audio bound
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreConfig:
+class ScoreConfig(Settings, group='score'):
   split: str = 'heldout'       # held-out split to score
-  items: int = 40              # records per task; 0 = all
-  repeats: int = 2             # passes over each span; their spread gives the standard error
-  levels: int = 64             # numbers of masks per pass; shorter spans take every number
-  tokens: int = 4096           # tokens that are computed at once [tokens]
+  items: Natural = 40          # records per task; 0 = all
+  repeats: Count = 2           # passes over each span; their spread gives the standard error
+  levels: Count = 64           # numbers of masks per pass; shorter spans take every number
+  tokens: Count = 4096         # tokens that are computed at once [tokens]
 
   def __post_init__(self):
-    _positive(self, 'score', 'repeats', 'levels', 'tokens')
+    super().__post_init__()
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings, group=''):
   name: str = 'ttt'            # name of the run, for reports
-  seed: int = 0                # seed of everything that is drawn
+  seed: Seed = 0               # seed of everything that is drawn
   hardware: str = ''           # preset of the config file that was applied; '' = none
   vocab: VocabConfig = VocabConfig()  # text tokenizer
   codec: CodecConfig = CodecConfig()  # speech codec

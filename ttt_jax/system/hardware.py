@@ -6,11 +6,13 @@ torus) or one 6th (3-D) of half of that each way. GPUs: NVIDIA's data sheets of 
 modules, dense bfloat16 (half of the figure "with sparsity"); NVLink both ways, halved.
 """
 
+import collections
+from collections.abc import Iterable
 import dataclasses
 import difflib
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ttt_jax.errors import UserError
 
@@ -122,6 +124,12 @@ def chip_of(device_kind: str) -> Chip | None:
   """The chip of a ``jax.Device.device_kind``; None for a CPU or an unknown device."""
   kind = device_kind.lower()
   return next((chip for chip in CHIPS.values() if re.search(chip.kind, kind)), None)
+
+
+def describe(devices: Iterable[Any]) -> str:
+  """JAX devices in words: '8 x NVIDIA H100 80GB HBM3', '1 x cpu'."""
+  counts = collections.Counter(str(device.device_kind) for device in devices)
+  return ', '.join(f'{count} x {kind}' for kind, count in counts.items())
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:

@@ -50,10 +50,12 @@ SAID = {
 # compared themselves, stand for them. A name without a dot is a group.
 FREE = (
     'name', 'hardware', 'vocab', 'codec', 'mesh', 'generate', 'evaluate', 'score',
-    'data.path', 'data.sources', 'data.seq_len', 'data.text_chunk', 'data.audio_chunk',
-    'data.span_fill', 'data.truncate', 'data.strict', 'data.max_rejects', 'data.workers',
-    'data.threads', 'model.scan_unroll', 'model.attention', 'model.attention_block', 'model.remat',
-    'objective.loss_chunk', 'train.grad_accum_steps', 'train.log_every', 'train.checkpoint_every',
+    'data.path', 'data.sources', 'data.audio_roots', 'data.seq_len', 'data.text_chunk',
+    'data.audio_chunk',
+    'data.span_fill', 'data.form', 'data.truncate', 'data.strict', 'data.max_rejects',
+    'data.workers', 'data.threads', 'model.scan_unroll', 'model.attention',
+    'model.attention_block', 'model.remat', 'objective.loss_chunk',
+    'train.grad_accum_steps', 'train.log_every', 'train.checkpoint_every',
     'train.checkpoint_minutes', 'train.keep', 'train.keep_every', 'train.verify',
     'train.preemption', 'train.init_from', 'train.epochs', 'train.early_stopping_patience',
     'train.early_stopping_threshold', 'train.max_minutes', 'train.nonfinite_limit',

@@ -15,6 +15,7 @@ from ttt_jax.data import loader, store
 from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model, Params
+from ttt_jax.system import hardware
 from ttt_jax.train import (
     checkpoint, fault_injection, metrics, optimizer as optimizers, ownership, preemption, restore,
     resume, state as train_state, status_file, telemetry, watchdog)
@@ -66,6 +67,8 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
   store.check_data(config, data_dir, vocab)
   config = with_steps(config, data_dir)
   mesh = sharding.make_mesh(config.mesh)
+  if jax.process_index() == 0:
+    _LOG.info('devices: %s.', hardware.describe(mesh.devices.flat))
   sharding.check_batch(mesh, config.train.batch_size, config.train.grad_accum_steps,
                        config.data.seq_len)
   sharding.check_heads(mesh, config.model.num_attention_heads, config.model.num_key_value_heads)

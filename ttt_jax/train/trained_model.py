@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 
@@ -15,10 +16,13 @@ from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.records import places
 from ttt_jax.data.records.records import Part, Record
 from ttt_jax.model.transformer import Model, Params
+from ttt_jax.system import hardware
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.tokenizer import Tokenizer
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import checkpoint, restore, state as train_state
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,7 @@ def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float3
   tokenizer = tokenizers.create(config.vocab)
   model = Model(config.model, vocab.size)
   mesh = mesh or train_state.reading_mesh(model, config.mesh)
+  _LOG.info('devices: %s.', hardware.describe(mesh.devices.flat))
   target = train_state.abstract_params(model, mesh)
 
   def read(checkpoints: checkpoint.Checkpoints, step: int) -> tuple[int, Params]:

@@ -1,0 +1,120 @@
+"""Mistakes in a user's config file, and paths in it: one sentence with file, line and message."""
+
+import os
+import pathlib
+
+import pytest
+
+from ttt_jax import config as config_lib
+from ttt_jax.cli import main
+from ttt_jax.config import paths
+from ttt_jax.errors import UserError
+from ttt_jax.runs import sweep
+
+
+def load(tmp_path, text, name='c.py', **overrides):
+  (tmp_path / name).write_text(text)
+  return config_lib.load(tmp_path / name, {
+      key.replace('__', '.'): value for key, value in overrides.items()})
+
+
+@pytest.mark.parametrize('text, expected', [
+    ('def get_config():\n  return {"train": {"steps": ROWS}}\n',
+     "c.py, line 2: name 'ROWS' is not defined."),
+    ('import my_paths_that_nobody_has\n', "c.py, line 1: No module named 'my_paths_that_nobody"),
+    ('from ml_collections import ConfigDict\n\ndef get_config():\n  c = ConfigDict()\n'
+     '  c.train.steps = 3\n  return c\n', 'c.py, line 5: AttributeError: '),
+    ('def get_config():\n  return 1 // 0\n', 'c.py, line 2: ZeroDivisionError: '),
+    ('def get_config():\n  def inner():\n    return {}["x"]\n  return inner()\n',
+     "c.py, line 3: KeyError: 'x'."),
+    ('import json\ndef get_config():\n  return json.loads("{")\n', 'c.py, line 3: JSONDecodeError'),
+    ('import sys\nsys.exit("no")\n', 'c.py, line 2: SystemExit: no.'),
+    ('def get_config(rows):\n  return {}\n', 'TypeError: get_config() missing 1 required'),
+    ('def get_config():\n  return {\n', 'c.py, line 2: '),
+    ('def get_config():\n  pass\n', 'get_config() returns None; it must return an ml_coll'),
+    ('def get_config():\n  return [1]\n', 'get_config() returns list; it must return'),
+    ('get_config = 3\n', "TypeError: 'int' object is not callable"),
+    ('def get_config():\n  return {1: 2}\n', 'config key 1 is unknown'),
+    ('def get_config():\n  return {"model": 3}\n', 'config key model is 3; it must be a group'),
+    ('def get_config():\n  return {"presets": [1]}\n', 'presets is [1]; it must be a dict'),
+])
+def test_a_mistake_in_a_config_file_is_a_sentence(tmp_path, text, expected):
+  with pytest.raises(UserError) as error:
+    load(tmp_path, text, model__num_layers='2')
+  assert expected in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name, text, expected', [
+    ('x.yaml', 'train:\n  steps: 20\n', 'is neither a Python file (.py) with get_config() nor a'),
+    ('x', '', 'is neither a Python file'),
+    ('list.json', '["a"]', 'list.json holds a JSON list; it must be an object of settings'),
+    ('n.json', '3', 'holds a JSON int'),
+    ('deep.json', '[' * 100_000, 'is not JSON'),
+    ('broken.json', '{', 'is not JSON'),
+])
+def test_a_file_of_another_kind_is_a_sentence(tmp_path, name, text, expected):
+  with pytest.raises(UserError) as error:
+    load(tmp_path, text, name)
+  assert expected in str(error.value)
+  with pytest.raises(UserError, match='is a folder'):
+    config_lib.load(tmp_path)
+
+
+def test_settings_may_be_groups_of_settings(tmp_path):
+  text = ('from ttt_jax.config import ModelConfig\n\ndef get_config():\n'
+          '  return {"model": ModelConfig(num_layers=3)}\n')
+  assert load(tmp_path, text, model__hidden_size='32').model == config_lib.ModelConfig(
+      num_layers=3, hidden_size=32)
+
+
+def test_a_sweep_file_raises_the_same_way(tmp_path):
+  (tmp_path / 's.py').write_text('def get_sweep():\n  return [x]\n')
+  with pytest.raises(UserError, match="sweep file .*s.py, line 2: name 'x' is not defined"):
+    sweep.load(tmp_path / 's.py')
+
+
+def test_the_home_folder_is_expanded_everywhere(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  config = load(tmp_path, 'def get_config():\n  return {"data": {"path": "~/rows", "sources": ['
+                '{"path": "~/a.jsonl"}]}, "train": {"init_from": "~/run"}}\n',
+                vocab__tokenizer='~/tokenizer.json')
+  assert config.data.path == f'{tmp_path}/rows' and config.train.init_from == f'{tmp_path}/run'
+  assert config.data.sources[0].path == f'{tmp_path}/a.jsonl'
+  assert config.vocab.tokenizer == f'{tmp_path}/tokenizer.json'
+  for words in (['export-hf', '--workdir=~/w', '--out=~/o'], ['import-hf', '--workdir', 'w',
+                '--hf=~/hf', '--adapter=~/a'], ['generate', '--workdir', 'w', '--out', 'o',
+                                               '--records=~/r', '--audio=~/a.wav']):
+    args, _ = main._parse(words)
+    named = [value for value in vars(args).values() if isinstance(value, str) and '/' in value]
+    named += [item for value in vars(args).values() if isinstance(value, list) for item in value]
+    assert named and all(value.startswith(str(tmp_path)) for value in named), named
+
+
+@pytest.mark.parametrize('address, expected', [
+    ('gs://bucket/run', 'mount the bucket (gcsfuse, Filestore) and name the mount'),
+    ('s3://bucket/run', 'mount the bucket'), ('hf://datasets/x', 'hf download'),
+    ('https://host/x.jsonl', 'name the copy'), ('file:///data/x', 'leave file:// out')])
+def test_an_address_is_refused(tmp_path, capsys, address, expected):
+  for key in ('data.path', 'train.init_from', 'vocab.tokenizer', 'codec.weights'):
+    with pytest.raises(UserError) as error:
+      load(tmp_path, 'def get_config():\n  return {}\n', **{key.replace('.', '__'): address})
+    assert f'config key {key} is {address}, which is not a path on a disk; ' in str(error.value)
+  with pytest.raises(UserError, match=r'data\.sources\[0\]\.path is'):
+    load(tmp_path, 'def get_config():\n  return {"data": {"sources": [{"path": '
+         f'{address!r}}}]}}}}\n')
+  assert main.main(['prepare', '--config', str(tmp_path / 'c.py'), '--workdir', address]) == 2
+  assert f'--workdir is {address}' in capsys.readouterr().err
+  assert expected in str(error.value) or expected in _message(address)
+  assert not pathlib.Path(address.partition('/')[0]).exists()
+
+
+def _message(address):
+  with pytest.raises(UserError) as error:
+    paths.local(address, '--out')
+  return str(error.value)
+
+
+def test_other_names_are_left_alone():
+  for name in ('', 'a/b', 'run[1]', 'C:/x', 'a:b//c', './~', 'x~'):
+    assert paths.local(name, '--out') == name
+  assert paths.local('~', '--out') == os.path.expanduser('~')

@@ -1,0 +1,32 @@
+"""Paths that users write: ``~`` is expanded, and addresses of the network are rejected."""
+
+import os
+import re
+
+from ttt_jax.errors import UserError
+
+_ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+://')
+_REMEDY = {
+    'gs': 'mount the bucket (gcsfuse, Filestore) and name the mount',
+    's3': 'mount the bucket (s3fs, Mountpoint for S3) and name the mount',
+    'hf': 'download it (`hf download`) and name the folder',
+    'file': 'leave file:// out',
+}
+_DOWNLOAD = 'download it and name the copy on a disk'
+
+
+def local(path: str, what: str) -> str:
+  """``path`` with ``~`` expanded.
+
+  Args:
+    path: of a file or folder that the user named; '' stays ''.
+    what: how the user named it, for the message: a flag or a config key.
+
+  Raises:
+    UserError: it is an address such as gs://bucket/run, which no command reads.
+  """
+  if _ADDRESS.match(path):
+    scheme = path.partition(':')[0].lower()
+    raise UserError(f'{what} is {path}, which is not a path on a disk; '
+                    f'{_REMEDY.get(scheme, _DOWNLOAD)}.')
+  return os.path.expanduser(path)
