@@ -109,7 +109,7 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
       raise UserError(f'config key {path} is {value!r}; it must be a list.')
     return tuple(_coerce(item, v, f'{path}[{i}]') for i, v in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value) if abs(value) < 2**1000 else math.copysign(math.inf, value)
+    return float(value) if abs(value) < 2**1000 else math.inf if value > 0 else -math.inf
   if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
     raise UserError(f'config key {path} is {value!r} ({type(value).__name__}); it must be '
                     f'{hint.__name__}.')
