@@ -195,7 +195,7 @@ def test_a_cache_that_is_too_large_is_rejected(world):
 
 
 def test_by_default_the_cache_may_take_what_is_free(world):
-  vast = dataclasses.replace(PLAIN, max_tokens=2**31, slots=2**20)
+  vast = dataclasses.replace(PLAIN, max_tokens=2**30, slots=2**20)
   with pytest.raises(UserError, match=r'GiB are free for them'):
     engine.Engine(MODEL, world[0], V, vast)
 
