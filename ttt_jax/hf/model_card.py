@@ -29,8 +29,8 @@ answer.write_wav('answer.wav')
 `model(input_ids)` gives logits under the hybrid mask, `model.generate_speech(...)` text, audio
 codes and `answer.waveform`; `modeling_ttt.py` needs nothing but torch, numpy and transformers.
 {speech}
-The weights have the names and shapes of Qwen2. In bfloat16 (`dtype=torch.bfloat16`) logits have
-eight bits, so that answers can differ from those in float32.
+The weights have the names and shapes of Qwen2. With `dtype=torch.bfloat16` logits are rounded to 8
+bits, so greedy answers can differ from those in float32, on a CPU as on a GPU.
 """
 
 _CODEC = """The directory carries its codec, {name}{package}."""
