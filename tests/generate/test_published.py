@@ -1,6 +1,7 @@
 """generate.preset='published': the engine's answers are those of the published loop."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -134,3 +135,13 @@ def test_an_engine_has_one_preset():
   default = engine.Engine(MODEL, params, V, GenerateConfig(max_tokens=40, slots=2))
   with pytest.raises(UserError, match="made for preset 'default'"):
     default.submit(np.array([1, 2]), settings())
+
+
+@pytest.mark.parametrize('preset', ['default', 'published'])
+def test_the_unconditional_pass_holds_all_that_a_window_can(preset):
+  """A span may grow from 257 to 512 tokens within one launch."""
+  config = settings(guidance=0.5, max_tokens=1200, max_span=600) if preset == 'published' else (
+      GenerateConfig(guidance=0.5, max_tokens=1200))
+  one = engine.Engine(MODEL, random_model(np.random.default_rng(0)), V, config)
+  row = types.SimpleNamespace(known=300, length=557, config=config)
+  assert one._null('published', {0: row}, 512).length >= 300 + 512
