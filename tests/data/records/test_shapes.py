@@ -114,6 +114,9 @@ def test_a_sound_stands_where_its_placeholder_stands_or_before_the_text(value, r
      'call it "content" if it is a question, and "transcript"'),
     ({'messages': [{**TALK[0], 'audio': {'id': 'audio_7'}}, TALK[1]]}, 'must be the path'),
     ({'text': 'One two', 'audio': 'a.wav'}, 'this is a recording'),
+    ({'messages': TALK, 'my_clip': 'clips/a.FLAC'}, "has a sound in 'my_clip'"),
+    ({'messages': [{**TALK[0], 'clips': ['a.wav', 'b.wav']}, TALK[1]]}, "a sound in 'clips'"),
+    ({'text': 'x', 'voice': {'path': 'a.wav'}}, "a sound in 'voice'"),
     # keys that cannot be used
     ({'messages': TALK, 'tools': '[{"name": "clock"}]'}, "'tools': tools are not rendered"),
     ({'messages': TALK, 'images': ['x.png']}, "'images': only text and sound"),
@@ -241,6 +244,8 @@ def test_keys_that_are_not_used_are_listed():
       'messages': [{**TALK[0], 'mood': 'glad', 'name': 'Ada'}, TALK[1]], 'speaker': 'x', 'foo': 1,
       'bar': [], 'prompt': 'x', 'type': 'mine'})
   assert record.unused == ('type', 'foo', 'prompt', 'turn.mood')
+  web = {'text': 'x', 'host': 'abc.net.au', 'feed': 'https://x.org/a.mp3', 'why': 'as in a.wav'}
+  assert parse(web).unused == ('host', 'feed', 'why')
   assert shape(record) == PLAIN
   part = {'type': 'text', 'text': '<|audio_1|>', 'size': 1, 'foo': 1}
   assert parse(talk([part])).unused == (records.LITERAL, 'part.foo')

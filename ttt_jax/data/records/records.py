@@ -68,11 +68,10 @@ def parse(value: dict[str, Any], where: str, default_type: str = 'IT',
   turns = [_turn(turn, found, where, form) for turn, found in zip(written, pieces)]
   turns = _joined(turns, written)
   _check_turns(turns, next(iter(used & set(shapes.LISTS)), 'turns'), where, form)
-  unused += keys.check(value, 'record', {*_USED, *used}, f'{where}: the record')
+  unused += _unused(value, 'record', {*_USED, *used}, f'{where}: the record')
   for turn in written:
     if turn.value:
-      unused += keys.check(turn.value, 'turn', turn.used,
-                           f'{where}: {turn.at.rpartition(".")[0]}')
+      unused += _unused(turn.value, 'turn', turn.used, f'{where}: {turn.at.rpartition(".")[0]}')
     unused += _unused_parts(turn.content, f'{where}: {turn.at}')
   return Record(str(value.get('id', where.rsplit(':', 1)[-1])), task, 'PT' if document else kind,
                 tuple(turns), where, tuple(dict.fromkeys(unused)))
@@ -82,6 +81,17 @@ _SHAPE_NAMES = ('chatml', 'sharegpt', 'chatgpt', 'openai', 'alpaca', 'messages',
                 'conversations', 'chat', 'sft', 'instruction', 'dialog', 'dialogue', 'text',
                 'pretrain', 'pretraining', 'document', 'audio', 'speech', 'single', 'multi',
                 'single_turn', 'multi_turn', 'single-turn', 'multi-turn')
+
+
+def _unused(value: dict[str, Any], level: str, used: set[str], at: str) -> list[str]:
+  """As keys.check; a key of unknown name that holds a sound is an error: no row loses its sound."""
+  out = keys.check(value, level, used, at)
+  for key, found in value.items() if out else ():
+    known = key in used or key in keys.METADATA or key in sounds.NAMES or key in sounds.FILE_NAMES
+    if not known and sounds.is_sound(found):
+      raise UserError(f'{at} has a sound in {key!r}, which is no known key; call it "audio", or '
+                      'remove it.')
+  return out
 
 
 def _not_a_recording(value: dict[str, Any], where: str) -> None:
@@ -220,7 +230,7 @@ def _unused_parts(content: Any, at: str) -> list[str]:
       out += [LITERAL] if isinstance(text, str) and markup.is_marked(text) else []
     else:
       used |= sounds.part_of(item, at, '')[1]
-    out += keys.check(item, 'part', used, f'{at}[{i}]')
+    out += _unused(item, 'part', used, f'{at}[{i}]')
   return out
 
 

@@ -34,6 +34,7 @@ _PART_NAMES = (*NAMES, 'url', 'data', 'value', 'content', *FILE_NAMES)
 _INSIDE = ('path', 'url', 'file', 'filename', 'audio_filepath', 'audio', 'uri')  # of an object
 _SUFFIX = re.compile(r'\.(?:wav|wave|flac|mp3|mp2|ogg|oga|opus|m4a|aac|wma|amr|aif|aiff|aifc|au|'
                      r'snd|sph|caf|w64|rf64|webm|mp4|mka|spx)$', re.I)
+_PATH = re.compile(r'(?!https?:)\S+\.(?:wav|flac|mp3|ogg|opus|m4a)', re.I)
 _SOUND_URI = re.compile(r'(?:data:audio/|file://|https?://\S+$)', re.I)
 
 # What stands for a sound in a text, in forms of ms-swift, LLaMA-Factory, VITA, LLaMA-Omni, SALMONN,
@@ -268,6 +269,15 @@ def beside(value: dict[str, Any], at: str, weak: bool = True) -> tuple[list[Part
     part, keys = _audio_part(value, at, '', '', ())
     return [part], keys
   return [], set()
+
+
+def is_sound(value: Any) -> bool:
+  """Whether a value can only be a sound: a path with the suffix of one, an audio column, a list."""
+  if isinstance(value, list):
+    return bool(value) and all(is_sound(one) for one in value[:8])
+  if isinstance(value, str):
+    return bool(_PATH.fullmatch(value[:4096]))
+  return embedded.is_column(value)
 
 
 def _several(value: dict[str, Any], name: str, found: list, at: str) -> list[Part]:
