@@ -315,3 +315,12 @@ def test_any_damage_is_a_sentence_or_sound():
       except UserError:
         continue
       assert found.ndim == 1 and len(found) and np.isfinite(found).all()
+
+
+@pytest.mark.parametrize('name, data', [
+    ('streams', 11_000 * encoded(tone(0.001, 500))), ('chunks', b'RIFF\0\0\0\0WAVE' + 20_000 * (
+        b'JUNK' + bytes(4))), ('MP3', b'\xff\xfb\x90\x64' + bytes(413) + b'\xff\xfb\x90' * 50_000)])
+def test_a_file_of_very_many_pieces_has_a_bounded_cost(monkeypatch, name, data):
+  monkeypatch.setattr(containers, '_NOISE', 10_000)
+  with pytest.raises(UserError, match=f'{name}|more than 10,000|cannot be read|decoded'):
+    io.read(data)

@@ -17,6 +17,7 @@ that are interrupted, or that join files leave headers that do not fit. The rule
   AIFF, AU, W64   less than the header announces: truncated
 """
 
+import re
 import struct
 from typing import BinaryIO, NamedTuple
 import zlib
@@ -24,6 +25,8 @@ import zlib
 BIGGEST = 2**31  # bytes; larger files are read only where their headers need no repair
 _PIPE = 0x7fff0000  # SoX, arecord, ffmpeg and others write a size from here on where they know none
 _SLACK = 4 * 1152   # samples; delay and padding that a decoder of MP3 removes
+_MOST = 10_000      # streams of a file, chunks of a WAV
+_NOISE = 10**6      # places in an MP3 that look like a frame and are none
 _TAIL = 1024        # bytes behind the samples that are a tag, rather than samples
 _KBITS = {True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),   # MPEG 1
           False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}      # 2 and 2.5
@@ -91,6 +94,13 @@ def streams(file: BinaryIO, size: int) -> list[Stream]:
   Raises:
     Unusable: a truncated or damaged file, or one in a format that is not read.
   """
+  found = _streams(file, size)
+  if len(found) > _MOST:
+    raise Unusable(f'consists of {len(found):,} streams; {_MOST:,} are read')
+  return found
+
+
+def _streams(file: BinaryIO, size: int) -> list[Stream]:
   file.seek(0)
   head = file.read(12)
   if head[:4] in (b'RIFF', b'RIFX', b'RF64', b'BW64') and head[8:] == b'WAVE':
@@ -145,12 +155,13 @@ def _all(file: BinaryIO, size: int) -> bytes:
 
 def _wav(file: BinaryIO, size: int) -> list[Stream]:
   out, start = [], 0
-  while True:
+  while len(out) <= _MOST:
     stream, following = _riff(file, start, size)
     out.append(stream)
     if following is None:
-      return out
+      break
     start = following
+  return out
 
 
 def _riff(file: BinaryIO, start: int, size: int) -> tuple[Stream, int | None]:
@@ -159,7 +170,7 @@ def _riff(file: BinaryIO, start: int, size: int) -> tuple[Stream, int | None]:
   order = '>' if file.read(4) == b'RIFX' else '<'
   at, wide = start + 12, None  # wide: where the 64-bit size of an RF64 is
   align = 1
-  while True:
+  for _ in range(_MOST):
     file.seek(at)
     chunk = file.read(8)
     if len(chunk) < 8:
@@ -172,6 +183,8 @@ def _riff(file: BinaryIO, start: int, size: int) -> tuple[Stream, int | None]:
     elif chunk[:4] == b'fmt ':
       align = max(1, struct.unpack(order + 'H', file.read(16)[12:14].rjust(2, b'\0'))[0])
     at += 8 + length + length % 2
+  else:
+    raise Unusable(f'has {_MOST:,} chunks before its samples')
   begin, field = at + 8, at + 4
   if wide is not None and length == 0xffffffff:
     file.seek(wide)
@@ -213,7 +226,9 @@ def _behind(file: BinaryIO, begin: int, length: int, size: int, order: str
             ) -> tuple[int, int | None]:
   """(bytes of samples, where another RIFF file starts or None) of samples that end early."""
   end = at = begin + length
-  while at < size:
+  for _ in range(_MOST):
+    if at >= size:
+      break
     file.seek(at)
     head = file.read(12)
     if head[:4] in (b'RIFF', b'RIFX') and head[8:] == b'WAVE':
@@ -353,17 +368,22 @@ class _Frames:
 
 def _mp3(data: bytes) -> list[Stream]:
   found: list[_Frames] = []
-  at = 0
+  at, tries = 0, 0
   while at < len(data):
     if length := _tag(data[at:at + 32]):
       at += length
       continue
     frame = _frame(data[at:at + 4])
     if not frame:
-      at = _resync(data, at + 1)
+      at, more = _resync(data, at + 1)
+      tries += more
+      if tries > _NOISE:
+        raise Unusable('is damaged: much of it is no MP3')
       continue
     size, samples, form = frame
     tag, announced = _count(data, at, form)
+    if len(found) > _MOST:
+      break
     if tag or not found or found[-1].form != form:
       found.append(_Frames(at, form, samples, tag, announced))
     now = found[-1]
@@ -442,17 +462,23 @@ def _tag(head: bytes) -> int:
   return 0
 
 
-def _resync(data: bytes, at: int) -> int:
-  """Where the next two frames or the next tag start; the end of the data if none do."""
-  while (at := data.find(b'\xff', at)) >= 0:
+_HEADER = re.compile(b'\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]')  # of a frame, as in ``_frame``
+
+
+def _resync(data: bytes, at: int) -> tuple[int, int]:
+  """(where the next two frames start, places looked at); the end of the data if there are none."""
+  tries = 0
+  while tries <= _NOISE and (found := _HEADER.search(data, at)):
+    tries += 1
+    at = found.start()
     frame = _frame(data[at:at + 4])
     if frame:
       after = at + frame[0]
       following = _frame(data[after:after + 4])
       if following and following[2] == frame[2] or after == len(data):
-        return at
+        return at, tries
     at += 1
-  return len(data)
+  return len(data), tries
 
 
 def _frame(header: bytes) -> tuple[int, int, tuple[int, int, bool]] | None:

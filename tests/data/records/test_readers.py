@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 
+import numpy as np
 import pytest
 
 from ttt_jax.data.records import columns, compression, json_stream, limits, readers
@@ -236,6 +237,46 @@ def test_a_record_of_too_many_values_is_not_built(tmp_path, monkeypatch, text):
     (tmp_path / name).write_text(text if name != 'b.json' else f'[{text}]')
     with pytest.raises(UserError, match=r'json.*:1: the record has more than 2,000 values'):
       list(readers.read(tmp_path / name))
+
+
+def test_very_many_empty_lines_are_damage(tmp_path, monkeypatch):
+  monkeypatch.setattr(limits, 'BLANKS', 50)
+  (tmp_path / 'a.jsonl').write_bytes(b'{"a": 1}\n' + (b'\n' * 50 + b'{"a": 1}\n') * 3)
+  assert len(list(readers.read(tmp_path / 'a.jsonl'))) == 4
+  (tmp_path / 'a.jsonl').write_bytes(b'{"a": 1}\n' + b' \n' * 51 + b'{"a": 1}\n')
+  with pytest.raises(UserError, match='a.jsonl:52: more than 50 empty lines'):
+    list(readers.read(tmp_path / 'a.jsonl'))
+
+
+def test_any_damage_of_any_file_is_a_sentence_or_rows(tmp_path):
+  rng = np.random.default_rng(0)
+  rows = [{'audio': f'{i}.wav', 'text': f'"é" {i}\tx' * 3} for i in range(9)]
+  table = pa.Table.from_pylist(rows)
+  (tmp_path / 'text').write_text('u1 HELLO\nu2 X\n')
+  (tmp_path / 'segments').write_text('u1 r1 0 1\nu2 r1 1 2\n')
+  samples = {
+      'a.jsonl': lines(rows), 'a.json': json.dumps(rows).encode(), 'wav.scp': b'r1 a.wav\nr2 b|\n',
+      'a.csv': b'audio,text\n1.wav,"a ""b"" c"\n2.wav,x\n', 'a.list': b'1.wav|x|y\n2.wav|z|w\n',
+      'a.tsv': b'audio\ttext\n1.wav\t"a ""b"" c"\n2.wav\t"x\ny"\n'}
+  samples |= {f'{name}.{ending}': pack(samples[name]) for name in ('a.jsonl', 'a.csv')
+              for ending, pack in (('gz', gzip.compress), ('zst', zstd.compress))}
+  parquet.write_table(table, tmp_path / 'x')
+  samples['a.parquet'] = (tmp_path / 'x').read_bytes()
+  with pa.ipc.new_file(tmp_path / 'x', table.schema) as file:
+    file.write_table(table)
+  samples['a.arrow'] = (tmp_path / 'x').read_bytes()
+  for name, data in samples.items():
+    for _ in range(20):
+      broken = bytearray(data)
+      for at in rng.integers(len(data), size=rng.integers(1, 6)):
+        broken[at] = rng.choice([0, 10, 34, 44, 91, 123, 124, 255, rng.integers(256)])
+      (tmp_path / name).write_bytes(broken[:rng.integers(len(data))] if rng.random() < 0.2
+                                    else broken)
+      try:
+        for _, value in in_pieces(tmp_path / name):
+          assert isinstance(value, (dict, UserError))
+      except UserError as error:
+        assert '\n' not in str(error) and len(str(error)) < 400 + len(str(tmp_path)), str(error)
 
 
 @pytest.mark.parametrize('text', ['{"a": ' + '9' * 5000 + '}', '{"a": ' * 100_000,

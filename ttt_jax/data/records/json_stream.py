@@ -52,7 +52,8 @@ class _Values:
   def _more(self) -> bool:
     self._buffer, self._at = self._buffer[self._at:], 0
     try:
-      piece = self._file.read(max(_PIECE, len(self._buffer)))
+      size = min(len(self._buffer), limits.LONGEST + 1 - len(self._buffer))
+      piece = self._file.read(max(_PIECE, size))
     except UnicodeError as error:
       raise UserError(f'data file {self._path}: not UTF-8 ({getattr(error, "reason", error)}); '
                       'save it as UTF-8.') from error

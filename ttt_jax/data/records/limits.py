@@ -3,6 +3,7 @@
 LONGEST = 256 * 2**20  # bytes of one record: 1.6 hours of 16-bit speech at 16 kHz in base64
 VALUES = 2**22         # values and keys of one record of JSON: at most about 0.5 GB in memory
 UNCHECKED = 2**22      # bytes; JSON up to here has too few values to count
+BLANKS = 10**6         # empty lines in a row
 RATIO = 500            # decompressed bytes per compressed byte, after the first FREE bytes;
 FREE = 64 * 2**20      # text reaches 5 to 50
 

@@ -210,10 +210,14 @@ def _holds_lines(path: pathlib.Path, kind: str, stamp: tuple[int, int]) -> bool:
 
 
 def lines(piece: Piece) -> Iterator[tuple[str, bytes | UserError]]:
-  """('file:line', line) of a piece of a .jsonl without empty lines; an error if it is too long."""
+  """('file:line', line) of a piece of a .jsonl without empty lines; an error if it is too long.
+
+  Raises:
+    UserError: very many empty lines.
+  """
   path = pathlib.Path(piece.path)
   with compression.opened(path) as file:
-    number, at = piece.before, piece.start
+    number, at, blanks = piece.before, piece.start, 0
     if at:
       file.seek(at)
     while (piece.stop is None or at < piece.stop) and (line := file.readline(limits.LONGEST + 1)):
@@ -227,7 +231,12 @@ def lines(piece: Piece) -> Iterator[tuple[str, bytes | UserError]]:
         yield where, UserError(f'{where}: the line is longer than {limits.LONGEST // 2**20} MiB; a '
                                '.jsonl file has one record per line.')
       elif line.strip(_BLANK):
+        blanks = 0
         yield where, line
+      else:
+        blanks += 1
+        if blanks > limits.BLANKS:
+          raise UserError(f'{where}: more than {limits.BLANKS:,} empty lines; the file is damaged.')
 
 
 def parse_line(where: str, line: bytes) -> dict[str, Any] | UserError:
