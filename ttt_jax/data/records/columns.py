@@ -48,7 +48,9 @@ def arrow(path: pathlib.Path) -> Iterator[dict[str, Any] | str]:
       file.seek(0)
       batches = iter(pa.ipc.open_stream(file))
     for batch in batches:
-      batch.validate(full=True)  # the offsets of a damaged file point anywhere in memory
+      batch.validate()
+      batch = _without_times(batch)  # some of which count as invalid
+      batch.validate(full=True)      # the offsets of a damaged file point anywhere in memory
       yield from _rows(batch)
 
 
