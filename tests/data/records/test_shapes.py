@@ -177,7 +177,11 @@ def test_a_stretch_of_a_file_is_named_on_a_record_a_turn_a_part_or_the_sound(mor
       {'messages': [{**TALK[0], **sound}, TALK[1]]},
       {'messages': [{'role': 'user', 'content': [{'type': 'audio', **sound},
                                                  {'type': 'text', 'text': ASK}]}, TALK[1]]},
-      {'messages': TALK, 'audios': [{'path': 'a.wav', **more}]}):
+      {'messages': TALK, 'audios': [{'path': 'a.wav', **more}]},
+      {'messages': [{'role': 'user', 'content': [{'type': 'audio', 'audio': 'a.wav'},
+                                                 {'type': 'text', 'text': ASK}]}, TALK[1]],
+       **more},
+      {'messages': [{'role': 'user', 'content': f'<audio>a.wav</audio>{ASK}', **more}, TALK[1]]}):
     record = parse(value)
     (part,) = record.audio()
     assert (part.offset, part.duration, part.channel) == right

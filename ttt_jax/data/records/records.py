@@ -111,6 +111,8 @@ def _pieces(value: dict[str, Any], written: list[Written], where: str
             ) -> tuple[list[list[sounds.Piece]], set[str]]:
   """(pieces of each turn with all sounds in their places, the keys of the record used)."""
   pieces = [_content(turn, where) for turn in written]
+  for turn, mine in zip(written, pieces):
+    turn.used |= sounds.cut([mine], turn.value, turn.used, f'{where}: {turn.at.rpartition(".")[0]}')
   answers = [turn.role == 'assistant' for turn in written]
   out = list(pieces)
   placed = []
@@ -145,7 +147,7 @@ def _pieces(value: dict[str, Any], written: list[Written], where: str
                      f'{where}: the record')
   for i, mine in zip(rest, put):
     out[i] = mine
-  return out, used | names
+  return out, used | names | sounds.cut(out, value, names, f'{where}: the record')
 
 
 def _check_ambiguous(turn: Written, where: str) -> None:

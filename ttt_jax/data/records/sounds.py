@@ -14,6 +14,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Collection
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
@@ -269,6 +270,33 @@ def beside(value: dict[str, Any], at: str, weak: bool = True) -> tuple[list[Part
     part, keys = _audio_part(value, at, '', '', ())
     return [part], keys
   return [], set()
+
+
+def cut(turns: list[list['Piece']], value: dict[str, Any], used: Collection[str],
+        at: str) -> set[str]:
+  """Applies the stretch that a record or a turn names to the one file inside it, in place.
+
+  Args:
+    turns: pieces of turns, of which one may be a sound without a stretch of its own.
+    value: the record or turn.
+    used: its keys that were used for another sound.
+    at: its place, for error messages.
+
+  Returns:
+    The keys that were used.
+  """
+  if STRETCH.isdisjoint(value) or not STRETCH.isdisjoint(used):
+    return set()
+  places = [(pieces, i) for pieces in turns for i, piece in enumerate(pieces)
+            if isinstance(piece, Part) and piece.kind == 'audio']
+  part = places[0][0][places[0][1]] if len(places) == 1 else None
+  if not isinstance(part, Part) or part.source is None or part.codes is not None or (
+      part.clip[1:] != (0.0, None, None)):
+    return set()
+  found = stretch(value, at)
+  pieces, i = places[0]
+  pieces[i] = dataclasses.replace(part, **found.fields)
+  return set(found.keys)
 
 
 def is_sound(value: Any) -> bool:
