@@ -8,6 +8,7 @@ import pytest
 from ttt_jax import config as config_lib
 from ttt_jax.cli import main
 from ttt_jax.config import paths
+from ttt_jax.data.records import readers
 from ttt_jax.errors import UserError
 from ttt_jax.runs import sweep
 
@@ -112,6 +113,16 @@ def _message(address):
   with pytest.raises(UserError) as error:
     paths.local(address, '--out')
   return str(error.value)
+
+
+def test_a_workdir_may_have_the_characters_of_patterns(tmp_path):
+  folder = tmp_path / 'run[1]' / 'a'
+  folder.mkdir(parents=True)
+  for name in ('x.jsonl', 'y.jsonl'):
+    (folder / name).touch()
+  workdir = tmp_path / 'run[1]'
+  assert readers.find('a/*.jsonl', [workdir]) == [folder / 'x.jsonl', folder / 'y.jsonl']
+  assert readers.find('a/x.jsonl', [workdir]) == [folder / 'x.jsonl']
 
 
 def test_other_names_are_left_alone():

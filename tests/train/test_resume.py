@@ -159,6 +159,12 @@ def test_init_from_takes_a_run_its_checkpoints_or_one(ten_steps, place):
   assert source.directory == ten_steps / 'checkpoints'
 
 
+def test_a_workdir_may_have_the_characters_of_patterns(ten_steps, tmp_path):
+  shutil.copytree(ten_steps / 'checkpoints' / '5', tmp_path / 'run[1]' / 'checkpoints' / '5')
+  source, step = restore.initial(str(tmp_path / 'run[1]'), lambda *found: found, 'checksums')
+  assert step == 5 and 'opt_state' in source.stored(5)
+
+
 def test_init_from_of_something_else_is_a_sentence(ten_steps, tmp_path):
   for path in (tmp_path, tmp_path / 'none', ten_steps / 'checkpoints' / '7'):
     with pytest.raises(UserError, match='config key train.init_from is .*; name the workdir'):

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import glob
 import json
+import os
 import pathlib
 from typing import Any, Iterator
 
@@ -65,7 +66,9 @@ def find(pattern: str, places: list[pathlib.Path]) -> list[pathlib.Path]:
     if pattern and path.is_dir():
       return folders.manifest(path)
     if any(mark in pattern for mark in '*?['):
-      found = sorted(p for p in map(pathlib.Path, glob.glob(str(path), recursive=True))
+      # The folder's own name may hold characters of patterns: run[1].
+      matched = glob.glob(os.path.join(glob.escape(str(place)), pattern), recursive=True)
+      found = sorted(p for p in map(pathlib.Path, matched)
                      if p.is_file())
       if found:
         return found
