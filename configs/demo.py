@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
           # voice is knowledge carried from text to speech, not recall of a recording.
           {'path': SPEECH + 'validation_chat.jsonl', 'prompt': 'qa', 'repeat': 12.0},
           {'path': SPEECH + 'heldout_chat.jsonl', 'prompt': 'qa', 'repeat': 12.0},
-          # Many lines of arithmetic: a model that does not know a result from its text learns it from
-          # the sound of the training questions instead, and fails on the others.
+          # Many lines of arithmetic: a model that does not know a result from its text learns it
+          # from the sound of the training questions instead, and fails on the others.
           {'path': SPEECH + 'tables.jsonl', 'repeat': 7.0},
           {**short, **asr},
           {**short, **tts},
