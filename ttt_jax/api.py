@@ -10,7 +10,6 @@
 from collections.abc import Sequence
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from typing import Any, NamedTuple, overload
@@ -28,7 +27,7 @@ from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.errors import UserError
 from ttt_jax.generate import engine
 from ttt_jax.generate.outputs import Answer
-from ttt_jax.hf import import_hf
+from ttt_jax.hf import import_hf, qwen_config
 from ttt_jax.model import sharding, staircase
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.objective import hybrid
@@ -300,7 +299,7 @@ def load(path: str | os.PathLike, dtype: str = 'float32',
     raise UserError(f'{path} is neither a Hugging Face directory (config.json and safetensors) '
                     'nor a workdir with checkpoints.')
   config, vocab, params = import_hf.read(path, dtype, mesh)
-  values = json.loads((path / 'config.json').read_text(encoding='utf-8'))
+  values = qwen_config.read(path)
   objective = ObjectiveConfig(mode=values.get('ttt_mode', 'hybrid'),
                               prompt_audio=values.get('ttt_prompt_audio', 'bidirectional'))
   known = {field.name for field in dataclasses.fields(GenerateConfig)}

@@ -259,10 +259,10 @@ def test_a_damaged_codec_is_a_sentence(tmp_path):
   with pytest.raises(UserError, match='cannot be read'):
     codecs.load(tmp_path)
   (tmp_path / 'codec.npz').unlink()
-  with pytest.raises(UserError, match='cannot be read'):
+  with pytest.raises(UserError, match=r'codec.npz is missing'):
     codecs.load(tmp_path)
   (tmp_path / 'codec.json').write_text('{')
-  with pytest.raises(UserError, match='cannot be read'):
+  with pytest.raises(UserError, match='codec.json is not JSON'):
     codecs.load(tmp_path)
 
 

@@ -82,8 +82,15 @@ def test_another_vocabulary_is_rejected_with_both_fingerprints(tmp_path):
 
 
 @pytest.mark.parametrize('content, sentence', [
-    (None, 'no prepared data'), ('{', 'not a manifest'), ('[]', 'not a manifest'),
-    ('{"version": 1}', 'not a manifest'),
+    (None, 'no prepared data'), ('{', 'is not JSON'), ('[]', r'is \[\]; it must be a JSON object'),
+    ('{"version": 1}', 'version 1 '), ('{"version": 3}', 'has no vocabulary, which must be'),
+    (json.dumps({'version': 3, 'vocabulary': VOCAB.to_dict() | {'codebook_size': 2**40}}),
+     'has vocabulary.codebook_size = 1099511627776; it must be an integer from 1 to'),
+    (json.dumps({'version': 3, 'vocabulary': VOCAB.to_dict(), 'fingerprint': '0', 'seq_len': 8,
+                 'splits': {'train': {'rows': 1, 'files': [{'name': '../x', 'bytes': 0}]}}}),
+     r"has splits.train.files\[0\].name = '../x'; it must be a name without /"),
+    (json.dumps({'version': 3, 'vocabulary': VOCAB.to_dict(), 'fingerprint': '0', 'seq_len': 8,
+                 'splits': {}}), 'has fingerprint 0, but that of its vocabulary is'),
     (json.dumps({'version': 99, 'vocabulary': VOCAB.to_dict()}), 'version 99'),
 ])
 def test_a_bad_manifest_is_one_sentence(tmp_path, content, sentence):

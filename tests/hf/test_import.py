@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -18,6 +19,7 @@ from ttt_jax.hf import import_hf, qwen_config, tensor_names
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
 from ttt_jax.storage import safetensors_io
+from ttt_jax.tokens import bpe_ranks
 from ttt_jax.tokens.vocab import Vocabulary
 
 V = Vocabulary('bytes', 256, 'codes-20', 20)
@@ -98,6 +100,12 @@ def rewrite(directory, values):
                              for name, value in values.items()), 2**40).write(values.get)
 
 
+def changed(directory, **more):
+  """Change fields of config.json."""
+  path = directory / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | more))
+
+
 NORM = 'model.layers.1.input_layernorm.weight'
 DOWN = 'model.layers.0.mlp.down_proj.weight'
 
@@ -126,24 +134,55 @@ def test_wrong_tensors_are_named(tmp_path, change, expected):
     ({'hidden_act': 'gelu'}, "has hidden_act = 'gelu'; only 'silu' can be imported"),
     ({'use_sliding_window': True}, 'has use_sliding_window = True'),
     ({'rope_scaling': {'type': 'yarn'}}, 'has rope_scaling = '),
-    ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e6}}, 'has rope_scaling = '),
+    ({'rope_scaling': 'yarn'}, "has rope_scaling = 'yarn'; it must be a JSON object"),
+    ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e6}}, 'has rope_parameters = '),
+    ({'rope_parameters': {'full_attention': {'rope_theta': 1e6}}}, 'has rope_parameters = '),
+    ({'rope_parameters': {'rope_theta': -1}}, 'rope_parameters in .* has rope_theta = -1; it must'),
+    ({'layer_types': ['full_attention', 'sliding_attention']}, 'has layer_types = '),
     ({'hidden_size': 'wide'}, "has hidden_size = 'wide'; it must be an integer"),
+    ({'hidden_size': 32.0}, 'has hidden_size = 32.0; it must be an integer'),
+    ({'hidden_size': True}, 'has hidden_size = True; it must be an integer'),
     ({'num_hidden_layers': None}, 'has num_hidden_layers = None'),
+    ({'num_hidden_layers': 10**9}, 'num_hidden_layers = 1000000000; it must be .* 1 to 4,096'),
+    ({'num_attention_heads': 0}, 'has num_attention_heads = 0; it must be an integer from 1'),
+    ({'num_attention_heads': 3}, 'num_attention_heads = 3 and num_key_value_heads = 2; the first'),
+    ({'head_dim': None, 'num_attention_heads': 64}, 'has heads of width 0'),
+    ({'vocab_size': -1}, 'has vocab_size = -1'), ({'rms_norm_eps': '1e-6'}, 'has rms_norm_eps = '),
+    ({'tie_word_embeddings': 'yes'}, 'has tie_word_embeddings = '),
+    ({'vocab_size': V.size + 1}, 'asks for vocab_size = 322 rows'),
+    ({'vocab_size': V.size - 1}, 'has vocab_size = 320, but its vocabulary has 321 ids'),
+    ({'mask_token': 10**7}, 'has vocab_size = 321, but its vocabulary has 10,000,003 ids'),
+    ({'architectures': 'Qwen2ForCausalLM'}, 'describes Qwen2ForCausalLM; only Qwen2 decoders'),
     ({'audio_token_id_start': 12, 'mask_token': 30}, 'has audio_token_id_start = 12'),
-    ({'ttt_vocabulary': {'text': 'bytes'}}, 'has ttt_vocabulary = '),
+    ({'ttt_vocabulary': {'text': 'bytes'}}, 'has no ttt_vocabulary.text_ranks'),
     ({'audio_token_id_start': None}, 'has vocab_size = 321 and neither audio_token_id_start'),
 ])
 def test_wrong_configs_are_named(tmp_path, more, expected):
-  directories.write(tmp_path, SIZE, V.size, **EXTENDED | more)
+  directories.write(tmp_path, SIZE, V.size, **EXTENDED)
+  changed(tmp_path, **more)
   with pytest.raises(UserError, match=expected) as error:
     import_hf.read(tmp_path)
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('more', [
+    {'architectures': ['Qwen2ForARDiffLM']}, {'architectures': None}, {'rope_scaling': {}},
+    {'rope_scaling': {'type': 'default'}}, {'layer_types': ['full_attention'] * 2},
+    {'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6}, 'rope_theta': None}])
+def test_configs_of_other_versions_are_read(tmp_path, more):
+  directories.write(tmp_path, SIZE, V.size, **EXTENDED | more)
+  values = qwen_config.read(tmp_path)
+  assert qwen_config.vocabulary(values, tmp_path) == V
+  qwen_config.compare(values, SIZE, tmp_path)
+
+
 @pytest.mark.parametrize('harm, expected', [
     (lambda d: (d / 'config.json').unlink(), 'config.json does not exist'),
-    (lambda d: (d / 'config.json').write_text('{'), 'is not the JSON of a model'),
-    (lambda d: (d / 'config.json').write_text('[]'), 'is not the JSON of a model'),
+    (lambda d: (d / 'config.json').write_text('{'), 'is not JSON'),
+    (lambda d: (d / 'config.json').write_text('[]'), 'must be a JSON object'),
+    (lambda d: (d / 'config.json').write_bytes(b'\xff'), 'is not JSON .byte 0 is not UTF-8'),
+    (lambda d: (d / 'config.json').write_text('[' * 10**5), 'it is nested too deep'),
+    (lambda d: ((d / 'config.json').unlink(), (d / 'config.json').mkdir()), 'cannot be read'),
     (lambda d: shutil.rmtree(d), 'is not a directory'),
 ])
 def test_not_a_model(tmp_path, harm, expected):
@@ -197,6 +236,44 @@ def test_another_vocabulary_is_named(tmp_path, settings, capsys):
   assert command(tmp_path, config) == 2
   assert (f'has mask_token = {vocab.mask - 1}, but in the vocabulary of the prepared data it is '
           f'{vocab.mask}') in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+  values = directories.write(tmp_path, SIZE, V.size, **EXTENDED)
+  values[DOWN][0, 0] = np.nan
+  rewrite(tmp_path, values)
+  with pytest.raises(UserError, match=f'tensor {DOWN} in .* has 1 of 1,536 numbers that are NaN'):
+    import_hf.read(tmp_path)
+
+
+def tokenizer_json(directory, tokens):
+  definition = bpe_ranks.definition({f'{one}': one for one in range(tokens)}, [])
+  (directory / 'tokenizer.json').write_text(json.dumps(definition))
+
+
+@pytest.mark.parametrize('rows, tokens, expected', [
+    (151_936, None, "has vocab_size = 151,936, the size of Qwen2.5's text vocabulary, but the"),
+    (300, 300, 'the tokenizer in .* has 300 text ids, but the prepared data has 256'),
+    (255, None, 'has vocab_size = 255, but the vocabulary of the prepared data has 256 ids'),
+    (151_936, 300, "the size of Qwen2.5's text vocabulary"),
+])
+def test_another_text_vocabulary_is_refused(tmp_path, settings, capsys, rows, tokens, expected):
+  config, vocab = settings
+  directories.write(tmp_path / 'm', config.model, vocab.size)
+  changed(tmp_path / 'm', vocab_size=rows)
+  if tokens:
+    tokenizer_json(tmp_path / 'm', tokens)
+  assert command(tmp_path, config) == 2
+  assert re.search(expected, capsys.readouterr().err)
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_codes_of_another_codec_are_refused(tmp_path, settings, capsys):
+  config, vocab = settings
+  other = vocab.to_dict() | {'codec': 'another'}
+  directories.write(tmp_path / 'm', config.model, vocab.size, ttt_vocabulary=other)
+  assert command(tmp_path, config) == 2
+  assert 'has ttt_vocabulary.codec = another, but the codec of' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('place', ['', 'sub'])

@@ -196,6 +196,16 @@ def test_merged_base_and_adapter_leave_and_come_back(run, tmp_path, capsys):
   for part in ('merged', 'base', 'adapter'):
     assert main.main(['export-hf', '--workdir', str(workdir), '--out', str(tmp_path / part),
                      '--part', part]) == 0
+  assert 'adapter_config.json names no base: the adapter fits what' in capsys.readouterr().out
+  assert json.loads((tmp_path / 'adapter' / peft.CONFIG).read_text())[
+      'base_model_name_or_path'] is None, 'the imported directory has fewer rows'
+  named = ['export-hf', '--workdir', str(workdir), '--out', str(tmp_path / 'named'),
+           '--part', 'adapter', '--base']
+  assert main.main([*named, str(tmp_path / 'merged')]) == 2
+  assert "the adapter needs the part 'base'" in capsys.readouterr().err
+  assert main.main([*named, str(tmp_path / 'base')]) == 0
+  assert json.loads((tmp_path / 'named' / peft.CONFIG).read_text())[
+      'base_model_name_or_path'] == str(tmp_path / 'base')
   end = trained_model.load(config, workdir)
   want = export_hf.probe(end.model, end.params, end.vocab)
   size, vocab, merged = import_hf.read(tmp_path / 'merged')
@@ -218,23 +228,70 @@ def test_merged_base_and_adapter_leave_and_come_back(run, tmp_path, capsys):
   assert 'config key model.lora.rank is 0, but' in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('values, expected', [
+PLAIN = ModelConfig(**directories.SMALL,
+                    lora=LoraConfig(rank=4, alpha=8.0, targets=('q', 'v', 'up')))
+
+
+def adapter(folder, changes, params=None):
+  """A PEFT directory of ``PLAIN`` with other fields in its configuration; its model."""
+  model = Model(PLAIN, V.size)
+  params = lora.adapters(model.init(jax.random.key(0))) if params is None else params
+  peft.save(folder, model, params, 'org/base')
+  path = folder / peft.CONFIG
+  values = json.loads(path.read_text()) | changes
+  path.write_text(json.dumps({key: value for key, value in values.items() if value != 'absent'}))
+  return model
+
+
+@pytest.mark.parametrize('changes, expected', [
     ({'lora_alpha': 3}, 'model.lora.alpha is 8.0, but .* has 3'),
     ({'target_modules': ['q_proj']}, r"model.lora.targets is \['q', 'up', 'v'\], but .* \['q'\]"),
     ({'target_modules': '.*proj'}, "has target_modules = '.*proj'; only a list"),
+    ({'target_modules': ['q_proj', 'lm_head']}, "has 'lm_head' in target_modules; adapters can"),
+    ({'target_modules': 'absent'}, 'has no target_modules'),
     ({'use_dora': True}, 'has use_dora = True'), ({'bias': 'all'}, "has bias = 'all'"),
-    ({'r': None}, 'model.lora.rank is 4, but .* has None'),
+    ({'r': None}, 'has r = None; it must be an integer from 1'),
+    ({'r': -1}, 'has r = -1'), ({'r': 10**400}, 'has r = a int|has r = 1000'),
+    ({'lora_alpha': 'wide'}, "has lora_alpha = 'wide'"), ({'peft_type': 'LOHA'}, 'only .LORA. can'),
+    ({'init_lora_weights': 'pissa'}, "'pissa'; only True can be .* it changes the base weights"),
+    ({'init_lora_weights': 'pissa_niter_4'}, 'it changes the base weights'),
+    ({'init_lora_weights': 'olora'}, 'it changes the base weights'),
+    ({'init_lora_weights': 'corda'}, 'it changes the base weights'),
+    ({'init_lora_weights': 'loftq'}, 'it changes the base weights'),
+    ({'init_lora_weights': 1}, 'has init_lora_weights = 1'),
+    ({'layer_replication': [[0, 2], [1, 2]]}, 'it changes the layers of the base'),
+    ({'use_rslora': True}, 'has use_rslora = True'), ({'lora_bias': True}, 'has lora_bias = True'),
+    ({'trainable_token_indices': [1]}, 'has trainable_token_indices = '),
+    ({'alora_invocation_tokens': [1]}, 'has alora_invocation_tokens = '),
+    ({'modules_to_save': ['lm_head']}, 'has modules_to_save = '),
+    ({'exclude_modules': ['k_proj']}, 'has exclude_modules = '),
+    ({'rank_pattern': {'q_proj': 8}}, 'has rank_pattern = '),
+    ({'a_setting_of_the_future': 3}, 'has a_setting_of_the_future = 3; only None can be imported'),
 ])
-def test_adapters_of_another_kind_are_named(run, tmp_path, values, expected):
-  workdir, config = run
-  end = trained_model.load(config, workdir)
-  mesh = jax.tree.leaves(end.params)[0].sharding.mesh
-  peft.save(tmp_path, end.model, end.params, 'base')
-  path = tmp_path / peft.CONFIG
-  path.write_text(json.dumps(json.loads(path.read_text()) | values))
+def test_adapters_of_another_kind_are_named(tmp_path, one_device, changes, expected):
+  model = adapter(tmp_path, changes)
   with pytest.raises(UserError, match=expected):
-    peft.load(tmp_path, end.model, mesh, {})
+    peft.load(tmp_path, model, sharding.make_mesh(MeshConfig()), {})
+
+
+@pytest.mark.parametrize('changes', [
+    {}, {'init_lora_weights': 'gaussian'}, {'init_lora_weights': 'absent'}, {'r': 4},
+    {'target_modules': ['self_attn.q_proj', 'v_proj', 'up_proj']}, {'peft_version': '0.19.0'},
+    {'a_setting_of_the_future': None, 'another': False, 'third': {}}])
+def test_plain_adapters_are_read(tmp_path, one_device, changes):
+  model = adapter(tmp_path, changes)
+  found, base = peft.load(tmp_path, model, sharding.make_mesh(MeshConfig()), {})
+  chex.assert_trees_all_equal(found, lora.adapters(model.init(jax.random.key(0))))
+  assert base == 'org/base'
+
+
+def test_adapters_that_are_not_finite_are_named(tmp_path, one_device):
+  params = lora.adapters(Model(PLAIN, V.size).init(jax.random.key(0)))
+  params['layers']['mlp']['up']['lora_b'] = np.full_like(
+      params['layers']['mlp']['up']['lora_b'], np.inf)
+  model = adapter(tmp_path, {}, params)
+  with pytest.raises(UserError, match='tensor .*up_proj.lora_B.weight in .* are NaN or infinite'):
+    peft.load(tmp_path, model, sharding.make_mesh(MeshConfig()), {})
 
 
 @pytest.mark.slow

@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
 
 import ml_dtypes
 import numpy as np
 import pytest
+
+from safetensors import numpy as library
 
 from ttt_jax.errors import UserError
 from ttt_jax.storage import safetensors_io
@@ -20,6 +23,7 @@ VALUES = {
 
 
 def write(folder, shard_bytes=2**40, values=VALUES):
+  folder.mkdir(exist_ok=True)
   writer = safetensors_io.Writer(folder, (safetensors_io.Plan(name, value.shape, value.dtype)
                                    for name, value in values.items()), shard_bytes)
   writer.write(values.get)
@@ -37,12 +41,9 @@ def test_what_is_written_is_read(tmp_path, shard_bytes, files):
     found = folder.read(name)
     assert found.dtype == value.dtype and found.tobytes() == value.tobytes()
     assert safetensors_io.checksum(folder, name) == writer.sums[name]
-  first = np.zeros((3, 5), np.float32)
-  np.testing.assert_array_equal(folder.read('a', first), VALUES['a'][:3])
 
 
 def test_the_library_reads_and_writes_the_same(tmp_path):
-  library = pytest.importorskip('safetensors.numpy')
   write(tmp_path)
   found = library.load_file(tmp_path / safetensors_io.SINGLE)
   assert {name: value.tobytes() for name, value in found.items()} == {
@@ -64,34 +65,75 @@ def cut(path, size):
   path.write_bytes(path.read_bytes()[:size])
 
 
-def header(path, change):
-  """Rewrite a file's header without touching its tensors."""
+def grow(path):
+  path.write_bytes(path.read_bytes() + bytes(8))
+
+
+def raw_header(path, change):
+  """Rewrite the text of a file's header without touching its tensors."""
   data = path.read_bytes()
   length = int.from_bytes(data[:8], 'little')
-  values = json.loads(data[8:8 + length])
-  change(values)
-  text = json.dumps(values).encode()
+  text = change(data[8:8 + length].rstrip())
   path.write_bytes(len(text).to_bytes(8, 'little') + text + data[8 + length:])
 
 
-ONE = 'model-00001-of-00004.safetensors'
+def header(path, change):
+  def changed(text):
+    values = json.loads(text)
+    values.pop('__metadata__')
+    change(values)
+    return json.dumps(values).encode()
+  raw_header(path, changed)
+
+
+def mixed(folder):
+  """The second file also holds the tensor of the first."""
+  values = {name: VALUES[name] for name in 'ab'}
+  write(folder / 'other', values=values)
+  shutil.copy(folder / 'other' / safetensors_io.SINGLE, folder / TWO)
+
+
+ONE, TWO = (f'model-0000{number}-of-00004.safetensors' for number in (1, 2))
 
 
 @pytest.mark.parametrize('harm, expected', [
-    (lambda d: cut(d / ONE, 200), r'has 200 bytes, but its header needs \d+; the file is trunc'),
+    (lambda d: cut(d / ONE, 200), 'is not a complete safetensors file .*not fully covered'),
+    (lambda d: grow(d / ONE), 'is not a complete safetensors file .*not fully covered'),
     (lambda d: cut(d / ONE, 12), 'is not a safetensors file'),
     (lambda d: cut(d / ONE, 3), 'is not a safetensors file'),
     (lambda d: (d / ONE).write_bytes(b'PK' + bytes(500)), 'is not a safetensors file'),
     (lambda d: (d / ONE).unlink(), f'names the file {ONE}, which is not in'),
-    (lambda d: (d / safetensors_io.INDEX).write_text('[]'), 'is not an index of safetensors files'),
+    (lambda d: (d / safetensors_io.INDEX).write_text('[]'),
+     'must be a JSON object; it must map tensor'),
     (lambda d:
-     (d / safetensors_io.INDEX).write_text('{"weight_map": {"a": 3}}'), 'is not an index'),
+     (d / safetensors_io.INDEX).write_text('{"weight_map": {"a": 3}}'),
+     'has weight_map.a = 3; it must be a name'),
+    (lambda d: index(d, lambda v: v['weight_map'].update(a='../x.safetensors')),
+     "has weight_map.a = '../x.safetensors'; it must be a name without /"),
+    (lambda d: index(d, lambda v: v['weight_map'].update(a=str(d / ONE))), 'has weight_map.a = '),
+    (lambda d: (d / safetensors_io.INDEX).write_text(
+        f'{{"weight_map": {{"a": "{ONE}", "a": "{ONE}"}}}}'), "key 'a' appears twice"),
+    (lambda d: shutil.copy(d / ONE, d / TWO), f'lists tensor b in {TWO}, which does not'),
+    (mixed, f'tensor a is in .*{ONE} and in .*{TWO}; files of two models'),
+    (lambda d: shutil.copy(d / ONE, d / safetensors_io.SINGLE),
+     'has both model.safetensors and model.saf'),
     (lambda d: index(d, lambda v: v['weight_map'].update(b=ONE)), f'lists tensor b in {ONE}'),
     (lambda d:
      (d / safetensors_io.INDEX).unlink(), 'has neither model.safetensors nor model.safetensors'),
-    (lambda d: header(d / ONE, lambda v: v['a'].update(dtype='I4')), 'has dtype I4; it must be'),
-    (lambda d: header(d / ONE, lambda v: v['a'].update(shape=[7, 6])), 'not a safetensors file'),
-    (lambda d: header(d / ONE, lambda v: v.update(a=3)), 'is not a safetensors file'),
+    (lambda d: header(d / ONE, lambda v: v['a'].update(dtype='I32')), 'has dtype I32; it must'),
+    (lambda d: header(d / ONE, lambda v: v['a'].update(dtype='I4')), 'unknown variant `I4`'),
+    (lambda d: header(d / ONE, lambda v: v['a'].update(shape=[7, 6])), 'not a complete safet'),
+    (lambda d: header(d / ONE, lambda v: v.update(a=3)), 'is not a complete safetensors file'),
+    (lambda d: header(d / ONE, lambda v: v['a'].pop('data_offsets')), 'missing field `data_off'),
+    (lambda d: header(d / ONE, lambda v: v['a'].update(data_offsets=[-140, 0])), 'invalid value'),
+    (lambda d: header(d / ONE, lambda v: v['a'].update(data_offsets=[140, 0])), 'invalid offset'),
+    (lambda d: header(d / ONE, lambda v: v.update(z=v['a'])), 'invalid offset for tensor'),
+    (lambda d: header(d / ONE, lambda v: v.update(
+        z={'dtype': 'F32', 'shape': [0, 2**62], 'data_offsets': [140, 140]})), 'has shape'),
+    (lambda d: raw_header(d / ONE, lambda text: text[:-1] + text[text.index(b', "a"'):]),
+     "the header of .* is not JSON .*'a' appears twice"),
+    (lambda d: (d / ONE).write_bytes((2**40).to_bytes(8, 'little') + bytes(99)),
+     'is not a safetensors file'),
 ])
 def test_damage_is_one_sentence(tmp_path, harm, expected):
   write(tmp_path, 1)
@@ -109,7 +151,28 @@ def test_not_a_directory(tmp_path):
 def test_cut_off_while_it_is_read(tmp_path):
   write(tmp_path)
   folder = safetensors_io.Folder(tmp_path)
-  cut(tmp_path / safetensors_io.SINGLE, folder['b'].start - 4)
-  with pytest.raises(UserError, match='ends inside tensor'):
+  cut(tmp_path / safetensors_io.SINGLE, 250)
+  with pytest.raises(UserError, match='cannot be read .*; the file is truncated'):
     for name in folder:
       folder.read(name)
+
+
+@pytest.mark.parametrize('dtype', safetensors_io.DTYPES.values(), ids=str)
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_named(tmp_path, dtype, value):
+  tensor = np.full((4, 3), np.finfo(np.float16).max).astype(dtype)
+  write(tmp_path / 'good', values={'w': tensor})
+  assert safetensors_io.Folder(tmp_path / 'good').read_finite('w').tobytes() == tensor.tobytes()
+  tensor[2, 1] = value
+  write(tmp_path / 'bad', values={'w': tensor})
+  with pytest.raises(UserError, match='tensor w in .* has 1 of 12 numbers that are NaN or inf'):
+    safetensors_io.Folder(tmp_path / 'bad').read_finite('w')
+
+
+def test_links_of_the_hub_cache_are_followed(tmp_path):
+  """The cache of huggingface_hub has links in snapshots/REVISION to files in blobs/."""
+  write(tmp_path / 'blobs')
+  (tmp_path / 'snapshot').mkdir()
+  link = tmp_path / 'snapshot' / safetensors_io.SINGLE
+  link.symlink_to(tmp_path / 'blobs' / safetensors_io.SINGLE)
+  assert safetensors_io.Folder(tmp_path / 'snapshot').read('b').tobytes() == VALUES['b'].tobytes()

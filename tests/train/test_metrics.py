@@ -110,6 +110,20 @@ def test_two_writers_and_a_rollback_lose_no_line(tmp_path):
   assert sum(any(name.startswith('eval/') for name in line) for line in found) == 81
 
 
+@pytest.mark.parametrize('line', [
+    b'hello', b'[1]', b'{"loss": 1, "time": 2}', b'{"step": "2", "time": 2}', b'\xff\xfe',
+    b'{"step": 2, "time": 2, "loss": "low"}', b'{"step": 2, "time": 2, "loss": [1]}',
+    b'{"step": -1, "time": 2}', b'{"step": 2, "time": "late"}', b'{"step": true, "time": 2}',
+    b'{"step": 2, "loss": true}', b'{"step": ' + b'9' * 30 + b', "time": 2}',
+    b'{"step": ' + b'9' * 5000 + b', "time": 2}'], ids=range(12))
+def test_damaged_lines_are_left_out_with_a_warning(tmp_path, caplog, line):
+  path = tmp_path / 'metrics.jsonl'
+  good = b'{"step": %d, "time": 2.5, "loss": null}\n'
+  path.write_bytes(good % 1 + line + b'\n' + good % 3)
+  assert steps(tmp_path) == [1, 3]
+  assert f'metrics file {path}: line 2 cannot be read and is left out.' in caplog.text
+
+
 def test_boards_are_written_when_switched_on(tmp_path):
   with metrics.Writer(tmp_path / 'on') as writer:
     writer.write(1, {'loss': 2})

@@ -10,10 +10,12 @@ encode and decode (docs/data.md has an example).
 import abc
 import difflib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
+import zipfile
 
 import numpy as np
 
@@ -21,12 +23,23 @@ from ttt_jax.audio import io
 from ttt_jax.audio.streaming import Stream
 from ttt_jax.config import CodecConfig, user_classes
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.storage import files, schema
 
 FILE = 'codec.json'  # in a saved codec's directory: its kind, its name, its settings
+ARRAYS = 'codec.npz'
+_MOST_BYTES = 2**29  # of one array of a codec: a thousand times the demo's codebook
+_REMEDY = 'restore the codec.json and codec.npz of one codec, or prepare the data again'
 _BUILT_IN = {'mel': 'ttt_jax.audio.mel_codec:MelCodec',
              'codec2': 'ttt_jax.audio.codec2:Codec2',
              'glm4_voice': 'ttt_jax.audio.glm4.codec:Glm4Voice'}
+
+
+class CodecFile(schema.Kind):
+  """codec.json."""
+  kind: str
+  name: str
+  arrays: list[schema.Name]
+  settings: dict[str, Any]
 
 
 class Codec(abc.ABC):
@@ -152,7 +165,7 @@ class Codec(abc.ABC):
       files.make_folder(directory)
     arrays: dict[str, Any] = self.arrays()
     if arrays:
-      with files.replacing(directory / 'codec.npz', 'wb') as file:
+      with files.replacing(directory / ARRAYS, 'wb') as file:
         np.savez_compressed(file, **arrays)
     text = json.dumps({'kind': kind_of(type(self)), 'name': self.name,
                        'arrays': sorted(arrays), 'settings': self.settings()}, indent=1)
@@ -236,29 +249,62 @@ def load(directory: str | os.PathLike, config: CodecConfig | None = None) -> Cod
   """
   directory = pathlib.Path(directory)
   path = directory / FILE
-  if not path.is_file():
+  if not path.exists():
     raise UserError(f'no codec in {directory}: {FILE} is missing; `ttt-jax prepare` writes it.')
+  saved = schema.read(path, CodecFile, _REMEDY)
+  arrays = read_arrays(directory / ARRAYS, saved['arrays']) if saved['arrays'] else {}
   try:
-    saved = json.loads(path.read_text(encoding='utf-8'))
-    kind, name, names = saved['kind'], saved['name'], saved['arrays']
-    arrays = {}
-    if names:
-      with np.load(directory / 'codec.npz') as file:
-        arrays = {key: file[key] for key in names}
     named = user_classes.given(config) if config else ()
     mark = lambda text: text if text in named else user_classes.Stored(text)
-    cls, settings = _class_of(mark(kind), f'"kind" in {path}'), dict(saved['settings'])
+    cls, settings = _class_of(mark(saved['kind']), f'"kind" in {path}'), dict(saved['settings'])
     settings |= {key: mark(settings[key]) for key in cls.class_settings if key in settings}
     codec = _complete(cls.restore(settings, arrays))
-  except UserError:
-    raise
-  except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-    raise UserError(f'the codec in {directory} cannot be read: {error!r}; prepare the data '
-                    'again or restore its files.') from error
-  if codec.name != name:
-    raise UserError(f'the codec in {directory} is named {name}, but its arrays are those of '
-                    f'{codec.name}; restore the codec.json and codec.npz of one codec.')
+  except UserError as error:
+    raise UserError(f'the codec in {directory} cannot be used: {error}') from error
+  except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    raise UserError(f'the codec in {directory} cannot be used: {saved["kind"]} does not take its '
+                    f'settings and arrays ({error!r}); {_REMEDY}.') from error
+  if codec.name != saved['name']:
+    raise UserError(f'the codec in {directory} is named {saved["name"]}, but its arrays are those '
+                    f'of {codec.name}; {_REMEDY}.')
   return codec
+
+
+def read_arrays(path: pathlib.Path, names: list[str]) -> dict[str, np.ndarray]:
+  """Arrays of numbers from a file that np.savez_compressed wrote.
+
+  Nothing is unpickled, and memory is taken only once a header agrees with the size of its entry.
+
+  Raises:
+    UserError: a missing or damaged file, or an array that is missing or longer than _MOST_BYTES.
+  """
+  try:
+    with zipfile.ZipFile(path) as file:
+      return {name: _read_array(file, name) for name in names}
+  except FileNotFoundError as error:
+    raise UserError(f'{path} is missing; {_REMEDY}.') from error
+  except Exception as error:  # zipfile, zlib and numpy raise about ten kinds for damaged bytes
+    why = str(error) or type(error).__name__
+    raise UserError(f'{path} cannot be read ({why}); {_REMEDY}.') from error
+
+
+def _read_array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+  try:
+    entry = file.getinfo(f'{name}.npy')
+  except KeyError as error:
+    raise ValueError(f'it has no array {name!r}') from error
+  if entry.file_size > _MOST_BYTES:
+    raise ValueError(f'array {name!r} has {entry.file_size:,} bytes; at most {_MOST_BYTES:,} '
+                     'are read')
+  with file.open(entry) as stream:
+    version = np.lib.format.read_magic(stream)
+    header = {(1, 0): np.lib.format.read_array_header_1_0,
+              (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, _, dtype = header(stream)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
+      raise ValueError(f'array {name!r} has another size than its header says')
+  with file.open(entry) as stream:
+    return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def checked(codes: Any, codec: Codec, what: str = 'a recording') -> np.ndarray:

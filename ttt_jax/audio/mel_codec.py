@@ -14,7 +14,7 @@ number b * codes + c.
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ttt_jax.audio.codec import Codec, check_codes
 from ttt_jax.audio.kmeans import fit_codebook, nearest
 from ttt_jax.config import CodecConfig
 from ttt_jax.errors import UserError
+from ttt_jax.storage import schema
 
 RATE = 22_050
 WINDOW, HOP, MELS, HIGHEST = 1024, 256, 80, 8000  # samples, samples, bins, Hz
@@ -105,6 +106,12 @@ def _griffin_lim(magnitude: np.ndarray) -> np.ndarray:
   return _istft(magnitude * angles)
 
 
+class MelSettings(schema.Kind):
+  """The settings of a mel codec in codec.json."""
+  frames: Annotated[int, schema.Range(1, 1024)]
+  level: Annotated[float, schema.Range(-40, 40)]
+
+
 class MelCodec(Codec):
   """Residual k-means over log-mel patches; see the module's docstring."""
 
@@ -117,8 +124,12 @@ class MelCodec(Codec):
       frames: frames per patch.
       level: nats added in decoding, so that the peak is near 1.
     """
-    self.books = np.asarray(books, np.float16)
     self.frames, self.level = int(frames), float(np.float32(level))
+    if books.ndim != 3 or not books.size or not np.issubdtype(books.dtype, np.floating):
+      raise UserError(f'the books of a mel codec are {books.dtype} {list(books.shape)}; they must '
+                      'be floating-point numbers [codebooks, codes, frames x bins].')
+    with np.errstate(over='ignore'):  # too large numbers become infinite
+      self.books = books.astype(np.float16)
     self.codebooks, self.codes, size = self.books.shape
     if size != self.frames * MELS or not np.isfinite(self.books).all():
       raise UserError(f'a mel codebook of {self.frames} frames needs {self.frames * MELS} finite '
@@ -201,6 +212,7 @@ class MelCodec(Codec):
 
   @classmethod
   def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> 'MelCodec':
+    schema.check(settings, MelSettings, 'codec.json, settings,', 'prepare the data again')
     return cls(arrays['books'], settings['frames'], settings['level'])
 
 

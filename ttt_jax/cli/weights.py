@@ -33,6 +33,9 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
   give.add_argument('--part', default='merged', choices=PARTS, metavar='PART',
                     help='of a run with LoRA: merged, base (without the adapters), or adapter '
                          '(a PEFT folder); default: merged')
+  give.add_argument('--base', default='', metavar='NAME',
+                    help='of --part adapter: name or folder of what --part base wrote, for '
+                         'adapter_config.json (default: none)')
   give.add_argument('--overwrite', action='store_true',
                     help='replace an earlier export at --out')
   give.add_argument('--shard-gb', type=float, default=5.0, metavar='GB',
@@ -50,10 +53,13 @@ def _export(args: argparse.Namespace, config: Config) -> None:
     raise UserError(f'--shard-gb is {args.shard_gb}; it must be positive.')
   from ttt_jax.hf import export_hf
   facts = export_hf.export_hf(
-      config, args.workdir, args.out, dtype=args.dtype, part=args.part, overwrite=args.overwrite,
-      shard_bytes=int(args.shard_gb * 1e9))
+      config, args.workdir, args.out, dtype=args.dtype, part=args.part, base=args.base,
+      overwrite=args.overwrite, shard_bytes=int(args.shard_gb * 1e9))
   print(f'{pathlib.Path(args.out)}: step {facts["step"]:,}, {facts["tensors"]} tensors, '
         f'{facts["parameters"]:,} parameters in {facts["dtype"]}; read back and verified')
+  if args.part == 'adapter' and not args.base:
+    print('adapter_config.json names no base: the adapter fits what `ttt-jax export-hf --part '
+          'base` writes, which --base NAME names.')
 
 
 VERBS = {'import-hf': _import, 'export-hf': _export}

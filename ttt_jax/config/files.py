@@ -19,7 +19,8 @@ import ml_collections
 from ttt_jax.config import paths, user_classes
 from ttt_jax.config.settings import Config, with_preset
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files, owned
+from ttt_jax.storage import files, owned, schema
+from ttt_jax.storage.schema import key_text, shown
 
 if typing.TYPE_CHECKING:
   from _typeshed import DataclassInstance
@@ -53,14 +54,16 @@ def from_dict(cls: type[T], values: Any, where: str = '') -> T:
   if isinstance(values, cls):
     return values
   if not hasattr(values, 'items'):
-    raise UserError(f'config key {where or "(top)"} is {values!r}; it must be a group of settings '
-                    f'such as {{{", ".join(f.name for f in dataclasses.fields(cls)[:3])}, ...}}.')
+    some = ', '.join(field.name for field in dataclasses.fields(cls)[:3])
+    raise UserError(f'config key {where or "(top)"} is {shown(values)}; it must be a group of '
+                    f'settings such as {{{some}, ...}}.')
   hints = typing.get_type_hints(cls)
   given = {}
   for key, value in values.items():
     path = f'{where}.{key}' if where else str(key)
     if key not in hints:
-      raise UserError(f'config key {path} is unknown; {_suggest(str(key), hints, where)}')
+      raise UserError(f'config key {key_text(path)} is unknown; '
+                      f'{_suggest(str(key), hints, where)}')
     given[key] = _coerce(hints[key], value, path)
   return cls(**given)
 
@@ -99,20 +102,24 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
   if typing.get_origin(hint) is Mapping:
     if not hasattr(value, 'items'):
-      raise UserError(f'config key {path} is {value!r}; it must be names with their values, such '
-                      "as {'asr': 2, 'tts': 1}.")
-    return {str(name): _coerce(typing.get_args(hint)[1], item, f'{path}.{name}')
+      raise UserError(f'config key {path} is {shown(value)}; it must be names with their values, '
+                      "such as {'asr': 2, 'tts': 1}.")
+    return {str(name): _coerce(typing.get_args(hint)[1], item, f'{path}.{key_text(str(name))}')
             for name, item in value.items()}
   if typing.get_origin(hint) is tuple:
     item = typing.get_args(hint)[0]
     if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__'):
-      raise UserError(f'config key {path} is {value!r}; it must be a list.')
+      raise UserError(f'config key {path} is {shown(value)}; it must be a list.')
     return tuple(_coerce(item, v, f'{path}[{i}]') for i, v in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value) if abs(value) < 2**1000 else math.inf if value > 0 else -math.inf
   if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-    raise UserError(f'config key {path} is {value!r} ({type(value).__name__}); it must be '
+    raise UserError(f'config key {path} is {shown(value)} ({type(value).__name__}); it must be '
                     f'{hint.__name__}.')
+  if hint is int and abs(value) >= 2**63:
+    raise UserError(f'config key {path} is {shown(value)}; it must be below 2**63.')
+  if isinstance(value, str) and '\0' in value:
+    raise UserError(f'config key {path} is {shown(value)}; it must have no NUL character.')
   return value
 
 
@@ -139,8 +146,8 @@ def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Co
   stored = values.get('hardware', '')
   hardware = (overrides or {}).get('hardware', stored)
   if hardware and known:
-    if hardware not in known:
-      raise UserError(f'config key hardware is {hardware!r}, but {path} has presets for '
+    if not isinstance(hardware, str) or hardware not in known:
+      raise UserError(f'config key hardware is {shown(hardware)}, but {path} has presets for '
                       + ', '.join(known) + '.')
     _merge(values, known[hardware])
   elif (overrides or {}).get('hardware') and hardware != stored:
@@ -199,7 +206,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
             else _from_python(file))
   known = values.pop('presets', {})
   if not isinstance(known, dict) or not all(isinstance(one, dict) for one in known.values()):
-    raise UserError(f'config file {path}: presets is {known!r}; it must be a dict from names of '
+    raise UserError(f'config file {path}: presets is {shown(known)}; it must be a dict from names of '
                     'hardware to dicts of settings.')
   return values, known
 
@@ -290,14 +297,8 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_json(file: pathlib.Path) -> dict[str, Any]:
-  try:
-    values = json.loads(file.read_text(encoding='utf-8'))
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'config file {file} is not JSON ({error}); it must be one that ttt-jax '
-                    'wrote, or a Python file with get_config().') from error
-  if not isinstance(values, dict):
-    raise UserError(f'config file {file} holds a JSON {type(values).__name__}; it must be an '
-                    'object of settings, as ttt-jax writes it.')
+  values = schema.read(file, None, 'it must be one that ttt-jax wrote, so restore it from a copy, '
+                       'or name a Python file with get_config()')
   return upgraded(values)
 
 
@@ -328,7 +329,7 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
     if dataclasses.is_dataclass(hint) and not last:
       values = values.setdefault(part, {})
       if not isinstance(values, dict):
-        raise UserError(f'config key {path} is {values!r}; it must be a group of settings.')
+        raise UserError(f'config key {path} is {shown(values)}; it must be a group of settings.')
       cls, where = hint, path
     elif last and not dataclasses.is_dataclass(hint):
       values[part] = text if hint is str else _literal(text, path)

@@ -10,15 +10,15 @@ import os
 import pathlib
 import re
 import struct
-from typing import Any, Iterable, Sequence, cast
+from typing import Annotated, Any, Iterable, Required, Sequence, cast
 
 import numpy as np
 
 from ttt_jax.config import Config
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files as storage
+from ttt_jax.storage import files as storage, schema
 from ttt_jax.tokens.batch import Batch
-from ttt_jax.tokens.vocab import Vocabulary
+from ttt_jax.tokens.vocab import Vocabulary, VocabularyFile
 
 VERSION = 3
 _READABLE = (2, VERSION)  # version 2 (ttt_jax 0.1) called seq_len row_length
@@ -26,6 +26,55 @@ _MAGIC = b'TTR1'
 _HEAD = struct.Struct('<4sI')
 _RECORDING = re.compile(r'"(heldout_wav/[^"/]+)"')  # in a line of held-out records
 _INTS = ('token', 'document', 'span', 'position')
+_AGAIN = 'run `ttt-jax prepare` again'
+
+
+class FileEntry(schema.Kind, total=False):
+  """A file of rows in the manifest."""
+  name: Required[schema.Name]
+  rows: schema.Count
+  bytes: Required[schema.Count]
+  sha256: str
+
+
+class TaskEntry(schema.Kind, total=False):
+  """What a task contributes to a split."""
+  records: schema.Count
+  text: schema.Count
+  audio: schema.Count
+  supervised: schema.Count
+
+
+class Lengths(schema.Kind):
+  """A histogram of the lengths of documents."""
+  edges: list[float]
+  documents: list[schema.Count]
+
+
+class Split(schema.Kind, total=False):
+  """A split in the manifest."""
+  files: Required[list[FileEntry]]
+  rows: Required[schema.Count]
+  documents: schema.Count
+  truncated: schema.Count
+  tokens: dict[str, schema.Count]
+  padding: float
+  lengths: Lengths
+  tasks: dict[str, TaskEntry]
+
+
+class Manifest(schema.Kind, total=False):
+  """manifest.json; ``read_manifest`` lists its keys."""
+  version: Required[int]
+  vocabulary: Required[VocabularyFile]
+  fingerprint: Required[str]
+  codec: str
+  seq_len: Required[Annotated[int, schema.Range(1, 2**31 - 1)]]
+  max_document: schema.Count
+  rejects: dict[str, schema.Count]
+  heldout_overlap: schema.Count
+  system_prompts: dict[str, str]
+  splits: Required[dict[schema.Name, Split]]
 
 
 def pack_row(row: Batch) -> bytes:
@@ -173,18 +222,18 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
   if not file.is_file():
     raise UserError(f'there is no prepared data in {file.parent} (no manifest.json); run '
                     '`ttt-jax prepare` first, or set data.path.')
-  try:
-    manifest = json.loads(file.read_text(encoding='utf-8'))
-    version = manifest['version']
-    vocabulary = Vocabulary(**manifest['vocabulary'])
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f'{file} is not a manifest of ttt-jax ({type(error).__name__}: {error}); run '
-                    '`ttt-jax prepare` again.') from error
-  if version not in _READABLE:
-    raise UserError(f'{file} has version {version!r} but this ttt-jax reads '
-                    f'{" and ".join(map(str, _READABLE))}; run `ttt-jax prepare` again.')
+  manifest = schema.read(file, None, _AGAIN)
+  version = manifest.get('version')
+  if version not in _READABLE or isinstance(version, float):
+    raise UserError(f'{file} has version {schema.shown(version)} but this ttt-jax reads '
+                    f'{" and ".join(map(str, _READABLE))}; {_AGAIN}.')
   if 'row_length' in manifest:
     manifest['seq_len'] = manifest.pop('row_length')
+  schema.check(manifest, Manifest, str(file), _AGAIN)
+  vocabulary = Vocabulary(**manifest['vocabulary'])
+  if manifest['fingerprint'] != vocabulary.fingerprint:
+    raise UserError(f'{file} has fingerprint {manifest["fingerprint"]}, but that of its vocabulary '
+                    f'is {vocabulary.fingerprint}; {_AGAIN}.')
   if expected is not None:
     check_fingerprint(f'{file} was written', vocabulary.fingerprint, expected,
                       'prepare the data again, or use its own vocabulary')

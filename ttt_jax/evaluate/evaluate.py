@@ -113,7 +113,10 @@ def _place(workdir: pathlib.Path, out: str | os.PathLike | None) -> pathlib.Path
 def _samples_folder(folder: pathlib.Path) -> owned.Output:
   def earlier(samples: pathlib.Path) -> set[str]:
     """Before there were markers, evaluation.json named the files."""
-    entries = files.read_json(samples.parent / FILE).get('samples', [])
+    try:
+      entries = summary.read(samples.parent).get('samples', [])
+    except UserError:
+      return set()  # a damaged one proves nothing
     named = [str(path) for entry in entries for path in (entry.get('audio') or {}).values()]
     return {path.removeprefix('samples/') for path in named if path.startswith('samples/')}
   return owned.Output(folder / 'samples', 'samples', '--out', earlier)

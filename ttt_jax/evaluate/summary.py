@@ -1,9 +1,47 @@
 """The table of an evaluation: rows of label, value and note, and its text for a terminal."""
 
 import math
-from typing import Any
+import os
+import pathlib
+from typing import Annotated, Any, Required
 
 from ttt_jax.config import Config
+from ttt_jax.storage import schema
+
+FILE = 'evaluation.json'
+_Number = Annotated[float, schema.ANY_NUMBER]
+
+
+class Sample(schema.Kind, total=False):
+  """One evaluated record; paths are relative to the workdir."""
+  task: Required[str]
+  id: Required[str]
+  question_text: str | None
+  reference_text: str | None
+  roundtrip_text: str | None
+  generated_text: str | None
+  heard_text: str | None
+  correct: bool | None
+  audio: dict[str, str | None] | None
+
+
+class EvaluationFile(schema.Kind, total=False):
+  """evaluation.json; a row of the table is label, value and note."""
+  step: schema.Count
+  summary: dict[str, _Number | str | bool | None]
+  table: list[tuple[str, _Number | str | None, str]]
+  samples: list[Sample]
+
+
+def read(workdir: str | os.PathLike) -> dict[str, Any]:
+  """The evaluation of a run; {} if it was not evaluated.
+
+  Raises:
+    UserError: evaluation.json is damaged.
+  """
+  return schema.read(pathlib.Path(workdir) / FILE, EvaluationFile, 'run `ttt-jax evaluate` again',
+                     optional=True)
+
 
 _PERCENT = (
     ('asr_wer', 'ASR word error rate', 'transcripts of held-out recordings'),

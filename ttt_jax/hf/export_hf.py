@@ -21,6 +21,7 @@ import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ttt_jax.audio import codec as codecs
@@ -29,7 +30,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.hf import import_hf, model_card, peft, qwen_config, tensor_names
 from ttt_jax.model import lora, staircase
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.storage import files, owned, safetensors_io
+from ttt_jax.storage import files, owned, safetensors_io, schema
 from ttt_jax.tokens import hf_tokenizer
 from ttt_jax.tokens.batch import make_row, stack
 from ttt_jax.tokens.vocab import Vocabulary
@@ -46,7 +47,7 @@ EMBEDDED = ('mel', 'codec2')  # codecs that torch_code/ttt_codec.py decodes
 
 
 def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike, *,
-              dtype: str = '', part: str = 'merged', overwrite: bool = False,
+              dtype: str = '', part: str = 'merged', base: str = '', overwrite: bool = False,
               shard_bytes: int = SHARD) -> dict[str, Any]:
   """Export the newest checkpoint of a run.
 
@@ -56,6 +57,9 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
     dtype: of the tensors: 'float32', 'bfloat16' or 'float16'; '' = as in the checkpoint.
     part: of a run with adapters: 'merged', the 'base' without them, or the 'adapter' alone as
       a PEFT directory.
+    base: of an adapter: the name or folder of what ``part='base'`` wrote, which
+      adapter_config.json then names; '' leaves its base_model_name_or_path empty. The directory
+      that was imported is not it: it lacks the new rows of the vocabulary.
     overwrite: replace an earlier export at ``out``.
     shard_bytes: maximum size of a safetensors file.
 
@@ -75,11 +79,15 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
   if part == 'adapter' and not config.model.lora.rank:
     raise UserError('config key model.lora.rank is 0, so there is no adapter to export; leave out '
                     '--part adapter.')
+  if base and part != 'adapter':
+    raise UserError('--base has no effect without --part adapter; remove it.')
   run = trained_model.load(config, workdir, dtype=None)
+  if base:
+    _check_base(base, run)
   with building, files.writing(out):
     folder = building.folder
     if part == 'adapter':
-      facts = _adapter(run, pathlib.Path(workdir), folder)
+      facts = _adapter(run, pathlib.Path(workdir), folder, base)
     else:
       facts = _model(run, pathlib.Path(workdir), folder, dtype, part, shard_bytes)
     _write(folder / FACTS, json.dumps(facts, indent=2))
@@ -91,12 +99,38 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
 def _earlier(folder: pathlib.Path) -> set[str]:
   """The files of an export without a marker that its training.json proves to be ours."""
   try:
-    facts = json.loads((folder / FACTS).read_text(encoding='utf-8'))
-    named = {str(name) for name in facts['files']} if {'step', 'part', 'dtype'} <= facts.keys(
-        ) else set()
-  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    facts = schema.read(folder / FACTS, EarlierFacts, '')
+  except UserError:
     return set()
+  named = set(facts['files'])
   return named and named | _SMALL | {path.name for path in CODE.glob('*.py')}
+
+
+class EarlierFacts(schema.Kind):
+  """The fields of training.json that every version wrote."""
+  step: schema.Count
+  part: str
+  dtype: str
+  files: list[schema.Name]
+
+
+def _check_base(base: str, run: trained_model.TrainedModel) -> None:
+  """UserError if ``base`` is a folder of this machine and not the base of the run."""
+  path = pathlib.Path(base)
+  if not path.is_dir():
+    return  # a name at a hub, or the place where the folder will be
+  known = schema.read(path / FACTS, FactsFile, 'name a folder that `ttt-jax export-hf --part base` '
+                      'wrote')
+  if (known['part'], known['fingerprint']) != ('base', run.vocab.fingerprint):
+    raise UserError(f'--base {base} is the part {known["part"]!r} of a model with vocabulary '
+                    f'{known["fingerprint"]}; the adapter needs the part \'base\' with vocabulary '
+                    f'{run.vocab.fingerprint}.')
+
+
+class FactsFile(schema.Kind):
+  """The fields of training.json that are read."""
+  part: str
+  fingerprint: str
 
 
 def _write(path: pathlib.Path, text: str) -> None:
@@ -111,6 +145,7 @@ def _model(run: trained_model.TrainedModel, workdir: pathlib.Path, folder: pathl
   """Write a model's directory and verify it; returns the contents of training.json."""
   config, vocab = run.config, run.vocab
   model = Model(dataclasses.replace(config.model, lora=LoraConfig(), dtype='float32'), vocab.size)
+  _check_finite(run, lora.without(run.params) if part == 'base' else run.params)
   dtype = dtype or model_card.imported(workdir, run.step).get('dtype', '')
   dtype = dtype if dtype in ('float16', 'bfloat16', 'float32') else run.params[
       'trunk']['embedding'].dtype.name
@@ -122,7 +157,8 @@ def _model(run: trained_model.TrainedModel, workdir: pathlib.Path, folder: pathl
   writer.write(_source(model, params))
   kinds = jax.tree.leaves(params)[0].sharding.mesh
   del params
-  origin = files.read_json(workdir / import_hf.ORIGIN / qwen_config.CONFIG)
+  origin = schema.read(workdir / import_hf.ORIGIN / qwen_config.CONFIG, None,
+                       'restore it from the imported directory', optional=True)
   _write(folder / qwen_config.CONFIG,
          json.dumps(qwen_config.write(config, vocab, dtype, origin), indent=2))
   _write(folder / 'generation_config.json',
@@ -137,6 +173,20 @@ def _model(run: trained_model.TrainedModel, workdir: pathlib.Path, folder: pathl
   return model_card.facts(run, workdir, part) | {
       'dtype': dtype, 'tensors': len(writer.sums), 'files': writer.names(), 'codec': speaks,
       'parameters': sum(int(np.prod(t.shape)) for t in tensor_names.tensors(model).values())}
+
+
+def _check_finite(run: trained_model.TrainedModel, params: Params) -> None:
+  """UserError if a parameter is NaN or infinite."""
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    if not bool(_is_finite(leaf)):
+      name = '/'.join(str(getattr(key, 'key', key)) for key in path)
+      raise UserError(f'checkpoint {run.step} has numbers in {name} that are NaN or infinite; a '
+                      'model with such weights computes nothing, so export an earlier checkpoint.')
+
+
+@jax.jit
+def _is_finite(leaf: jax.Array) -> jax.Array:
+  return jnp.isfinite(leaf).all()
 
 
 def _converted(params: Params, merged: LoraConfig | None, dtype: str) -> Params:
@@ -213,20 +263,21 @@ def _verify(folder: pathlib.Path, model: Model, mesh: Any, writer: safetensors_i
 # -- an adapter ---------------------------------------------------------------------------
 
 
-def _adapter(run: trained_model.TrainedModel, workdir: pathlib.Path,
-             folder: pathlib.Path) -> dict[str, Any]:
+def _adapter(run: trained_model.TrainedModel, workdir: pathlib.Path, folder: pathlib.Path,
+             base: str) -> dict[str, Any]:
   """Write a PEFT directory and verify it; returns the contents of training.json."""
   model = Model(run.config.model, run.vocab.size)
   adapters = lora.adapters(run.params)
-  base = model_card.imported(workdir, 0).get('directory', '')
-  count = peft.save(folder, model, adapters, base)
+  _check_finite(run, adapters)
+  count = peft.save(folder, model, adapters, base or None)
   mesh = jax.tree.leaves(adapters)[0].sharding.mesh
-  again = peft.load(folder, model, mesh, {})
+  again, _ = peft.load(folder, model, mesh, {})
   same = jax.tree.map(lambda one, other: np.array_equal(np.asarray(one), np.asarray(other)),
                       adapters, again)
   if not all(jax.tree.leaves(same)):
     raise UserError(f'the adapter read back from {folder} differs from what was written; the disk '
                     'may be damaged, so export to another one.')
   return model_card.facts(run, workdir, 'adapter') | {
+      'adapter_base': base,
       'dtype': 'float32', 'tensors': count, 'files': [peft.WEIGHTS],
       'parameters': sum(leaf.size for leaf in jax.tree.leaves(adapters))}

@@ -1,8 +1,9 @@
 """Import a Qwen2 directory: parameters on the mesh, and from them an initial checkpoint.
 
 Tensors are read one at a time, in the order of the files, and written into their slice of the
-stacked parameter on the devices, so the host never holds more than one tensor beside its own
-devices' arrays. The checkpoint has only weights: training initialises the optimizer state.
+stacked parameter on the devices, so the host never holds more than one tensor (of the embedding
+table two copies) beside its own devices' arrays. The checkpoint has only weights: training
+initialises the optimizer state.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, Required
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,10 @@ from ttt_jax.errors import UserError
 from ttt_jax.hf import peft, qwen_config, tensor_names
 from ttt_jax.model import lora, sharding
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.storage import files, owned, safetensors_io
+from ttt_jax.storage import files, owned, safetensors_io, schema
 from ttt_jax.system.version import git_revision, version
+from ttt_jax.tokens import hf_tokenizer, tokenizer as tokenizers
+from ttt_jax.tokens.tokenizer import BpeTokenizer
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import checkpoint, ownership, state as train_state
 from ttt_jax.train.loop import RunProgress
@@ -37,6 +40,19 @@ NOISE = 0.02            # of new rows, in standard deviations of the old rows, p
 _KEPT = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
          'vocab.json', 'merges.txt', '*.tiktoken', 'LICENSE')
 _ROWS = 4096            # rows of a table per pass over it
+
+
+class ReportFile(schema.Kind, total=False):
+  """import.json: the fields of a Report."""
+  directory: Required[str]
+  tensors: Required[schema.Count]
+  parameters: Required[schema.Count]
+  dtype: Required[str]
+  rows: Required[schema.Count]
+  kept: Required[schema.Count]
+  size: Required[schema.Count]
+  adapter: str
+  adapter_base: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +66,8 @@ class Report:
     rows: vocabulary rows in the directory.
     kept: of these, the first ``kept`` are imported unchanged.
     size: of our vocabulary; rows from ``kept`` on are new.
+    adapter: the PEFT directory; '' = none.
+    adapter_base: the base that it names; '' = none.
   """
   directory: str
   tensors: int
@@ -58,6 +76,8 @@ class Report:
   rows: int
   kept: int
   size: int
+  adapter: str = ''
+  adapter_base: str = ''
 
   def lines(self) -> list[str]:
     """The report as lines of text."""
@@ -72,6 +92,9 @@ class Report:
                  'deviations')
     else:
       out.append(f'all {self.size:,} ids have the rows of the directory')
+    if self.adapter:
+      named = f'was trained on {self.adapter_base!r}' if self.adapter_base else 'names no base'
+      out.append(f'the adapter in {self.adapter} {named}; it fits these weights alone')
     return out
 
 
@@ -92,9 +115,10 @@ def read(directory: str | os.PathLike, dtype: str = 'float32',
   """
   values = qwen_config.read(directory)
   vocab = qwen_config.vocabulary(values, directory)
+  qwen_config.check_vocabulary(values, vocab, directory, 'its vocabulary')
   config = ModelConfig(**qwen_config.size(values), dtype=dtype)
   params, _ = load(directory, Model(config, vocab.size), _one_device() if mesh is None else mesh,
-                   dtype)
+                   dtype, rows=values['vocab_size'])
   return config, vocab, params
 
 
@@ -103,7 +127,7 @@ def _one_device() -> Mesh:
 
 
 def load(directory: str | os.PathLike, model: Model, mesh: Mesh, dtype: str = '',
-         seed: int = 0) -> tuple[Params, Report]:
+         seed: int = 0, rows: int | None = None) -> tuple[Params, Report]:
   """The parameters of ``model`` from a directory whose config.json fits it.
 
   Args:
@@ -113,16 +137,18 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, dtype: str = ''
     dtype: of the parameters; '' = as in the directory: bfloat16 if all tensors are, else
       float32.
     seed: of the noise in new rows of the vocabulary.
+    rows: of its embedding table, from its config.json; None = any number.
 
   Returns:
     (parameters, report).
 
   Raises:
-    UserError: a tensor is missing, unexpected, of another shape, or unreadable.
+    UserError: a tensor is missing, unexpected, of another shape, or unreadable, or has numbers
+      that are not finite.
   """
   folder = safetensors_io.Folder(directory)
   plan = tensor_names.tensors(model)
-  _check(folder, plan, model.config.tie_word_embeddings)
+  _check(folder, plan, model.config.tie_word_embeddings, rows)
   found = {folder[name].dtype for name in plan}
   source = found.pop().name if len(found) == 1 else 'mixed'
   dtype = dtype or ('bfloat16' if source == 'bfloat16' else 'float32')
@@ -136,10 +162,10 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, dtype: str = ''
     if tensor.is_table:
       leaves[tensor.path] = _table(folder, name, shape, model.vocab_size, place, dtype, seed)
     elif tensor.layer is None:
-      leaves[tensor.path] = _put(folder.read(name), place).astype(dtype)
+      leaves[tensor.path] = _put(folder.read_finite(name), place).astype(dtype)
     else:
       before = leaves.pop(tensor.path, None)
-      leaves[tensor.path] = _into(before, folder.read(name), tensor, shape, place, dtype)
+      leaves[tensor.path] = _into(before, folder.read_finite(name), tensor, shape, place, dtype)
   rows = folder[tensor_names.EMBEDDING].shape[0]
   report = Report(str(directory), len(plan), sum(folder[name].nbytes // folder[name].dtype.itemsize
                                                  for name in plan),
@@ -147,7 +173,8 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, dtype: str = ''
   return tensor_names.nested({tensor.path: leaves[tensor.path] for tensor in plan.values()}), report
 
 
-def _check(folder: safetensors_io.Folder, plan: dict[str, tensor_names.Tensor], tied: bool) -> None:
+def _check(folder: safetensors_io.Folder, plan: dict[str, tensor_names.Tensor], tied: bool,
+           rows: int | None) -> None:
   """Raise UserError unless the directory has exactly the tensors of the plan."""
   missing = [name for name in plan if name not in folder]
   if missing:
@@ -162,6 +189,9 @@ def _check(folder: safetensors_io.Folder, plan: dict[str, tensor_names.Tensor], 
                     'config.json does not; config.json belongs to another model.')
   for name, tensor in plan.items():
     shape = folder[name].shape
+    if tensor.is_table and shape[:1] != (rows,) and rows is not None:
+      raise UserError(f'tensor {name} in {folder[name].file} has shape {list(shape)}; its '
+                      f'config.json asks for vocab_size = {rows:,} rows.')
     if shape[1:] != tensor.shape[1:] or (not tensor.is_table and shape != tensor.shape):
       raise UserError(f'tensor {name} in {folder[name].file} has shape {list(shape)}; its '
                       f'config.json asks for {list(tensor.shape)}.')
@@ -221,7 +251,7 @@ def _table(folder: safetensors_io.Folder, name: str, shape: tuple[int, ...], siz
   entry = folder[name]
   kept = min(entry.shape[0], size)
   table = np.zeros(shape, entry.dtype)
-  folder.read(name, table[:kept])
+  table[:kept] = folder.read_finite(name)[:kept]
   if kept < size:
     _fill(table, kept, size, np.random.default_rng([seed, len(name)]))
   return _put(table, place).astype(dtype)
@@ -272,6 +302,7 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
   store.check_data(config, data_dir, vocab)
   qwen_config.compare(values, config.model, directory)
   qwen_config.check_vocabulary(values, vocab, directory)
+  _check_text(pathlib.Path(directory), config, vocab)
   model = Model(config.model, vocab.size)
   mesh = train_state.reading_mesh(model, config.mesh)  # the run may train on other machines
   config_lib.check_saved(workdir)
@@ -279,21 +310,39 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
     newest = checkpoints.recover()
     if newest is not None:
       again = checkpoints.meta(newest).get('imported') or {}
-      if (newest == 0 and again.get('directory') == str(directory)
+      if (newest == 0 and schema.fits(again, ReportFile) and again['directory'] == str(directory)
           and not (workdir / ORIGIN / IMPORT).exists()):  # killed before the small files
-        report = Report(**again)
+        known = {field.name for field in dataclasses.fields(Report)}
+        report = Report(**{key: value for key, value in again.items() if key in known})
         _keep_small_files(config, workdir, pathlib.Path(directory), report)
         return report
       raise UserError(f'{checkpoints.directory} has checkpoint {newest} already; import into '
                       'another workdir, or remove that folder.')
-    params, report = load(directory, model, mesh, dtype, config.seed)
+    params, report = load(directory, model, mesh, dtype, config.seed, values['vocab_size'])
     if adapter:
-      params = peft.load(adapter, model, mesh, params)
+      params, base = peft.load(adapter, model, mesh, params)
+      report = dataclasses.replace(report, adapter=str(adapter), adapter_base=base)
     # First the small files: once the checkpoint is complete, the import is.
     _keep_small_files(config, workdir, pathlib.Path(directory), report)
     checkpoints.save(0, train_state.TrainState(None, params, None), _note(config, vocab, report))
     checkpoints.wait()
   return report
+
+
+def _check_text(directory: pathlib.Path, config: Config, vocab: Vocabulary) -> None:
+  """Raise UserError if the directory has the tokenizer of another text vocabulary than the data."""
+  if not hf_tokenizer.has_files(directory):
+    return
+  found, ours = hf_tokenizer.read(directory), tokenizers.create(config.vocab)
+  if found.ranks != vocab.text_ranks:
+    raise UserError(f'the tokenizer in {directory} has {found.ranks:,} text ids, but the prepared '
+                    f'data has {vocab.text_ranks:,} ({vocab.text}), which mean other text; prepare '
+                    'the data with the tokenizer of that model.')
+  if isinstance(found, BpeTokenizer) and isinstance(ours, BpeTokenizer) and (
+      found.pieces() != ours.pieces()):
+    raise UserError(f'the tokenizer in {directory} gives other ids than {config.vocab.tokenizer}, '
+                    'which the data was prepared with (config key vocab.tokenizer); prepare the '
+                    'data with the tokenizer of that model.')
 
 
 def _check_origin(target: pathlib.Path, directory: pathlib.Path) -> None:
@@ -314,13 +363,11 @@ def _note(config: Config, vocab: Vocabulary, report: Report) -> dict[str, Any]:
 
 def _earlier(folder: pathlib.Path) -> set[str]:
   """The files of an import without a marker, which its report proves to be ours."""
-  known = {field.name for field in dataclasses.fields(Report)}
   try:
-    proven = known <= json.loads((folder / IMPORT).read_text(encoding='utf-8')).keys()
-  except (OSError, ValueError, AttributeError, RecursionError):
+    schema.read(folder / IMPORT, ReportFile, '')
+  except UserError:
     return set()
-  return {IMPORT, *(path.name for pattern in _KEPT for path in folder.glob(pattern))
-          } if proven else set()
+  return {IMPORT, *(path.name for pattern in _KEPT for path in folder.glob(pattern))}
 
 
 def _keep_small_files(config: Config, workdir: pathlib.Path, directory: pathlib.Path,

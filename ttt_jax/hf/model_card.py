@@ -1,14 +1,15 @@
 """The model card of an export: model, data, training, losses, and how to load it."""
 
-import json
+import math
 import pathlib
 from typing import Any
 
 from ttt_jax.config import to_dict
 from ttt_jax.data import store
-from ttt_jax.hf.import_hf import IMPORT, ORIGIN
-from ttt_jax.storage import files
+from ttt_jax.hf.import_hf import IMPORT, ORIGIN, ReportFile
+from ttt_jax.storage import schema
 from ttt_jax.system.version import git_revision, version
+from ttt_jax.train import metrics
 from ttt_jax.train.trained_model import TrainedModel
 
 _LOSSES = ('loss', 'ar', 'diffusion', 'text_nll', 'masked_nll')
@@ -50,7 +51,8 @@ The base is what `ttt-jax export-hf --part base` writes."""
 
 def imported(workdir: pathlib.Path, step: int) -> dict[str, Any]:
   """The import report of a run if ``step`` is the imported checkpoint; else {}."""
-  return files.read_json(workdir / ORIGIN / IMPORT) if step == 0 else {}
+  return schema.read(workdir / ORIGIN / IMPORT, ReportFile, 'import into another workdir again',
+                     optional=True) if step == 0 else {}
 
 
 def facts(run: TrainedModel, workdir: pathlib.Path, part: str) -> dict[str, Any]:
@@ -70,11 +72,10 @@ def facts(run: TrainedModel, workdir: pathlib.Path, part: str) -> dict[str, Any]
 def _losses(path: pathlib.Path, step: int) -> dict[str, float]:
   """The last logged losses up to a step."""
   found: dict[str, float] = {}
-  if path.is_file():
-    for line in path.read_text(encoding='utf-8').splitlines():
-      values = json.loads(line)
-      if values.get('step', step + 1) <= step and 'loss' in values:
-        found = {name: values[name] for name in _LOSSES if name in values}
+  for values in metrics.read(path) if path.is_file() else ():
+    if values['step'] <= step and 'loss' in values:
+      found = {name: values[name] for name in _LOSSES
+               if math.isfinite(values.get(name, math.nan))}
   return found
 
 

@@ -7,7 +7,7 @@
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Annotated, Any, Required
 
 import jax
 import numpy as np
@@ -18,17 +18,41 @@ from ttt_jax.errors import UserError
 from ttt_jax.hf import tensor_names
 from ttt_jax.model import lora, sharding
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.storage import safetensors_io
+from ttt_jax.storage import safetensors_io, schema
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 _LETTER = {'A': lora.A, 'B': lora.B}
-# Settings of a peft adapter, with the values that plain LoRA has. Other values are rejected.
-_ONLY = {'peft_type': ('LORA',), 'bias': ('none',), 'use_rslora': (False, None),
-         'use_dora': (False, None), 'fan_in_fan_out': (False, None),
-         'modules_to_save': (None, []), 'rank_pattern': ({}, None), 'alpha_pattern': ({}, None),
-         'layers_to_transform': (None, [])}
+_INDEX = WEIGHTS + '.index.json'
+# An adapter is imported if every setting of its adapter_config.json is listed here or is off. These
+# have a value that plain LoRA has:
+_PLAIN = {
+    'peft_type': ('LORA',), 'task_type': ('CAUSAL_LM', None), 'bias': ('none', None),
+    # The start of training. 'pissa', 'olora', 'corda', 'loftq' and 'lora_ga' are missing because
+    # they move a part of the base weights into the adapter.
+    'init_lora_weights': (True, False, None, 'gaussian', 'orthogonal', 'eva'),
+}
+# These change nothing of what a trained adapter computes, or are compared with the config:
+_FREE = ('base_model_name_or_path', 'revision', 'auto_mapping', 'peft_version', 'inference_mode',
+         'r', 'lora_alpha', 'target_modules', 'lora_dropout', 'runtime_config', 'megatron_core',
+         'loftq_config', 'corda_config', 'eva_config', 'lora_ga_config', 'qalora_group_size')
+_OFF = (None, False, [], {}, '')
+_WHY = {
+    'init_lora_weights': 'it changes the base weights, so the adapter does not fit the original '
+                         'base; save it with path_initial_model_for_weight_conversion, which makes '
+                         'plain LoRA of it',
+    'layer_replication': 'it changes the layers of the base',
+}
+
+
+class AdapterFile(schema.Kind, total=False):
+  """The fields of adapter_config.json that are read."""
+  peft_type: Required[str]
+  base_model_name_or_path: str | None
+  r: Required[Annotated[int, schema.Range(1, 2**20)]]
+  lora_alpha: Required[Annotated[float, schema.Range(-1e9, 1e9)]]
+  target_modules: Required[list[str] | str]
 
 
 def plan(model: Model) -> list[tuple[str, tuple[str, ...], int, tuple[int, ...]]]:
@@ -48,13 +72,13 @@ def plan(model: Model) -> list[tuple[str, tuple[str, ...], int, tuple[int, ...]]
 # -- export ----------------------------------------------------------------------------------
 
 
-def save(directory: pathlib.Path, model: Model, params: Params, base: str) -> int:
+def save(directory: pathlib.Path, model: Model, params: Params, base: str | None) -> int:
   """Write the adapters of ``params`` into an existing directory; returns the number of tensors.
 
   Args:
     directory: to write to.
     model, params: with adapters.
-    base: base_model_name_or_path of adapter_config.json.
+    base: base_model_name_or_path of adapter_config.json; None leaves it empty.
   """
   config = model.config.lora
   planned = {name: (path, layer, shape) for name, path, layer, shape in plan(model)}
@@ -69,7 +93,7 @@ def save(directory: pathlib.Path, model: Model, params: Params, base: str) -> in
   return len(planned)
 
 
-def _values(config: LoraConfig, base: str) -> dict[str, Any]:
+def _values(config: LoraConfig, base: str | None) -> dict[str, Any]:
   return {
       'peft_type': 'LORA',
       'task_type': 'CAUSAL_LM',
@@ -96,23 +120,20 @@ def _values(config: LoraConfig, base: str) -> dict[str, Any]:
 # -- import -----------------------------------------------------------------------------------
 
 
-def load(directory: str | os.PathLike, model: Model, mesh: Mesh, params: Params) -> Params:
-  """``params`` with the adapters of a PEFT directory.
+def load(directory: str | os.PathLike, model: Model, mesh: Mesh,
+         params: Params) -> tuple[Params, str]:
+  """The adapters of a PEFT directory.
+
+  Returns:
+    (``params`` with the adapters, the name of the base that they were trained on or '').
 
   Raises:
-    UserError: not such a directory, or an adapter that ``model.config.lora`` does not describe.
+    UserError: not such a directory, an adapter of another kind than LoRA on unchanged base
+      weights, or one that ``model.config.lora`` does not describe.
   """
-  path = pathlib.Path(directory) / CONFIG
-  if not path.is_file():
-    raise UserError(f'{path} does not exist; name the folder of a PEFT adapter, with its {CONFIG} '
-                    f'and {WEIGHTS}.')
-  try:
-    values = json.loads(path.read_text(encoding='utf-8'))
-    wanted = {key: values[key] for key in ('target_modules', 'r', 'lora_alpha')}
-  except (ValueError, TypeError, KeyError) as error:
-    raise UserError(f'{path} is not the configuration of a LoRA adapter ({error}).') from error
-  _check(values | wanted, model.config.lora, path)
-  folder = safetensors_io.Folder(directory, WEIGHTS, WEIGHTS + '.index.json')
+  values = read_config(directory)
+  _check(values, model.config.lora, pathlib.Path(directory) / CONFIG)
+  folder = safetensors_io.Folder(directory, WEIGHTS, _INDEX)
   planned = plan(model)
   names = {name for name, *_ in planned}
   for problem, found in (('lacks', sorted(names - set(folder))),
@@ -125,27 +146,56 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, params: Params)
     if folder[name].shape != shape:
       raise UserError(f'tensor {name} in {folder[name].file} has shape {list(folder[name].shape)}; '
                       f'the model asks for {list(shape)}.')
-    leaves.setdefault(leaf_path, []).append(folder.read(name).astype(np.float32).T)
+    leaves.setdefault(leaf_path, []).append(folder.read_finite(name).astype(np.float32).T)
   stacked = tensor_names.nested({path: np.stack(layers) for path, layers in leaves.items()})
   places = sharding.shardings(mesh, lora.adapters(model.axes()), stacked)
   put = lambda array, place: jax.make_array_from_callback(
       array.shape, place, lambda index: array[index])
-  return lora.join(params, jax.tree.map(put, stacked, places))
+  return (lora.join(params, jax.tree.map(put, stacked, places)),
+          values.get('base_model_name_or_path') or '')
+
+
+def read_config(directory: str | os.PathLike) -> dict[str, Any]:
+  """adapter_config.json of a directory: plain LoRA on unchanged base weights.
+
+  Raises:
+    UserError: no such file, a field missing or of another type, or a setting that changes what
+      the adapter or its base computes.
+  """
+  path = pathlib.Path(directory) / CONFIG
+  if not path.exists():
+    raise UserError(f'{path} does not exist; name the folder of a PEFT adapter, with its {CONFIG} '
+                    f'and {WEIGHTS}.')
+  remedy = 'it must be the configuration of a LoRA adapter'
+  values = schema.read(path, AdapterFile, remedy)
+  for key, value in values.items():
+    if key in _FREE:
+      continue
+    # By type as well, because 0 == False.
+    plain = _PLAIN.get(key, _OFF)
+    if not any(type(value) is type(one) and value == one for one in plain):
+      why = f'; {_WHY[key]}' if key in _WHY else ''
+      raise UserError(f'{path} has {schema.key_text(key)} = {schema.shown(value)}; only '
+                      f'{plain[0]!r} can be imported{why}.')
+  return values
 
 
 def _check(values: dict[str, Any], config: LoraConfig, path: pathlib.Path) -> None:
-  for key, allowed in _ONLY.items():
-    if values.get(key, allowed[0]) not in allowed:
-      raise UserError(f'{path} has {key} = {values[key]!r}; only {allowed[0]!r} can be imported.')
   modules = values['target_modules']
   if isinstance(modules, str) and modules != 'all-linear':
-    raise UserError(f'{path} has target_modules = {modules!r}; only a list of modules or '
-                    "'all-linear' can be imported.")
-  targets = {name for name, (module, _) in tensor_names.PROJECTIONS.items()
-             if modules == 'all-linear' or module.split('.')[1] in modules}
+    raise UserError(f'{path} has target_modules = {schema.shown(modules)}; only a list of modules '
+                    "or 'all-linear' can be imported.")
+  known: dict[str, str] = {}
+  for name, (module, _) in tensor_names.PROJECTIONS.items():
+    known |= {module: name, module.split('.')[1]: name}
+  for module in modules if isinstance(modules, list) else ():
+    if module not in known:
+      raise UserError(f'{path} has {schema.shown(module)} in target_modules; adapters can be on '
+                      f'{", ".join(name for name in known if "." not in name)} alone.')
+  targets = set(known.values() if modules == 'all-linear' else map(known.__getitem__, modules))
   for key, ours, theirs in (('rank', config.rank, values['r']),
                             ('alpha', config.alpha, values['lora_alpha']),
                             ('targets', sorted(config.targets), sorted(targets))):
     if ours != theirs:
-      raise UserError(f'config key model.lora.{key} is {ours}, but {path} has {theirs}; set the '
-                      'key to that.')
+      raise UserError(f'config key model.lora.{key} is {ours}, but {path} has '
+                      f'{schema.shown(theirs)}; set the key to that.')

@@ -13,11 +13,11 @@ import textwrap
 import time
 from typing import Any
 
+from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
 from ttt_jax.runs import sweep
-from ttt_jax.storage import files
 from ttt_jax.system.progress import duration
-from ttt_jax.train import metrics
+from ttt_jax.train import metrics, status_file
 
 WIDTH = 80
 STALE = 60.0  # seconds without an update, at least, before the run looks stuck
@@ -64,19 +64,19 @@ def _fit(line: str) -> list[str]:
 def read(workdir: pathlib.Path) -> dict[str, Any]:
   """The fields of a run's status.json, and 'lines', the metrics; fields that are missing come
   from metrics.jsonl and config.json. {} if there are none of these files."""
-  fields = files.read_json(workdir / 'status.json')
+  fields = status_file.read(workdir)
   path = workdir / metrics.FILE
   lines = metrics.read(path) if path.is_file() else []
-  config = files.read_json(workdir / 'config.json')
   if not (fields or lines):
     return {}
-  fields.setdefault('steps', config.get('train', {}).get('steps'))
+  if 'steps' not in fields and (workdir / 'config.json').exists():
+    fields['steps'] = config_lib.load(workdir / 'config.json').train.steps
   fields['lines'] = lines
   training = [line for line in lines if 'loss' in line]
   if training:
     last = training[-1]
     fields.setdefault('step', last['step'])
-    fields.setdefault('time', last['time'])
+    fields.setdefault('time', last.get('time'))
     fields['rate'] = _rate(training) or fields.get('rate') or last.get('steps_per_second')
     if not fields.get('time_split') and 'time/total' in last:
       fields['time_split'] = {key.removeprefix('time/'): share * last['time/total']
@@ -124,7 +124,7 @@ def _step(fields: Mapping[str, Any]) -> str:
 
 def _rate(lines: Sequence[Mapping[str, float]]) -> float | None:
   """Steps per second over the last log lines: a median, so that a pause does not count."""
-  recent = lines[-LINES:]
+  recent = [line for line in lines[-LINES:] if 'time' in line]
   seconds_per_step = [(two['time'] - one['time']) / (two['step'] - one['step'])
                       for one, two in zip(recent, recent[1:]) if two['step'] > one['step']]
   median = statistics.median(seconds_per_step) if len(seconds_per_step) >= 3 else 0
@@ -209,7 +209,7 @@ def _errors(errors: Sequence[Mapping[str, Any]], now: float) -> list[str]:
 
 
 def _sweep(workdir: pathlib.Path, now: float) -> list[str]:
-  entries = files.read_json(workdir / sweep.FILE)['members']
+  entries = sweep.read_members(workdir)
   members = [_member(workdir, entry['name'], now) for entry in entries]
   states = [state for _, state, *_ in members]
   counts = ', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))

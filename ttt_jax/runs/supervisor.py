@@ -16,17 +16,18 @@ This module installs no signal handlers: the command line calls ``Supervisor.for
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import json
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
 import time
 
+from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 from ttt_jax.system.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, USER_ERROR
+from ttt_jax.train import status_file
+from ttt_jax.train.checkpoint_folders import Folders
 
 LOGS = 'logs'  # in the workdir
 
@@ -237,15 +238,12 @@ def newest_checkpoint(workdir: pathlib.Path) -> int:
   """Step of the newest checkpoint: last_good_checkpoint of status.json, else the newest folder
   under checkpoints/; -1 if there is none."""
   try:
-    step = json.loads((workdir / 'status.json').read_text(encoding='utf-8'))[
-        'last_good_checkpoint']
+    step = status_file.read(workdir).get('last_good_checkpoint')
     if step is not None:
-      return int(step)
-  except (OSError, ValueError, KeyError):
+      return step
+  except UserError:
     pass
-  folder = workdir / 'checkpoints'
-  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-  return max((int(name) for name in names if re.fullmatch('[0-9]{1,18}', name)), default=-1)
+  return max(Folders(workdir / 'checkpoints', lambda text: None).steps(), default=-1)
 
 
 def last_error(log: pathlib.Path, within: int = 20_000) -> str:

@@ -20,11 +20,11 @@ import json
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, NotRequired
 
 from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files, owned
+from ttt_jax.storage import files, owned, schema
 
 FILE, MEMBER = 'sweep.json', 'member.json'
 WAITING, RUNNING, DONE, FAILED, STOPPED = 'waiting', 'running', 'done', 'failed', 'stopped'
@@ -34,6 +34,37 @@ PREPARED = ('vocab', 'codec', 'data')
 NOT_PREPARED = ('path', 'stages', 'sst', 'shuffle', 'threads')  # of `data`: read by training
 
 Point = dict[str, Any]  # config key -> value
+
+
+class MemberEntry(schema.Kind):
+  """A member in sweep.json."""
+  name: schema.Name
+  overrides: dict[str, Any]
+
+
+class SweepFile(schema.Kind):
+  """sweep.json."""
+  evaluate: NotRequired[bool]
+  members: list[MemberEntry]
+
+
+class TrainSteps(schema.Kind, total=False):
+  """The part of a member's settings that the table and the status read."""
+  steps: schema.Count
+
+
+class MemberSettings(schema.Kind, total=False):
+  """A member's config; ``config.from_dict`` compares the rest."""
+  train: TrainSteps
+
+
+class MemberFile(schema.Kind, total=False):
+  """member.json."""
+  state: str
+  error: str
+  settings: MemberSettings
+  started: float
+  ended: float
 
 
 # -- the sweep file ------------------------------------------------------------------
@@ -242,9 +273,24 @@ def write_sweep(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member
                   for m in found]}, indent=2) + '\n')
 
 
+def read_members(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+  """'name' and 'overrides' of every member, in order.
+
+  Raises:
+    UserError: sweep.json is missing or damaged.
+  """
+  return schema.read(pathlib.Path(workdir) / FILE, SweepFile,
+                     'the `ttt-jax sweep` command of this folder writes it again')['members']
+
+
 def read_state(folder: pathlib.Path) -> dict[str, Any]:
-  """The fields of member.json; {} if there is none."""
-  return files.read_json(folder / MEMBER)
+  """The fields of member.json; {} if there is none.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  return schema.read(folder / MEMBER, MemberFile, 'move it away and run the `ttt-jax sweep` '
+                     'command again, which resumes the member from its checkpoints', optional=True)
 
 
 def write_state(folder: pathlib.Path, **values: Any) -> None:

@@ -8,8 +8,8 @@ import time
 
 from ttt_jax.runs import sweep, sweep_table
 from ttt_jax.runs.supervisor import Rules, Supervisor, describe_exit
-from ttt_jax.storage import files
 from ttt_jax.system.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS
+from ttt_jax.train import status_file
 
 Commands = Callable[[sweep.Member], list[list[str]]]
 
@@ -155,5 +155,5 @@ def steps_done(workdir: str | os.PathLike, members: Sequence[sweep.Member]) -> i
     if sweep.read_state(folder).get('state') == sweep.DONE:
       total += member.config.train.steps
     else:
-      total += int(files.read_json(folder / 'status.json').get('step') or 0)
+      total += status_file.read(folder).get('step', 0)
   return total

@@ -10,7 +10,7 @@ import statistics
 from typing import Any
 
 from ttt_jax.runs import sweep
-from ttt_jax.storage import files
+from ttt_jax.evaluate import summary as summary_file
 from ttt_jax.train import metrics
 
 TABLE = 'sweep.csv'
@@ -25,7 +25,7 @@ def rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   'step', 'steps', 'error', and the metrics that exist so far."""
   workdir = pathlib.Path(workdir)
   out = []
-  for entry in files.read_json(workdir / sweep.FILE).get('members', []):
+  for entry in sweep.read_members(workdir):
     folder = workdir / entry['name']
     state = sweep.read_state(folder)
     lines = metrics.read(folder) if (folder / metrics.FILE).is_file() else []
@@ -53,7 +53,7 @@ def summary(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def scores(folder: pathlib.Path) -> dict[str, float]:
   """The numbers of a member's evaluation.json, as 'score/NAME'."""
-  found = files.read_json(folder / 'evaluation.json').get('summary', {})
+  found = summary_file.read(folder).get('summary', {})
   return {f'score/{name}': value for name, value in found.items()
           if isinstance(value, (int, float)) and not isinstance(value, bool)}
 

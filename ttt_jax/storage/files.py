@@ -1,4 +1,4 @@
-"""Files: replaced atomically, appended to by several processes; JSON; hashes.
+"""Files: replaced atomically, appended to by several processes; hashes.
 
 Every OSError of a write becomes the same kind of sentence: see ``writing``.
 """
@@ -8,7 +8,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -291,26 +290,6 @@ class Appender:
 
 
 # -- reading ----------------------------------------------------------------------------------
-
-
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-  """A JSON object, or {} if there is no such file; another process may be replacing it.
-
-  Raises:
-    UserError: the file is not JSON, or not an object.
-  """
-  path = pathlib.Path(path)
-  try:
-    values = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    return {}
-  except ValueError as error:
-    raise UserError(f'{path} is not JSON ({error}); restore it from a copy, or run the command '
-                    'that writes it again.') from error
-  if not isinstance(values, dict):
-    raise UserError(f'{path} is not a JSON object; restore it from a copy, or run the command '
-                    'that writes it again.')
-  return values
 
 
 def sha256(path: str | os.PathLike) -> str:

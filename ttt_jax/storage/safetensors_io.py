@@ -4,9 +4,11 @@ A file is eight bytes of length N, N bytes of JSON, and the bytes of the tensors
 
   {"lm_head.weight": {"dtype": "BF16", "shape": [4, 2], "data_offsets": [0, 16]}, ...}
 
-Large models have several files and an index from tensors to files. The safetensors library maps
-complete files into memory or takes all tensors of a file at once; plain reads and writes keep the
-peak at one tensor. The format is that of the README of safetensors 0.5.
+Large models have several files and an index from tensors to files. The safetensors library judges
+headers and reads. Its backend 'pread' is used: tensor by tensor it takes as long as the mapped one
+(0.7 s for 1 GiB in tensors of 128 MiB), and the peak is one tensor instead of the whole file.
+Writing is done here, because the library writes all tensors of a file at once. The format is that
+of the README of safetensors 0.5.
 """
 
 import dataclasses
@@ -15,30 +17,40 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NotRequired
 import zlib
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from ttt_jax.errors import UserError
+from ttt_jax.storage import schema
 
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 DTYPES = {'BF16': np.dtype(ml_dtypes.bfloat16), 'F16': np.dtype(np.float16),
           'F32': np.dtype(np.float32), 'F64': np.dtype(np.float64)}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-_CHUNK = 2**24              # bytes written or checked at once
+_MAX_HEADER = 2**24  # bytes; the tensors of a model of 1,000 layers need a tenth
+_CHUNK = 2**24       # bytes written or checked at once
+# Of the bits of a number, those of the exponent: all are set in NaN and infinity.
+_EXPONENT = {'BF16': (np.uint16, 0x7F80), 'F16': (np.uint16, 0x7C00),
+             'F32': (np.uint32, 0x7F800000), 'F64': (np.uint64, 0x7FF0000000000000)}
+
+
+class IndexFile(schema.Kind):
+  """The index of a directory with several files."""
+  metadata: NotRequired[dict[str, Any] | None]
+  weight_map: dict[str, schema.Name]
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """Where a tensor is stored: file, dtype, shape, and the position of its first byte."""
+  """A stored tensor: its file, dtype and shape."""
   file: pathlib.Path
   dtype: np.dtype
   shape: tuple[int, ...]
-  start: int
 
   @property
   def nbytes(self) -> int:
@@ -55,39 +67,44 @@ class Folder(Mapping):
     """Read all headers.
 
     Args:
-      directory: holds ``single``, or ``index`` with the files that it names.
+      directory: holds ``single``, or ``index`` with the files that it names. A file may be a link,
+        as in the cache of the Hugging Face hub; the index cannot name one outside.
 
     Raises:
-      UserError: neither exists, a file is missing, truncated or not safetensors, or the index
-        and the files contradict each other.
+      UserError: neither exists or both do, a file is missing, truncated or not safetensors, a
+        tensor is in two files, or the index and the files contradict each other.
     """
     self.directory = pathlib.Path(directory)
     if not self.directory.is_dir():
       raise UserError(f'{directory} is not a directory; name the folder of a model, with its '
                       'config.json and safetensors files.')
     self._entries: dict[str, Entry] = {}
+    self._open: dict[pathlib.Path, Any] = {}
     for file, wanted in self._files(single, index):
-      found = read_header(file)
-      for name in wanted if wanted is not None else found:
+      self._open[file], found = _open(file)
+      for name in wanted:
         if name not in found:
           raise UserError(f'{self.directory / index} lists tensor {name} in {file.name}, which '
                           'does not have it; the download is incomplete or files were mixed.')
-        self._entries[name] = found[name]
+      for name, entry in found.items():
+        if name in self._entries:
+          raise UserError(f'tensor {name} is in {self._entries[name].file} and in {file}; files of '
+                          'two models were mixed, download them again.')
+        self._entries[name] = entry
 
-  def _files(self, single: str, index: str) -> list[tuple[pathlib.Path, list[str] | None]]:
+  def _files(self, single: str, index: str) -> list[tuple[pathlib.Path, list[str]]]:
+    """The files, each with the tensors that the index promises in it."""
     path = self.directory / index
-    if not path.is_file():
+    if not path.exists():
       if not (self.directory / single).is_file():
         raise UserError(f'{self.directory} has neither {single} nor {index}; weights in another '
                         'format must be converted to safetensors first.')
-      return [(self.directory / single, None)]
-    try:
-      places = json.loads(path.read_text(encoding='utf-8'))['weight_map']
-      if not all(isinstance(file, str) for file in places.values()):
-        raise TypeError(places)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise UserError(f'{path} is not an index of safetensors files: it needs a "weight_map" from '
-                      'tensor names to file names.') from error
+      return [(self.directory / single, [])]
+    if (self.directory / single).exists():
+      raise UserError(f'{self.directory} has both {single} and {index}, which may hold different '
+                      'weights; remove the one that does not belong to the model.')
+    places = schema.read(path, IndexFile, 'it must map tensor names to files beside it, so '
+                         'download it again', unique=True)['weight_map']
     files: dict[str, list[str]] = {}
     for name, file in places.items():
       files.setdefault(file, []).append(name)
@@ -106,62 +123,84 @@ class Folder(Mapping):
   def __len__(self) -> int:
     return len(self._entries)
 
-  def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
+  def read(self, name: str) -> np.ndarray:
     """One tensor, in its stored dtype.
 
-    Args:
-      name: of the tensor.
-      out: array to read into instead of a new one; it takes as many of the first rows as it has.
+    Raises:
+      UserError: the file became shorter since it was opened, or cannot be read.
     """
     entry = self[name]
-    array = np.empty(entry.shape, entry.dtype) if out is None else out
-    assert array.dtype == entry.dtype and array.flags.c_contiguous
-    assert array.shape[1:] == entry.shape[1:] and array.shape[:1] <= entry.shape[:1]
-    with entry.file.open('rb') as file:
-      file.seek(entry.start)
-      got = file.readinto(array.reshape(-1).view(np.uint8).data) if array.nbytes else 0
-    if got != array.nbytes:
-      raise UserError(f'{entry.file} ends inside tensor {name}; the file is truncated.')
+    try:
+      array = self._open[entry.file].get_tensor(name)
+    except (OSError, safetensors.SafetensorError) as error:
+      raise UserError(f'tensor {name} in {entry.file} cannot be read ({error}); the file is '
+                      'truncated or being replaced.') from error
+    assert array.dtype == entry.dtype and array.shape == entry.shape, (array.dtype, entry)
+    return array
+
+  def read_finite(self, name: str) -> np.ndarray:
+    """As ``read``, for weights.
+
+    Raises:
+      UserError: also if a number is NaN or infinite.
+    """
+    array = self.read(name)
+    if bad := count_not_finite(array):
+      raise UserError(f'tensor {name} in {self[name].file} has {bad:,} of {array.size:,} numbers '
+                      'that are NaN or infinite; a model with such weights computes nothing, so '
+                      'use another checkpoint of it.')
     return array
 
 
-def read_header(file: pathlib.Path) -> dict[str, Entry]:
-  """The tensors of one file, in the order of their offsets.
+def count_not_finite(array: np.ndarray) -> int:
+  """How many numbers of an array of one of DTYPES are NaN or infinite."""
+  integer, mask = _EXPONENT[_NAMES[array.dtype]]
+  bits = np.ascontiguousarray(array).reshape(-1).view(integer)
+  step = _CHUNK // bits.itemsize
+  return sum(int(np.count_nonzero((bits[at:at + step] & integer(mask)) == mask))
+             for at in range(0, bits.size, step))
+
+
+def _open(file: pathlib.Path) -> tuple[Any, dict[str, Entry]]:
+  """(the library's handle, the tensors in the order of their offsets) of one file.
 
   Raises:
-    UserError: it is not a safetensors file, or shorter than its header says.
+    UserError: it is not a safetensors file, or shorter or longer than its header says.
   """
-  size = file.stat().st_size
+  header = _header_bytes(file)
+  # The library takes one of two entries of a name if both are equal.
+  names = schema.parse(header, f'the header of {file}', 'download it again', unique=True)
+  try:
+    handle = safetensors.safe_open(file, framework='numpy', backend='pread')
+    order = handle.offset_keys()
+  except (OSError, safetensors.SafetensorError) as error:
+    raise UserError(f'{file} is not a complete safetensors file ({error}); download it '
+                    'again.') from error
+  entries = {}
+  for name in order:
+    place = handle.get_slice(name)
+    dtype, shape = place.get_dtype(), tuple(place.get_shape())
+    if dtype not in DTYPES:
+      raise UserError(f'tensor {name} in {file} has dtype {dtype}; it must be one of '
+                      + ', '.join(DTYPES) + '.')
+    if any(length >= 2**40 for length in shape):  # next to a 0, with no bytes to read
+      raise UserError(f'tensor {name} in {file} has shape {list(shape)}; download it again.')
+    entries[name] = Entry(file, DTYPES[dtype], shape)
+  assert set(entries) == set(names) - {'__metadata__'}, file
+  return handle, entries
+
+
+def _header_bytes(file: pathlib.Path) -> bytes:
   try:
     with file.open('rb') as stream:
+      size = os.fstat(stream.fileno()).st_size
       length = int.from_bytes(stream.read(8), 'little')
       if not 0 < length <= min(_MAX_HEADER, size - 8):
-        raise ValueError('no header')
-      values = json.loads(stream.read(length))
-    values.pop('__metadata__', None)
-    entries = {name: _entry(file, name, value, 8 + length) for name, value in sorted(
-        values.items(), key=lambda item: item[1]['data_offsets'][0])}
-  except UserError:
-    raise
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f'{file} is not a safetensors file, or its beginning is damaged; download it '
-                    'again.') from error
-  end = max((entry.start + entry.nbytes for entry in entries.values()), default=0)
-  if end > size:
-    raise UserError(f'{file} has {size:,} bytes, but its header needs {end:,}; the file is '
-                    'truncated, download it again.')
-  return entries
-
-
-def _entry(file: pathlib.Path, name: str, value: dict[str, Any], first: int) -> Entry:
-  begin, end = value['data_offsets']
-  if value['dtype'] not in DTYPES:
-    raise UserError(f'tensor {name} in {file} has dtype {value["dtype"]}; it must be one of '
-                    + ', '.join(DTYPES) + '.')
-  entry = Entry(file, DTYPES[value['dtype']], tuple(value['shape']), first + begin)
-  if entry.nbytes != end - begin:
-    raise ValueError(f'{name}: {end - begin} bytes')
-  return entry
+        raise UserError(f'{file} is not a safetensors file, or its beginning is damaged; download '
+                        'it again.')
+      return stream.read(length)
+  except OSError as error:
+    raise UserError(f'{file} cannot be read ({error.strerror}); download it again.') from error
 
 
 # -- writing ------------------------------------------------------------------------------
@@ -250,12 +289,5 @@ def _header(plans: list[Plan]) -> bytes:
 
 
 def checksum(folder: Folder, name: str) -> int:
-  """CRC-32 of a tensor's bytes, read in pieces."""
-  entry = folder[name]
-  left, total = entry.nbytes, 0
-  with entry.file.open('rb') as file:
-    file.seek(entry.start)
-    while left and (chunk := file.read(min(_CHUNK, left))):
-      total = zlib.crc32(chunk, total)
-      left -= len(chunk)
-  return total
+  """CRC-32 of a tensor's bytes."""
+  return zlib.crc32(np.ascontiguousarray(folder.read(name)).reshape(-1).view(np.uint8).data)

@@ -132,11 +132,20 @@ def read(directory: str | os.PathLike, vocab: Vocabulary | None = None) -> Token
   return ByteTokenizer() if found.ranks == BYTE_TEXT_RANKS else found
 
 
+def has_files(directory: str | os.PathLike) -> bool:
+  """Whether ``read`` finds a file in the directory."""
+  return bool(_files(pathlib.Path(directory)))
+
+
+def _files(directory: pathlib.Path) -> list[pathlib.Path]:
+  rank_files = sorted(path for path in directory.iterdir() if path.suffix == '.tiktoken')
+  return [file for file in (directory / 'tokenizer.json', directory / 'vocab.json', *rank_files)
+          if file.is_file()]
+
+
 def _find(directory: pathlib.Path) -> pathlib.Path:
-  rank_files = sorted(directory.glob('*.tiktoken'))
-  for file in (directory / 'tokenizer.json', directory / 'vocab.json', *rank_files):
-    if file.is_file():
-      return file
+  for file in _files(directory):
+    return file
   raise UserError(f'{directory} has no tokenizer.json, vocab.json or .tiktoken file; copy the '
                   'tokenizer files of the checkpoint there.')
 

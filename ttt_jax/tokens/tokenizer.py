@@ -60,6 +60,11 @@ class BpeTokenizer:
   def decode(self, ids: Sequence[int]) -> str:
     return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
+  def pieces(self) -> dict[str, int]:
+    """Every token and its id; tokenizers with equal pieces give equal text equal ids, unless they
+    split or normalize it differently."""
+    return self._backend.get_vocab(with_added_tokens=False)
+
   def definition(self) -> dict[str, Any]:
     """The contents of a tokenizer.json for it, without added tokens."""
     return json.loads(self._backend.to_str())

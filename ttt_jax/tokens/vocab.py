@@ -16,11 +16,12 @@ import dataclasses
 import hashlib
 import json
 import re
-from typing import Any, Iterator
+from typing import Annotated, Any, Iterator
 
 import numpy as np
 
 from ttt_jax.errors import UserError
+from ttt_jax.storage import schema
 
 QWEN_TEXT_RANKS = 151_643
 BYTE_TEXT_RANKS = 256
@@ -46,10 +47,20 @@ CONTROLS = tuple(
 AUDIO_MARKER = '<|audio|>'
 AUDIO_TAIL = ('<|mask_token|>', '<|end_of_audio_new|>', '<|end_of_audio_span_last|>')
 
+MOST_IDS = 2**24  # far above every tokenizer and codec; parameters of more ids fill any memory
+
 CODE_PATTERN = re.compile(r'<\|audio_(\d+)\|>')
 _CODES = r'(?:<\|audio_(?:0|[1-9][0-9]*)\|>)+'
 _ADDED = re.compile('(' + '|'.join([_CODES, *(re.escape(name) for name in (
     *QWEN_SPECIALS, *CONTROLS, AUDIO_MARKER, *AUDIO_TAIL))]) + ')')
+
+
+class VocabularyFile(schema.Kind):
+  """A Vocabulary in JSON files."""
+  text: str
+  text_ranks: Annotated[int, schema.Range(1, MOST_IDS)]
+  codec: str
+  codebook_size: Annotated[int, schema.Range(1, MOST_IDS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +84,9 @@ class Vocabulary:
       raise UserError(
           f'A vocabulary needs at least one text id and one code, not {self.text_ranks} '
           f'and {self.codebook_size}.')
+    if self.text_ranks + self.codebook_size > MOST_IDS:
+      raise UserError(f'A vocabulary has at most {MOST_IDS:,} ids, not {self.text_ranks:,} for '
+                      f'text and {self.codebook_size:,} for audio.')
 
   # -- text-class ids -------------------------------------------------------------
   @property

@@ -36,8 +36,8 @@ from ttt_jax.config import upgraded
 from ttt_jax.data import store
 from ttt_jax.errors import UserError
 from ttt_jax.model.transformer import Params
-from ttt_jax.storage import files
-from ttt_jax.tokens.vocab import Vocabulary
+from ttt_jax.storage import files, schema
+from ttt_jax.tokens.vocab import Vocabulary, VocabularyFile
 from ttt_jax.train import checksums, state as train_state
 from ttt_jax.train.checkpoint_folders import Folders
 from ttt_jax.train.state import TrainState
@@ -50,6 +50,33 @@ _QUIET_POLLS = 10     # every 50 ms without new files, after which a failed save
 _TRIES = 20           # of a reader whose checkpoint is removed while it is read
 _NAMED = 3            # arrays in a message
 _MESSAGE_BYTES = 400  # of an error that one process sends to the others
+
+
+class ProgressFile(schema.Kind, total=False):
+  """loop.RunProgress in a checkpoint's note."""
+  step: schema.Count
+  offset: schema.Count
+  skipped: schema.Count
+  in_a_row: schema.Count
+  rollbacks: schema.Count
+  best: float | None
+
+
+class Position(schema.Kind):
+  """Where the loader continues."""
+  next: schema.Count
+
+
+class MetaFile(schema.Kind, total=False):
+  """What the training loop and an import store with a checkpoint."""
+  fingerprint: str
+  vocabulary: VocabularyFile
+  config: dict[str, Any]
+  data: Position
+  progress: ProgressFile
+  seconds: dict[str, float]
+  revision: str
+  version: str
 
 
 class Checkpoints:
@@ -357,6 +384,8 @@ class Checkpoints:
     meta = checksums.read_metadata(self._path(step))['meta']
     if 'course' in meta:  # version 0.1
       meta['progress'] = meta.pop('course')
+    schema.check(meta, MetaFile, f'checkpoint {self._path(step)}, note',
+                 'use another checkpoint, or another workdir')
     return meta | {'config': upgraded(meta['config'])} if 'config' in meta else meta
 
   def check_vocabulary(

@@ -22,7 +22,7 @@ import uuid
 from ttt_jax.storage import files
 from ttt_jax.storage.process import Process, this
 
-_STEP = re.compile(r'0|[1-9][0-9]{0,17}')
+_STEP = re.compile(r'0|[1-9][0-9]{0,8}')  # processes send the number as int32
 _LEFTOVER = re.compile(r'([0-9]+)\.(orbax-checkpoint-tmp.*|deleting(-[0-9]+)?)')
 _PIN = re.compile(r'\.reading-([0-9]+)-[0-9a-f]{32}\.json')
 _SAVING = '.saving.json'

@@ -14,16 +14,39 @@ from concurrent import futures
 import json
 import pathlib
 import time
-from typing import Any
+from typing import Annotated, Any, NotRequired
 import zlib
 
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.storage import files, schema
 
 SEAL = 'seal.json'
 _CHUNK = 4 * 2**20  # bytes read at once
 _THREADS = 4        # zlib.crc32 releases the interpreter lock
 _TIMEOUT = 600.0    # seconds that processes wait for each other's files
+
+
+# A path below the checkpoint's folder.
+_Inside = Annotated[str, schema.Pattern(r'(?!(.*/)?\.{0,2}(/|$))[^\\]+',
+                                        'a path inside the folder')]
+
+
+class Notes(schema.Kind):
+  """What ``write`` was given."""
+  meta: dict[str, Any]
+  clean: bool
+  scores: dict[str, Annotated[float, schema.ANY_NUMBER]]
+  saved: NotRequired[float]
+
+
+class SealFile(schema.Kind):
+  """seal.json."""
+  processes: Annotated[int, schema.Range(1, 2**20)]
+  files: dict[_Inside, schema.Count]
+  notes: Notes
+
+
+SumsFile = dict[str, Annotated[int, schema.Range(0, 2**32 - 1)]]
 
 
 class CorruptCheckpoint(Exception):
@@ -57,7 +80,7 @@ def write(folder: pathlib.Path, process: int, processes: int, metadata: dict[str
     # 'notes' is the name that version 0.1 wrote.
     _write_signed(folder / SEAL, {'processes': processes, 'files': sizes, 'notes': metadata})
   _wait_for(folder / SEAL)
-  names = sorted(_read_signed(folder / SEAL)['files'])[process::processes]
+  names = sorted(_read_seal(folder)['files'])[process::processes]
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     sums = dict(zip(names, pool.map(lambda name: _checksum(folder / name), names)))
   _write_signed(folder / sums_name(process), sums)
@@ -99,7 +122,7 @@ def is_complete(folder: pathlib.Path) -> bool:
     # Sums are written after the seal: one without the other was lost, so ``check`` must see it.
     return (folder / sums_name(0)).is_file()
   try:
-    processes = _read_signed(folder / SEAL)['processes']
+    processes = _read_seal(folder)['processes']
   except CorruptCheckpoint:
     return True
   return all((folder / sums_name(process)).is_file() for process in range(processes))
@@ -111,7 +134,7 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     CorruptCheckpoint: seal.json is corrupt.
   """
-  return _read_signed(folder / SEAL)['notes']
+  return _read_seal(folder)['notes']
 
 
 def check(folder: pathlib.Path, process: int = 0, processes: int = 1, *, verify: str = 'checksums',
@@ -131,10 +154,10 @@ def check(folder: pathlib.Path, process: int = 0, processes: int = 1, *, verify:
   Raises:
     CorruptCheckpoint: a file is missing, has another size, or has other bytes.
   """
-  seal = _read_signed(folder / SEAL)
+  seal = _read_seal(folder)
   sums: dict[str, int] = {}
   for writer in range(seal['processes']):
-    sums |= _read_signed(folder / sums_name(writer))
+    sums |= _read_signed(folder / sums_name(writer), SumsFile)
   missing = sorted(set(seal['files']) - set(sums))
   if missing:
     raise CorruptCheckpoint(f'no process has written a checksum for {folder / missing[0]}')
@@ -160,12 +183,20 @@ def _compare(path: pathlib.Path, size: int, crc: int | None) -> int:
   return size
 
 
-def _read_signed(path: pathlib.Path) -> Any:
+def _read_seal(folder: pathlib.Path) -> dict[str, Any]:
+  return _read_signed(folder / SEAL, SealFile)
+
+
+def _read_signed(path: pathlib.Path, kind: Any) -> dict[str, Any]:
   try:
     text = path.read_bytes()
     signature, _, body = text.rstrip(b'\n').partition(b' ')
     if text[-1:] != b'\n' or signature != b'%08x' % zlib.crc32(body):
       raise CorruptCheckpoint(f'{path} does not match the checksum at its start')
-    return json.loads(body)
+    values = schema.parse(body, str(path), 'it was not written by ttt-jax')
+    schema.check(values, kind, str(path), 'it was not written by ttt-jax')
   except OSError as error:
     raise CorruptCheckpoint(f'{path} cannot be read ({error.strerror})') from error
+  except UserError as error:
+    raise CorruptCheckpoint(str(error).rstrip('.')) from error
+  return values

@@ -21,14 +21,40 @@ import pathlib
 import socket
 import threading
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files, owned
+from ttt_jax.storage import files, owned, schema
 
 FILE = 'status.json'
 EVENTS = 20
 _LOG = logging.getLogger(__name__)
+_Time = Annotated[float, schema.Range(0, 1e11)]  # seconds since the epoch
+_Rate = Annotated[float, schema.Range(0)]
+
+
+class Event(schema.Kind):
+  """An entry of ``errors``."""
+  time: _Time
+  step: schema.Count
+  text: str
+
+
+class StatusFile(schema.Kind, total=False):
+  """status.json."""
+  state: str
+  step: schema.Count
+  steps: schema.Count | None
+  time: _Time
+  rate: _Rate | None
+  last_good_checkpoint: schema.Count | None
+  last_good_time: _Time | None
+  time_split: dict[str, _Rate]
+  errors: list[Event]
+  pid: Annotated[int, schema.Range(1, 2**31 - 1)]
+  host: str
+  process_count: schema.Count
+
 
 
 class Status:
@@ -51,9 +77,9 @@ class Status:
   def _earlier(self) -> list[dict[str, Any]]:
     """The events of earlier starts of this run."""
     try:
-      return list(json.loads(self._path.read_text(encoding='utf-8'))['errors'])
-    except (OSError, ValueError, KeyError, TypeError):
-      return []  # no file yet, or not one of ours
+      return read(self._path.parent).get('errors', [])
+    except UserError:
+      return []  # not one of ours; it is replaced
 
   def update(self, **values: Any) -> None:
     """Change some fields and write.
@@ -110,5 +136,11 @@ def check_kind(workdir: str | os.PathLike) -> None:
 
 
 def read(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The fields of the file; {} if there is none."""
-  return files.read_json(pathlib.Path(workdir) / FILE)
+  """The fields of the file; {} if there is none.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  return schema.read(pathlib.Path(workdir) / FILE, StatusFile, 'the next `ttt-jax train` writes it '
+                     'again; until then, move it away to see what metrics.jsonl says',
+                     optional=True)

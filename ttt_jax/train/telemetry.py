@@ -111,8 +111,8 @@ class Clock:
 
   def resume(self, seconds: Mapping[str, float]) -> None:
     """Add the ``seconds`` of an earlier start of the run."""
-    for part, spent in seconds.items():
-      self.seconds[part] += spent
+    for part in self.seconds.keys() & seconds.keys():
+      self.seconds[part] += seconds[part]
 
   def training(self) -> float:
     """Seconds of training so far, without start, compilation, checkpoints and evaluation."""

@@ -15,6 +15,7 @@ from ttt_jax.data import store
 from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.records import places
 from ttt_jax.data.records.records import Part, Record
+from ttt_jax.errors import UserError
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.system import hardware
 from ttt_jax.tokens import tokenizer as tokenizers
@@ -91,4 +92,13 @@ def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float3
 
   step, params = checkpoint.read_newest(workdir / 'checkpoints', read, config.train.verify)
   return TrainedModel(config, step, model, params, vocab, tokenizer,
-                      codecs.load(data_dir / 'codec', config.codec), data_dir)
+                      _codec(config, data_dir, vocab), data_dir)
+
+
+def _codec(config: Config, data_dir: pathlib.Path, vocab: Vocabulary) -> codecs.Codec:
+  codec = codecs.load(data_dir / 'codec', config.codec)
+  if (codec.name, codec.codebook_size) != (vocab.codec, vocab.codebook_size):
+    raise UserError(f'{data_dir / "codec"} holds the codec {codec.name} with '
+                    f'{codec.codebook_size:,} codes, but the rows of {data_dir} have codes of '
+                    f'{vocab.codec} with {vocab.codebook_size:,}; restore the codec of this set.')
+  return codec

@@ -7,15 +7,15 @@ decoder, layers after the quantizer, its moving averages, the second position ta
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
-from typing import Any, Callable
+from typing import Annotated, Any, Callable
 
 import numpy as np
 
 from ttt_jax.audio.glm4.encoder import Params, Shape
 from ttt_jax.errors import UserError
+from ttt_jax.storage import schema
 from ttt_jax.storage.safetensors_io import Folder
 
 PREFIXES = ('', 'model.encoder.')
@@ -156,21 +156,20 @@ class Checkpoint:
 
 def shape_of(path: pathlib.Path) -> Shape:
   """The sizes in a config.json; the published ones without such a file."""
-  if not path.is_file():
+  if not path.exists():
     return Shape()
-  try:
-    values = json.loads(path.read_text(encoding='utf-8'))
-    found = {ours: values[theirs] for ours, theirs in _SIZES.items() if theirs in values}
-    if not isinstance(values, dict):
-      raise TypeError(values)
-  except (ValueError, TypeError) as error:
-    raise UserError(f'{path} is not a JSON object of settings; download it again.') from error
-  for ours, value in found.items():
-    if type(value) is not int or value < 1:
-      raise UserError(f'{path} has {_SIZES[ours]} = {value!r}; expected a positive integer.')
+  values = schema.read(path, None, 'download it again')
+  sizes = {key: values[key] for key in _SIZES.values() if key in values}
+  # Every size is far below the bound, and the number of layers decides how many tensors are named.
+  schema.check(sizes, dict[str, Annotated[int, schema.Range(1, 2**17)]], str(path),
+               'download it again')
+  found = {ours: sizes[theirs] for ours, theirs in _SIZES.items() if theirs in sizes}
+  if found.get('layers', 1) > 1024:
+    raise UserError(f'{path} has {_SIZES["layers"]} = {found["layers"]:,}; it must be at most '
+                    '1,024.')
   for key, wanted in _FIXED.items():
     if values.get(key, wanted) != wanted:
-      raise UserError(f'{path} has {key} = {values[key]!r}; only '
+      raise UserError(f'{path} has {key} = {schema.shown(values[key])}; only '
                       f'{wanted!r} is implemented.')
   shape = Shape(**found)
   if shape.width % shape.heads or shape.positions % shape.pool:

@@ -18,7 +18,7 @@ from ttt_jax.config import Config
 from ttt_jax.data import store
 from ttt_jax.errors import UserError
 from ttt_jax.runs.report import mask_plot, plots
-from ttt_jax.storage import files, owned
+from ttt_jax.storage import files, owned, schema
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary
@@ -241,11 +241,35 @@ def measure(dataset: PreparedSet, split: str) -> dict[str, Any]:
           'supervised': np.array(supervised, int), 'span': np.array(spans, int)}
 
 
+class DescribedTask(schema.Kind):
+  """What the summary shows of a task of a split."""
+  records: int
+  text: int
+  audio: int
+
+
+class DescribedSplit(schema.Kind):
+  """What the summary shows of a split."""
+  documents: int
+  rows: int
+  padding: float
+  truncated: int
+  tasks: dict[str, DescribedTask]
+
+
+class Described(schema.Kind):
+  """What the summary shows of a manifest, which the loader does not need."""
+  rejects: dict[str, int]
+  splits: dict[str, DescribedSplit]
+
+
 def page(dataset: PreparedSet, out: pathlib.Path) -> pathlib.Path:
   """Write an HTML page with counts by task and histograms of lengths; returns its path."""
   folder = output(out)
   folder.claim(PAGE)
   parts = []
+  schema.check(dataset.manifest, Described, str(dataset.folder / 'manifest.json'),
+               'run `ttt-jax prepare` again')
   for name, split in dataset.manifest['splits'].items():
     found = measure(dataset, name)
     rows = ''.join(

@@ -20,6 +20,7 @@ import soundfile
 
 from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
+from ttt_jax.evaluate import summary as summary_file
 from ttt_jax.evaluate.summary import value_text
 from ttt_jax.runs import sweep
 from ttt_jax.runs.report import mask_plot, plots, speed, sweep_page
@@ -78,7 +79,7 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
     return _write(workdir, sweep_page.page(workdir, template), pictures)
   config = _read_config(workdir)
   lines = metrics.read(workdir) if (workdir / metrics.FILE).is_file() else []
-  evaluation = files.read_json(workdir / 'evaluation.json')
+  evaluation = summary_file.read(workdir)
   name = config.name if config else workdir.resolve().name
   page = string.Template(template).substitute(
       title=_text(f'Text-to-Talk run “{name}”'),
@@ -119,8 +120,8 @@ def _write(workdir: pathlib.Path, page: str, pictures: owned.Output) -> pathlib.
 
 
 def _read_config(workdir: pathlib.Path) -> config_lib.Config | None:
-  values = files.read_json(workdir / 'config.json')
-  return config_lib.from_dict(config_lib.Config, values) if values else None
+  path = workdir / 'config.json'
+  return config_lib.load(path) if path.exists() else None
 
 
 # -- sections -----------------------------------------------------------------------
@@ -130,7 +131,7 @@ def _facts(lines: Sequence[dict]) -> str:
   if not lines:
     return ''
   facts = [('steps', f'{lines[-1]["step"]:,}')]
-  times = np.array([line['time'] for line in lines])
+  times = np.array([line['time'] for line in lines if 'time' in line])
   if len(times) > 2:
     gaps = np.diff(times)  # a pause between two starts is no training time
     facts.append(('of training', duration(gaps[gaps < 20 * np.median(gaps) + 60].sum())))
@@ -167,7 +168,8 @@ def _ceilings(summary: dict[str, float]) -> str:
   rows = ''
   for task, (title, _) in TASKS.items():
     found = {kind: summary.get(f'{task}_wer_{kind}') for kind, _ in kinds}
-    if found['generated'] is not None:
+    if all(value is None or isinstance(value, (int, float)) for value in found.values()) and (
+        found['generated'] is not None):
       rows += f'<tr><th scope="row">{title}</th>' + ''.join(
           f'<td class="number" data-label="{label}">{_percent(found[kind])}</td>'
           for kind, label in kinds) + '</tr>'
