@@ -14,7 +14,7 @@ from concurrent import futures
 import json
 import pathlib
 import time
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any
 import zlib
 
 from ttt_jax.errors import UserError
@@ -31,12 +31,12 @@ _Inside = Annotated[str, schema.Pattern(r'(?!(.*/)?\.{0,2}(/|$))[^\\]+',
                                         'a path inside the folder')]
 
 
-class Notes(schema.Kind):
-  """What ``write`` was given."""
+class Notes(schema.Kind, total=False):
+  """The metadata of a checkpoint."""
   meta: dict[str, Any]
   clean: bool
   scores: dict[str, Annotated[float, schema.ANY_NUMBER]]
-  saved: NotRequired[float]
+  saved: float
 
 
 class SealFile(schema.Kind):
@@ -134,7 +134,7 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     CorruptCheckpoint: seal.json is corrupt.
   """
-  return _read_seal(folder)['notes']
+  return {'meta': {}, 'clean': True, 'scores': {}} | _read_seal(folder)['notes']
 
 
 def check(folder: pathlib.Path, process: int = 0, processes: int = 1, *, verify: str = 'checksums',

@@ -136,7 +136,7 @@ def test_every_tensor_is_needed_and_has_one_shape(tmp_path):
     ({'encoder_causal_convolution': False}, 'encoder_causal_convolution = False; only True is'),
     ({'quantize_causal_encoder': True}, 'quantize_causal_encoder = True'),
     ({'pooling_kernel_size': 2}, 'pooling_kernel_size = 2'),
-    ({'d_model': '32'}, "d_model = '32'; expected a positive integer"),
+    ({'d_model': '32'}, "d_model = '32'; it must be an integer from 1"),
     ({'quantize_position': 0}, 'quantize_position = 0'),
     ({'encoder_attention_heads': 5}, 'd_model 32 for 5 heads'),
     ({'d_model': 36}, 'has shape')])
@@ -154,7 +154,7 @@ def test_folders_that_are_none_and_files_that_are_damaged(tmp_path):
     create(tmp_path)
   folder, values = folders.small(tmp_path / 'glm4')
   (folder / 'config.json').write_text('[1]')
-  with pytest.raises(UserError, match='not a JSON object'):
+  with pytest.raises(UserError, match='must be a JSON object'):
     create(folder)
   values['layers.1.fc1.bias'][3] = np.inf
   folders.write(folder, SMALL, values)
