@@ -178,7 +178,8 @@ def _glm4(folder: pathlib.Path) -> None:
       'num_mel_bins': 128, 'd_model': 64, 'encoder_attention_heads': 4, 'encoder_ffn_dim': 64,
       'quantize_position': 2, 'max_source_positions': 64, 'quantize_causal_block_size': 8,
       'quantize_vocab_size': 16, 'pooling_kernel_size': 4, 'activation_function': 'gelu'})
-  tensors = {'codebook.weight': np.ones((16, 64), np.float32)}
+  tensors = {place.name: np.ones(place.shape, np.float32)
+             for place in glm4.places(glm4.shape_of(folder / 'config.json'))}
   safetensors_io.Writer(folder, [safetensors_io.Plan(name, value.shape, value.dtype)
                                  for name, value in tensors.items()], 2**40).write(tensors.get)
 

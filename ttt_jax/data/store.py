@@ -230,7 +230,7 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
   if 'row_length' in manifest:
     manifest['seq_len'] = manifest.pop('row_length')
   schema.check(manifest, Manifest, str(file), _AGAIN)
-  vocabulary = Vocabulary(**manifest['vocabulary'])
+  vocabulary = Vocabulary.from_dict(manifest['vocabulary'])
   if manifest['fingerprint'] != vocabulary.fingerprint:
     raise UserError(f'{file} has fingerprint {manifest["fingerprint"]}, but that of its vocabulary '
                     f'is {vocabulary.fingerprint}; {_AGAIN}.')
@@ -303,4 +303,4 @@ def locate(workdir: str | pathlib.Path, path: str) -> pathlib.Path:
 
 def vocabulary(data_dir: str | pathlib.Path) -> Vocabulary:
   """The vocabulary that a prepared set was made for; errors as ``read_manifest``."""
-  return Vocabulary(**read_manifest(data_dir)['vocabulary'])
+  return Vocabulary.from_dict(read_manifest(data_dir)['vocabulary'])

@@ -172,8 +172,7 @@ def vocabulary(values: dict[str, Any], directory: str | os.PathLike) -> Vocabula
   """
   path = pathlib.Path(directory) / CONFIG
   if values.get('ttt_vocabulary'):
-    found = Vocabulary(**{key: values['ttt_vocabulary'][key] for key in (
-        'text', 'text_ranks', 'codec', 'codebook_size')})
+    found = Vocabulary.from_dict(values['ttt_vocabulary'])
     check_vocabulary(values, found, directory, 'its ttt_vocabulary')
     return found
   start, mask = values.get('audio_token_id_start'), values.get('mask_token')

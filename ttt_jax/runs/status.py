@@ -187,7 +187,7 @@ def _losses(lines: Sequence[Mapping[str, float]]) -> str:
   recent = [line for line in lines if 'loss' in line][-LINES:]
   if not recent:
     return ''
-  means = [(name, statistics.fmean(line[name] for line in recent))
+  means = [(name, statistics.fmean(line[name] for line in recent if name in line))
            for name in LOSSES if name in recent[-1]]
   return ', '.join(f'{name} {mean:.4g}' for name, mean in means) + (
       f' (mean of {len(recent)} log lines)' if len(recent) > 1 else '')
@@ -213,7 +213,7 @@ def _sweep(workdir: pathlib.Path, now: float) -> list[str]:
   members = [_member(workdir, entry['name'], now) for entry in entries]
   states = [state for _, state, *_ in members]
   counts = ', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))
-  long = max(len(name) for name, *_ in members)
+  long = max((len(name) for name, *_ in members), default=0)
   wide = min(max(long, 6), 30)
   lines = [f'{workdir.resolve().name}: a sweep of {len(members)} members, {counts}',
            f'  {"member":<{wide}}  {"state":<8} {"step":>13}  {"left":>12}  loss']

@@ -217,6 +217,11 @@ class Vocabulary:
     text = json.dumps(dataclasses.asdict(self), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+  @classmethod
+  def from_dict(cls, values: dict[str, Any]) -> 'Vocabulary':
+    """The vocabulary of a VocabularyFile, which may have further keys."""
+    return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+
   def to_dict(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
 

@@ -64,7 +64,7 @@ class PreparedSet(Reader):
     self.folder = pathlib.Path(workdir) / config.data.path
     self.manifest = store.read_manifest(self.folder)
     super().__init__(config, codecs.load(self.folder / 'codec', config.codec),
-                     Vocabulary(**self.manifest['vocabulary']))
+                     Vocabulary.from_dict(self.manifest['vocabulary']))
 
   def documents(self, split: str) -> Iterator[tuple[int, Batch]]:
     """(number, vectors [n]) of every document of a split, in the order of the rows."""

@@ -45,7 +45,7 @@ def draw(data: pathlib.Path, config: Config, full: pathlib.Path, detail: pathlib
 def _shortest_spoken(data: pathlib.Path, config: Config):
   """(document, vocabulary): the shortest of some training documents with audio input and output,
   or else with audio output; None if there is none."""
-  vocab = Vocabulary(**store.read_manifest(data)['vocabulary'])
+  vocab = Vocabulary.from_dict(store.read_manifest(data)['vocabulary'])
   rows = store.Rows(data, next(iter(config.data.stages[-1].splits())))
   best, least = None, None
   for i in range(min(len(rows), 16)):
