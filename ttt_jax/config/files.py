@@ -116,8 +116,6 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
   if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
     raise UserError(f'config key {path} is {shown(value)} ({type(value).__name__}); it must be '
                     f'{hint.__name__}.')
-  if hint is int and abs(value) >= 2**63:
-    raise UserError(f'config key {path} is {shown(value)}; it must be below 2**63.')
   if isinstance(value, str) and '\0' in value:
     raise UserError(f'config key {path} is {shown(value)}; it must have no NUL character.')
   return value
@@ -206,8 +204,8 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
             else _from_python(file))
   known = values.pop('presets', {})
   if not isinstance(known, dict) or not all(isinstance(one, dict) for one in known.values()):
-    raise UserError(f'config file {path}: presets is {shown(known)}; it must be a dict from names of '
-                    'hardware to dicts of settings.')
+    raise UserError(f'config file {path}: presets is {shown(known)}; it must be a dict from names '
+                    'of hardware to dicts of settings.'))
   return values, known
 
 
