@@ -48,7 +48,7 @@ def test_a_mistake_in_a_config_file_is_a_sentence(tmp_path, text, expected):
 @pytest.mark.parametrize('name, text, expected', [
     ('x.yaml', 'train:\n  steps: 20\n', 'is neither a Python file (.py) with get_config() nor a'),
     ('x', '', 'is neither a Python file'),
-    ('list.json', '["a"]', "list.json is ['a']; it must be a JSON object; it must be one that ttt-jax"),
+    ('list.json', '["a"]', "list.json is ['a']; it must be a JSON object; it"),
     ('n.json', '3', 'n.json is 3; it must be a JSON object'),
     ('deep.json', '[' * 100_000, 'is not JSON'),
     ('broken.json', '{', 'is not JSON'),

@@ -205,7 +205,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
   known = values.pop('presets', {})
   if not isinstance(known, dict) or not all(isinstance(one, dict) for one in known.values()):
     raise UserError(f'config file {path}: presets is {shown(known)}; it must be a dict from names '
-                    'of hardware to dicts of settings.'))
+                    'of hardware to dicts of settings.')
   return values, known
 
 
