@@ -6,7 +6,6 @@ docs/config_reference.py prints the comment beside each of them.
 import dataclasses
 import functools
 import math
-import numbers
 import typing
 from typing import Annotated, Any
 
@@ -63,7 +62,7 @@ class Settings:
   def __post_init__(self) -> None:
     for name, allowed in ranges(type(self)).items():
       value: Any = getattr(self, name)
-      if not isinstance(value, numbers.Real) or value not in allowed:
+      if not isinstance(value, (int, float)) or value not in allowed:
         key = f'{self.group}.{name}' if self.group else name
         raise UserError(f'config key {key} is {value}; it must be {allowed.explain(value)}.')
 
