@@ -56,6 +56,7 @@ def test_word_errors(reference, hypothesis, errors, count):
 @pytest.mark.parametrize('reference, hypothesis', [
     ('दिन', 'दान'), ('ข้าว', 'ข่าว'), ('ကို', 'ကာ'), ('ការ', 'កូរ'), ('கல்', 'கால்'), ('কলা', 'কালা'),
     ('3.5', '35'), ('-3', '3'), ('1/2', '12'), ('10:30', '1030'), ('$5', '€5'), ('3×4', '34'),
+    ('₽100', '100'), ('100₩', '100'),
     ('1e-3', '1e3'), ('<5', '>5'), ('.5', '5'), ('5%', '5'), ('C++', 'C'), ('má', 'ma'),
     ('كَتَبَ', 'كُتِبَ'), ('說', '说')])
 def test_other_words(reference, hypothesis):
@@ -66,6 +67,7 @@ def test_other_words(reference, hypothesis):
 @pytest.mark.parametrize('reference, hypothesis', [
     ('café', 'CAFE\N{COMBINING ACUTE ACCENT}!'), ('안녕', unicodedata.normalize('NFD', '안녕')),
     ('你好。', '你好'), ('Ｈｉ', 'hi'), ('1,000', '1000'), ("don't", 'don’t'),
+    ('12.345,67', '12,345.67'),
     ('ice-cream', 'ice cream'), ('שָׁלוֹם', 'שלום'), ('كَتَبَ', 'كتب'), ('5 %', '5%'), ('H₂O', 'h2o'),
     ('co\u00adop', 'coop')])
 def test_the_same_words(reference, hypothesis):

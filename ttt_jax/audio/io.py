@@ -50,7 +50,7 @@ def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float
     source: path of a file, or its contents.
     offset: where the part begins [s].
     duration: length of the part [s]; None = to the end. A part may end up to BEYOND after the end
-      of the file.
+      of the file. If the part is not in the file, but the file has its length, it is all of it.
     channel: the channel to read, from 0; None = the mean of all channels.
     name: of the recording in error messages, instead of the path.
 
@@ -191,6 +191,8 @@ def _range(length: int, rate: int, part: tuple[float, float | None], what: str
     return 0, length
   end = length / rate if duration is None else offset + duration
   if offset < 0 or not end > offset or offset * rate >= length or end > length / rate + BEYOND:
+    if duration and offset > 0 and abs(length / rate - duration) <= min(BEYOND, duration / 20):
+      return 0, length  # the file is the part, cut out of a longer one, as in AMI and GigaSpeech
     asked = f'from {offset:g} s' + (' to its end' if duration is None else f' to {end:g} s')
     raise UserError(f'{what} lasts {length / rate:g} s; there is no part {asked} (offset and '
                     'duration are in seconds).')

@@ -44,9 +44,11 @@ _SAME = str.maketrans({
     '\u22c5': '·', '\u2236': ':', '\uffe5': '¥', '\u2217': '*'})
 
 _THOUSANDS = (re.compile(r"(?<![\d.,'])[1-9]\d{0,2}(?:[,']\d{2,3})*[,']\d{3}(?![,']?\d)"),
-              re.compile(r'(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}(?!\.?\d)'))
+              re.compile(r'(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}(?!\.?\d)'),
+              re.compile(r'(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3})+(?=,\d{1,2}(?!,?\d))'))
 _DECIMAL_COMMA = re.compile(r'(?<![\d,])(\d+),(\d+)(?!,?\d)')
-_CURRENCY = re.compile(r'([$€£¥₹]) ?(\d[\d.]*)')
+_SIGN = '$¢£¥֏؋৲৳৻૱௹฿៛₠-⃏'  # of currencies
+_CURRENCY = re.compile(rf'([{_SIGN}]) ?(\d[\d.]*)')
 
 
 class _Patterns(NamedTuple):
@@ -69,7 +71,7 @@ def _patterns() -> _Patterns:
       words, r'\d', rf'(?<![\w{mark})\]])-(?=\.?\d)', r'(?<=\d )-(?= \d)', r'(?<=\de)-(?=\d)',
       r'(?<![^\W\d_])(?<!\.)\.(?=\d)', rf'(?<=\d)[/:÷×*·=<>≤≥≠^](?={number})',
       rf'(?<=\d )[/÷×*·=<>≤≥≠^](?= {number})', rf'(?<=[\w)\]])\^(?={number})',
-      r'(?<![\w"\'/])[<>≤≥±](?=\d)', r'(?<=\d)[%‰°$€£¥₹]', r'(?<=\d )[%‰°$€£¥₹]'))
+      r'(?<![\w"\'/])[<>≤≥±](?=\d)', rf'(?<=\d)[%‰°{_SIGN}]', rf'(?<=\d )[%‰°{_SIGN}]'))
   wide = _class(c for first, last in _WIDE for c in range(first, last + 1))
   return _Patterns(re.compile(words), re.compile(token), re.compile(f'[{unspaced}{wide}]'))
 

@@ -94,6 +94,10 @@ def cut(path, keep):
     ('a.json', b'[{"a": 1}, ', r'ends inside its list, after record 1'),
     ('a.json', b'[{"a": 1} {"a": 2}]', r'a.json:1: a comma or \] must follow'),
     ('a.json', b'[{"a": 1}, {"a" 2}]', r'a.json:2: broken JSON'),
+    ('a.json', b'[{"a": 1}] x', r"the list of records ends, but 'x' follows"),
+    ('a.json', b'{"data": [{"a": 1}], "b"', r'the object around the list of records does not end'),
+    ('a.json', b'[{"a": 1, "a": 2}]', r"a.json:1: broken JSON \(the key 'a' is there twice"),
+    ('a.jsonl', b'{"a": [{"b": 1, "b": 1}]}', r"a.jsonl:1: broken JSON \(the key 'b' is there"),
     ('a.json', b'[{"a": 1}, 7]', r'a.json:2: a int, but a record is'),
     ('a.json', b'[{"a": "\xff\xff"}]', r'a.json: not UTF-8'),
     ('a.csv', b'audio,text\nx.wav\n', r'a.csv:2: 1 values under a header of 2 columns'),
@@ -161,6 +165,8 @@ def test_what_a_path_means(tmp_path):
     ('a.json', '{"version": "1", "data": [{"a": 1}, {"a": 2}]}', 2),
     ('a.json', '{"data": [\n{"a": 1}, {"a": 2}]}', 2), ('a.json', '{"a": 1}{"a": 2}', 2),
     ('a.jsonl', '[{"a": 1},\n {"a": 2}]', 2), ('a.json', '\n\n{"a": 1}\n\n{"a": 2}', 2),
+    ('a.json', '[{"a": 1}]\n[]\n[{"a": 2}]', 2),
+    ('a.json', '{"data": [{"a": 1}], "n": {"x": 1}}\n{"data": [{"a": 2}]}', 2),
     ('data.list', '{"a": 1}\n{"a": 2}\n', 2), ('a.json', '{"data": "x"}\n{"data": "y"}\n', 2)])
 @pytest.mark.parametrize('mark', ['', '\ufeff'])
 @pytest.mark.parametrize('packed', [False, True])

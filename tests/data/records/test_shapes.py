@@ -65,7 +65,21 @@ def user(*parts):
     ({'messages': [{'role': 'user', 'speech': 'a.wav'}, TALK[1]]}, user('<a.wav>')),
     ({'messages': [{'role': 'user', 'content': f'{ASK}<audio>', 'audios': ['a.wav']}, TALK[1]]},
      user(ASK, '<a.wav>')),
+    # the speech of a text: LLaMA-Omni, VoiceAssistant-400K
+    ({'conversation': [{'from': 'human', 'text': ASK, 'speech': 'a.wav'},
+                       {'from': 'assistant', 'text': REPLY, 'speech': 'b.wav'}]},
+     [('user', ['<a.wav>']), ('assistant', [REPLY, '<b.wav>'])]),
+    ({'question': ASK, 'question_audio': 'a.wav', 'answer': REPLY}, user('<a.wav>')),
+    # an answer of OpenAI's models
+    ({'messages': [TALK[0], {'role': 'assistant', 'content': None, 'audio': {
+        'path': 'b.wav', 'transcript': REPLY}}]},
+     [('user', [ASK]), ('assistant', [REPLY, '<b.wav>'])]),
+    # a path by the name of an id: LTU
+    ({'audio_id': 'a.wav', 'instruction': ASK, 'input': '', 'output': REPLY}, HEARD),
     # in place of a turn: Kimi-Audio
+    ({'conversation': [TALK[0], {'role': 'assistant', 'message_type': 'audio-text',
+                                 'content': ['b.wav', REPLY]}]},
+     [('user', [ASK]), ('assistant', [REPLY, '<b.wav>'])]),
     ({'conversation': [{'role': 'user', 'message_type': 'text', 'content': ASK},
                        {'role': 'user', 'message_type': 'audio', 'content': 'a.wav'}, TALK[1]]},
      user(ASK, '<a.wav>')),
@@ -110,10 +124,15 @@ def test_a_sound_stands_where_its_placeholder_stands_or_before_the_text(value, r
     ({'messages': [TALK[1]], 'audio': 'a.wav'}, '1 sound but no turn of the user'),
     ({'messages': [*TALK, *TALK], 'audios': ['a.wav', 'b.wav']},
      '2 sounds and 2 turns of the user'),
-    ({'messages': [{'role': 'user', 'text': 'x', 'speech': 'a.wav'}, TALK[1]]},
+    ({'messages': [{'role': 'user', 'text': 'x', 'audio': 'a.wav'}, TALK[1]]},
      'call it "content" if it is a question, and "transcript"'),
     ({'messages': [{**TALK[0], 'audio': {'id': 'audio_7'}}, TALK[1]]}, 'must be the path'),
     ({'text': 'One two', 'audio': 'a.wav'}, 'this is a recording'),
+    ({'text': 'One two', 'path': 'a.wav'}, 'this is a recording'),
+    ({'prompt': ASK, 'response': REPLY, 'context': ['a', 'b']}, 'prompt and context must be'),
+    ({'messages': TALK, 'tgt_units': [1, 2]}, 'its codec is unknown'),
+    ({'messages': TALK, 'audio': 'a.wav', 'start': 10**400}, 'it must be a number from 0'),
+    ({'messages': TALK, 'audio': 'a.wav', 'channel': 10**400}, 'channels count 0'),
     ({'messages': TALK, 'my_clip': 'clips/a.FLAC'}, "has a sound in 'my_clip'"),
     ({'messages': [{**TALK[0], 'clips': ['a.wav', 'b.wav']}, TALK[1]]}, "a sound in 'clips'"),
     ({'text': 'x', 'voice': {'path': 'a.wav'}}, "a sound in 'voice'"),
@@ -216,6 +235,11 @@ def test_a_stretch_of_a_file_is_named_on_a_record_a_turn_a_part_or_the_sound(mor
      [('user', ['Add.\n1 2']), ('assistant', ['3'])]),
     ({'prompt': [TALK[0]], 'completion': [TALK[1]]}, PLAIN),
     ({'question': ASK, 'answer': REPLY}, PLAIN),
+    ({'instruction': ASK, 'context': 'All.', 'response': REPLY, 'category': 'x'},
+     [('user', [f'{ASK}\nAll.']), ('assistant', [REPLY])]),  # Dolly
+    ({'conversation': [{'system': 'S', 'input': ASK, 'output': REPLY},
+                       {'system': 'S', 'input': '55', 'output': REPLY}]},  # XTuner
+     [('system', ['S']), *PLAIN, ('user', ['55']), ('assistant', [REPLY])]),
     ({'messages': {'role': ['user', 'assistant'], 'content': [ASK, REPLY]}}, PLAIN),
     ({'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': '<|audio_3|> is code'},
                                                 'and text']}, TALK[1]]},

@@ -80,6 +80,8 @@ def test_a_table_of_unknown_columns_is_named(tmp_path, name, text):
     ('a.tsv', 'audio\ttext\na.wav\tok\nb.wav\nc.wav\tok\n', 1),
     ('a.tsv', 'audio\ttext\na.wav\tok\nb.wav\t"a\tb\nc.wav\tok\n', 1),
     ('a.list', 'a.wav|ok\nb.wav\nc.wav|ok\n', 1), ('a.list', 'a.wav|ok\nb.wav|12.5\nc.wav|ok\n', 1),
+    ('a.list', 'a.wav|ok\nb.wav|not|ok\nc.wav|ok\n', 1),
+    ('a.csv', 'a.wav,ok\nb.wav,not, ok\nc.wav,ok\n', 1),
     ('a.csv', 'audio,text\na.wav,ok\nc.wav,ok\nb.wav,"never ends\nd.wav,x\n', 1)])
 def test_a_bad_row_is_an_item_and_the_rest_goes_on(tmp_path, name, text, bad):
   found = read(tmp_path / name, text)
@@ -120,7 +122,8 @@ def test_a_long_line_is_an_item(tmp_path, monkeypatch):
 def test_a_folder_of_kaldi(tmp_path):
   for name, text in (('wav.scp', 'r1 a/1.wav\nr2\t/b/2.flac\nr3 sox x.wav -t wav - |\n'),
                      ('text', 'u1 HELLO THERE\nu2  GOOD DAY\nu3 X\nu4 Y\n'),
-                     ('segments', 'u1 r1 0.5 1.25\nu2 r2 0 -1\nu3 r3 0 1\nu4 r9 0 1\n')):
+                     ('segments', 'u1 r1 0.5 1.25\nu2 r2 0 -1\nu3 r3 0 1\nu4 r9 0 1\n'
+                      'u5 r1 a 2\n')):
     (tmp_path / name).write_text(text)
   path, = readers.find(str(tmp_path), [tmp_path])
   found = [value for _, value in readers.items(readers.Piece(str(path)))]
@@ -128,6 +131,7 @@ def test_a_folder_of_kaldi(tmp_path):
       {'id': 'u1', 'audio': 'a/1.wav', 'start': '0.5', 'end': '1.25', 'text': 'HELLO THERE'},
       {'id': 'u2', 'audio': '/b/2.flac', 'start': '0', 'text': 'GOOD DAY'}]
   assert 'is a command' in str(found[2]) and 'must be ID RECORDING START END' in str(found[3])
+  assert "begins at 'a' and ends at '2'; both must be numbers" in str(found[4])
   (tmp_path / 'segments').unlink()
   (tmp_path / 'text').write_text('r1 HELLO\n')
   assert [row for _, row in readers.items(readers.Piece(str(path)))][:2] == [

@@ -278,6 +278,40 @@ def test_a_bad_recording_of_any_task_is_one_sentence(task, value, sentence):
   assert str(caught.value).startswith('r.jsonl:9: ') and str(caught.value).endswith('.')
 
 
+CUT = {'id': 'c', 'start': 0.5, 'duration': 1.0, 'channel': 0, 'supervisions': [{'text': 'x'}],
+       'recording': {'sources': [{'type': 'file', 'channels': [0], 'source': 'a.wav'}]}}
+
+
+@pytest.mark.parametrize('task, value, part, text, unused', [
+    # a spoken question is not written too: VoiceAssistant-400K; a path by the name of an id: LTU
+    ('audio_qa', {'question': 'Q', 'question_audio': 'a.wav', 'answer': 'x'}, (0.0, None), 'Q', ()),
+    ('audio_qa', {'audio_id': 'a.wav', 'answer': 'x'}, (0.0, None), '', ()),
+    # times as on a clock; what is no time is not used
+    ('asr', {'audio': 'a.wav', 'text': 'x', 'start': '00:01:02.5', 'end': '1:03,0'}, (62.5, 0.5),
+     'x', ()),
+    ('asr', {'audio': 'a.wav', 'text': 'x', 'offset': 'far', 'timestamp': [1, 2]}, (0.0, None), 'x',
+     ('offset', 'timestamp')),
+    ('asr', CUT, (0.5, 1.0), 'x', ())])
+def test_what_a_recording_says_of_its_sound(task, value, part, text, unused):
+  found = tasks.parse_recording(value, 'r:1', task)
+  assert found.speech.source == 'a.wav' and found.text == text and not found.instruction
+  assert (found.speech.offset, found.speech.duration) == part and found.unused == unused
+
+
+def test_unused_keys_of_pieces_are_listed():
+  found = tasks.parse_recording({'pieces': [{'text': 'x', 'weight': 0}, {'text': 'y', 'id': 1}]},
+                                'r:1', 'pt')
+  assert found.unused == ('piece.weight',)
+
+
+@pytest.mark.parametrize('change, sentence', [
+    ({'recording': {**CUT['recording'], 'transforms': [{'name': 'Speed'}]}}, 'has transforms'),
+    ({'duration': 10**400}, 'it must be a number from 0')])
+def test_a_cut_that_cannot_be_read_as_it_is(change, sentence):
+  with pytest.raises(UserError, match=sentence):
+    tasks.parse_recording({**CUT, **change}, 'r:1')
+
+
 def test_records_and_recordings_are_distinguished():
   assert tasks.is_record({'messages': []}) and tasks.is_record({'prompt': 'a', 'response': 'b'})
   assert not tasks.is_record({'text': 'x', 'answer': 'y'})

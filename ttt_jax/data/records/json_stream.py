@@ -14,6 +14,19 @@ _SPACE = re.compile(r'\s*')
 _DATA = re.compile(r'\{\s*"data"\s*:\s*\[')
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """An object; JSON readers would take the last of two values of a key."""
+  found = dict(pairs)
+  if len(found) != len(pairs):
+    keys = [key for key, _ in pairs]
+    double = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f'the key {double[:40]!r} is there twice')
+  return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # of records
+
+
 def encoding(file: io.BufferedReader) -> str:
   """The encoding of a text file, by its byte order mark; UTF-8 without one."""
   head = file.peek(4)[:4]
@@ -46,8 +59,7 @@ class _Values:
 
   def __init__(self, file: io.TextIOBase, path: pathlib.Path):
     self._file, self._path, self._buffer, self._at = file, path, '', 0
-    self._listed = True
-    self._decode = json.JSONDecoder()
+    self._listed, self._inside = True, False  # in a list, which is in an object
 
   def _more(self) -> bool:
     self._buffer, self._at = self._buffer[self._at:], 0
@@ -76,7 +88,7 @@ class _Values:
       while len(self._buffer) - self._at < 64 and self._more():
         pass
       found = _DATA.match(self._buffer, self._at)
-      self._listed = bool(found)
+      self._listed = self._inside = bool(found)
       self._at = found.end() if found else self._at
       return self._listed
     if first != '[':
@@ -84,6 +96,7 @@ class _Values:
                       '[{...}, ...], {"data": [...]}, or one object after another; this one '
                       f'{f"starts with {first!r}" if first else "is empty"}.')
     self._at += 1
+    self._inside = False
     return True
 
   def ended(self, number: int) -> bool:
@@ -92,7 +105,8 @@ class _Values:
     if not self._listed:
       return not mark
     if mark == ']':
-      return True
+      self._at += 1
+      return self._closed(number)
     if number and mark == ',':
       self._at += 1
       mark = self._next()
@@ -103,13 +117,34 @@ class _Values:
                       'truncated.')
     return False
 
+  def _closed(self, number: int) -> bool:
+    """Whether nothing follows a list; consumes the rest of its object, and the start of another
+    list, as in files that were joined."""
+    where = f'{self._path}:{number}'
+    while self._inside and self._next() != '}':
+      for mark in ',:':  # a comma and a key, a colon and a value
+        if self._next() != mark:
+          raise UserError(f'{where}: the object around the list of records does not end after it; '
+                          'the file is truncated or broken JSON.')
+        self._at += 1
+        self._next()
+        self.value(where)
+    self._at += self._inside
+    mark = self._next()
+    if not mark:
+      return True
+    if mark not in '[{' or not self.start():
+      raise UserError(f'{where}: the list of records ends, but {mark!r} follows; a file has one '
+                      'list of records, or several lists.')
+    return self.ended(0)
+
   def value(self, where: str) -> Any:
     while True:
       rest = len(self._buffer) - self._at
       if rest > limits.UNCHECKED and limits.values(self._buffer[self._at:]) > limits.VALUES:
         raise UserError(f'{where}: the record has more than {limits.VALUES:,} values.')
       try:
-        value, self._at = self._decode.raw_decode(self._buffer, self._at)
+        value, self._at = DECODER.raw_decode(self._buffer, self._at)
         return value
       except (ValueError, RecursionError) as error:
         # The value may continue in text that is not read yet.

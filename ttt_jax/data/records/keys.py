@@ -31,7 +31,7 @@ _SOMEWHERE = {
                     _THOUGHT),
     **dict.fromkeys(('audio_codes', 'audio_tokens', 'speech_codes', 'speech_tokens',
                      'speech_token', 'answer_snac', 'answer_cosyvoice_speech_token', 'unit',
-                     'units', 'semantic_tokens'), _CODES),
+                     'units', 'tgt_unit', 'tgt_units', 'semantic_tokens'), _CODES),
     **dict.fromkeys(('frame_offset', 'offset_samples', 'start_sample', 'end_sample',
                      'start_frame', 'end_frame'), _SAMPLES)}
 
@@ -81,6 +81,8 @@ METADATA = frozenset((
     'notes', 'description', 'text_content', 'cache_control', 'annotations', 'logprobs', 'refusal',
 ))
 
+# Of METADATA, those that are times of a stretch if they hold several numbers.
+_TIMES = ('time', 'timestamp', 'segment')
 MOST = 50  # names of unknown keys that are kept; more mean that keys are data
 OTHERS = '(other keys)'
 
@@ -109,7 +111,8 @@ def check(value: dict[str, Any], level: str, used: Collection[str], at: str) -> 
   """
   rejected, out = REJECTED[level], []
   for key, found in value.items():
-    if key in used or key in METADATA or found is None or found in ('', [], {}):
+    if key in used or found is None or found in ('', [], {}) or (
+        key in METADATA and not (key in _TIMES and isinstance(found, (list, dict)))):
       continue
     why = rejected.get(key)
     if why is None:

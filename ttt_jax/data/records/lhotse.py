@@ -1,5 +1,6 @@
 """Cuts of Lhotse (cuts.jsonl.gz) as objects with the keys of recordings."""
 
+import math
 from typing import Any
 
 from ttt_jax.errors import UserError
@@ -26,6 +27,9 @@ def flat(value: dict[str, Any], where: str) -> dict[str, Any]:
     raise UserError(f'{where}: a cut of Lhotse needs one recording with one source; save mixed and '
                     'multi-channel cuts as files first.')
   source = sources[0]
+  if recording.get('transforms'):
+    raise UserError(f'{where}: the recording of the cut has transforms, such as a change of speed, '
+                    'which are not applied; save the cut as a file first.')
   if source.get('type') not in ('file', None):
     raise UserError(f'{where}: the recording of the cut is a source of type {source["type"]!r}; '
                     'only files are read.')
@@ -53,4 +57,7 @@ def _number(value: dict[str, Any], key: str, where: str) -> float:
   found = value.get(key, 0)
   if not isinstance(found, (int, float)) or isinstance(found, bool):
     raise UserError(f'{where}: {key!r} of the cut is {str(found)[:40]!r}; it must be a number.')
-  return float(found)
+  try:
+    return float(found)
+  except OverflowError:
+    return math.inf

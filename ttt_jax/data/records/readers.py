@@ -168,7 +168,7 @@ def _checked_kind(path: pathlib.Path) -> str:
 def _object(value: Any, where: str) -> Item:
   if not isinstance(value, dict):
     return where, UserError(f'{where}: a {type(value).__name__}, but a record is a JSON object '
-                            '{{...}}.')
+                            '{...}.')
   return where, value
 
 
@@ -248,7 +248,7 @@ def parse_line(where: str, line: bytes) -> dict[str, Any] | UserError:
     return UserError(f'{where}: the record has more than {limits.VALUES:,} values.')
   line = line.removeprefix(codecs.BOM_UTF8)
   try:
-    return _object(json.loads(line.decode('utf-8')), where)[1]
+    return _object(json_stream.DECODER.decode(line.decode('utf-8')), where)[1]
   except UnicodeDecodeError as error:
     if line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
       return UserError(f'{where}: the file is UTF-16; save it as UTF-8.')

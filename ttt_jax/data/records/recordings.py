@@ -43,6 +43,8 @@ _SPOKEN_ALIASES = {**ALIASES, 'answer': _ANSWERS}
 _SOUND_ALIASES = {'audio': ALIASES['audio'], 'answer': (
     *_ANSWERS, 'caption', 'label', 'category', 'scene', 'scene_label', 'text')}
 _QUESTIONS = ('instruction', 'question', 'query', 'input')
+_SPOKEN_QUESTIONS = _QUESTIONS[:3]
+_ASKED = (*_QUESTIONS, 'context')  # of text_chat
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,8 +114,9 @@ def parse_recording(value: dict[str, Any], where: str, task: str = 'asr') -> Rec
       inside text.
   """
   assert task in RECORDED, task
-  value = columns_of_sounds(lhotse.flat(
-      {key: found for key, found in value.items() if found is not None}, where), where)
+  value = _with_audio(lhotse.flat(
+      {key: found for key, found in value.items() if found is not None}, where), task)
+  value = columns_of_sounds(value, where)
   name = str(value.get('id', where.rsplit(':', 1)[-1]))
   found, used = _READERS.get(task, _read_answered)(value, where, task, name)
   if not keys.empty(value.get('history')):
@@ -122,8 +125,26 @@ def parse_recording(value: dict[str, Any], where: str, task: str = 'asr') -> Rec
   used |= {'id', 'task', 'type', *shapes.record_flags(value, where)}
   system = next((key for key in shapes.SYSTEMS if isinstance(value.get(key), str)), '')
   return dataclasses.replace(
-      found, system=value[system] if system else '', unused=tuple(keys.check(
+      found, system=value[system] if system else '', unused=(*found.unused, *keys.check(
           value, 'record', {*used, system}, f'{where}: the recording')))
+
+
+def _with_audio(value: dict[str, Any], task: str) -> dict[str, Any]:
+  """The object with "question_audio", the speech of "question", or with a path in "audio_id" as
+  "audio", if it has no other."""
+  if any(key in value for key in ('codes', 'audio', *ALIASES['audio'])):
+    return value
+  for key in _SPOKEN_QUESTIONS if task in ('audio_qa', 'audio_chat') else ():
+    if not keys.empty(value.get(f'{key}_audio')):
+      out = {**value, 'audio': value[f'{key}_audio']}
+      del out[f'{key}_audio']
+      text = out.get(key)
+      if 'text' not in out and isinstance(text, str) and not sounds.PLACEHOLDER.search(text):
+        out['text'] = out.pop(key)
+      return out
+  if sounds.is_sound(value.get('audio_id')):
+    return {**value, 'audio': value['audio_id']}
+  return value
 
 
 def columns_of_sounds(value: dict[str, Any], where: str) -> dict[str, Any]:
@@ -151,7 +172,7 @@ def _read_spoken(value: dict, where: str, task: str, name: str) -> Found:
                     'records with "messages" need a source without a task.')
   text = _words(value, 'text', where)
   return (Recording(name, audio_part(value, f'{where}: the recording', text), where),
-          {*_AUDIO_KEYS, 'text', *_used(given, ALIASES['text'])})
+          {*_audio_keys(value, where), 'text', *_used(given, ALIASES['text'])})
 
 
 def _read_answered(value: dict, where: str, task: str, name: str) -> Found:
@@ -167,7 +188,7 @@ def _read_answered(value: dict, where: str, task: str, name: str) -> Found:
   speech = ()
   if value.get('answer_codes') is not None or value.get('answer_audio', '') != '':
     speech = (audio_part(value, f'{where}: the recording', answer, 'answer_'),)
-  used = {*_AUDIO_KEYS, 'answer', 'answer_audio', 'answer_codes', *_QUESTIONS,
+  used = {*_audio_keys(value, where), 'answer', 'answer_audio', 'answer_codes', *_QUESTIONS,
           *_used(given, aliases['answer'], 'answer')}
   if not sound:
     used |= {'text', *_used(given, ALIASES['text'])}
@@ -189,9 +210,9 @@ def _question(value: dict, where: str) -> tuple[str, str]:
 def _read_chat(value: dict, where: str, task: str, name: str) -> Found:
   """text_chat: a text and an answer to it."""
   given, value = value, _renamed(value, {'answer': _ANSWERS})
-  asked = {key for key in _QUESTIONS if value.get(key)}
-  if asked - {'input'}:  # Alpaca's "text" is question and answer in one
-    value = {**value, 'text': '\n'.join(_words(value, key, where) for key in _QUESTIONS
+  asked = {key for key in _ASKED if value.get(key)}
+  if asked - {'input', 'context'}:  # Alpaca's "text" is question and answer in one
+    value = {**value, 'text': '\n'.join(_words(value, key, where) for key in _ASKED
                                         if key in asked)}
   else:
     asked = {'text'}
@@ -209,18 +230,23 @@ def _read_pieces(value: dict, where: str, task: str, name: str) -> Found:
     raise UserError(f'{where}: a recording for pt needs "pieces", a non-empty list of {{"text": '
                     '..., "audio" or "codes": ...}; documents of text only need a source '
                     'without a task.')
-  parts = []
+  parts: list[Part] = []
+  unused: list[str] = []
   for i, piece in enumerate(pieces):
     at = f'pieces[{i}]'
     if not isinstance(piece, dict):
       raise UserError(f'{where}: {at} is a {type(piece).__name__}; it must be an object with '
                       '"text" and, if it has speech, "audio" or "codes".')
     piece = _renamed({key: found for key, found in piece.items() if found is not None}, ALIASES)
+    unused += (f'piece.{key}' for key in keys.check(
+        piece, 'record', {'text', 'audio', 'codes', *_audio_keys(piece, where),
+                          *ALIASES['text']}, f'{where}: {at}'))
     _need(piece, 'text', where, task, f'{at}.')
     text = _words(piece, 'text', where, f'{at}.')
     spoken = 'codes' in piece or piece.get('audio', '') != ''
     parts.append(audio_part(piece, f'{where}: {at}', text) if spoken else Part('text', text))
-  return Recording(name, None, where, tuple(parts)), {'pieces'}
+  return Recording(name, None, where, tuple(parts),
+                   unused=tuple(dict.fromkeys(unused))), {'pieces'}
 
 
 _READERS = {'asr': _read_spoken, 'tts': _read_spoken, 'text_chat': _read_chat, 'pt': _read_pieces}
@@ -235,7 +261,10 @@ def _renamed(value: dict, aliases: dict[str, tuple[str, ...]]) -> dict:
   return value
 
 
-_AUDIO_KEYS = ('audio', 'codes', *ALIASES['audio'], *sounds.STRETCH)
+def _audio_keys(value: dict, where: str) -> set[str]:
+  """The keys of a recording that say what its sound is."""
+  return {'audio', 'codes', *ALIASES['audio'], *sounds.LENGTHS,
+          *sounds.stretch(value, f'{where}: the recording').keys}
 
 
 def _used(value: dict, aliases: tuple[str, ...], name: str = 'text') -> set[str]:

@@ -27,8 +27,10 @@ LITERAL = 'part.text with audio markup, kept as text'
 _USED = ('id', 'task', 'type')
 _TEXT_TYPES, _TEXT_KEYS = ('text', 'input_text', 'output_text'), ('text', 'content', 'value')
 _AUDIO_TYPES = ('audio', 'input_audio', 'audio_url', 'speech', 'sound', 'wav', 'audio_file')
-# Sounds of a question and its answer, on a record that has both.
+# Sounds of a question and its answer, on a record that has both. "question_audio" is the speech of
+# "question", as in VoiceAssistant-400K.
 _ASKED = ('question', 'prompt', 'query', 'instruction')
+_SPOKEN_ASKS = ('question', 'query', 'instruction')
 _ANSWERED = ('answer', 'response', 'output', 'completion')
 _OWN = frozenset(f'{name}_{kind}' for name in (*_ASKED, *_ANSWERED) for kind in ('audio', 'codes'))
 
@@ -96,7 +98,9 @@ def _unused(value: dict[str, Any], level: str, used: set[str], at: str) -> list[
 
 def _not_a_recording(value: dict[str, Any], where: str) -> None:
   """Rejects {"text": ..., "audio": ...}, unless the text says where the sound belongs."""
-  sound = next((key for key in (*sounds.NAMES, 'codes') if not keys.empty(value.get(key))), None)
+  sound = next((key for key in (*sounds.NAMES, 'codes', *sounds.FILE_NAMES)
+                if not keys.empty(value.get(key)) and (
+                    key not in sounds.FILE_NAMES or sounds.is_sound(value[key]))), None)
   text = value['text']
   if sound and not (isinstance(text, str) and sounds.PLACEHOLDER.search(text)) and not (
       isinstance(text, list)):
@@ -121,8 +125,10 @@ def _pieces(value: dict[str, Any], written: list[Written], where: str
       continue
     found, names = sounds.beside(turn.value, f'{where}: {turn.at.rpartition(".")[0]}', weak=False)
     if found:
-      _check_ambiguous(turn, where)
       turn.used |= names
+      if _says_text(turn, names, where):
+        pieces[i] = []
+        found = [dataclasses.replace(found[0], text=turn.content), *found[1:]]
       out[i:i + 1] = sounds.place([pieces[i]], found, answers[i:i + 1], [0],
                                   f'{where}: {turn.at.rpartition(".")[0]}')
       placed.append(i)
@@ -138,6 +144,8 @@ def _pieces(value: dict[str, Any], written: list[Written], where: str
         continue
       target = targets[place]
       sound = audio_part(value, f'{where}: the record', '', f'{name}_')
+      if name in _SPOKEN_ASKS and _is_plain(written[target]) and written[target].at == name:
+        sound, out[target] = dataclasses.replace(sound, text=written[target].content), []
       out[target:target + 1] = sounds.place([out[target]], [sound], [answers[target]], [0],
                                             f'{where}: the record')
       used |= {f'{name}_audio', f'{name}_codes'}
@@ -150,12 +158,25 @@ def _pieces(value: dict[str, Any], written: list[Written], where: str
   return out, used | names | sounds.cut(out, value, names, f'{where}: the record')
 
 
-def _check_ambiguous(turn: Written, where: str) -> None:
-  """Rejects {"role": "user", "text": ..., "speech": ...}: the text may be what the speech says."""
-  if turn.role == 'user' and turn.at.endswith('.text'):
+def _is_plain(turn: Written) -> bool:
+  """Whether the content is a string without a placeholder."""
+  return isinstance(turn.content, str) and not sounds.PLACEHOLDER.search(turn.content)
+
+
+def _says_text(turn: Written, names: set[str], where: str) -> bool:
+  """Whether the sound of a turn says the turn's text: {"from": "human", "text": ..., "speech": ...}
+  of LLaMA-Omni.
+
+  Raises:
+    UserError: {"text": ..., "audio": ...}, which may be so.
+  """
+  if turn.role == 'user' and turn.at.endswith('.text') and _is_plain(turn):
+    if names & {'speech', 'speech_path', 'speech_file'}:
+      return True
     raise UserError(f'{where}: {turn.at} stands beside a sound, and may be what it says or a '
                     'question about it; call it "content" if it is a question, and "transcript" if '
                     'the sound says it.')
+  return False
 
 
 def _content(turn: Written, where: str) -> list[sounds.Piece]:
@@ -165,6 +186,10 @@ def _content(turn: Written, where: str) -> list[sounds.Piece]:
     part, names = sounds.part_of({**turn.value, 'audio': content}, at, '')
     turn.used |= names
     return [part]
+  spoken = turn.value.get('audio')
+  if content is None and turn.role == 'assistant' and isinstance(spoken, dict) and isinstance(
+      spoken.get('transcript'), str):  # an answer of OpenAI's models
+    return [Part('text', spoken['transcript'])]
   if content is None:
     has = turn.value and sounds.beside(turn.value, at, weak=False)[0]
     if not has:

@@ -18,6 +18,7 @@ from ttt_jax.errors import UserError
 LISTS = ('messages', 'conversations', 'conversation', 'dialogue', 'dialog')
 ASKS = ('prompt', 'query', 'instruction', 'question')
 ANSWERS = ('response', 'completion', 'output', 'answer')
+_MORE = ('input', 'context')  # of the user, after the question
 SYSTEMS = ('system', 'system_prompt', 'system_message')
 _SHAPES = '"messages", "conversations", "prompt" and "response", or "text"'
 _ROLE_KEYS, _CONTENT_KEYS = ('role', 'from', 'speaker'), ('content', 'value', 'text')
@@ -79,7 +80,7 @@ def turns_of(value: dict[str, Any], where: str) -> tuple[list[Written], set[str]
     turns = _listed(value[listed], listed, where)
   elif answer and (ask or both):
     turns = _pair(value, ask, answer, where)
-    used |= {*ask[:1], answer, *(('input',) if both else ())}
+    used |= {*ask[:1], answer, *_MORE}
   elif ask or ('response' in value):
     given = ask[0] if ask else 'response'
     fail(f'the key {"response" if ask else "prompt"!r} is missing; {given!r} needs it beside it'
@@ -122,7 +123,9 @@ def _listed(items: Any, key: str, where: str) -> list[Written]:
     value = {k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else {}
     role_key = next((k for k in _ROLE_KEYS if k in value), None)
     if role_key is None:
-      out += _said(value, at, where)
+      said = _said(value, at, where)
+      same = out and said[0].role == 'system' and said[0].content == out[0].content
+      out += said[1:] if same else said  # XTuner may repeat it
       continue
     out.append(_turn(value, role_key, at, where))
   return out
@@ -144,9 +147,12 @@ def _said(value: dict[str, Any], at: str, where: str) -> list[Written]:
   if None in found.values():
     raise UserError(f"{where}: {at} must be an object with 'role' and 'content', or with 'from' "
                     "and 'value'.")
-  taken = {key for key in found.values() if key}
-  return [Written(role, value[key], f'{at}.{key}', value if role == 'user' else {}, used=taken)
-          for role, key in found.items() if key]
+  taken = {key for key in found.values() if key} | {'system'}
+  system = [] if keys.empty(value.get('system')) else [
+      Written('system', value['system'], f'{at}.system')]
+  return system + [
+      Written(role, value[key], f'{at}.{key}', value if role == 'user' else {}, used=taken)
+      for role, key in found.items() if key]
 
 
 def _turn(value: dict[str, Any], role_key: str, at: str, where: str) -> Written:
@@ -155,6 +161,10 @@ def _turn(value: dict[str, Any], role_key: str, at: str, where: str) -> Written:
   used = {role_key, *([content_key] if content_key else ())}
   kind = next((value[k] for k in ('message_type', 'type') if isinstance(value.get(k), str)), '')
   content = value[content_key] if content_key else None
+  if kind.lower() in ('audio-text', 'audio_text') and isinstance(content, list) and (
+      len(content) == 2 and isinstance(content[1], str)):  # Kimi-Audio
+    content = [{'type': 'text', 'text': content[1]},
+               *([{'type': 'audio', 'audio': content[0]}] if content[0] else [])]
   sound = kind.lower() in ('audio', 'speech', 'sound') and isinstance(content, str)
   if kind.lower() in ('image', 'video'):
     raise UserError(f'{where}: {at} is of type {kind!r}; only text and sound are read.')
@@ -233,11 +243,13 @@ def _pair(value: dict[str, Any], ask: list[str], answer: str, where: str) -> lis
   """A question and its answer, each a string, a list of parts, or a list of turns."""
   key = ask[0] if ask else 'input'
   asked, answered = value[key], value[answer]
-  if ask and not keys.empty(value.get('input')):
-    if not isinstance(asked, str) or not isinstance(value['input'], str):
-      raise UserError(f'{where}: {key} and input must be strings; the turn of the user is one '
+  for more in _MORE:
+    if more == key or keys.empty(value.get(more)):
+      continue
+    if not isinstance(asked, str) or not isinstance(value[more], str):
+      raise UserError(f'{where}: {key} and {more} must be strings; the turn of the user is one '
                       'after the other.')
-    asked = f'{asked}\n{value["input"]}' if asked else value['input']
+    asked = f'{asked}\n{value[more]}' if asked else value[more]
   if _is_turns(asked):
     turns = _listed(asked, key, where)
   else:

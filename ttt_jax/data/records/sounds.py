@@ -29,7 +29,7 @@ NAMES = ('audios', 'audio', 'speech', 'speeches', 'sound', 'sounds', 'wav', 'wav
          'input_audio', 'wav_path', 'wav_file', 'speech_path', 'speech_file', 'sound_path',
          'audio_base64')
 # Keys that name a sound if their value has the suffix of one; else they are metadata.
-FILE_NAMES = ('path', 'file', 'file_name', 'filename', 'filepath', 'file_path')
+FILE_NAMES = ('path', 'file', 'file_name', 'filename', 'filepath', 'file_path', 'audio_id')
 _NAMING = frozenset((*NAMES, *FILE_NAMES, 'codes'))
 _PART_NAMES = (*NAMES, 'url', 'data', 'value', 'content', *FILE_NAMES)
 _INSIDE = ('path', 'url', 'file', 'filename', 'audio_filepath', 'audio', 'uri')  # of an object
@@ -59,13 +59,14 @@ _STARTS = {'offset': 1.0, 'start': 1.0, 'start_time': 1.0, 'begin': 1.0, 'begin_
 _STOPS = {'end': 1.0, 'end_time': 1.0, 'stop': 1.0, 'end_sec': 1.0, 'end_seconds': 1.0,
           'segment_end': 1.0, 'audio_end': 1.0, 'end_s': 1.0, 'end_ms': 1e-3, 'stop_ms': 1e-3,
           'end_time_ms': 1e-3}
-_LENGTHS = {'duration': 1.0, 'duration_sec': 1.0, 'duration_seconds': 1.0, 'duration_ms': 1e-3}
+LENGTHS = {'duration': 1.0, 'duration_sec': 1.0, 'duration_seconds': 1.0, 'duration_ms': 1e-3}
 _CHANNELS = ('channel', 'channel_selector', 'channel_index', 'channel_idx', 'channel_id')
 _SIDES = {'left': 0, 'l': 0, 'a': 0, 'right': 1, 'r': 1, 'b': 1}
 # Markup of a span, as records.to_json writes it where the span is a part.
 SPANS = [[begin, end] for begin, ends in markup.BEGINS.items() for end in (*ends, '')] + [
     ['', end] for end in markup.ENDS]
-STRETCH = frozenset((*_STARTS, *_STOPS, *_LENGTHS, *_CHANNELS, 'onset'))
+STRETCH = frozenset((*_STARTS, *_STOPS, *LENGTHS, *_CHANNELS, 'onset'))
+_CLOCK = re.compile(r'(?:(\d{1,4}):)?(\d{1,4}):(\d{1,2}(?:[.,]\d{1,9})?)', re.ASCII)
 _APART = 0.02  # seconds that start + duration and end may differ, for rounded numbers
 
 
@@ -104,7 +105,7 @@ def stretch(value: dict[str, Any], at: str) -> Stretch:
       if number is None:
         continue
       if not math.isfinite(number) or number < 0:
-        raise UserError(f'{at} has {key!r} {value[key]!r}; it must be a number from 0, in '
+        raise UserError(f'{at} has {key!r} {value[key]!r:.40}; it must be a number from 0, in '
                         f'{"seconds" if unit == 1 else "milliseconds"}.')
       found[key] = number * unit
     keys.extend(found)
@@ -119,7 +120,7 @@ def stretch(value: dict[str, Any], at: str) -> Stretch:
   start, stop = read(starts, 'start'), read(stops, 'end')
   # The length of a whole file is often metadata, and only "duration" is a length to read.
   only = start is None and stop is None
-  length = read({'duration': 1.0} if only else _LENGTHS, 'duration')
+  length = read({'duration': 1.0} if only else LENGTHS, 'duration')
   if length == 0 or (stop is not None and stop <= (start or 0.0)):
     raise UserError(f'{at} has {_said(value, keys)}, a stretch of no length; the end must be '
                     'after the start.')
@@ -138,12 +139,18 @@ def _said(value: dict[str, Any], keys: Sequence[str]) -> str:
 
 
 def _number(found: Any) -> float | None:
-  if isinstance(found, str):
-    try:
-      return float(found)
-    except ValueError:
-      return None
-  return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+  """A number, also as a string or a time of a clock, 0:01:02.5; None if it is neither."""
+  if isinstance(found, bool) or not isinstance(found, (int, float, str)):
+    return None
+  if isinstance(found, str) and (clock := _CLOCK.fullmatch(found.strip())):
+    hours, minutes, seconds = clock.groups()
+    return 3600.0 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(',', '.'))
+  try:
+    return float(found)
+  except ValueError:
+    return None
+  except OverflowError:  # an integer beyond any float
+    return math.inf
 
 
 def _channel(value: dict[str, Any], at: str) -> tuple[int | None, tuple[str, ...]]:
@@ -161,8 +168,8 @@ def _channel(value: dict[str, Any], at: str) -> tuple[int | None, tuple[str, ...
                       'of all where there is no such key.')
     if number is None:
       continue
-    if number < 0 or number != int(number):
-      raise UserError(f'{at} has {key!r} {found!r}; channels count 0, 1, 2, ....')
+    if not math.isfinite(number) or number < 0 or number != int(number):
+      raise UserError(f'{at} has {key!r} {found!r:.40}; channels count 0, 1, 2, ....')
     return int(number), (key,)
   return None, ()
 

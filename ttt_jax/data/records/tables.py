@@ -71,6 +71,7 @@ class _Table:
         raise UserError(f'data file {path}: the header has {min(double)!r} twice; rename one.')
     else:
       self.header, self.separator = None, self._headerless()
+    self.columns = 0  # of the first row of a table without a header
     self.quoted = self.header is not None and first.lstrip()[:1] == '"'
 
   def _headerless(self) -> str:
@@ -119,9 +120,18 @@ class _Table:
       cells = [_unquoted(cell) for cell in line.split('\t')]
     else:
       cells = _split(line, self.separator)
-    cells = [cell.strip() for cell in cells]
+    prose = [cell for cell in cells[2:] if cell[:1].isspace()]
+    cells, count = [cell.strip() for cell in cells], len(cells)
     while len(cells) > 2 and re.fullmatch(r'[\d.]*', cells[-1]):
       cells.pop()
+    if self.separator in ',;' and prose:
+      return where, UserError(f'{where}: the table has no header, and {prose[0][:40]!r} begins '
+                              'with a space, as if the text went on; add a header, or quote it.')
+    if self.columns and count != self.columns:
+      return where, UserError(f'{where}: {count} values, but the first line has {self.columns}, '
+                              f'separated by {self.separator!r}; add a header, or quote a value '
+                              'that has the separator inside.')
+    self.columns = count
     if not 2 <= len(cells) <= _COLUMNS or not cells[0] or re.fullmatch(r'[\d.]*', cells[-1]):
       return where, UserError(f'{where}: the table has no header, and this line is not a sound '
                               f'and its text, separated by {self.separator!r}; add a header.')
@@ -268,6 +278,10 @@ def kaldi(path: pathlib.Path) -> Iterator[Item]:
       if len(fields) not in (3, 4) or fields[0] not in sounds:
         yield where, UserError(f'{where}: segment {name} must be ID RECORDING START END, with a '
                                f'recording of {path}.')
+        continue
+      if None in map(_float, fields[1:3]):
+        yield where, UserError(f'{where}: segment {name} begins at {fields[1]!r:.40} and ends at '
+                               f'{fields[2]!r:.40}; both must be numbers, in seconds.')
         continue
       row |= {'audio': sounds[fields[0]], 'start': fields[1], 'end': fields[2]}
       if _float(fields[2]) == -1:
