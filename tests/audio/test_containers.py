@@ -210,6 +210,15 @@ def test_other_formats_that_the_decoder_knows(form):
 # -- parts ------------------------------------------------------------------------------------
 
 
+def test_a_flac_of_a_pipe_does_not_know_its_length():
+  data = encoded(tone(1, 500), 'FLAC')
+  piped = data[:21] + bytes([data[21] & 0xf0]) + bytes(4) + data[26:]
+  np.testing.assert_array_equal(io.read(piped)[0], io.read(data)[0])
+  np.testing.assert_array_equal(io.read(piped, 0.5, 0.25)[0], io.read(data, 0.5, 0.25)[0])
+  with pytest.raises(UserError):
+    io.read(piped[:len(piped) // 2])
+
+
 @pytest.mark.parametrize('form, subtype', [
     ('WAV', 'PCM_16'), ('FLAC', 'PCM_16'), ('OGG', 'VORBIS'), ('OGG', 'OPUS'),
     ('MP3', 'MPEG_LAYER_III')])

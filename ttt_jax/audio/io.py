@@ -40,6 +40,7 @@ _PIECE = 2**20                              # samples read at once
 SILENT_PEAK = 1e-4                          # -80 dB of full scale
 LOUDEST = 8.0                               # +18 dB, above the overshoot of any decoder
 LONGEST = 2**29                             # samples read from one file: 2 GiB, 3 hours at 48 kHz
+_UNKNOWN = 2**62                            # frames of a FLAC that was written into a pipe
 BEYOND = 0.1                                # s; manifests round durations
 
 def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float | None = None,
@@ -135,6 +136,8 @@ def _decode(file: BinaryIO, stream: containers.Stream, what: str, channel: int |
   with soundfile.SoundFile(handle, closefd=False) as sound:
     rate = sound.samplerate
     check_rate(rate, what)
+    if sound.frames >= _UNKNOWN:  # soundfile seeks after every read, which then fails at the end
+      sound.seekable = lambda: False
     if channel is not None and channel >= sound.channels:
       raise UserError(f'{what} has {sound.channels} channels, numbered from 0; there is no channel '
                       f'{channel}.')

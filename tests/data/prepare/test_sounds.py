@@ -145,6 +145,16 @@ def test_an_audio_column_of_any_name(folder, name, kind, value):
     assert found[:5] == LOW and set(found) <= {8, 0} and len(found) <= 7
 
 
+@pytest.mark.parametrize('array', [[0.25, -0.5], [[0.25, -0.5, 0.125], [0.5, 0.25, 0.75]]])
+def test_an_array_is_the_same_file_at_any_time(array):
+  found = embedded.reference({'array': array, 'sampling_rate': RATE}, 'x')
+  data = embedded.contents(found)
+  assert b'PEAK' not in data  # which has the time
+  samples, rate = soundfile.read(buffers.BytesIO(data))
+  np.testing.assert_array_equal(samples, np.transpose(array))
+  assert rate == RATE
+
+
 def test_two_audio_columns_are_not_guessed(folder):
   parquet.write_table(pa.table({
       'one': pa.array([{'bytes': A}], STRUCT), 'two': pa.array([{'bytes': A}], STRUCT),
