@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 import pytest
 
@@ -123,6 +124,17 @@ def test_a_workdir_may_have_the_characters_of_patterns(tmp_path):
   workdir = tmp_path / 'run[1]'
   assert readers.find('a/*.jsonl', [workdir]) == [folder / 'x.jsonl', folder / 'y.jsonl']
   assert readers.find('a/x.jsonl', [workdir]) == [folder / 'x.jsonl']
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('a\0b', r"'a\\x00b', but a path cannot hold a null character"),
+    ('a\udce9b', r"'a\\udce9b', whose name is not UTF-8"), ('', 'is empty')])
+def test_a_name_that_no_library_takes_is_refused(tmp_path, capsys, name, expected):
+  assert main.main(['status', f'--workdir={name}']) == 2
+  assert re.search(f'--workdir (is )?{expected}', capsys.readouterr().err)
+  if name:
+    with pytest.raises(UserError, match=f'config key data.path is {expected}'):
+      load(tmp_path, 'def get_config():\n  return {}\n', data__path=name)
 
 
 def test_other_names_are_left_alone():

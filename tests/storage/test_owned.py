@@ -106,6 +106,10 @@ def test_a_link_stays_and_its_folder_is_replaced(tmp_path):
     build(tmp_path / 'data', text)
   assert (tmp_path / 'data').is_symlink() and (disk / 'set' / 'a.txt').read_text() == 'new'
   assert [path.name for path in disk.iterdir()] == ['set']
+  (tmp_path / 'loop').symlink_to('loop')
+  for path in (tmp_path / 'loop', tmp_path / 'loop' / 'set'):
+    with pytest.raises(UserError, match='loop.* could not be written: Too many levels of symbolic'):
+      owned.resolve(path)
   (tmp_path / 'lost').symlink_to(tmp_path / 'unmounted' / 'set')
   with pytest.raises(UserError, match='whose disk or folder does not exist; mount it'):
     build(tmp_path / 'lost')

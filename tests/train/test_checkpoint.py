@@ -234,6 +234,21 @@ def test_a_reader_whose_checkpoint_is_removed_reads_the_newer_one(folder):
     checkpoint.read_newest(folder, broken)
 
 
+def test_a_reader_may_name_the_step(folder):
+  read = lambda found, step: found.restore_params(step, target().params)['a'][0, 0]
+  assert checkpoint.read_step(folder, 20, read) == 20
+  assert not list(folder.glob('.reading-*'))
+  for step in (15, -1):
+    with pytest.raises(UserError, match=f'no checkpoint {step} in .*, which has 10, 20, 30; name'):
+      checkpoint.read_step(folder, step, read)
+  for file in (folder / '20').rglob('*'):
+    if file.is_file() and 'params' in file.parts:
+      file.write_bytes(file.read_bytes()[:-1])
+  with pytest.raises(UserError, match='checkpoint .*/20 is corrupt'):
+    checkpoint.read_step(folder, 20, read)
+  assert checkpoint.read_newest(folder, read) == 30
+
+
 def test_an_older_one_without_its_seal_is_set_aside(folder):
   (folder / '10' / checksums.SEAL).unlink()
   (folder / '10' / checksums.sums_name(0)).unlink()

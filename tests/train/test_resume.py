@@ -169,6 +169,12 @@ def test_init_from_of_something_else_is_a_sentence(ten_steps, tmp_path):
   for path in (tmp_path, tmp_path / 'none', ten_steps / 'checkpoints' / '7'):
     with pytest.raises(UserError, match='config key train.init_from is .*; name the workdir'):
       restore.initial(str(path), lambda *found: found, 'sizes')
+  for name in ('\u00b2', '005'):  # digits, but not the names that checkpoints have
+    shutil.copytree(ten_steps / 'checkpoints' / '5', tmp_path / name)
+    with pytest.raises(UserError, match='config key train.init_from is .*; name the workdir'):
+      restore.initial(str(tmp_path / name), lambda *found: found, 'sizes')
+  (tmp_path / 'best').symlink_to(ten_steps / 'checkpoints' / '5')
+  assert restore.initial(str(tmp_path / 'best'), lambda *found: found, 'sizes')[1] == 5
   (tmp_path / 'model.safetensors').touch()
   with pytest.raises(UserError, match='import it with `ttt-jax import-hf --hf'):
     restore.initial(str(tmp_path), lambda *found: found, 'sizes')

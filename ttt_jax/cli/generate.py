@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pathlib
 
 from ttt_jax import config as config_lib
+from ttt_jax.cli.checkpoint_flag import add_checkpoint
 from ttt_jax.data.records.recordings import RECORDED as TASKS
 from ttt_jax.errors import UserError
 
@@ -21,6 +22,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
                      '--out demo/answers'))
   score = verb('score', 'compute likelihoods of recorded answers: text exactly, audio as a bound',
                'ttt-jax score --workdir demo --config.score.items=10')
+  add_checkpoint(score)
   score.add_argument('--records', action='append', default=[], metavar='FILE',
                      help='a .jsonl file of records (default: the held-out records)')
   score.add_argument('--out', metavar='FILE', help='JSON with one entry per record (default: '
@@ -37,6 +39,7 @@ def _add_generate(sub: argparse.ArgumentParser) -> None:
   sub.add_argument('--records', action='append', default=[], metavar='FILE',
                    help='a .jsonl file of records; their last assistant turn is generated')
   sub.add_argument('--out', required=True, metavar='DIR', help='output folder')
+  add_checkpoint(sub)
   sub.add_argument('--stream', action='store_true',
                    help='print text and write audio while they are generated, one answer at a time')
 
@@ -49,13 +52,15 @@ def _generate(args: argparse.Namespace, config: config_lib.Config) -> None:
     raise UserError(f'--task is required with --text and --audio: one of {", ".join(TASKS)}.')
   _check_files(args.audio + args.records)
   from ttt_jax.generate.generate_files import generate_files
-  generate_files(config, args.workdir, inputs | {'task': args.task}, args.out, args.stream)
+  generate_files(config, args.workdir, inputs | {'task': args.task}, args.out, args.stream,
+                 args.checkpoint)
 
 
 def _score(args: argparse.Namespace, config: config_lib.Config) -> None:
   _check_files(args.records)
   from ttt_jax.generate import score
-  print(score.table(score.score_files(config, args.workdir, args.records, args.out)))
+  print(score.table(score.score_files(config, args.workdir, args.records, args.out,
+                                      args.checkpoint)))
 
 
 def _check_files(paths: list[str]) -> None:

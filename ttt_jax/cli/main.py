@@ -15,6 +15,7 @@ import sys
 from ttt_jax import config as config_lib
 from ttt_jax.cli import (
     cluster, environment, generate, inspect, plan, runs, train as cli_train, weights)
+from ttt_jax.cli.checkpoint_flag import add_checkpoint
 from ttt_jax.config import paths, user_classes
 from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.system import exit_codes
@@ -88,6 +89,7 @@ def _build_parser() -> argparse.ArgumentParser:
                   'ttt-jax evaluate --workdir demo --config.evaluate.items=20')
   evaluate.add_argument('--out', metavar='DIR', help='folder of evaluation.json and samples/ '
                         '(default: the workdir, if it can be written)')
+  add_checkpoint(evaluate)
   cluster.add_flags(train)
   for sub in (train, evaluate):
     sub.add_argument('--devices', type=int, metavar='N',
@@ -144,6 +146,8 @@ def _expand_paths(args: argparse.Namespace) -> None:
   for name in ('workdir', 'config', 'out', 'hf', 'adapter', 'sweep', 'json', 'records', 'record',
                'audio'):
     value = getattr(args, name, None)
+    if value == '' and name in ('workdir', 'out', 'hf', 'config', 'sweep'):
+      raise UserError(f'--{name} is empty; an unset variable of the shell gives this.')
     if isinstance(value, str):
       setattr(args, name, paths.local(value, f'--{name}'))
     elif isinstance(value, list):
@@ -237,7 +241,7 @@ def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
 def _evaluate(args: argparse.Namespace, config: config_lib.Config) -> None:
   from ttt_jax.evaluate.evaluate import evaluate
   from ttt_jax.evaluate.summary import table_text
-  print(table_text(evaluate(config, args.workdir, args.out)))
+  print(table_text(evaluate(config, args.workdir, args.out, args.checkpoint)))
 
 
 def _report(args: argparse.Namespace, config: None) -> None:

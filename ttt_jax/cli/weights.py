@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 import pathlib
 
+from ttt_jax.cli.checkpoint_flag import add_checkpoint
 from ttt_jax.config import Config
 from ttt_jax.errors import UserError
 
@@ -25,9 +26,10 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
                     help='a PEFT adapter folder, for config keys model.lora')
   take.add_argument('--dtype', default='', choices=('', *DTYPES), metavar='DTYPE',
                     help='of the checkpoint: float32 or bfloat16 (default: as in the folder)')
-  give = verb('export-hf', 'write the newest checkpoint as a Hugging Face folder for PyTorch',
+  give = verb('export-hf', 'write a checkpoint as a Hugging Face folder for PyTorch',
               'ttt-jax export-hf --workdir demo --out demo/export')
   give.add_argument('--out', required=True, metavar='DIR', help='output folder')
+  add_checkpoint(give)
   give.add_argument('--dtype', default='', choices=('', *DTYPES), metavar='DTYPE',
                     help='of the tensors: float32 or bfloat16 (default: as in the checkpoint)')
   give.add_argument('--part', default='merged', choices=PARTS, metavar='PART',
@@ -54,7 +56,7 @@ def _export(args: argparse.Namespace, config: Config) -> None:
   from ttt_jax.hf import export_hf
   facts = export_hf.export_hf(
       config, args.workdir, args.out, dtype=args.dtype, part=args.part, base=args.base,
-      overwrite=args.overwrite, shard_bytes=int(args.shard_gb * 1e9))
+      overwrite=args.overwrite, shard_bytes=int(args.shard_gb * 1e9), step=args.checkpoint)
   print(f'{pathlib.Path(args.out)}: step {facts["step"]:,}, {facts["tensors"]} tensors, '
         f'{facts["parameters"]:,} parameters in {facts["dtype"]}; read back and verified')
   if args.part == 'adapter' and not args.base:

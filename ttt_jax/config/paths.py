@@ -1,4 +1,5 @@
-"""Paths that users write: ``~`` is expanded, and addresses of the network are rejected."""
+"""Paths that users write: ``~`` is expanded; addresses of the network, and names that the libraries
+which write files cannot take, are rejected."""
 
 import os
 import re
@@ -23,10 +24,18 @@ def local(path: str, what: str) -> str:
     what: how the user named it, for the message: a flag or a config key.
 
   Raises:
-    UserError: it is an address such as gs://bucket/run, which no command reads.
+    UserError: it is an address such as gs://bucket/run, which no command reads, or holds a null
+      character or bytes that are not UTF-8.
   """
   if _ADDRESS.match(path):
     scheme = path.partition(':')[0].lower()
     raise UserError(f'{what} is {path}, which is not a path on a disk; '
                     f'{_REMEDY.get(scheme, _DOWNLOAD)}.')
-  return os.path.expanduser(path)
+  path = os.path.expanduser(path)
+  try:
+    encoded = path.encode()
+  except UnicodeEncodeError as error:  # os.fsdecode gives such bytes as surrogates
+    raise UserError(f'{what} is {path!r}, whose name is not UTF-8; rename it.') from error
+  if b'\0' in encoded:
+    raise UserError(f'{what} is {path!r}, but a path cannot hold a null character.')
+  return path

@@ -36,14 +36,15 @@ _KINDS = ('generated', 'roundtrip')  # of the waveforms of a sample
 
 
 def evaluate(config: Config, workdir: str | os.PathLike,
-             out: str | os.PathLike | None = None) -> dict[str, Any]:
-  """Measure the newest checkpoint of ``workdir``.
+             out: str | os.PathLike | None = None, step: int | None = None) -> dict[str, Any]:
+  """Measure a checkpoint of ``workdir``.
 
   Args:
     config: evaluate and generate sections; the rest as trained.
     workdir: of the run.
     out: folder of evaluation.json and samples/. None: the workdir, where a line is added to
       metrics.jsonl as well; if that cannot be written, nothing is.
+    step: of the checkpoint; None = the newest.
 
   Returns:
     What evaluation.json holds: {'step', 'summary': {metric: value}, 'table': [[label,
@@ -55,7 +56,7 @@ def evaluate(config: Config, workdir: str | os.PathLike,
   workdir = pathlib.Path(workdir)
   folder = _place(workdir, out)
   samples_folder = None if folder is None else _samples_folder(folder)
-  run = trained_model.load(config, workdir)
+  run = trained_model.load(config, workdir, step=step)
   records = heldout.load_records(run.data_dir, config.evaluate.split)
   asking = [record for record in records if metrics.is_question(record)]
   picked = record_files.pick(asking, config.evaluate.items)

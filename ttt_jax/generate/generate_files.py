@@ -40,7 +40,8 @@ class _Asked(NamedTuple):
 
 
 def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str, Any],
-                   out: str | os.PathLike, stream: bool = False) -> list[dict[str, Any]]:
+                   out: str | os.PathLike, stream: bool = False,
+                   step: int | None = None) -> list[dict[str, Any]]:
   """Answer every input and write OUT/<name>.wav and OUT/answers.json.
 
   An answer that reaches ``generate.max_tokens`` ends there: its entry has 'stopped': 'length',
@@ -55,6 +56,7 @@ def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str,
       of records). Task 'pt' continues a document that begins with the text or the recording.
     out: folder, created if it does not exist.
     stream: print text and write audio while they are generated, one answer after another.
+    step: of the checkpoint; None = the newest.
 
   Returns:
     The entries of answers.json: {'name' (of files), 'id' (of the record), 'task', 'prompt', 'text',
@@ -67,7 +69,7 @@ def generate_files(config: Config, workdir: str | os.PathLike, inputs: dict[str,
   """
   check_inputs(inputs['task'], inputs['text'], inputs['audio'])
   folder = owned.Output(out, 'answers', '--out', _earlier)
-  run = trained_model.load(config, workdir)
+  run = trained_model.load(config, workdir, step=step)
   asked = _requests(run, inputs)
   settings = config.generate
   if stream:

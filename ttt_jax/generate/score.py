@@ -23,7 +23,7 @@ FILE = 'scores.json'
 
 
 def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
-                out: str | os.PathLike | None = None) -> dict[str, Any]:
+                out: str | os.PathLike | None = None, step: int | None = None) -> dict[str, Any]:
   """Score the answers of records and write OUT (default: WORKDIR/scores.json).
 
   Args:
@@ -31,6 +31,7 @@ def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
     workdir: of a trained model.
     files: .jsonl files of records; empty: the held-out records of split ``score.split``.
     out: file to write.
+    step: of the checkpoint; None = the newest.
 
   Returns:
     The contents of the file: {'step', 'text_nll' and 'audio_bound' (nats per token over all
@@ -46,7 +47,7 @@ def score_files(config: Config, workdir: str | os.PathLike, files: list[str],
   owned.check_json(target, 'records', 'profile', where='--out' if out else '--workdir')
   if out or pathlib.Path(workdir).is_dir():
     atomic.require_writable_file(target)
-  run = trained_model.load(config, workdir)
+  run = trained_model.load(config, workdir, step=step)
   found = _records(run, files)
   settings = config.score
   examples = [run.renderer.render(record) for record in found]

@@ -48,8 +48,8 @@ EMBEDDED = ('mel', 'codec2')  # codecs that torch_code/ttt_codec.py decodes
 
 def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike, *,
               dtype: str = '', part: str = 'merged', base: str = '', overwrite: bool = False,
-              shard_bytes: int = SHARD) -> dict[str, Any]:
-  """Export the newest checkpoint of a run.
+              shard_bytes: int = SHARD, step: int | None = None) -> dict[str, Any]:
+  """Export a checkpoint of a run.
 
   Args:
     config, workdir: of the run.
@@ -62,6 +62,7 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
       that was imported is not it: it lacks the new rows of the vocabulary.
     overwrite: replace an earlier export at ``out``.
     shard_bytes: maximum size of a safetensors file.
+    step: of the checkpoint; None = the newest.
 
   Returns:
     The contents of training.json: step, parameters, tensors, dtype, files and more.
@@ -81,7 +82,7 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
                     '--part adapter.')
   if base and part != 'adapter':
     raise UserError('--base has no effect without --part adapter; remove it.')
-  run = trained_model.load(config, workdir, dtype=None)
+  run = trained_model.load(config, workdir, dtype=None, step=step)
   if base:
     _check_base(base, run)
   with building, files.writing(out):

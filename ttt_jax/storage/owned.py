@@ -276,10 +276,13 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
   """The folder that a path names, behind symbolic links; it need not exist.
 
   Raises:
-    UserError: a link to a place whose parent does not exist, such as a disk that is not mounted.
+    UserError: a link to a place whose parent does not exist, such as a disk that is not mounted,
+      or links that form a loop.
   """
   path = pathlib.Path(path)
   real = pathlib.Path(os.path.realpath(path))
+  with files.writing(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    path.stat()  # a loop, which realpath does not report
   if path.is_symlink() and not real.parent.is_dir():
     raise UserError(f'{path} is a link to {real}, whose disk or folder does not exist; mount it, '
                     'or correct the link.')

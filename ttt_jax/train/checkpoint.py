@@ -155,7 +155,16 @@ class Checkpoints:
     return step
 
   def check_intact(self, step: int) -> None:
-    """UserError if the parameters of a complete step are corrupt; others are not verified."""
+    """Check the parameters of the step that a reader wants; pinned as by ``newest_good``.
+
+    Raises:
+      UserError: there is no complete checkpoint of this step, or it is corrupt.
+    """
+    if self._process == 0:
+      self._folders.pin(step)
+    if step not in (found := self.steps()):
+      raise UserError(f'there is no checkpoint {step} in {self.directory}, which has '
+                      f'{", ".join(map(str, found)) or "none"}; name one of these.')
     problem = self._problem(step, params_only=True)
     if problem:
       raise UserError(f'checkpoint {self._path(step)} is corrupt: {problem}; name another one.')
@@ -521,6 +530,18 @@ def read_newest(directory: str | pathlib.Path, read: Callable[['Checkpoints', in
           raise
     _LOG.warning('checkpoint %d was removed while it was read; reading the newest one.', step)
   raise AssertionError('unreachable')
+
+
+def read_step(directory: str | pathlib.Path, step: int, read: Callable[['Checkpoints', int], _T],
+              verify: str = 'checksums') -> _T:
+  """``read_newest`` for the checkpoint of one step.
+
+  Raises:
+    UserError: there is no such checkpoint, or it is corrupt.
+  """
+  with open_existing(directory, verify) as checkpoints:
+    checkpoints.check_intact(step)
+    return read(checkpoints, step)
 
 
 def _write_options(items: dict[str, Any]) -> ocp.Context:

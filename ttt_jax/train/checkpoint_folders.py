@@ -29,6 +29,11 @@ _SAVING = '.saving.json'
 _PIN_SECONDS = 3600.0  # that a pin of a process on another machine counts
 
 
+def step_of(name: str) -> int | None:
+  """The step whose folder has this name; None for other names."""
+  return int(name) if _STEP.fullmatch(name) else None
+
+
 class Folders:
   """The folders of one run. Process 0 alone calls what removes and renames."""
 
@@ -48,8 +53,8 @@ class Folders:
 
   def steps(self) -> list[int]:
     """The steps that have a folder, ascending."""
-    return sorted(int(entry.name) for entry in self._entries()
-                  if _STEP.fullmatch(entry.name) and entry.is_dir())
+    return sorted(step for entry in self._entries()
+                  if (step := step_of(entry.name)) is not None and entry.is_dir())
 
   def damaged(self) -> bool:
     """Whether a checkpoint was set aside because it is corrupt."""

@@ -8,6 +8,7 @@
 
 from collections.abc import Callable
 import logging
+import os
 import pathlib
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import numpy as np
 from ttt_jax.errors import UserError
 from ttt_jax.model import lora
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.train import checkpoint, checksums, resume, state as train_state
+from ttt_jax.train import checkpoint, checkpoint_folders, checksums, resume, state as train_state
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar('_T')
@@ -34,21 +35,19 @@ def initial(path: str, read: Callable[[checkpoint.Checkpoints, int], _T], verify
   Raises:
     UserError: there is none, or it is corrupt.
   """
-  folder = pathlib.Path(path).expanduser()
+  folder = pathlib.Path(os.path.realpath(os.path.expanduser(path)))  # a link to a checkpoint, too
   if any(folder.glob('*.safetensors')):
     raise UserError(f'config key train.init_from is {path}, which holds safetensors; import it '
                     f'with `ttt-jax import-hf --hf {path}` instead.')
   inside = folder / 'checkpoints'
-  single = not inside.is_dir() and folder.name.isdigit() and checksums.is_complete(folder)
-  where = inside if inside.is_dir() else folder.parent if single else folder
-  with checkpoint.Checkpoints(where, verify=verify) as found:
-    if found.latest() is None:
-      raise UserError(f'config key train.init_from is {path}, where there is no complete '
-                      'checkpoint; name the workdir of a run, its folder checkpoints/, or one of '
-                      'the checkpoints in it.')
-    if single:
-      found.check_intact(int(folder.name))
-      return read(found, int(folder.name))
+  step = checkpoint_folders.step_of(folder.name)
+  if step is not None and not inside.is_dir() and checksums.is_complete(folder):
+    return checkpoint.read_step(folder.parent, step, read, verify)
+  where = inside if inside.is_dir() else folder
+  if checkpoint.Checkpoints(where).latest() is None:
+    raise UserError(f'config key train.init_from is {path}, where there is no complete '
+                    'checkpoint; name the workdir of a run, its folder checkpoints/, or one of '
+                    'the checkpoints in it.')
   return checkpoint.read_newest(where, read, verify)
 
 

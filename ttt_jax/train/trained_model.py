@@ -63,14 +63,15 @@ class TrainedModel:
 
 
 def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float32',
-         mesh: Mesh | None = None) -> TrainedModel:
-  """Load the newest intact checkpoint of a workdir; its optimizer state is not read.
+         mesh: Mesh | None = None, step: int | None = None) -> TrainedModel:
+  """Load a checkpoint of a workdir; its optimizer state is not read.
 
   Args:
     config, workdir: of the run.
     dtype: of the parameters; None = as they are stored.
     mesh: of the parameters; None = that of the config if the devices here fit it, else all
       devices that divide the weights (sharding.reading_mesh).
+    step: of the checkpoint; None = the newest intact one.
 
   Raises:
     UserError: no data or checkpoint, or one that does not fit the data or the config.
@@ -90,7 +91,9 @@ def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float3
     params = restore.load(checkpoints, step, model, wanted, config.seed)
     return step, jax.block_until_ready(params)
 
-  step, params = checkpoint.read_newest(workdir / 'checkpoints', read, config.train.verify)
+  folder, verify = workdir / 'checkpoints', config.train.verify
+  step, params = (checkpoint.read_newest(folder, read, verify) if step is None
+                  else checkpoint.read_step(folder, step, read, verify))
   return TrainedModel(config, step, model, params, vocab, tokenizer,
                       _codec(config, data_dir, vocab), data_dir)
 

@@ -345,7 +345,7 @@ def _check_target(named: pathlib.Path, workdir: pathlib.Path, path: str) -> path
     UserError: what is there was not made by this program, or it cannot be written.
   """
   target = owned.resolve(named)
-  if workdir.resolve().is_relative_to(target):
+  if owned.resolve(workdir).is_relative_to(target):
     raise UserError(f'{_WHERE} is {path!r}, the workdir itself or a folder around it, which would '
                     'be replaced with all that it holds; name a folder in it, such as data.')
   owned.Building(named, _KIND, _WHERE, store.proven_files)
