@@ -30,6 +30,10 @@ def load(tmp_path, text, name='c.py', **overrides):
     ('def get_config():\n  def inner():\n    return {}["x"]\n  return inner()\n',
      "c.py, line 3: KeyError: 'x'."),
     ('import json\ndef get_config():\n  return json.loads("{")\n', 'c.py, line 3: JSONDecodeError'),
+    ('class E(Exception):\n  def __str__(self): raise ValueError\nraise E\n',
+     'c.py, line 3: E: its message cannot be read.'),
+    ('raise ValueError("many words " * 9999)\n', 'c.py, line 1: ValueError: many words'),
+    ('x = 1\0\n', 'c.py: source code string cannot contain null bytes.'),
     ('import sys\nsys.exit("no")\n', 'c.py, line 2: SystemExit: no.'),
     ('def get_config(rows):\n  return {}\n', 'TypeError: get_config() missing 1 required'),
     ('def get_config():\n  return {\n', 'c.py, line 2: '),
@@ -40,10 +44,15 @@ def load(tmp_path, text, name='c.py', **overrides):
     ('def get_config():\n  return {"model": 3}\n', 'config key model is 3; it must be a group'),
     ('def get_config():\n  return {"presets": [1]}\n', 'presets is [1]; it must be a dict'),
 ])
-def test_a_mistake_in_a_config_file_is_a_sentence(tmp_path, text, expected):
+def test_a_mistake_in_a_config_file_is_a_sentence(tmp_path, monkeypatch, text, expected):
   with pytest.raises(UserError) as error:
     load(tmp_path, text, model__num_layers='2')
+  monkeypatch.chdir(tmp_path)  # users name the file relative to the current directory
+  with pytest.raises(UserError) as relative:
+    config_lib.load('c.py', {'model.num_layers': '2'})
+  assert str(relative.value) == str(error.value).replace(f'{tmp_path}/c.py', 'c.py')
   assert expected in str(error.value) and '\n' not in str(error.value)
+  assert len(str(error.value)) < 700
 
 
 @pytest.mark.parametrize('name, text, expected', [
@@ -127,7 +136,7 @@ def test_a_workdir_may_have_the_characters_of_patterns(tmp_path):
 
 
 @pytest.mark.parametrize('name, expected', [
-    ('a\0b', r"'a\\x00b', but a path cannot hold a null character"),
+    ('a\0b', r"'a\\x00b'; it must have no NUL character"),
     ('a\udce9b', r"'a\\udce9b', whose name is not UTF-8"), ('', 'is empty')])
 def test_a_name_that_no_library_takes_is_refused(tmp_path, capsys, name, expected):
   assert main.main(['status', f'--workdir={name}']) == 2

@@ -12,6 +12,7 @@ from ttt_jax.data import store
 from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
+from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import (
     checkpoint, checksums, optimizer as optimizers, restore, resume, state as train_state,
     status_file, train)
@@ -125,7 +126,7 @@ def without_fields(workdir, target, step, *names):
   metadata = checksums.read_metadata(folder)
   for name in names:
     metadata['meta'].pop(name)
-  seal = checksums._read_signed(folder / checksums.SEAL)
+  seal = checksums._read_signed(folder / checksums.SEAL, checksums.SealFile)
   checksums._write_signed(folder / checksums.SEAL, seal | {'notes': metadata})
 
 
@@ -189,6 +190,7 @@ def test_init_from_compares_vocabularies(config, prepared, ten_steps, tmp_path):
   shutil.copytree(prepared, tmp_path / 'data')
   manifest = json.loads((prepared / 'manifest.json').read_text())
   manifest['vocabulary']['codec'] = 'another-codec'
+  manifest['fingerprint'] = Vocabulary.from_dict(manifest['vocabulary']).fingerprint
   (tmp_path / 'data' / 'manifest.json').write_text(json.dumps(manifest))
   start = changed(config, data__path='data', train__init_from=str(ten_steps))
   with pytest.raises(UserError, match='was trained with vocabulary .*prepare the data with its'):

@@ -26,6 +26,7 @@ if typing.TYPE_CHECKING:
   from _typeshed import DataclassInstance
 
 T = TypeVar('T', bound='DataclassInstance')
+_LONGEST = 400  # characters of an exception's message
 
 # Keys of version 0.1 -> their present names. In a user's own file an old key is an error that
 # names the new one; files that version 0.1 wrote (config.json, notes of checkpoints) are read.
@@ -263,23 +264,29 @@ def call(file: pathlib.Path, name: str, kind: str) -> Any:
   except UserError:
     raise  # of our own helpers, called in the file
   except SyntaxError as error:
-    where = file if error.filename in (None, str(file)) else f'{file} imports {error.filename}'
-    raise UserError(f'{kind} {where}, line {error.lineno}: {error.msg}.') from error
+    own = error.filename in (None, spec.origin)
+    where = file if own else f'{file} imports {error.filename}'
+    line = f', line {error.lineno}' if error.lineno else ''
+    raise UserError(f'{kind} {where}{line}: {error.msg}.') from error
   except (Exception, SystemExit) as error:
-    raise UserError(f'{kind} {file}{_line_in(file, error)}: {_words(error)}.') from error
+    raise UserError(f'{kind} {file}{_line_in(spec.origin, error)}: {_words(error)}.') from error
   raise UserError(f'{kind} {file} has no {name}() function.')
 
 
-def _line_in(file: pathlib.Path, error: BaseException) -> str:
+def _line_in(file: str | None, error: BaseException) -> str:
   """', line N': the last line of ``file`` that an exception passed."""
   lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-           if frame.filename == str(file)]
+           if frame.filename == file]
   return f', line {lines[-1]}' if lines else ''
 
 
 def _words(error: BaseException) -> str:
   """An exception as one line; its type where the message alone does not say what happened."""
-  text = ' '.join(str(error).split()).rstrip('.')
+  try:
+    text = ' '.join(str(error).split()).rstrip('.')
+    text = text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...'
+  except Exception:  # the user's class of exceptions is itself wrong
+    text = 'its message cannot be read'
   named = (NameError, ImportError, AttributeError)
   return text if ' ' in text and isinstance(error, named) else f'{type(error).__name__}: {text}'
 

@@ -24,7 +24,7 @@ def local(path: str, what: str) -> str:
     what: how the user named it, for the message: a flag or a config key.
 
   Raises:
-    UserError: it is an address such as gs://bucket/run, which no command reads, or holds a null
+    UserError: it is an address such as gs://bucket/run, which no command reads, or has a NUL
       character or bytes that are not UTF-8.
   """
   if _ADDRESS.match(path):
@@ -37,5 +37,5 @@ def local(path: str, what: str) -> str:
   except UnicodeEncodeError as error:  # os.fsdecode gives such bytes as surrogates
     raise UserError(f'{what} is {path!r}, whose name is not UTF-8; rename it.') from error
   if b'\0' in encoded:
-    raise UserError(f'{what} is {path!r}, but a path cannot hold a null character.')
+    raise UserError(f'{what} is {path!r}; it must have no NUL character.')
   return path
