@@ -112,6 +112,21 @@ def test_a_part_that_is_not_there_is_a_sentence(folder, keys, sentence):
                strict=False, max_rejects=0.5) == [LOW]
 
 
+@pytest.mark.parametrize('turn', [{'type': 'Speech', 'content': 'a.wav'},
+                                  {'content': '<AUDIO>a.wav</AUDIO>'}])
+def test_names_of_sounds_in_any_case_are_found_in_a_set_that_is_not_strict(folder, turn):
+  name = lines(folder / 'd.jsonl', {'messages': [
+      {'role': 'user', **turn}, {'role': 'assistant', 'content': 'x'}]})
+  assert codes(folder, name, task='', strict=False) == [LOW]
+
+
+def test_a_lone_surrogate_in_a_heldout_record_is_kept(folder):
+  name = lines(folder / 'd.jsonl', {'id': '\ud800/x', 'audio': 'a.wav', 'text': 'a \udc80'})
+  assert codes(folder, name, 'asr', split='heldout') == [LOW * 2]
+  record, = heldout.load_records(folder / 'work' / 'data', 'heldout')
+  assert record.id == 'asr-\ud800/x' and record.turns[-1].parts[0].text == 'a \udc80'
+
+
 # -- sounds inside records ------------------------------------------------------------------------
 
 B64 = base64.b64encode(A).decode()

@@ -70,6 +70,8 @@ def user(*parts):
                        {'from': 'assistant', 'text': REPLY, 'speech': 'b.wav'}]},
      [('user', ['<a.wav>']), ('assistant', [REPLY, '<b.wav>'])]),
     ({'question': ASK, 'question_audio': 'a.wav', 'answer': REPLY}, user('<a.wav>')),
+    ({'instruction': ASK, 'input': '55', 'instruction_audio': 'a.wav', 'output': REPLY},
+     user('<a.wav>', '55')),
     # an answer of OpenAI's models
     ({'messages': [TALK[0], {'role': 'assistant', 'content': None, 'audio': {
         'path': 'b.wav', 'transcript': REPLY}}]},
@@ -129,6 +131,8 @@ def test_a_sound_stands_where_its_placeholder_stands_or_before_the_text(value, r
     ({'messages': [{**TALK[0], 'audio': {'id': 'audio_7'}}, TALK[1]]}, 'must be the path'),
     ({'text': 'One two', 'audio': 'a.wav'}, 'this is a recording'),
     ({'text': 'One two', 'path': 'a.wav'}, 'this is a recording'),
+    ({'messages': TALK, 'audio': 'file://[a/b.wav'}, 'no URI'),
+    ({'prompt': ASK, 'response': REPLY, 'history': [['a', None]]}, r'history\[0\]\[1\] must be'),
     ({'prompt': ASK, 'response': REPLY, 'context': ['a', 'b']}, 'prompt and context must be'),
     ({'messages': TALK, 'tgt_units': [1, 2]}, 'its codec is unknown'),
     ({'messages': TALK, 'audio': 'a.wav', 'start': 10**400}, 'it must be a number from 0'),

@@ -291,7 +291,9 @@ CUT = {'id': 'c', 'start': 0.5, 'duration': 1.0, 'channel': 0, 'supervisions': [
      'x', ()),
     ('asr', {'audio': 'a.wav', 'text': 'x', 'offset': 'far', 'timestamp': [1, 2]}, (0.0, None), 'x',
      ('offset', 'timestamp')),
-    ('asr', CUT, (0.5, 1.0), 'x', ())])
+    ('asr', CUT, (0.5, 1.0), 'x', ()),
+    ('asr', {**CUT, 'channel': [0, 1], 'recording': {'sources': [{
+        'type': 'file', 'channels': [0, 1], 'source': 'a.wav'}]}}, (0.5, 1.0), 'x', ())])
 def test_what_a_recording_says_of_its_sound(task, value, part, text, unused):
   found = tasks.parse_recording(value, 'r:1', task)
   assert found.speech.source == 'a.wav' and found.text == text and not found.instruction

@@ -335,7 +335,7 @@ def _keep_records(result: Result, folder: pathlib.Path, split: str, copies: _Cop
     for where, value in readers.read(result.folder / render.RECORDS):
       record = records.parse(value, where, form=form).map_audio(copy)
       line = json.dumps(records.to_json(record), ensure_ascii=False) + '\n'
-      out.write(line.encode('utf-8', 'surrogatepass'))
+      out.write(line.encode('utf-8', 'backslashreplace'))  # as in render.py
 
 
 def _check_target(named: pathlib.Path, workdir: pathlib.Path, path: str) -> pathlib.Path:

@@ -275,7 +275,8 @@ class _Documents:
 
   def _line(self, name: str, value: dict[str, Any]) -> None:
     with (self.folder / name).open('ab') as file:
-      file.write((json.dumps(value, ensure_ascii=False) + '\n').encode('utf-8', 'surrogatepass'))
+      # A lone surrogate is written as JSON writes it.
+      file.write((json.dumps(value, ensure_ascii=False) + '\n').encode('utf-8', 'backslashreplace'))
 
   def _flush(self) -> None:
     """Writes the waiting documents as a block."""

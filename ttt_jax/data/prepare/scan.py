@@ -11,8 +11,8 @@ from ttt_jax.data.records.sources import Input, Reject, audio, spoken_texts
 from ttt_jax.errors import UserError
 
 BLOBS = 'sounds.bin'
-# A line without these names no audio file: starts and ends of the keys in sounds.py, and an escape
-# that may hide them.
+# A line that has none of these, in any case, names no audio file: starts and ends of the keys in
+# sounds.py, and an escape that may hide them.
 _NAMING = (b'"audio', b'_audio"', b'<audio>', b'"speech', b'"sound', b'"wav', b'"path"', b'"file',
            b'\\u00')
 
@@ -122,7 +122,7 @@ def _items(job: Job) -> Iterator[tuple[str, Any]]:
   for where, line in readers.lines(source.piece):
     if isinstance(line, UserError):
       yield where, Reject(where, '', str(line))
-    elif any(mark in line for mark in _NAMING):
+    elif (small := line.lower()) and any(mark in small for mark in _NAMING):
       yield where, source.parse(where, readers.parse_line(where, line))
     else:
       yield where, b'<|audio_' in line or b'"codes"' in line

@@ -53,7 +53,10 @@ def reference(value: Any, at: str) -> str | None:
   if head.startswith('data:'):
     return _of_data(value.strip(), at)
   if head.startswith('file:'):
-    found = urllib.parse.urlsplit(value.strip())
+    try:
+      found = urllib.parse.urlsplit(value.strip())
+    except ValueError as error:
+      raise UserError(f'{at} is {_short(value)}, no URI ({error}); name a path.') from error
     if found.netloc not in ('', 'localhost'):
       raise UserError(f'{at} is {_short(value)}, a file of the machine {found.netloc!r}; name a '
                       'local file.')

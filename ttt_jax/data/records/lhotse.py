@@ -46,8 +46,8 @@ def flat(value: dict[str, Any], where: str) -> dict[str, Any]:
          'speaker': said[0].get('speaker') if said else None,
          'language': said[0].get('language') if said else None}
   channels = source.get('channels')
-  if isinstance(channels, list) and len(channels) > 1:
-    out['channel'] = value.get('channel')
+  if isinstance(channels, list) and len(channels) > 1 and value.get('channel') != channels:
+    out['channel'] = value.get('channel')  # all of them are averaged
   custom = value.get('custom') or {}
   return {**{key: one for key, one in (custom.items() if isinstance(custom, dict) else ())},
           **{key: one for key, one in out.items() if one is not None}}

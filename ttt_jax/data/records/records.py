@@ -145,7 +145,9 @@ def _pieces(value: dict[str, Any], written: list[Written], where: str
       target = targets[place]
       sound = audio_part(value, f'{where}: the record', '', f'{name}_')
       if name in _SPOKEN_ASKS and _is_plain(written[target]) and written[target].at == name:
-        sound, out[target] = dataclasses.replace(sound, text=written[target].content), []
+        said = str(value[name])  # and perhaps an input after it, which is written
+        sound = dataclasses.replace(sound, text=said)
+        out[target] = sounds.inline(written[target].content[len(said):].lstrip('\n'))
       out[target:target + 1] = sounds.place([out[target]], [sound], [answers[target]], [0],
                                             f'{where}: the record')
       used |= {f'{name}_audio', f'{name}_codes'}
@@ -193,8 +195,8 @@ def _content(turn: Written, where: str) -> list[sounds.Piece]:
   if content is None:
     has = turn.value and sounds.beside(turn.value, at, weak=False)[0]
     if not has:
-      raise UserError(f"{where}: {turn.at.rpartition('.')[0]} must be an object with 'role' and "
-                      "'content'.")
+      raise UserError(f"{where}: {turn.at.rpartition('.')[0] or turn.at} must be an object with "
+                      "'role' and 'content', or a text.")
     return []
   if isinstance(content, str):
     return sounds.inline(content)
