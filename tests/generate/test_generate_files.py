@@ -86,6 +86,15 @@ def test_documents_go_on_and_names_of_files_are_safe_and_unique(workdir, tmp_pat
   assert {path.name for path in out.glob('*.wav')} == wavs
 
 
+@pytest.mark.parametrize('entries, ours', [
+    ('[{"q": 1}]', False), ('[]', False), ('{}', False), ('3', False),
+    ('[{"name": "a", "ids": [], "task": "tts", "stopped": "end"}, {"q": 1}]', False),
+    ('[{"name": "a", "ids": [], "task": "tts", "stopped": "end"}]', True)])
+def test_answers_of_another_program_are_not_replaced(tmp_path, entries, ours):
+  (tmp_path / lib.FILE).write_text(entries)
+  assert lib._earlier(tmp_path) == ({lib.FILE, 'a.wav'} if ours else set())
+
+
 def test_a_document_in_records_is_a_sentence(run, tmp_path):
   (tmp_path / 'r.jsonl').write_text('{"text": "A document."}\n')
   with pytest.raises(UserError, match='to continue a document use --task pt'):

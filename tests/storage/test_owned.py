@@ -90,7 +90,7 @@ def test_what_cannot_be_proven_stays(tmp_path, change):
 def test_what_appears_during_the_work_stays(tmp_path):
   build(tmp_path / 'data')
   with pytest.raises(UserError, match='thesis.txt is not one'):
-    with owned.Building(tmp_path / 'data', 'set', '--out') as building:
+    with owned.Building(tmp_path / 'data', 'a prepared set', '--out') as building:
       (building.folder / 'a.txt').write_text('newer')
       added(tmp_path / 'data')
       building.commit()
@@ -106,6 +106,10 @@ def test_a_link_stays_and_its_folder_is_replaced(tmp_path):
     build(tmp_path / 'data', text)
   assert (tmp_path / 'data').is_symlink() and (disk / 'set' / 'a.txt').read_text() == 'new'
   assert [path.name for path in disk.iterdir()] == ['set']
+  with pytest.raises(UserError, match='is not an earlier export but a prepared set of ttt-jax; '):
+    owned.Building(tmp_path / 'data', 'an earlier export', '--out')
+  with pytest.raises(UserError, match=r'--out: / is a mount point'):
+    owned.Building('/', 'an earlier export', '--out')
   (tmp_path / 'loop').symlink_to('loop')
   for path in (tmp_path / 'loop', tmp_path / 'loop' / 'set'):
     with pytest.raises(UserError, match='loop.* could not be written: Too many levels of symbolic'):
@@ -126,7 +130,7 @@ def die(source, target):
   rename(source, target)
   if len(sys.argv) > 2: os._exit(9)
 os.rename = die
-with owned.Building(sys.argv[1], 'set', '--out') as building:
+with owned.Building(sys.argv[1], 'a prepared set', '--out') as building:
   (building.folder / 'a.txt').write_text('half')
   if len(sys.argv) < 3: os._exit(9)
   building.commit()
@@ -140,7 +144,7 @@ def test_a_killed_process_loses_nothing_and_is_cleaned_up(tmp_path, between_rena
   subprocess.run([sys.executable, '-c', KILLED, str(tmp_path / 'data'), *['x'] * between_renames],
                  check=False, env=os.environ)
   assert len(list(tmp_path.iterdir())) == 3
-  check = owned.Building(tmp_path / 'data', 'set', '--out')
+  check = owned.Building(tmp_path / 'data', 'a prepared set', '--out')
   assert (tmp_path / 'data' / 'a.txt').read_text() == 'old'
   with check:
     pass

@@ -90,8 +90,9 @@ def _earlier(folder: pathlib.Path) -> set[str]:
   """The files that an answers.json proves, which was written before there were markers."""
   try:
     answers = json.loads((folder / FILE).read_text(encoding='utf-8'))
-    return {FILE, *(f'{answer["name"]}.wav' for answer in answers
-                    if {'ids', 'task', 'stopped'} <= answer.keys())} if answers else {FILE}
+    if not answers or not all({'ids', 'task', 'stopped'} <= answer.keys() for answer in answers):
+      return set()  # another program's
+    return {FILE, *(f'{answer["name"]}.wav' for answer in answers)}
   except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
     return set()
 

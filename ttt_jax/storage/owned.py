@@ -180,7 +180,8 @@ class Building:
         pathlib.Path(target), kind, where, earlier)
     self.target = resolve(target)
     with files.writing(self._named):
-      self._recover()
+      if not os.path.ismount(self.target):  # / has no name
+        self._recover()
     self.check()
 
   def check(self) -> None:
@@ -196,6 +197,10 @@ class Building:
         raise UserError(f'{where}: {named} is a mount point, which cannot be replaced; choose a '
                         'folder in it.')
       found = foreign(self.target, self._earlier)
+      kind = _read_marker(self.target).get('kind', self._kind)
+    if kind != self._kind:  # ours, but made for something else: a set is not replaced by an export
+      raise UserError(f'{where}: {named} exists and is not {self._kind} but {kind} of ttt-jax; '
+                      'choose another path.')
     if found is not None:
       raise UserError(f'{where}: {named} exists and is not {self._kind} that ttt-jax made: '
                       f'{found} is not one of its files, or was changed; move it or choose another '
