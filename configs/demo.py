@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
       'weight_decay': 0.05, 'beta2': 0.98,
   })
   config.train = ConfigDict({
-      'steps': 2800, 'batch_size': 3, 'log_every': 20, 'checkpoint_every': 300,
+      'steps': 3400, 'batch_size': 3, 'log_every': 20, 'checkpoint_every': 300,
   })
   config.generate = ConfigDict({
       'block': 14, 'steps': 7, 'max_span': 140, 'max_tokens': 512, 'slots': 16,
