@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from ttt_jax.config import (Config, DataConfig, EvaluateConfig, GenerateConfig, ModelConfig,
                             MeshConfig, OptimizerConfig, Source, Stage, TrainConfig)
 from ttt_jax.model import sharding
+from ttt_jax.tokens.vocab import Vocabulary
 
 TOKENS = pathlib.Path(__file__).parents[1] / 'data' / 'demo_tokens'
 
@@ -78,3 +80,12 @@ def one_device():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sharding, 'make_mesh', make_mesh)
     yield
+
+
+def name_codec(data_dir: pathlib.Path, name: str) -> None:
+  """Gives a prepared set the vocabulary of another codec."""
+  file = data_dir / 'manifest.json'
+  manifest = json.loads(file.read_text())
+  manifest['vocabulary']['codec'] = name
+  manifest['fingerprint'] = Vocabulary(**manifest['vocabulary']).fingerprint
+  file.write_text(json.dumps(manifest))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ttt_jax.audio import asr_judges, io
+from ttt_jax.tokens import words
 
 ROOT = pathlib.Path(__file__).parents[2]
 HELD = ('validation', 'heldout')
@@ -189,4 +190,4 @@ def test_the_voice_says_only_what_is_new_and_the_judges_hear_it(tmp_path):
   for line in lines:
     waveform, rate = io.read(out / line['audio'])
     assert rate == 22_050 and 0.4 < len(waveform) / rate < 2
-    assert asr_judges.word_errors(line['text'], judge.transcribe(waveform, rate))[0] == 0
+    assert words.word_errors(line['text'], judge.transcribe(waveform, rate))[0] == 0

@@ -174,9 +174,7 @@ def test_another_model_is_refused_by_name(config, ten_steps):
 def test_another_vocabulary_is_refused(config, prepared, ten_steps, tmp_path):
   other = tmp_path / 'other'
   shutil.copytree(prepared, other)
-  manifest = json.loads((other / 'manifest.json').read_text())
-  manifest['vocabulary']['codec'] = 'another-codec'
-  (other / 'manifest.json').write_text(json.dumps(manifest))
+  small_run.name_codec(other, 'another-codec')
   with pytest.raises(UserError, match='was trained with vocabulary'):
     train.train(small_run.replace(config, 'data', path=str(other)), ten_steps)
 
