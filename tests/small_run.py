@@ -87,5 +87,5 @@ def name_codec(data_dir: pathlib.Path, name: str) -> None:
   file = data_dir / 'manifest.json'
   manifest = json.loads(file.read_text())
   manifest['vocabulary']['codec'] = name
-  manifest['fingerprint'] = Vocabulary(**manifest['vocabulary']).fingerprint
+  manifest['fingerprint'] = Vocabulary.from_dict(manifest['vocabulary']).fingerprint
   file.write_text(json.dumps(manifest))

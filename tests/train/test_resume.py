@@ -12,7 +12,6 @@ from ttt_jax.data import store
 from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
-from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import (
     checkpoint, checksums, optimizer as optimizers, restore, resume, state as train_state,
     status_file, train)
@@ -188,10 +187,7 @@ def test_init_from_of_something_else_is_a_sentence(ten_steps, tmp_path):
 
 def test_init_from_compares_vocabularies(config, prepared, ten_steps, tmp_path):
   shutil.copytree(prepared, tmp_path / 'data')
-  manifest = json.loads((prepared / 'manifest.json').read_text())
-  manifest['vocabulary']['codec'] = 'another-codec'
-  manifest['fingerprint'] = Vocabulary.from_dict(manifest['vocabulary']).fingerprint
-  (tmp_path / 'data' / 'manifest.json').write_text(json.dumps(manifest))
+  small_run.name_codec(tmp_path / 'data', 'another-codec')
   start = changed(config, data__path='data', train__init_from=str(ten_steps))
   with pytest.raises(UserError, match='was trained with vocabulary .*prepare the data with its'):
     train.train(start, tmp_path)
