@@ -1,4 +1,4 @@
-# make demo         the demo: corpus, training, evaluation and a report (about 13 minutes on 2 cores)
+# make demo         the demo: corpus, training, evaluation and a report (about 11 minutes on 2 cores)
 # make smoke        one tiny run through every command of ttt-jax (about a minute on 2 cores)
 # make test         the test suite, without the tests marked slow
 # make test-slow    the tests marked slow
