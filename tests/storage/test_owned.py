@@ -189,6 +189,14 @@ def test_an_output_folder_keeps_what_others_put_there(tmp_path):
   owned.Output(tmp_path, 'answers', '--out', lambda folder: ['old.wav']).claim('old.wav')
 
 
+def test_an_output_folder_is_not_one_that_was_made_as_something_else(tmp_path):
+  (tmp_path / 'rows').write_text('1')
+  owned.mark(tmp_path, 'a prepared set')
+  with pytest.raises(UserError, match='--out: .* holds a prepared set that ttt-jax made'):
+    owned.Output(tmp_path, 'answers', '--out')
+  assert owned.foreign(tmp_path) is None
+
+
 @pytest.mark.parametrize('text, ours', [
     ('{"model": {}, "data": {}, "train": {}}', True), ('', True), ('\0\0\0', True),
     ('{"architectures": ["Qwen2ForCausalLM"]}', False), ('[]x', False), ('[1]', False),

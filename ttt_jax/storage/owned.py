@@ -320,12 +320,15 @@ class Output:
       folder, kind, where, earlier: as for ``Building``; other files in the folder stay.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written, or it was made as something else, such as a prepared set.
     """
     self.folder = pathlib.Path(folder)
     self._kind, self._where = kind, where
-    files.require_writable(self.folder)
     marker = _read_marker(self.folder)
+    if marker.get('kind', kind) != kind:
+      raise UserError(f'{where}: {folder} holds {marker["kind"]} that ttt-jax made; choose another '
+                      'folder.')
+    files.require_writable(self.folder)
     self._known: dict[str, Any] = dict(marker.get('files', {}))
     if not marker and earlier is not None:
       self._known = dict.fromkeys(earlier(self.folder))

@@ -272,7 +272,7 @@ def test_a_failed_run_keeps_the_old_set_and_foreign_directories_are_safe(prepare
   assert (tmp_path / 'data' / 'thesis.txt').read_text() == 'do not lose'
 
 
-@pytest.mark.parametrize('path', ['.', '..', '../c', 'wav'])
+@pytest.mark.parametrize('path', ['.', '..', '../c', 'wav', 'checkpoints', 'logs/rows'])
 def test_a_folder_that_holds_anything_else_is_refused_before_the_work(corpus, tmp_path, path):
   """A folder of recordings may hold a manifest.json of its own: that does not make it a set."""
   folder = tmp_path / 'c'

@@ -43,6 +43,10 @@ from ttt_jax.tokens.vocab import Vocabulary
 _log = logging.getLogger(__name__)
 _SENTENCE = '"sentence":'  # in every line of DATA.rejects.jsonl
 _KIND, _WHERE = 'a prepared set', 'config key data.path'
+# What other commands write into a workdir.
+_OTHERS = frozenset((
+    'checkpoints', 'logs', 'tensorboard', 'samples', 'report', 'report.html', 'config.json',
+    'status.json', 'metrics.jsonl', 'evaluation.json', 'score.json'))
 _LARGE = 2**22  # bytes of sources; smaller ones are read in this process
 Progress = Callable[[str, int, int], None]  # (phase, units done, all units or 0)
 
@@ -348,6 +352,11 @@ def _check_target(named: pathlib.Path, workdir: pathlib.Path, path: str) -> path
   if owned.resolve(workdir).is_relative_to(target):
     raise UserError(f'{_WHERE} is {path!r}, the workdir itself or a folder around it, which would '
                     'be replaced with all that it holds; name a folder in it, such as data.')
+  inside = target.relative_to(owned.resolve(workdir)).parts if target.is_relative_to(
+      owned.resolve(workdir)) else ()
+  if inside and inside[0] in _OTHERS:
+    raise UserError(f'{_WHERE} is {path!r}, but {inside[0]} in a workdir is for other files of a '
+                    'run; name another folder, such as data.')
   owned.Building(named, _KIND, _WHERE, store.proven_files)
   owned.check_text(named.with_name(f'{named.name}.rejects.jsonl'), _SENTENCE, _WHERE)
   files.require_writable(target.parent)
