@@ -17,8 +17,10 @@ The first rule that applies to an earlier owner's note decides whether the owner
 
 Rule 4 needs no locks, which some shared file systems lack or keep for machines that are gone. Of
 several processes that find an owner gone at the same time, one gets the lease: the note is created
-under its name exclusively. An owner whose note was taken by another (it was suspended for longer
-than ``SILENCE``) learns it from ``check`` before it writes again.
+under its name exclusively. Without locks it counts once it has stood for ``SETTLE``: a process that
+was about to remove the earlier note may remove the new one, and while it puts that back, a third one
+may create its own. An owner whose note was taken by another (it was suspended for longer than
+``SILENCE``) learns it from ``check`` before it writes again.
 """
 
 from collections.abc import Callable
@@ -41,6 +43,7 @@ LOCK, NOTE = '.owner.lock', '.owner.json'
 BEAT = 5.0       # seconds between two writes of the note
 SILENCE = 60.0   # seconds after which an owner on another machine has ended
 ENDING = 300.0   # seconds that a new owner waits for one that saves and exits
+SETTLE = 0.5     # seconds after which a note that was written without a lock counts
 _POLL = 0.2
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EOPNOTSUPP)
 
@@ -129,7 +132,11 @@ class Lease:
     if not note and (free is False or (self.folder / NOTE).exists() and self._age() < self._beat):
       return {'process': None}  # it has not written its note yet
     if self._replace(note):
-      return None
+      if free:
+        return None
+      time.sleep(SETTLE)
+      if self._read().get('token') == self._token:
+        return None
     return self._read() or {'process': None}
 
   def _flock(self) -> bool | None:
