@@ -18,8 +18,8 @@ The first rule that applies to an earlier owner's note decides whether the owner
 Rule 4 needs no locks, which some shared file systems lack or keep for machines that are gone. Of
 several processes that find an owner gone at the same time, one gets the lease: the note is created
 under its name exclusively. Without locks it counts once it has stood for ``SETTLE``: a process that
-was about to remove the earlier note may remove the new one, and while it puts that back, a third one
-may create its own. An owner whose note was taken by another (it was suspended for longer than
+was about to remove the earlier note may remove the new one, and while it puts that back, a third
+one may create its own. An owner whose note was taken by another (it was suspended for longer than
 ``SILENCE``) learns it from ``check`` before it writes again.
 """
 
