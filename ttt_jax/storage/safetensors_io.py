@@ -109,8 +109,8 @@ class Folder(Mapping):
     for name, file in places.items():
       files.setdefault(file, []).append(name)
     for file in files:
-      if not (self.directory / file).is_file():
-        raise UserError(f'{path} names the file {file}, which is not in {self.directory}; the '
+      if not os.path.isfile(self.directory / file):  # False for a name that is too long, too
+        raise UserError(f'{path} names the file {file[:80]}, which is not in {self.directory}; the '
                         'download is incomplete.')
     return [(self.directory / file, files[file]) for file in sorted(files)]
 

@@ -401,8 +401,12 @@ class Checkpoints:
       self, step: int, vocab: Vocabulary,
       remedy: str = 'use the data that it was trained on, or another workdir') -> None:
     """UserError unless the step was trained with ``vocab``, which the prepared data has."""
-    store.check_fingerprint(f'checkpoint {self._path(step)} was trained',
-                            self.meta(step)['fingerprint'], vocab, remedy)
+    fingerprint = self.meta(step).get('fingerprint')
+    if fingerprint is None:
+      raise UserError(f'checkpoint {self._path(step)}, note, has no fingerprint of its vocabulary; '
+                      'use another checkpoint, or another workdir.')
+    store.check_fingerprint(f'checkpoint {self._path(step)} was trained', fingerprint, vocab,
+                            remedy)
 
   def scores(self, step: int) -> dict[str, float]:
     """What was passed to ``save`` as scores."""
