@@ -87,7 +87,7 @@ class Campaign:
       outcome = READ
     except UserError as error:
       said = str(error)
-      outcome = SENTENCE if said.endswith('.') and '\n' not in said else TRACEBACK
+      outcome = SENTENCE if said.endswith(('.', '?')) and '\n' not in said else TRACEBACK
     except Exception as error:
       said, outcome = f'{type(error).__name__}: {error}', TRACEBACK
       if show:

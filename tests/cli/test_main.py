@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from ttt_jax import config as config_lib
-from ttt_jax.cli import main
+from ttt_jax.cli import main, train
 from ttt_jax.system import exit_codes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -143,3 +143,15 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys, tmp_path):
   monkeypatch.setitem(main.VERBS, 'report', interrupted)
   assert main.main(['report', '--workdir', str(tmp_path)]) == exit_codes.INTERRUPTED
   assert capsys.readouterr().err == 'ttt-jax: interrupted.\n'
+
+
+@pytest.mark.parametrize('message, printed', [('Event loop is closed', False), ('other', True)])
+def test_late_callbacks_of_a_failed_save_print_nothing(monkeypatch, capsys, message, printed):
+  for name in ('excepthook', 'unraisablehook'):
+    monkeypatch.setattr(sys, name, getattr(sys, f'__{name}__'))
+  train._ignore_late_callbacks()
+  def fail(*_):
+    raise RuntimeError(message)
+  sys.excepthook(RuntimeError, RuntimeError(message), None)
+  type('Late', (), {'__del__': fail})()  # Python reports what __del__ raises to unraisablehook
+  assert capsys.readouterr().err.count(f'RuntimeError: {message}') == (2 if printed else 0)

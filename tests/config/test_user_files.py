@@ -40,7 +40,7 @@ def load(tmp_path, text, name='c.py', **overrides):
     ('def get_config():\n  pass\n', 'get_config() returns None; it must return an ml_coll'),
     ('def get_config():\n  return [1]\n', 'get_config() returns list; it must return'),
     ('get_config = 3\n', "TypeError: 'int' object is not callable"),
-    ('def get_config():\n  return {1: 2}\n', 'config key 1 is unknown'),
+    ('def get_config():\n  return {1: 2}\n', 'c.py: config key 1 is unknown'),
     ('def get_config():\n  return {"model": 3}\n', 'config key model is 3; it must be a group'),
     ('def get_config():\n  return {"presets": [1]}\n', 'presets is [1]; it must be a dict'),
 ])

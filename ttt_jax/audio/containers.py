@@ -408,7 +408,7 @@ def _stream(data: bytes, one: _Frames, several: bool) -> Stream:
   if one.announced and one.count <= one.announced + 1:
     return Stream(piece if several else None, least, False)
   if one.tag:
-    piece = piece[_frame(piece[:4])[0]:]  # type: ignore[index]
+    piece = piece[_frame(piece[:4])[0]:]  # type: ignore[index]  # ``one`` began with a frame
   # libmpg123 guesses a length from the first frame unless there is a count.
   return Stream(_counting_frame(piece, one.count) + piece, least, False)
 

@@ -51,13 +51,12 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 def _ignore_late_callbacks() -> None:
   """When a save has failed, TensorStore's threads still report to Orbax's event loop, which is
-  closed by then. Their tracebacks would bury the one sentence that says what is wrong."""
-  before = sys.excepthook
-
-  def hook(kind, error, trace):
-    if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
-      before(kind, error, trace)
-  sys.excepthook = hook
+  closed by then. Their tracebacks would bury the one sentence that says what is wrong. TensorStore
+  prints an exception in either of Python's ways, so both hooks are set."""
+  late = lambda error: isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
+  before, unraisable = sys.excepthook, sys.unraisablehook
+  sys.excepthook = lambda kind, error, trace: None if late(error) else before(kind, error, trace)
+  sys.unraisablehook = lambda found: None if late(found.exc_value) else unraisable(found)
 
 
 def _join(args: argparse.Namespace, stop: preemption.Stop) -> None:

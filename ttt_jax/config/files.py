@@ -46,11 +46,16 @@ RENAMED = {
 }
 
 
+class UnknownKey(UserError):
+  """A key that no group of settings has."""
+
+
 def from_dict(cls: type[T], values: Any, where: str = '') -> T:
   """Build dataclass ``cls`` from nested mappings.
 
   Raises:
-    UserError: an unknown key, or a value of the wrong type; the sentence names the key.
+    UserError: an unknown key (``UnknownKey``), or a value of the wrong type; the sentence names
+      the key.
   """
   if isinstance(values, cls):
     return values
@@ -63,8 +68,8 @@ def from_dict(cls: type[T], values: Any, where: str = '') -> T:
   for key, value in values.items():
     path = f'{where}.{key}' if where else str(key)
     if key not in hints:
-      raise UserError(f'config key {key_text(path)} is unknown; '
-                      f'{_suggest(str(key), hints, where)}')
+      raise UnknownKey(f'config key {key_text(path)} is unknown; '
+                       f'{_suggest(str(key), hints, where)}')
     given[key] = _coerce(hints[key], value, path)
   return cls(**given)
 
@@ -155,7 +160,11 @@ def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Co
   _apply_generate_preset(values, overrides or {})
   for key, text in (overrides or {}).items():
     _override(values, key, text)
-  return _with_local_paths(from_dict(Config, values))
+  try:
+    config = from_dict(Config, values)
+  except UnknownKey as error:  # unknown keys of the command line are found above
+    raise UserError(f'config file {path}: {error}') from error
+  return _with_local_paths(config)
 
 
 def _with_local_paths(config: Config) -> Config:

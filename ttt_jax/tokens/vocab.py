@@ -49,7 +49,6 @@ AUDIO_TAIL = ('<|mask_token|>', '<|end_of_audio_new|>', '<|end_of_audio_span_las
 
 MOST_IDS = 2**24  # far above every tokenizer and codec; parameters of more ids fill any memory
 
-CODE_PATTERN = re.compile(r'<\|audio_(\d+)\|>')
 _CODES = r'(?:<\|audio_(?:0|[1-9][0-9]*)\|>)+'
 _ADDED = re.compile('(' + '|'.join([_CODES, *(re.escape(name) for name in (
     *QWEN_SPECIALS, *CONTROLS, AUDIO_MARKER, *AUDIO_TAIL))]) + ')')
