@@ -141,6 +141,16 @@ def test_an_owner_that_saves_and_exits_is_waited_for(tmp_path):
   assert 'workdir x belongs to process' in said[0] and 'is saving and exits' in said[0]
 
 
+def test_without_locks_a_note_that_was_replaced_at_once_does_not_count(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError(38, 'no locks')
+  monkeypatch.setattr(leases.fcntl, 'flock', refuse)
+  # A third process puts its note there while another puts an earlier one back.
+  monkeypatch.setattr(leases.time, 'sleep', lambda seconds: forge(tmp_path))
+  with pytest.raises(InUse, match='in use by process .* on far'):
+    Lease(tmp_path, 'x', ending=0).acquire()
+
+
 @pytest.mark.parametrize('locks', [True, False])
 def test_of_many_one_gets_it(tmp_path, monkeypatch, locks):
   """With the note of an owner that is gone, with and without locks of the file system."""

@@ -111,6 +111,7 @@ ONE, TWO = (f'model-0000{number}-of-00004.safetensors' for number in (1, 2))
     (lambda d: index(d, lambda v: v['weight_map'].update(a='../x.safetensors')),
      "has weight_map.a = '../x.safetensors'; it must be a name without /"),
     (lambda d: index(d, lambda v: v['weight_map'].update(a=str(d / ONE))), 'has weight_map.a = '),
+    (lambda d: index(d, lambda v: v['weight_map'].update(a='x' * 300)), 'names the file xxx'),
     (lambda d: (d / safetensors_io.INDEX).write_text(
         f'{{"weight_map": {{"a": "{ONE}", "a": "{ONE}"}}}}'), "key 'a' appears twice"),
     (lambda d: shutil.copy(d / ONE, d / TWO), f'lists tensor b in {TWO}, which does not'),

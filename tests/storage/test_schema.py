@@ -44,6 +44,7 @@ def test_right_files_are_read_with_keys_of_newer_versions(tmp_path, rest):
     ('{"count": 1.0}', 'has count = 1.0; it must be an integer from 0'),
     ('{"count": true}', 'has count = True; it must be an integer from 0'),
     ('{"count": 1' + '0' * 400 + '}', r'has count = 1000.*\.\.\.; it must be an integer from 0'),
+    ('{"count": 1, "share": 2}', 'has share = 2; it must be a number from 0 to 1'),
     ('{"count": 1, "share": NaN}', 'has share = nan; it must be a number from 0 to 1'),
     ('{"count": 1, "share": 1e999}', 'has share = inf; it must be a number from 0 to 1'),
     (RIGHT + ', "name": "../x"}', "has name = '../x'; it must be a name without /"),

@@ -15,6 +15,7 @@ import pytest
 
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files
+from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import checkpoint, checksums, metrics
 from ttt_jax.train.state import TrainState
 
@@ -52,6 +53,11 @@ def test_what_is_saved_comes_back(folder):
                            jax.tree.leaves(state(20.0))):
       np.testing.assert_array_equal(mine, other)
     assert saved.restore_params(30, target().params)['a'][0, 0] == 30
+
+
+def test_a_note_without_fingerprint_is_a_sentence(folder):
+  with checkpoint.Checkpoints(folder) as saved, pytest.raises(UserError, match='has no fingerprint'):
+    saved.check_vocabulary(20, Vocabulary('bytes', 256, 'tone', 8))
 
 
 def files_of(folder, step):
