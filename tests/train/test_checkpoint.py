@@ -56,7 +56,8 @@ def test_what_is_saved_comes_back(folder):
 
 
 def test_a_note_without_fingerprint_is_a_sentence(folder):
-  with checkpoint.Checkpoints(folder) as saved, pytest.raises(UserError, match='has no fingerprint'):
+  with (checkpoint.Checkpoints(folder) as saved,
+        pytest.raises(UserError, match='has no fingerprint')):
     saved.check_vocabulary(20, Vocabulary('bytes', 256, 'tone', 8))
 
 

@@ -241,12 +241,10 @@ _HINTS: dict[Any, dict[str, Any]] = {}
 
 def _wrong_scalar(value: Any, kind: Any, marks: list[Any], key: str) -> str:
   bounds = next((mark for mark in marks if isinstance(mark, Range)), Range())
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+  if kind in (int, float) and isinstance(value, int) and not isinstance(value, bool):
     right = bounds.least <= value <= bounds.most
   elif isinstance(value, bool) and kind is not bool or not isinstance(value, kind):
     right = False
-  elif kind is int:
-    right = bounds.least <= value <= bounds.most
   elif kind is float:
     right = ANY_NUMBER in marks or (math.isfinite(value)
                                     and bounds.least <= value <= bounds.most)
