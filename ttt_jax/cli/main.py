@@ -14,8 +14,8 @@ import sys
 
 from ttt_jax import config as config_lib
 from ttt_jax.cli import (
-    cluster, environment, generate, inspect, plan, runs, train as cli_train, weights)
-from ttt_jax.cli.checkpoint_flag import add_checkpoint
+    cluster, environment, evaluate as cli_evaluate, generate, inspect, plan, runs,
+    train as cli_train, weights)
 from ttt_jax.config import paths, user_classes
 from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.system import exit_codes
@@ -70,9 +70,10 @@ def _build_parser() -> argparse.ArgumentParser:
         name, help=text, description=text[0].upper() + text[1:] + '.', allow_abbrev=False,
         epilog=(OVERRIDES + '\n' if takes_config else '') + 'example:\n  ' + example,
         formatter_class=argparse.RawDescriptionHelpFormatter)
+    more = {'plan': '; its prepared data is sampled', 'evaluate': '; with --suite several'}
+    several = {'nargs': '+', 'action': 'extend'} if name == 'evaluate' else {}
     sub.add_argument('--workdir', required=name != 'plan', metavar='DIR',
-                     help='folder of this run' + (
-                         '; its prepared data is sampled' if name == 'plan' else ''))
+                     help='folder of this run' + more.get(name, ''), **several)
     if takes_config:
       sub.add_argument('--config', metavar='FILE', required=name == 'prepare',
                        help='Python file with get_config()' + (
@@ -85,11 +86,7 @@ def _build_parser() -> argparse.ArgumentParser:
   train = verb('train', 'train a model, or resume from the last checkpoint in the workdir',
                'ttt-jax train --config configs/demo.py --workdir short '
                '--config.data.path=../demo/data --config.train.steps=500')
-  evaluate = verb('evaluate', 'evaluate the trained model on held-out records',
-                  'ttt-jax evaluate --workdir demo --config.evaluate.items=20')
-  evaluate.add_argument('--out', metavar='DIR', help='folder of evaluation.json and samples/ '
-                        '(default: the workdir, if it can be written)')
-  add_checkpoint(evaluate)
+  evaluate = cli_evaluate.add_flags(verb)
   cluster.add_flags(train)
   for sub in (train, evaluate):
     sub.add_argument('--devices', type=int, metavar='N',
@@ -137,6 +134,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   if end < len(argv) and not hasattr(args, 'command'):
     raise UserError(f"'--' has no effect on `ttt-jax {args.verb}`; remove it.")
   _expand_paths(args)
+  if isinstance(args.workdir, list):  # of `evaluate`
+    args.workdirs, args.workdir = args.workdir, args.workdir[0]
   args.command, args.overrides = argv[end + 1:], overrides
   return args, overrides
 
@@ -144,9 +143,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 def _expand_paths(args: argparse.Namespace) -> None:
   """Expand ``~`` in the flags that name files and folders, which a shell leaves alone after '='."""
   for name in ('workdir', 'config', 'out', 'hf', 'adapter', 'sweep', 'json', 'records', 'record',
-               'audio'):
+               'audio', 'data'):
     value = getattr(args, name, None)
-    if value == '' and name in ('workdir', 'out', 'hf', 'config', 'sweep'):
+    empty = value == '' or isinstance(value, list) and '' in value
+    if empty and name in ('workdir', 'out', 'hf', 'config', 'sweep', 'data'):
       raise UserError(f'--{name} is empty; an unset variable of the shell gives this.')
     if isinstance(value, str):
       setattr(args, name, paths.local(value, f'--{name}'))
@@ -238,18 +238,12 @@ def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
   print(f'prepared {pathlib.Path(args.workdir) / config.data.path}\n{table(manifest)}')
 
 
-def _evaluate(args: argparse.Namespace, config: config_lib.Config) -> None:
-  from ttt_jax.evaluate.evaluate import evaluate
-  from ttt_jax.evaluate.summary import table_text
-  print(table_text(evaluate(config, args.workdir, args.out, args.checkpoint)))
-
-
 def _report(args: argparse.Namespace, config: None) -> None:
   from ttt_jax.runs.report.page import report
   print(report(args.workdir))
 
 
-VERBS = {'prepare': _prepare, **inspect.VERBS, 'train': cli_train.run, 'evaluate': _evaluate,
+VERBS = {'prepare': _prepare, **inspect.VERBS, 'train': cli_train.run, 'evaluate': cli_evaluate.run,
          **generate.VERBS, 'report': _report, **weights.VERBS, 'plan': plan.run,
          **runs.VERBS}
 

@@ -23,6 +23,8 @@ RULES = ('confidence', 'margin', 'entropy', 'threshold', 'prior')
 SCHEDULES = ('linear', 'shifted')
 SOFTMAXES = ('full', 'audio')
 GUIDANCE_CONTEXTS = ('published', 'begin')
+WORDS = ('paper', 'default')
+WORDS = ('paper', 'default')         # rules of tokens/words.py
 PRESETS = ('default', 'published')  # of generate; their values: preset_values
 # What the published decoding loop fixes, and what its inference script passes to it: 200 steps for
 # spans of 2,600 tokens in blocks of 26, that is 2 steps per block.
@@ -382,6 +384,11 @@ class EvaluateConfig(Settings, group='evaluate'):
   judge: str = 'whisper'       # speech recogniser: 'whisper', 'pocketsphinx' or 'none'
   judge_model: str = ''        # CTranslate2 folder of Whisper; '' = the installed wheel's
   bound_samples: Count = 4     # noise draws per document for the audio bound
+  words: str = 'paper'         # words that --suite compares: 'paper' or 'default' (tokens/words.py)
+
+  def __post_init__(self):
+    super().__post_init__()
+    _choice('evaluate.words', self.words, WORDS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,3 +140,36 @@ def _percentiles(drawn: np.ndarray, level: float) -> tuple[float, float]:
     return math.nan, math.nan
   low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
   return float(low), float(high)
+
+
+# -- metrics that are functions of sums -------------------------------------------------------
+
+
+def drawn_sums(counts: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0
+               ) -> list[np.ndarray]:
+  """Sums of counts over resampled items, for metrics that are functions of such sums.
+
+  Args:
+    counts: float [N, K] of each run: K counts of N items, the same items in the same order, so
+      that differences of runs are paired. K may differ.
+    draws: D.
+    seed: of the draws.
+
+  Returns:
+    float [D, K] of each run.
+  """
+  rng = np.random.default_rng(seed)
+  count = len(counts[0])
+  assert count and all(len(one) == count for one in counts), [one.shape for one in counts]
+  out = [np.zeros((draws, one.shape[1])) for one in counts]
+  step = max(_CHUNK // count, 1)
+  for at in range(0, draws, step):
+    items_DxN = _counts(rng, count, min(step, draws - at))
+    for one, place in zip(counts, out):
+      place[at:at + len(items_DxN)] = items_DxN @ one
+  return out
+
+
+def interval(drawn: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+  """The percentile interval of ``level`` of values [D] in draws; nan if no value is finite."""
+  return _percentiles(np.asarray(drawn, float), level)

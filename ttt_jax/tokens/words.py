@@ -122,6 +122,64 @@ def normalise_words(text: str) -> str:
   return ' '.join(_WORDS.get(found) or found.replace("'", '') for found in token.findall(text))
 
 
+RULES = ('paper', 'default')
+# Han (with Extension A and compatibility characters), kana and Hangul are scored per character.
+_CJK = ('\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff'
+        '\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003fffd'
+        '\u1100-\u11ff\u3130-\u318f\uac00-\ud7af')
+_CJK_CHARACTER = re.compile(f'[{_CJK}]')
+_PAPER_TOKEN = re.compile(f'[{_CJK}]|[^\\s{_CJK}]+')
+
+
+def tokens(text: str, rule: str = 'default') -> list[str]:
+  """The words of a text whose errors are counted.
+
+  Args:
+    text: any.
+    rule: 'default': those of ``normalise_words``, which compares texts as they sound. 'paper': the
+      rule of the published scores (docs/evaluation.md): characters of Chinese, Japanese and Korean
+      are words of their own, other scripts have words between spaces, punctuation and symbols are
+      removed, letters are upper case. Digits stay digits: '5' and 'five' differ, and don't is DONT.
+  """
+  if rule == 'default':
+    return normalise_words(text).split()
+  text = unicodedata.normalize('NFKC', text).upper()
+  return _PAPER_TOKEN.findall(''.join(
+      '' if c in _APOSTROPHES or unicodedata.category(c) == 'Cf' else
+      ' ' if unicodedata.category(c)[0] in 'PSZC' else c for c in text))
+
+
+def is_cjk(token: str) -> bool:
+  """Whether a word of ``tokens`` is a character of Chinese, Japanese or Korean."""
+  return len(token) == 1 and bool(_CJK_CHARACTER.match(token))
+
+
+class Edits(NamedTuple):
+  """The best alignment of two texts: counts of words."""
+  words: int          # of the reference
+  substitutions: int
+  deletions: int
+  insertions: int
+
+  @property
+  def errors(self) -> int:
+    return self.substitutions + self.deletions + self.insertions
+
+
+def edits(reference: str, hypothesis: str, rule: str = 'default') -> Edits:
+  """The errors of a hypothesis, by kind; with an empty reference every word is an insertion.
+
+  Vowel points of Hebrew and Arabic count only if both texts have some.
+  """
+  import jiwer
+  reference, hypothesis = _pointed_alike(reference, hypothesis)
+  wanted, found = tokens(reference, rule), tokens(hypothesis, rule)
+  if not wanted:
+    return Edits(0, 0, 0, len(found))
+  aligned = jiwer.process_words(' '.join(wanted), ' '.join(found))
+  return Edits(len(wanted), aligned.substitutions, aligned.deletions, aligned.insertions)
+
+
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
   """(errors, number of reference words) after normalise_words on both sides.
 
@@ -129,13 +187,8 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
   reference every word is an insertion. The word error rate of a corpus is the sum of errors
   over the sum of reference words. Vowel points of Hebrew and Arabic count only if both have some.
   """
-  import jiwer
-  reference, hypothesis = map(normalise_words, _pointed_alike(reference, hypothesis))
-  if not reference:
-    return len(hypothesis.split()), 0
-  found = jiwer.process_words(reference, hypothesis)
-  return (found.substitutions + found.deletions + found.insertions,
-          found.hits + found.substitutions + found.deletions)
+  found = edits(reference, hypothesis)
+  return found.errors, found.words
 
 
 def same_words(text: str, reference: str) -> bool:

@@ -1,0 +1,79 @@
+"""Items of published files: recordings of a corpus, rows of tables, questions with answers."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from ttt_jax.config import Source
+from ttt_jax.data.records import readers, sources, tasks
+from ttt_jax.data.records.records import Part, Record, Turn
+from ttt_jax.data.records.tasks import Recording
+from ttt_jax.errors import UserError
+
+
+def recordings(data: pathlib.Path, task: str) -> list[Recording | Record]:
+  """All recordings or records of a folder or a file, in any layout that `prepare` reads.
+
+  Args:
+    data: the folder, file or pattern.
+    task: of data/records/tasks.py; says which keys the rows need.
+
+  Returns:
+    In order; paths of audio are absolute.
+
+  Raises:
+    UserError: no such place, an unknown layout, or a row that cannot be used: numbers of a
+      benchmark are of all of its rows.
+  """
+  require(data)
+  out: list[Recording | Record] = []
+  source = Source(path=str(data), task=task, split=sources.HELDOUT)
+  for one in sources.inputs((source,), pathlib.Path()):
+    for _, item in one.items():
+      if isinstance(item, sources.Reject):
+        raise UserError(item.sentence)
+      out.append(item.map_audio(one.with_path))
+  if not out:
+    raise readers.empty(data)
+  return out
+
+
+def rows(data: pathlib.Path) -> list[tuple[str, dict[str, Any], pathlib.Path]]:
+  """('file:line', row, folder of the file) of all files that ``data`` names.
+
+  Raises:
+    UserError: no such place, an unknown layout, or a row that cannot be read.
+  """
+  require(data)
+  return [(where, row, file.parent) for file in readers.find(str(data), [pathlib.Path()])
+          for where, row in readers.read(file)]
+
+
+def require(data: pathlib.Path) -> None:
+  """Raises a UserError unless ``data`` exists or is a pattern."""
+  if not data.exists() and not any(mark in str(data) for mark in '*?['):
+    raise UserError(f'--data: there is no folder or file {data}.')
+
+
+def question(id: str, task: str, parts: tuple[Part, ...], where: str) -> Record:
+  """The request with ``parts`` as the user's turn."""
+  return Record(id, task, 'IT', (Turn('user', parts), Turn('assistant', ())), where)
+
+
+def asked(item: Recording | Record, task: str) -> Record:
+  """The request that a recording makes in training: its record with an empty answer."""
+  record = tasks.to_record(item, task) if isinstance(item, Recording) else item
+  last = max((i for i, turn in enumerate(record.turns) if turn.role == 'assistant'), default=0)
+  if not any(turn.role == 'user' for turn in record.turns[:last]):
+    raise UserError(f'{record.where}: record {record.id} does not ask a question.')
+  return dataclasses.replace(record, task=record.task or task,
+                             turns=(*record.turns[:last], Turn('assistant', ())))
+
+
+def answer_of(item: Recording | Record) -> str:
+  """The text of the reference answer; the transcript of a recording that has no other."""
+  if isinstance(item, Recording):
+    return ''.join(part.text for part in item.answer if part.kind == 'text').strip() or (
+        item.text.strip())
+  turn = next((turn for turn in item.turns[::-1] if turn.role == 'assistant'), None)
+  return ''.join(part.text for part in turn.parts if part.kind == 'text').strip() if turn else ''

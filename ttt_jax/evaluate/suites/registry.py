@@ -1,0 +1,38 @@
+"""The suites by name; a suite's module is imported when it is used."""
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
+from ttt_jax.config import Config
+from ttt_jax.errors import UserError
+
+if TYPE_CHECKING:  # the command line lists the names without importing the rest
+  from ttt_jax.evaluate.suites.suite import Suite
+
+SUITES = {
+    'asr': 'ttt_jax.evaluate.suites.asr:Asr',
+}
+
+
+def create(name: str, config: Config) -> 'Suite':
+  """The suite of a name.
+
+  Raises:
+    UserError: an unknown name, or something that the suite needs is missing.
+  """
+  return suite_class(name)(config)
+
+
+def suite_class(name: str) -> 'type[Suite]':
+  """The class of a suite.
+
+  Raises:
+    UserError: an unknown name.
+  """
+  if name not in SUITES:
+    close = difflib.get_close_matches(name, SUITES, n=1, cutoff=0.5)
+    hint = f'did you mean {close[0]}?' if close else f'use one of {", ".join(SUITES)}.'
+    raise UserError(f'--suite is {name!r}, which is not a suite; {hint}')
+  module, _, attribute = SUITES[name].partition(':')
+  return getattr(importlib.import_module(module), attribute)
