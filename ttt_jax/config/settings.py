@@ -22,6 +22,8 @@ OPTIMIZERS = ('adamw', 'adafactor', 'muon')
 RULES = ('confidence', 'margin', 'entropy', 'threshold', 'prior')
 SCHEDULES = ('linear', 'shifted')
 SOFTMAXES = ('full', 'audio')
+JUDGE_DEVICES = ('cpu', 'cuda')
+TTS_PROMPTS = ('none', 'turn')
 GUIDANCE_CONTEXTS = ('published', 'begin')
 WORDS = ('paper', 'default')
 WORDS = ('paper', 'default')         # rules of tokens/words.py
@@ -381,14 +383,25 @@ class EvaluateConfig(Settings, group='evaluate'):
   split: str = 'heldout'       # held-out split to answer
   items: Natural = 40          # records per task; 0 = all
   batch: Count = 16            # requests that are generated together
-  judge: str = 'whisper'       # speech recogniser: 'whisper', 'pocketsphinx' or 'none'
-  judge_model: str = ''        # CTranslate2 folder of Whisper; '' = the installed wheel's
+  # speech recogniser: 'whisper', 'paraformer', 'sense_voice', 'zipformer', 'pocketsphinx' (digits)
+  # or 'none'
+  judge: str = 'whisper'
+  judge_model: str = ''        # its folder, or a name of Whisper; '' = tiny.en of the wheel
+  judge_language: str = ''     # code of the speech's language; '' = that of the data, or detected
+  judge_device: str = 'cpu'    # where the recogniser runs, 'cpu' or 'cuda'
   bound_samples: Count = 4     # noise draws per document for the audio bound
   words: str = 'paper'         # words that --suite compares: 'paper' or 'default' (tokens/words.py)
+  dnsmos: str = ''             # suite 'tts': folder of DNSMOS; '' = the wheel speechmos; 'none'
+  speaker_model: str = ''      # suite 'tts': ONNX file of speaker embeddings; '' = no similarity
+  tts_prompt: str = 'none'     # suite 'tts': use of prompt recordings, 'none' or 'turn' before it
+  llm_judge_url: str = ''      # suite 'voicebench': OpenAI-compatible server; '' = no LLM is asked
+  llm_judge_model: str = ''    # suite 'voicebench': the model that the server is asked for
 
   def __post_init__(self):
     super().__post_init__()
     _choice('evaluate.words', self.words, WORDS)
+    _choice('evaluate.judge_device', self.judge_device, JUDGE_DEVICES)
+    _choice('evaluate.tts_prompt', self.tts_prompt, TTS_PROMPTS)
 
 
 @dataclasses.dataclass(frozen=True)

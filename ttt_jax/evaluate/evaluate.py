@@ -64,7 +64,9 @@ def evaluate(config: Config, workdir: str | os.PathLike,
     file_names = names.FileNames()
     samples_folder.claim(*(_sample_name(file_names.new(record.id), kind) for record in picked
                            for kind in _KINDS))
-  judge = asr_judges.create(config.evaluate.judge, config.evaluate.judge_model) if picked else None
+  judge = asr_judges.create(
+      config.evaluate.judge, config.evaluate.judge_model, config.evaluate.judge_language,
+      config.evaluate.judge_device) if picked else None
   transcripts = _Transcripts(run, judge) if judge else None
   with futures.ThreadPoolExecutor(1) as background:
     if transcripts:  # references do not depend on the model: transcribed while it is compiled
