@@ -19,8 +19,8 @@ class Recogniser(abc.ABC):
 
   Attributes:
     name: as config key evaluate.judge has it.
-    language: code such as 'en' or 'zh' of speech whose language is not given; '' = detected, where
-      the recogniser can.
+    language: code such as 'en' or 'zh' of all speech, whatever language a call gives; '' = that of
+      the call, or detected, where the recogniser can.
     languages: codes that it knows; empty = any, or not known.
   """
   name = ''
@@ -41,12 +41,12 @@ class Recogniser(abc.ABC):
 
     Args:
       sounds: float32 [N] and rate [Hz] each.
-      language: of all of them; '' = the recogniser's ``language``.
+      language: of all of them; '' = not known.
 
     Raises:
       UserError: a rate out of range, or a language that the recogniser does not know.
     """
-    language = language or self.language
+    language = self.language or language
     self.check_language(language)
     waves = []
     for waveform, rate in sounds:

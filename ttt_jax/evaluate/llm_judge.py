@@ -9,6 +9,7 @@ A judge is asked for a few independent answers, whose mean or majority counts, a
 """
 
 from collections.abc import Callable
+import http.client
 import json
 import os
 import re
@@ -169,7 +170,7 @@ class LlmJudge:
         wait = min(max(wait, float(after)), _LONGEST_WAIT) if after.isdigit() else wait
       except (KeyError, TypeError, IndexError, ValueError) as error:
         reason = f'its response is not one of chat completions ({type(error).__name__}: {error})'
-      except (OSError, urllib.error.URLError) as error:  # also time-outs
+      except (OSError, http.client.HTTPException) as error:  # also time-outs
         reason = str(getattr(error, 'reason', error)) or type(error).__name__
       if attempt + 1 < _ATTEMPTS:
         time.sleep(wait)

@@ -62,7 +62,8 @@ def replies(run: TrainedModel, asked: Sequence[tuple[int, Item]],
         ready = background.submit(prompt.of, parts.pop(0)) if parts else None
         for number, item, ids in found:
           if isinstance(ids, str):
-            yield number, item, Reply('', none, run.codec, judge, problem=ids)
+            yield number, item, Reply('', none, run.codec, judge, problem=ids,
+                                     language=item.language)
           else:
             open_requests[engine.submit(ids, name=number, where=item.record.where or item.id)] = (
                 number, item)
@@ -75,7 +76,7 @@ def replies(run: TrainedModel, asked: Sequence[tuple[int, Item]],
       number, item = open_requests.pop(event.request)
       yield number, item, Reply(
           text.strip(), np.concatenate(codes) if codes else none, run.codec, judge,
-          event.answer.finished, event.answer.seconds)
+          event.answer.finished, event.answer.seconds, language=item.language)
       yield from submit()
 
 

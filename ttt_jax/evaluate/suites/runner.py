@@ -82,11 +82,15 @@ def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
   labels = _labels(models)
   place.claim(results.SUMMARY, *(f'{label}.jsonl' for label in labels))
   kept = {picked[at][0] for at in spaced(len(picked), sounds)} if sounds else set()
-  judge = asr_judges.create(models[0].config.evaluate.judge,
-                            models[0].config.evaluate.judge_model) if suite.hears else None
-  found = [_one(suite, picked, model, label, place, kept, judge, data)
+  settings = models[0].config.evaluate
+  judge = asr_judges.create(settings.judge, settings.judge_model, settings.judge_language,
+                            settings.judge_device) if suite.hears else None
+  for language in {item.language for _, item in picked} if judge else ():
+    judge.check_language(settings.judge_language or language)
+  judges = suite.judges(judge)
+  found = [_one(suite, picked, model, label, place, kept, judge, data, judges)
            for model, label in zip(models, labels)]
-  summary = summarise(suite, data, found, len(every))
+  summary = summarise(suite, data, found, len(every)) | {'judges': judges}
   files.write_text(folder / results.SUMMARY,
                    json.dumps(summary, indent=1, ensure_ascii=False) + '\n')
   place.finish()
@@ -130,12 +134,12 @@ def _step(model: Model) -> int:
 
 def _one(suite: Suite, picked: Sequence[tuple[int, Item]], model: Model, label: str,
          place: owned.Output, kept: set[int], judge: asr_judges.Recogniser | None,
-         data: pathlib.Path) -> dict[str, Any]:
+         data: pathlib.Path, judges: dict[str, Any]) -> dict[str, Any]:
   """Evaluate one checkpoint; returns its label, step and results."""
   step = model.step
   assert step is not None, 'resolved by `evaluate`'
   file = ResultsFile(place.folder / f'{label}.jsonl',
-                     _evaluation(suite, picked, model, step, data))
+                     _evaluation(suite, picked, model, step, data) | {'judges': judges})
   left = [(number, item) for number, item in picked if number not in file.done]
   wanted = {number for number, _ in picked}
   if left:

@@ -32,12 +32,14 @@ class Item:
     references: texts that the answer is compared with; () if the suite has no references.
     group: the subset that it belongs to, '' for none; metrics are also given per group.
     details: whatever else the suite's score needs, such as the path of a reference recording.
+    language: code of the answer's language, for the judge; '' = not known.
   """
   id: str
   record: Record
   references: tuple[str, ...] = ()
   group: str = ''
   details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  language: str = ''
 
 
 @dataclasses.dataclass(eq=False)
@@ -53,6 +55,7 @@ class Reply:
     seconds: from admission to the last token.
     problem: why the item could not be asked, as a sentence; '' otherwise. Its text and audio are
       empty then.
+    language: of the item.
   """
   text: str
   codes: np.ndarray
@@ -61,6 +64,7 @@ class Reply:
   finished: bool = True
   seconds: float = 0.0
   problem: str = ''
+  language: str = ''
 
   @functools.cached_property
   def waveform(self) -> np.ndarray:
@@ -75,7 +79,8 @@ class Reply:
   def heard(self) -> str:
     """The judge's transcript of the speech; '' without speech."""
     assert self.judge is not None, 'a suite that listens has hears=True'
-    return self.judge.transcribe(self.waveform, self.rate) if len(self.waveform) else ''
+    return (self.judge.transcribe(self.waveform, self.rate, self.language)
+            if len(self.waveform) else '')
 
   @property
   def was_heard(self) -> bool:
@@ -170,8 +175,14 @@ class Suite(abc.ABC):
   @property
   def settings(self) -> dict[str, Any]:
     """What the scores depend on besides the answers; a change of it starts an evaluation again."""
-    judge = {'judge': self.config.evaluate.judge, 'judge_model': self.config.evaluate.judge_model}
-    return judge if self.hears else {}
+    settings = self.config.evaluate
+    return {'judge': settings.judge, 'judge_model': settings.judge_model,
+            'judge_language': settings.judge_language} if self.hears else {}
+
+  def judges(self, judge: Recogniser | None) -> dict[str, Any]:
+    """Which judges give the scores: role -> name, model, and its files with their hashes; a change
+    of one starts an evaluation again. ``judge``: the speech recogniser, if the suite hears."""
+    return {'asr': judge.describe()} if judge is not None else {}
 
   @abc.abstractmethod
   def items(self, data: pathlib.Path) -> list[Item]:
