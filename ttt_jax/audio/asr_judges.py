@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ttt_jax.audio import onnx_models, sherpa_judges
+from ttt_jax.audio.kept_transcripts import KeptTranscripts
 from ttt_jax.audio.recogniser import RATE, Recogniser, package
 from ttt_jax.errors import UserError
 
@@ -161,10 +162,10 @@ class Digits(Recogniser):
 NAMES = ('whisper', *sherpa_judges.FAMILIES, 'pocketsphinx', 'none')
 
 
-def create(name: str, model: str = '', language: str = '', device: str = 'cpu'
-           ) -> Recogniser | None:
+def create(name: str, model: str = '', language: str = '', device: str = 'cpu',
+           transcripts: str = '') -> Recogniser | None:
   """The recogniser that the config keys evaluate.judge, judge_model, judge_language and
-  judge_device name; None for 'none'.
+  judge_device name; None for 'none'. ``transcripts``: a file that keeps what it heard; '' = none.
 
   Raises:
     UserError: an unknown name, a missing package, a folder that is not a model, or a language that
@@ -182,4 +183,4 @@ def create(name: str, model: str = '', language: str = '', device: str = 'cpu'
     judge = Digits() if name == 'pocketsphinx' else Whisper(model, device)
   judge.check_language(language)
   judge.language = language
-  return judge
+  return KeptTranscripts(judge, transcripts) if transcripts else judge

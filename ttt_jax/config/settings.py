@@ -389,6 +389,7 @@ class EvaluateConfig(Settings, group='evaluate'):
   judge_model: str = ''        # its folder, or a name of Whisper; '' = tiny.en of the wheel
   judge_language: str = ''     # code of the speech's language; '' = that of the data, or detected
   judge_device: str = 'cpu'    # where the recogniser runs, 'cpu' or 'cuda'
+  transcripts: str = ''        # file that keeps the judge's transcripts for others; '' = none
   bound_samples: Count = 4     # noise draws per document for the audio bound
   words: str = 'paper'         # words that --suite compares: 'paper' or 'default' (tokens/words.py)
   dnsmos: str = ''             # suite 'tts': folder of DNSMOS; '' = the wheel speechmos; 'none'

@@ -66,7 +66,7 @@ def evaluate(config: Config, workdir: str | os.PathLike,
                            for kind in _KINDS))
   judge = asr_judges.create(
       config.evaluate.judge, config.evaluate.judge_model, config.evaluate.judge_language,
-      config.evaluate.judge_device) if picked else None
+      config.evaluate.judge_device, config.evaluate.transcripts) if picked else None
   transcripts = _Transcripts(run, judge) if judge else None
   with futures.ThreadPoolExecutor(1) as background:
     if transcripts:  # references do not depend on the model: transcribed while it is compiled

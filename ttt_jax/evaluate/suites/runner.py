@@ -84,7 +84,7 @@ def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
   kept = {picked[at][0] for at in spaced(len(picked), sounds)} if sounds else set()
   settings = models[0].config.evaluate
   judge = asr_judges.create(settings.judge, settings.judge_model, settings.judge_language,
-                            settings.judge_device) if suite.hears else None
+                            settings.judge_device, settings.transcripts) if suite.hears else None
   for language in {item.language for _, item in picked} if judge else ():
     judge.check_language(settings.judge_language or language)
   judges = suite.judges(judge)
