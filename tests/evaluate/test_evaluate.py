@@ -16,7 +16,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.evaluate import evaluate, losses, metrics, summary
 from ttt_jax.generate.outputs import Answer, Span
 from ttt_jax.tokens.batch import stack
-from ttt_jax.train import train, trained_model
+from ttt_jax.train import trained_model
 
 
 def item(task, reference, text, codes=(), heard=None, ended=True, reference_codes=(5, 6, 0, 0)):
@@ -93,15 +93,6 @@ def test_pick_spreads_over_the_tasks():
   picked = record_files.pick(records, 3)
   assert [record.id for record in picked] == ['asr-0', 'asr-3', 'asr-6', 'tts-9']
   assert len(record_files.pick(records, 0)) == 11
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory, prepared):
-  folder = tmp_path_factory.mktemp('evaluated')
-  (folder / 'data').symlink_to(prepared)
-  with small_run.one_device():
-    train.train(small_run.config(steps=2, checkpoint_every=2), folder)
-    yield folder
 
 
 def test_losses_are_per_token_of_the_held_out_rows(workdir):

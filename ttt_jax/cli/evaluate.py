@@ -25,6 +25,8 @@ def add_flags(verb: Callable[..., argparse.ArgumentParser]) -> argparse.Argument
                    'WORKDIR/checkpoints (default: the newest); with --suite several: 100,200')
   sub.add_argument('--suite', metavar='NAME', help='a benchmark: ' + ', '.join(registry.SUITES))
   sub.add_argument('--data', metavar='DIR', help='folder or file of the benchmark')
+  sub.add_argument('--task', metavar='TASK', help='with --suite classification: sec (sound events; '
+                   'the default) or asc (scenes)')
   sub.add_argument('--items', type=int, metavar='N',
                    help='with --suite: only N items, evenly spaced (default: all)')
   sub.add_argument('--sounds', type=int, metavar='N', help='with --suite: keep the speech of N '
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
   """Run the command."""
   steps = _steps(args.checkpoint)
   if args.suite is None:
-    for flag in ('data', 'items', 'sounds'):
+    for flag in ('data', 'task', 'items', 'sounds'):
       if getattr(args, flag) is not None:
         raise UserError(f'--{flag} has no effect without --suite; remove it.')
     for several, flag in ((len(args.workdirs) > 1, '--workdir'), (len(steps) > 1, '--checkpoint')):
@@ -53,10 +55,13 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
   if args.items is not None and args.items < 1:
     raise UserError(f'--items is {args.items}; it must be at least 1.')
   from ttt_jax.evaluate.suites import runner
+  from ttt_jax.runs.report import suite_page
   models = [runner.Model(_config(args, workdir, config), pathlib.Path(workdir), step)
             for workdir in args.workdirs for step in steps]
-  print(runner.text(runner.evaluate(args.suite, args.data, models, args.out, args.items or 0,
-                                    20 if args.sounds is None else args.sounds)))
+  summary = runner.evaluate(args.suite, args.data, models, args.out, args.items or 0,
+                            20 if args.sounds is None else args.sounds, args.task or '')
+  print(runner.text(summary))
+  print(suite_page.write(summary['folder'], summary))
 
 
 def _steps(given: str | None) -> list[int | None]:

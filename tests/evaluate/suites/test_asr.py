@@ -1,10 +1,15 @@
 """Suite 'asr': which words are counted, and which recordings are read."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
 
 from tests import small_run
+from ttt_jax.audio import asr_judges, codec as codecs
+from ttt_jax.config import CodecConfig
+from ttt_jax.data.records import readers
 from ttt_jax.errors import UserError
 from ttt_jax.evaluate.suites import asr, results
 from ttt_jax.evaluate.suites.suite import Result
@@ -76,3 +81,21 @@ def test_a_folder_of_another_layout_is_one_sentence(tmp_path):
   (tmp_path / 'readme.md').write_text('hello')
   with pytest.raises(UserError, match='is a folder without a manifest'):
     asr.Asr(small_run.config()).items(tmp_path)
+
+
+def test_the_error_rate_rises_with_noise():
+  """Spoken digits as a recogniser hears them: without noise, at 10 dB and at -10 dB."""
+  codec = codecs.load(small_run.TOKENS / 'codec', CodecConfig())
+  judge = asr_judges.create('pocketsphinx')
+  rng = np.random.default_rng(0)
+  rates = []
+  spoken = []
+  for _, value in itertools.islice(readers.read(small_run.TOKENS / 'heldout_strings.jsonl'), 6):
+    wave = codec.sound(np.array(value['codes'], np.int32))
+    spoken.append((value['text'], wave, rng.normal(size=wave.size) * np.sqrt(np.mean(wave**2))))
+  for noise in (0, 10**-0.5, 10**0.5):
+    rows = [Result(i, '', '', asr.error_counts(text, judge.transcribe(
+        (wave + noise * hiss).astype(np.float32), codec.sample_rate), 'default'), {})
+            for i, (text, wave, hiss) in enumerate(spoken)]
+    rates.append(results.numbers([asr.error_metrics(rows)], [rows], draws=50).value['wer'][0])
+  assert rates[0] < 0.3 and rates[0] + 0.1 < rates[1] < rates[2], rates

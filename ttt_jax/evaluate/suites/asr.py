@@ -66,13 +66,12 @@ class Asr(Suite):
 
   def items(self, data: pathlib.Path) -> list[Item]:
     out = []
-    for one in reading.recordings(data, self.task):
+    for one, part in reading.recordings(data, self.task, self.notes):
       reference = reading.answer_of(one)
       if not words.tokens(reference, self.config.evaluate.words):
         raise UserError(f'{one.where}: the reference {reference!r} has no words; correct or remove '
                         'it.')
-      record = reading.asked(one, self.task)
-      out.append(Item(one.id, record, (reference,)))
+      out.append(Item(one.id, reading.asked(one, self.task), (reference,), part))
     return out
 
   def score(self, item: Item, reply: Reply) -> Score:

@@ -1,40 +1,51 @@
 """Items of published files: recordings of a corpus, rows of tables, questions with answers."""
 
+import collections
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
 from ttt_jax.config import Source
-from ttt_jax.data.records import readers, sources, tasks
+from ttt_jax.data.records import embedded, places, readers, sources, tasks
 from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
 
 
-def recordings(data: pathlib.Path, task: str) -> list[Recording | Record]:
+def recordings(data: pathlib.Path, task: str, notes: list[str] | None = None
+               ) -> list[tuple[Recording | Record, str]]:
   """All recordings or records of a folder or a file, in any layout that `prepare` reads.
 
   Args:
-    data: the folder, file or pattern.
+    data: the folder, file or pattern. Of a corpus with parts, the test parts are read.
     task: of data/records/tasks.py; says which keys the rows need.
+    notes: takes a sentence for each reason for which the corpus itself leaves rows out.
 
   Returns:
-    In order; paths of audio are absolute.
+    (item, part of the corpus or '') in order; paths of audio are absolute.
 
   Raises:
     UserError: no such place, an unknown layout, or a row that cannot be used: numbers of a
       benchmark are of all of its rows.
   """
   require(data)
-  out: list[Recording | Record] = []
+  out: list[tuple[Recording | Record, str]] = []
+  left_out: collections.Counter[str] = collections.Counter()
   source = Source(path=str(data), task=task, split=sources.HELDOUT)
   for one in sources.inputs((source,), pathlib.Path()):
+    part = getattr(one.piece, 'part', '')
     for _, item in one.items():
       if isinstance(item, sources.Reject):
         raise UserError(item.sentence)
-      out.append(item.map_audio(one.with_path))
+      if isinstance(item, (Recording, Record)):
+        out.append((item.map_audio(one.with_path), part))
+      else:
+        left_out[item.reason] += 1
   if not out:
     raise readers.empty(data)
+  if notes is not None:
+    notes += [f'{count:,} rows are left out: {reason}.' for reason, count in left_out.items()]
   return out
 
 
@@ -47,6 +58,13 @@ def rows(data: pathlib.Path) -> list[tuple[str, dict[str, Any], pathlib.Path]]:
   require(data)
   return [(where, row, file.parent) for file in readers.find(str(data), [pathlib.Path()])
           for where, row in readers.read(file)]
+
+
+def absolute(part: Part, folder: pathlib.Path) -> Part:
+  """A part whose path, relative to ``folder``, is absolute."""
+  if part.source is None or embedded.is_embedded(part.source):
+    return part
+  return dataclasses.replace(part, source=os.path.abspath(places.located(folder, part.source)))
 
 
 def require(data: pathlib.Path) -> None:
@@ -68,6 +86,13 @@ def asked(item: Recording | Record, task: str) -> Record:
     raise UserError(f'{record.where}: record {record.id} does not ask a question.')
   return dataclasses.replace(record, task=record.task or task,
                              turns=(*record.turns[:last], Turn('assistant', ())))
+
+
+def sound_of(item: Recording | Record) -> tuple[Any, ...]:
+  """Identifies the sounds of a request: equal ones are the same stretches of the same files."""
+  parts = item.audio_parts() if isinstance(item, Recording) else item.audio()
+  return tuple(part.clip if part.source is not None else part.known_codes.tobytes()
+               for part in parts)
 
 
 def answer_of(item: Recording | Record) -> str:

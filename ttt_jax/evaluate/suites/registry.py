@@ -12,16 +12,19 @@ if TYPE_CHECKING:  # the command line lists the names without importing the rest
 
 SUITES = {
     'asr': 'ttt_jax.evaluate.suites.asr:Asr',
+    'captioning': 'ttt_jax.evaluate.suites.captioning:Captioning',
+    'classification': 'ttt_jax.evaluate.suites.classification:Classification',
+    'spoken_qa': 'ttt_jax.evaluate.suites.spoken_qa:SpokenQa',
 }
 
 
-def create(name: str, config: Config) -> 'Suite':
-  """The suite of a name.
+def create(name: str, config: Config, task: str = '') -> 'Suite':
+  """The suite of a name; ``task``: as in ``Suite``.
 
   Raises:
     UserError: an unknown name, or something that the suite needs is missing.
   """
-  return suite_class(name)(config)
+  return suite_class(name)(config, task)
 
 
 def suite_class(name: str) -> 'type[Suite]':

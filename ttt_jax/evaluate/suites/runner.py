@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import textwrap
 from typing import Any
 
 from ttt_jax.audio import asr_judges, io
@@ -48,8 +49,8 @@ class SummaryFile(schema.Kind, total=False):
 
 
 def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
-             out: str | os.PathLike | None = None, items: int = 0, sounds: int = 20
-             ) -> dict[str, Any]:
+             out: str | os.PathLike | None = None, items: int = 0, sounds: int = 20,
+             task: str = '') -> dict[str, Any]:
   """Evaluate checkpoints on a benchmark.
 
   Args:
@@ -59,17 +60,18 @@ def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
     out: folder of the results; None = WORKDIR/suites/NAME-DATA of the first model.
     items: evaluate only so many items, evenly spaced; 0 = all.
     sounds: speech is kept of so many items, evenly spaced; -1 = all.
+    task: of a suite that has several; '' = its default.
 
   Returns:
     What summary.json holds: {'suite', 'data', 'items', 'settings', 'checkpoints': [{'label',
-    'workdir', 'step', 'metrics', 'groups', ...}], 'table': lines}.
+    'workdir', 'step', 'metrics', 'groups', ...}], 'table': lines}; and 'folder', where it is.
 
   Raises:
     UserError: an unknown suite, files of another layout, a missing judge, no checkpoint, or a
       folder that cannot be written.
   """
   data = pathlib.Path(data)
-  suite = registry.create(name, models[0].config)
+  suite = registry.create(name, models[0].config, task)
   every = suite.items(data)
   if not every:
     raise UserError(f'--data {data} holds no items of suite {name}.')
@@ -94,7 +96,7 @@ def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
   files.write_text(folder / results.SUMMARY,
                    json.dumps(summary, indent=1, ensure_ascii=False) + '\n')
   place.finish()
-  return summary
+  return summary | {'folder': str(folder)}
 
 
 def spaced(count: int, wanted: int) -> list[int]:
@@ -219,7 +221,7 @@ def summarise(suite: Suite, data: pathlib.Path, found: Sequence[Mapping[str, Any
         'unfinished': sum(not result.line['finished'] for result in every[i]),
         **suite.more(every[i])})
   summary = {'suite': suite.name, 'data': str(data.resolve()), 'items': len(every[0]),
-             'of': total, 'settings': suite.settings, 'checkpoints': out}
+             'of': total, 'settings': suite.settings, 'notes': suite.notes, 'checkpoints': out}
   summary['table'] = _table(summary, all_items, by_group)
   return summary
 
@@ -232,17 +234,17 @@ def _table(summary: dict[str, Any], all_items: results.Numbers,
   settings = ', '.join(f'{key} {value}' for key, value in summary['settings'].items() if value)
   out = [f'{summary["suite"]} on {pathlib.Path(summary["data"]).name}: {summary["items"]:,}{some} '
          'items' + (f'; {settings}' if settings else ''), *table.table(all_items, labels)]
-  for group, numbers in groups.items():
-    out += ['', f'{group}: {numbers.items:,} items', *table.table(
-        dataclasses.replace(numbers, metrics=numbers.metrics[:1]), labels)[1:]]
+  for group, found in groups.items():
+    out += ['', f'{group}: {found.items:,} items', *table.table(
+        dataclasses.replace(found, metrics=found.metrics[:1]), labels)[1:]]
   for one in summary['checkpoints']:
     if one['not_asked']:
       out += ['', f'{one["label"]}: {one["not_asked"]:,} items could not be asked and count as '
               f'empty answers; the first: {one["not_asked_why"][0]}']
     if one['unfinished']:
       out += ['', f'{one["label"]}: {one["unfinished"]:,} answers were cut at generate.max_tokens.']
-  out.append('In brackets: 95 % intervals, bootstrap over the items.')
-  return out
+  out += [*summary['notes'], 'In brackets: 95 % intervals, bootstrap over the items.']
+  return [line for long in out for line in textwrap.wrap(long, table.WIDTH) or ['']]
 
 
 def text(summary: Mapping[str, Any]) -> str:

@@ -151,23 +151,34 @@ class Suite(abc.ABC):
     about: one line for the list of suites.
     task: whose system prompt requests have, one of data/records/tasks.py; an item's record may
       name another one.
+    tasks: that --task chooses from; () if the suite has one task.
+    notes: sentences about the items that ``items`` has read, for the end of the table.
     hears: whether scores use ``Reply.heard``; a judge is needed then.
   """
   name: ClassVar[str]
   about: ClassVar[str]
-  task: ClassVar[str]
-  hears: ClassVar[bool] = False
+  task: str
+  tasks: ClassVar[tuple[str, ...]] = ()
+  hears: bool = False
 
-  def __init__(self, config: Config):
+  def __init__(self, config: Config, task: str = ''):
     """Checks what scoring needs, before any model is loaded.
 
     Args:
       config: section evaluate has the judges and their models.
+      task: one of ``tasks``; '' = the default one.
 
     Raises:
-      UserError: something that the scores need is not installed or not configured.
+      UserError: something that the scores need is not installed or not configured, or the suite
+        has no such task.
     """
     self.config = config
+    self.notes: list[str] = []
+    if task and task not in self.tasks:
+      raise UserError(f'--task is {task!r}; ' + (
+          f'suite {self.name} has {" and ".join(self.tasks)}.' if self.tasks else
+          f'suite {self.name} has one task, {self.task}; remove --task.'))
+    self.task = task or self.task
     if self.hears and config.evaluate.judge == 'none':
       raise UserError(f"suite {self.name} transcribes spoken answers, but config key "
                       "evaluate.judge is 'none'; choose a speech recogniser.")
