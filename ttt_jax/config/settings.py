@@ -25,7 +25,6 @@ SOFTMAXES = ('full', 'audio')
 JUDGE_DEVICES = ('cpu', 'cuda')
 TTS_PROMPTS = ('none', 'turn')
 GUIDANCE_CONTEXTS = ('published', 'begin')
-WORDS = ('paper', 'default')
 WORDS = ('paper', 'default')         # rules of tokens/words.py
 PRESETS = ('default', 'published')  # of generate; their values: preset_values
 # What the published decoding loop fixes, and what its inference script passes to it: 200 steps for

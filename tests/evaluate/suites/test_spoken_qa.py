@@ -108,7 +108,7 @@ class Judge:
   def __init__(self, text):
     self.text = text
 
-  def transcribe(self, waveform, rate):
+  def transcribe(self, waveform, rate, language=''):
     return self.text
 
 
