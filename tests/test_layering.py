@@ -27,6 +27,7 @@ LAYERS = (
     ('evaluate',),
     ('hf', 'plan'),
     ('api',),
+    ('serve',),
     ('runs',),
     ('cli',),
 )

@@ -21,7 +21,7 @@ from ttt_jax.storage import files
 _SIZE = re.compile(r'(?:allocat\w*|allocation of)\D{0,40}?([\d.,]+) ?(bytes|[kKMGTPE]i?B)', re.I)
 _DEVICES = re.compile(r'jax/_src/xla_bridge\.py$')
 # Verbs that start JAX's devices.
-WITH_JAX = ('train', 'evaluate', 'generate', 'score', 'import-hf', 'export-hf')
+WITH_JAX = ('train', 'evaluate', 'generate', 'score', 'import-hf', 'export-hf', 'serve')
 
 
 def explain(error: BaseException, verb: str, config: Config | None) -> UserError | None:

@@ -14,7 +14,7 @@ import sys
 
 from ttt_jax import config as config_lib
 from ttt_jax.cli import (
-    cluster, environment, evaluate as cli_evaluate, generate, inspect, plan, runs,
+    cluster, environment, evaluate as cli_evaluate, generate, inspect, plan, runs, serve,
     train as cli_train, weights)
 from ttt_jax.config import paths, user_classes
 from ttt_jax.errors import RetryableError, UserError
@@ -92,6 +92,7 @@ def _build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--devices', type=int, metavar='N',
                      help='split the CPU into N virtual devices, to test a mesh without hardware')
   generate.add_verbs(verb)
+  serve.add_verbs(verb)
   verb('report', 'write an HTML report of the run, with curves, scores and audio samples',
        'ttt-jax report --workdir demo', takes_config=False)
   weights.add_verbs(verb)
@@ -143,7 +144,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 def _expand_paths(args: argparse.Namespace) -> None:
   """Expand ``~`` in the flags that name files and folders, which a shell leaves alone after '='."""
   for name in ('workdir', 'config', 'out', 'hf', 'adapter', 'sweep', 'json', 'records', 'record',
-               'audio', 'data'):
+               'audio', 'data', 'api_key_file'):
     value = getattr(args, name, None)
     empty = value == '' or isinstance(value, list) and '' in value
     if empty and name in ('workdir', 'out', 'hf', 'config', 'sweep', 'data'):
@@ -215,6 +216,8 @@ def _load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_
 def _read_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_lib.Config:
   if args.verb == 'plan':
     return plan.load_config(args, overrides)
+  if args.verb == 'serve' and (found := serve.load_config(args, overrides)):
+    return found
   if args.config:
     return config_lib.load(args.config, overrides)
   saved = pathlib.Path(args.workdir) / 'config.json'
@@ -244,7 +247,7 @@ def _report(args: argparse.Namespace, config: None) -> None:
 
 
 VERBS = {'prepare': _prepare, **inspect.VERBS, 'train': cli_train.run, 'evaluate': cli_evaluate.run,
-         **generate.VERBS, 'report': _report, **weights.VERBS, 'plan': plan.run,
+         **generate.VERBS, **serve.VERBS, 'report': _report, **weights.VERBS, 'plan': plan.run,
          **runs.VERBS}
 
 

@@ -6,15 +6,17 @@ that suggests the right one.
 """
 
 from ttt_jax.config.files import (
-    RENAMED, call, check_saved, flat, from_dict, load, presets, save, to_dict, upgraded)
+    RENAMED, call, check_saved, flat, from_dict, load, of_values, presets, save, to_dict,
+    upgraded)
 from ttt_jax.config.settings import (
     CodecConfig, Config, DataConfig, EvaluateConfig, GenerateConfig, LoraConfig, MeshConfig,
-    ModelConfig, ObjectiveConfig, OptimizerConfig, ScoreConfig, Source, Stage, TrainConfig,
-    VocabConfig, preset_values, with_preset)
+    ModelConfig, ObjectiveConfig, OptimizerConfig, ScoreConfig, ServeConfig, Source, Stage,
+    TrainConfig, VocabConfig, preset_values, with_preset)
 
 __all__ = [
     'RENAMED', 'CodecConfig', 'Config', 'DataConfig', 'EvaluateConfig', 'GenerateConfig',
     'LoraConfig', 'MeshConfig', 'ModelConfig', 'ObjectiveConfig', 'OptimizerConfig', 'ScoreConfig',
-    'Source', 'Stage', 'TrainConfig', 'VocabConfig', 'call', 'check_saved', 'flat', 'from_dict',
-    'load', 'preset_values', 'presets', 'save', 'to_dict', 'upgraded', 'with_preset',
+    'ServeConfig', 'Source', 'Stage', 'TrainConfig', 'VocabConfig', 'call', 'check_saved', 'flat',
+    'from_dict', 'load', 'of_values', 'preset_values', 'presets', 'save', 'to_dict', 'upgraded',
+    'with_preset',
 ]

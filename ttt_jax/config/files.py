@@ -157,14 +157,22 @@ def load(path: str | os.PathLike, overrides: dict[str, str] | None = None) -> Co
   elif (overrides or {}).get('hardware') and hardware != stored:
     raise UserError(f'config key hardware is {hardware!r}, but {path} has no presets; name the '
                     'Python file that has them with --config.')
+  try:
+    return of_values(values, overrides)
+  except UnknownKey as error:  # unknown keys of the command line are found above
+    raise UserError(f'config file {path}: {error}') from error
+
+
+def of_values(values: dict[str, Any], overrides: dict[str, str] | None = None) -> Config:
+  """A config from nested dicts, which are changed, and overrides as for ``load``.
+
+  Raises:
+    UserError: as ``load``.
+  """
   _apply_generate_preset(values, overrides or {})
   for key, text in (overrides or {}).items():
     _override(values, key, text)
-  try:
-    config = from_dict(Config, values)
-  except UnknownKey as error:  # unknown keys of the command line are found above
-    raise UserError(f'config file {path}: {error}') from error
-  return _with_local_paths(config)
+  return _with_local_paths(from_dict(Config, values))
 
 
 def _with_local_paths(config: Config) -> Config:

@@ -417,6 +417,19 @@ class ScoreConfig(Settings, group='score'):
 
 
 @dataclasses.dataclass(frozen=True)
+class ServeConfig(Settings, group='serve'):
+  queue: Natural = 64          # requests that wait while generate.slots are decoded; more get a 503
+  max_body: Positive = 32.0    # largest body of a request [MiB]
+  max_audio: Positive = 120.0  # longest recording in a request [s]
+  timeout: Positive = 300.0    # longest time for a request, its body included [s]
+  shutdown: NonNegative = 30.0  # on SIGTERM, time to finish what is open before it is cut off [s]
+  workers: Count = 2           # threads that encode and decode sound
+
+  def __post_init__(self):
+    super().__post_init__()
+
+
+@dataclasses.dataclass(frozen=True)
 class Config(Settings, group=''):
   name: str = 'ttt'            # name of the run, for reports
   seed: Seed = 0               # seed of everything that is drawn
@@ -432,3 +445,4 @@ class Config(Settings, group=''):
   generate: GenerateConfig = GenerateConfig()  # sampling and the generation engine
   evaluate: EvaluateConfig = EvaluateConfig()  # `ttt-jax evaluate`
   score: ScoreConfig = ScoreConfig()  # `ttt-jax score`
+  serve: ServeConfig = ServeConfig()  # `ttt-jax serve`

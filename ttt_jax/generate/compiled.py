@@ -147,14 +147,26 @@ def admit(pool: Pool, slot: jax.Array, row: State, sampling_params: SamplingPara
                        sampling_params=jax.tree.map(put, pool.sampling_params, sampling_params))
 
 
+@functools.partial(jax.jit, donate_argnames='pool')
+def release(pool: Pool, slot: jax.Array) -> Pool:
+  """Make the row of a slot idle.
+
+  Args:
+    pool: donated.
+    slot: int32 scalar.
+  """
+  state = pool.state
+  return pool._replace(state=state._replace(phase=state.phase.at[slot].set(decode_step.IDLE)))
+
+
 @functools.partial(jax.jit, static_argnames=('setup', 'launch'), donate_argnames='pool')
 def steps(setup: Setup, launch: Launch, weights: Weights, pool: Pool, slots: jax.Array | None,
-          max_steps: jax.Array) -> tuple[Pool, State]:
+          max_steps: jax.Array, stop_at: jax.Array) -> tuple[Pool, State]:
   """Decode steps of some rows until one of them needs the host.
 
-  A row needs the host when its request is done, when it opens or closes a span, when its window
-  outgrows W, or (unless ``setup.mixed``) when a narrower window would do. The loop ends after
-  ``max_steps`` steps at the latest.
+  A row needs the host when its request is done, when it has an event of ``stop_at``, when its
+  window outgrows W, or (unless ``setup.mixed``) when a narrower window would do. The loop ends
+  after ``max_steps`` steps at the latest.
 
   Args:
     setup, launch: static.
@@ -162,6 +174,7 @@ def steps(setup: Setup, launch: Launch, weights: Weights, pool: Pool, slots: jax
     pool: donated.
     slots: int32 [B], each slot at most once; S fills unused rows. None: all slots are rows.
     max_steps: int32 scalar.
+    stop_at: int32 scalar, bits of decode_step's events.
 
   Returns:
     (pool, state of the B rows).
@@ -186,7 +199,7 @@ def steps(setup: Setup, launch: Launch, weights: Weights, pool: Pool, slots: jax
     number, rows, _ = carry
     size = rows.length - rows.known
     leaves = (rows.phase == decode_step.IDLE) | (size > width) | (
-        rows.event & (decode_step.OPENED | decode_step.CLOSED) > 0)
+        rows.event & stop_at > 0)
     if width > 1 and not mixed:
       leaves |= size == 1
     return (number < max_steps) & ~jnp.any(busy & leaves)

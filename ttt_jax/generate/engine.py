@@ -7,7 +7,7 @@ first, so that requests gather in the same phase, but no row waits for more than
 ``_PATIENCE`` launches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import time
 
@@ -47,6 +47,8 @@ class _Request:
     length, known, phase: as in decode_step.State.
     since: time.monotonic() at admission.
     first_audio: seconds from admission to the first final audio token.
+    watched: the steps of its blocks are reported.
+    answer: int32 [n], its ids so far, with masks where a block is open.
   """
   number: int
   prompt: np.ndarray
@@ -63,6 +65,8 @@ class _Request:
   phase: int = decode_step.TEXT
   since: float = 0.0
   first_audio: float | None = None
+  watched: bool = False
+  answer: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 class Engine:
@@ -137,7 +141,7 @@ class Engine:
   # -- requests -------------------------------------------------------------------------
 
   def submit(self, prompt: np.ndarray, config: GenerateConfig | None = None,
-             name: int | None = None, where: str = '') -> int:
+             name: int | None = None, where: str = '', watched: bool = False) -> int:
     """Queue a request, and return its number.
 
     Args:
@@ -145,6 +149,7 @@ class Engine:
       config: its sampling parameters; the engine's own settings in it are ignored.
       name: seeds its random draws together with ``config.seed``; its number if None.
       where: its name in error messages.
+      watched: report the steps of its blocks, too (events 'block').
 
     Raises:
       UserError: an empty prompt, an id outside the vocabulary, or a prompt that reaches
@@ -153,18 +158,19 @@ class Engine:
     config = config or self.config
     number = self._count
     prompt = np.asarray(prompt, np.int32)
-    self._check(prompt, config, where or f'prompt {number + 1}')
+    self.check(prompt, config, where or f'prompt {number + 1}')
     self._count += 1
     self._waiting.append(_Request(
         number, prompt, config, number if name is None else name,
         prefix_cache.of_prompt(self.vocab, prompt, self.mode, self.prompt_audio),
-        seen=prompt.size, length=prompt.size))
+        seen=prompt.size, length=prompt.size, watched=watched))
     head = self._weights.head
     if config.rule == 'prior' and not head.prior.any():
-      self._weights = self._weights._replace(head=head._replace(prior=self._prior()))
+      self._keep_prior()
     return number
 
-  def _check(self, prompt: np.ndarray, config: GenerateConfig, where: str) -> None:
+  def check(self, prompt: np.ndarray, config: GenerateConfig, where: str) -> None:
+    """Raise the errors of ``submit``, and do nothing else; any thread may call this."""
     if not prompt.size:
       raise UserError(f'{where} is empty; a request needs at least one token.')
     if prompt.min() < 0 or prompt.max() >= self.vocab.size:
@@ -191,10 +197,50 @@ class Engine:
       eager: return to the host after every decode step, so that tokens are reported as soon as
         they are final; otherwise only when a row needs the host.
     """
-    while self._waiting or any(self._slots):
-      while self._waiting and None in self._slots:
-        self._admit(self._waiting.pop(0))
-      yield from self._launch(1 if eager else _UNTIL_EVENT)
+    while self.requests:
+      yield from self.step(1 if eager else _UNTIL_EVENT)
+
+  @property
+  def requests(self) -> int:
+    """Requests that are not answered yet, waiting ones included."""
+    return len(self._waiting) + self.active
+
+  @property
+  def active(self) -> int:
+    """Requests that have a slot."""
+    return sum(request is not None for request in self._slots)
+
+  def step(self, max_steps: int = _UNTIL_EVENT, blocks: bool = False) -> Iterator[Event]:
+    """Admit waiting requests, launch one group of rows, and yield what became final.
+
+    For callers that add and cancel requests in between; there must be a request.
+
+    Args:
+      max_steps: decode steps of the launch at most.
+      blocks: the launch also ends when a row has finished a block, which is then reported.
+    """
+    while self._waiting and None in self._slots:
+      self._admit(self._waiting.pop(0))
+    yield from self._launch(max_steps, blocks)
+
+  def cancel(self, number: int) -> bool:
+    """Drop a request and free its slot; False if it is not here (any more).
+
+    What the slot has cached of the prompt and the answer stays there for the next turn.
+    """
+    for index, request in enumerate(self._waiting):
+      if request.number == number:
+        del self._waiting[index]
+        return True
+    for slot, request in enumerate(self._slots):
+      if request is not None and request.number == number:
+        self._slots[slot] = None
+        self._cached[slot] = prefix_cache.with_answer(
+            self.vocab, request.prefix, request.answer, request.known, self.mode,
+            self.prompt_audio)
+        self._pool = compiled.release(self._pool, np.int32(slot))
+        return True
+    return False
 
   def generate(self, prompts: Sequence[np.ndarray],
                configs: Sequence[GenerateConfig] | None = None,
@@ -270,6 +316,82 @@ class Engine:
     self._pool = self._pool._replace(cache=cache)
     return size
 
+  # -- compiling ahead of the first request -----------------------------------------------
+
+  def programs(self) -> list[tuple[str, Callable[[], None]]]:
+    """(name, function that compiles it) of every program that a request can need.
+
+    Requests whose guidance or rule needs other programs than the engine's own config are not
+    covered: see ``compiles``. The functions run the programs on no rows, so nothing changes; call
+    them while there are no requests.
+    """
+    out: list[tuple[str, Callable[[], None]]] = []
+    add = lambda name, *args: out.append((name, lambda: args[0](*args[1:])))
+    if self.config.rule == 'prior' and not self._weights.head.prior.any():
+      add('prior', self._keep_prior)
+    add('admit', self._warm_admit)
+    for width in sorted({self._fit_piece(min(size, self._widths[-1])) for size in self._widths}):
+      add(f'read {width}', self._warm_read, width)
+    counts = range(1, self.config.slots + 1)
+    rows = {compiled.rows(count, self.config.slots) for count in counts}
+    for width in self._widths[:self._widths.index(self._fit(self._longest_window())) + 1]:
+      for count in [0] if self._on_mesh else sorted(rows):
+        for null in self._warm_nulls(width):
+          add(f'decode {count or self.config.slots} x {width}', self._warm_steps, width, null,
+              count)
+    return out
+
+  def compiles(self, config: GenerateConfig) -> str:
+    """The setting by which a request needs programs that ``programs`` leaves out; '' if none."""
+    if config.guidance > 0 and not self.config.guidance > 0 and self.mode != 'ar':
+      return 'guidance'
+    if config.max_span > self.config.max_span:
+      return 'max_span'
+    return 'rule' if config.rule == 'prior' and self.config.rule != 'prior' else ''
+
+  def _longest_window(self) -> int:
+    """Tokens of the longest window of prompts that end in text: a begin token and its span."""
+    if self.mode == 'ar':
+      return 1
+    whole = self.mode == 'nar' or self.config.preset == 'published'
+    return self._widths[-1] if whole else min(1 + self.config.max_span, self._widths[-1])
+
+  def _warm_nulls(self, width: int) -> list[compiled.NullContext]:
+    kind = self.config.guidance_context
+    if not self.config.guidance > 0 or self.mode == 'ar':
+      return [compiled.NullContext()]
+    if kind != 'published':
+      return [compiled.NullContext(), compiled.NullContext(kind)]
+    row = self._pool.state.token.shape[1]
+    lengths = {min(length, row) for length in range(_NULL_STEP, row + _NULL_STEP, _NULL_STEP)
+               if min(length, row) > width}
+    return [compiled.NullContext(), *(compiled.NullContext(kind, n) for n in sorted(lengths))]
+
+  def _keep_prior(self) -> None:
+    self._weights = self._weights._replace(
+        head=self._weights.head._replace(prior=self._prior()))
+
+  def _warm_admit(self) -> None:
+    row = decode_step.State(*(np.zeros(x.shape[1:], np.int32) for x in self._pool.state))
+    settings = jax.tree.map(lambda x: x[0], sampling_params.empty(1))
+    row = row._replace(**{name: np.int32(0) for name in row._fields[1:]})
+    self._pool = compiled.admit(self._pool, np.int32(0), row, settings)
+    self._pool = compiled.release(self._pool, np.int32(0))
+
+  def _warm_read(self, width: int) -> None:
+    rows = self.config.slots if self._on_mesh else 1
+    none = np.zeros((rows, width), np.int32)
+    cache = compiled.prefill(
+        self.model, self._weights.params, self._pool.cache, np.arange(rows).astype(np.int32),
+        np.zeros(rows, np.int32), none, none)
+    self._pool = self._pool._replace(cache=cache)
+
+  def _warm_steps(self, width: int, null: compiled.NullContext, count: int) -> None:
+    slots = np.full(count, self.config.slots, np.int32) if count else None
+    self._pool, _ = compiled.steps(
+        self._setup, compiled.Launch(width, null), self._weights, self._pool, slots, np.int32(0),
+        np.int32(_events_to_stop_at(True)))
+
   def _fit(self, size: int) -> int:
     return next(width for width in self._widths if width >= size)
 
@@ -306,8 +428,10 @@ class Engine:
     length = -(-longest // _NULL_STEP) * _NULL_STEP
     return compiled.NullContext(kind, min(length, self._pool.state.token.shape[1]))
 
-  def _launch(self, max_steps: int) -> Iterator[Event]:
+  def _launch(self, max_steps: int, blocks: bool) -> Iterator[Event]:
     group, launch = self._pick()
+    if any(request.watched and request.phase == decode_step.SPAN for request in group.values()):
+      max_steps = 1
     for slot, request in enumerate(self._slots):
       if request:
         request.waited = 0 if slot in group else request.waited + 1
@@ -317,7 +441,7 @@ class Engine:
       slots = np.full(compiled.rows(count, self.config.slots), self.config.slots, np.int32)
       slots[:len(group)] = list(group)
     self._pool, rows = compiled.steps(self._setup, launch, self._weights, self._pool, slots,
-                                      np.int32(max_steps))
+                                      np.int32(max_steps), np.int32(_events_to_stop_at(blocks)))
     self.launches += 1
     rows = jax.tree.map(np.asarray, rows)
     for number, (slot, request) in enumerate(group.items()):
@@ -329,6 +453,7 @@ class Engine:
     token = np.asarray(row.token)
     request.length, request.known = int(row.length), int(row.known)
     request.phase = int(row.phase)
+    request.answer = token[request.prompt.size:request.length].copy()
     closing = request.open or row.spans > request.opened
     open_now = request.phase == decode_step.SPAN
     closed = None
@@ -348,12 +473,15 @@ class Engine:
     if closed:
       request.spans.append(closed)
       yield Event(request.number, 'span', span=closed)
+    if open_now and request.watched:
+      yield Event(request.number, 'block', ids=token[int(row.block_at):request.length].copy(),
+                  step=int(row.step))
     if request.phase == decode_step.IDLE:
       self._slots[slot] = None
       self._cached[slot] = prefix_cache.with_answer(
-          self.vocab, request.prefix, token[request.prompt.size:request.length],
-          request.known, self.mode, self.prompt_audio)
-      answer = Answer(token[request.prompt.size:request.length].copy(), request.spans,
+          self.vocab, request.prefix, request.answer, request.known, self.mode,
+          self.prompt_audio)
+      answer = Answer(request.answer, request.spans,
                       bool(row.finished), int(row.calls), time.monotonic() - request.since,
                       request.first_audio)
       yield Event(request.number, 'done', answer=answer)
@@ -385,6 +513,10 @@ class Engine:
       probability = jax.nn.softmax(self.model.logits(params, hidden), axis=-1).mean((0, 1))
       return jnp.pad(jnp.log(jnp.maximum(probability, 1e-8)), (0, rows - probability.size))
     return run(self._weights.params)
+
+
+def _events_to_stop_at(blocks: bool) -> int:
+  return decode_step.OPENED | decode_step.CLOSED | (decode_step.BLOCK if blocks else 0)
 
 
 def _span_length(tokens: np.ndarray, vocab: Vocabulary, mode: str) -> int:

@@ -47,9 +47,11 @@ class Event:
 
   Attributes:
     request: number of the request, as ``Engine.submit`` returned it.
-    kind: 'text' or 'audio': new tokens that are final; 'span': a span was closed; 'done': the
-      answer is complete.
-    ids: int32 [n], the new tokens of 'text' and 'audio'; else None.
+    kind: 'text' or 'audio': new tokens that are final; 'span': a span was closed; 'block': a step
+      of the open block, for requests that are watched; 'done': the answer is complete.
+    ids: int32 [n], the new tokens of 'text' and 'audio'; all of the open block of 'block', masks
+      included; else None.
+    step: of 'block', steps made in that block; else 0.
     span: of 'span'; else None.
     answer: of 'done'; else None.
   """
@@ -58,3 +60,4 @@ class Event:
   ids: np.ndarray | None = None
   span: Span | None = None
   answer: Answer | None = None
+  step: int = 0

@@ -49,7 +49,7 @@ SAID = {
 # No result of training depends on them, or the prepared rows and their vocabulary, which are
 # compared themselves, stand for them. A name without a dot is a group.
 FREE = (
-    'name', 'hardware', 'vocab', 'codec', 'mesh', 'generate', 'evaluate', 'score',
+    'name', 'hardware', 'vocab', 'codec', 'mesh', 'generate', 'evaluate', 'score', 'serve',
     'data.path', 'data.sources', 'data.audio_roots', 'data.seq_len', 'data.text_chunk',
     'data.audio_chunk',
     'data.span_fill', 'data.form', 'data.truncate', 'data.strict', 'data.max_rejects',

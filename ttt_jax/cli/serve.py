@@ -1,0 +1,68 @@
+"""`ttt-jax serve`: the HTTP server."""
+
+import argparse
+from collections.abc import Callable
+import json
+import pathlib
+import signal
+
+from ttt_jax import config as config_lib
+from ttt_jax.cli.checkpoint_flag import add_checkpoint
+from ttt_jax.errors import UserError
+from ttt_jax.system import exit_codes
+
+
+def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+  """Add the commands in VERBS to the command line; ``verb`` as in generate.add_verbs."""
+  sub = verb('serve', 'serve a trained or exported model over HTTP, in OpenAI\'s protocol',
+             'ttt-jax serve --workdir demo')
+  add_checkpoint(sub)
+  sub.add_argument('--host', default='127.0.0.1', metavar='ADDRESS',
+                   help='where to listen (default: 127.0.0.1, this machine alone)')
+  sub.add_argument('--port', type=int, default=8000, metavar='N', help='(default: 8000; 0 = any)')
+  sub.add_argument('--api-key-file', metavar='FILE',
+                   help='requests must send the key in its first line (default: no key)')
+  sub.add_argument('--allow-origin', action='append', default=[], metavar='ORIGIN',
+                   help='pages of this origin may use the server, too, such as '
+                   'https://example.org; can be repeated')
+  sub.add_argument('--devices', type=int, metavar='N',
+                   help='split the CPU into N virtual devices, to test a mesh without hardware')
+
+
+def load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_lib.Config | None:
+  """The config of an exported or Qwen2 directory; None if --workdir is a run's."""
+  folder = pathlib.Path(args.workdir)
+  if args.config or (folder / 'checkpoints').is_dir() or not (folder / 'config.json').is_file():
+    return None
+  try:
+    values = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return None  # whoever reads it says what is wrong
+  if not isinstance(values, dict) or 'model_type' not in values:
+    return None
+  from ttt_jax.hf import qwen_config
+  return config_lib.of_values(
+      {'generate': qwen_config.read(folder).get('ttt_generate', {})}, overrides)
+
+
+def _serve(args: argparse.Namespace, config: config_lib.Config) -> int:
+  if not 0 <= args.port < 2**16:
+    raise UserError(f'--port is {args.port}; it must be from 0 to 65535.')
+  try:
+    from ttt_jax.serve import served_model, server, service
+  except ModuleNotFoundError as error:
+    raise UserError(f"`ttt-jax serve` needs the package {error.name}; install the extra 'serve': "
+                    "pip install 'ttt_jax[serve]'.") from error
+  key = server.read_key(args.api_key_file) if args.api_key_file else ''
+  listener = server.bind(args.host, args.port)
+  if (pathlib.Path(args.workdir) / 'checkpoints').is_dir():
+    model = served_model.load(config, args.workdir, args.checkpoint)
+  else:
+    model = served_model.load_directory(config, args.workdir)
+  state = service.Service.make(model, config.serve)
+  server.warm_up(state.loop)
+  number = server.run(state, listener, key, args.allow_origin)
+  return exit_codes.INTERRUPTED if number == signal.SIGINT else exit_codes.SUCCESS
+
+
+VERBS = {'serve': _serve}

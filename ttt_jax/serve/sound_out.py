@@ -1,0 +1,113 @@
+"""The sound of an answer: samples at the protocol's rate, and the formats they are sent in."""
+
+import io
+import math
+import struct
+
+import numpy as np
+
+from ttt_jax.audio.codec import Codec
+from ttt_jax.errors import UserError
+
+RATE = 24_000  # Hz, of all sound that the server sends and of PCM that it receives
+# Format -> (soundfile's format and subtype, media type); None: written here.
+_FORMATS = {'wav': (None, 'audio/wav'), 'pcm16': (None, 'audio/pcm'), 'pcm': (None, 'audio/pcm'),
+            'mp3': (('MP3', 'MPEG_LAYER_III'), 'audio/mpeg'),
+            'flac': (('FLAC', 'PCM_16'), 'audio/flac'), 'opus': (('OGG', 'OPUS'), 'audio/ogg')}
+FORMATS = tuple(_FORMATS)
+STREAMED = ('wav', 'pcm16', 'pcm')  # the others are encoded when the answer is complete
+_UNKNOWN = 0xFFFFFFFF  # length in the header of a WAV that is still being written
+
+
+class PcmStream:
+  """PCM of one answer as its codes arrive: int16, little-endian, mono, at RATE."""
+
+  def __init__(self, codec: Codec):
+    self._codec, self._stream = codec, codec.stream()
+    self._resampler = Resampler(codec.sample_rate, RATE)
+
+  def push(self, codes: np.ndarray) -> bytes:
+    """The samples that more codes [n] make final."""
+    return pcm16(self._resampler.push(self._stream.push(codes)))
+
+  def finish(self) -> bytes:
+    """The remaining samples."""
+    rest = self._resampler.push(self._stream.finish())
+    return pcm16(np.concatenate([rest, self._resampler.finish()]))
+
+
+class Resampler:
+  """audio.io.resample of a waveform that arrives in pieces: the pieces joined equal the whole."""
+
+  def __init__(self, rate: int, target: int):
+    common = math.gcd(rate, target)
+    self._rate, self._target = rate, target
+    self._up, self._down = target // common, rate // common
+    # scipy's filter reaches 10 * max(up, down) / up samples to each side; whole periods of `down`
+    # samples keep its phase.
+    reach = -(-10 * max(self._up, self._down) // self._up) + 1
+    self._context = -(-reach // self._down) * self._down
+    self._held = np.zeros(0, np.float32)   # context before, and samples that are not final
+    self._before = 0                       # of them, samples that were returned already
+
+  def push(self, samples: np.ndarray) -> np.ndarray:
+    """float32 [n] at the rate -> the samples float32 [m] at the target that are final."""
+    if self._rate == self._target:
+      return samples
+    self._held = np.concatenate([self._held, samples])
+    ready = (len(self._held) - self._before - self._context) // self._down * self._down
+    if ready <= 0:
+      return np.zeros(0, np.float32)
+    end = self._before + ready
+    out = self._resample(self._held[:end + self._context])
+    first, last = (at // self._down * self._up for at in (self._before, end))
+    keep = min(self._context, end)
+    self._held, self._before = self._held[end - keep:], keep
+    return out[first:last]
+
+  def finish(self) -> np.ndarray:
+    """The remaining samples; the object can be used for another waveform."""
+    out = self._resample(self._held) if self._held.size else np.zeros(0, np.float32)
+    out = out[self._before // self._down * self._up:]
+    self._held, self._before = self._held[:0], 0
+    return out
+
+  def _resample(self, samples: np.ndarray) -> np.ndarray:
+    from ttt_jax.audio import io as audio_io
+    return audio_io.resample(samples, self._rate, self._target)
+
+
+def pcm16(samples: np.ndarray) -> bytes:
+  """float32 [n] in [-1, 1] -> little-endian int16."""
+  return np.round(np.clip(samples, -1, 1) * 32767).astype('<i2').tobytes()
+
+
+def wav_header(size: int | None = None) -> bytes:
+  """The header of a WAV file of ``size`` bytes of PCM at RATE; None = not known yet."""
+  data = _UNKNOWN if size is None else size
+  riff = _UNKNOWN if size is None else 36 + size
+  return (b'RIFF' + struct.pack('<I', riff) + b'WAVEfmt '
+          + struct.pack('<IHHIIHH', 16, 1, 1, RATE, 2 * RATE, 2, 16)
+          + b'data' + struct.pack('<I', data))
+
+
+def encode(pcm: bytes, form: str) -> bytes:
+  """A complete answer's PCM in one of FORMATS.
+
+  Raises:
+    UserError: the installed libsndfile does not write the format.
+  """
+  settings, _ = _FORMATS[form]
+  if settings is None:
+    return wav_header(len(pcm)) + pcm if form == 'wav' else pcm
+  import soundfile
+  out = io.BytesIO()
+  try:
+    soundfile.write(out, np.frombuffer(pcm, '<i2'), RATE, settings[1], format=settings[0])
+  except (ValueError, RuntimeError) as error:
+    raise UserError(f'the installed libsndfile cannot write {form} ({error}); use wav.') from error
+  return out.getvalue()
+
+
+def media_type(form: str) -> str:
+  return _FORMATS[form][1]
