@@ -4,6 +4,7 @@
 # make test-slow    the tests marked slow
 # make test-torch   weights, PyTorch module and tokenizers against torch and transformers (installs them)
 # make test-slurm   two nodes of a SLURM installation (5 to 15 minutes)
+# make test-serve   the server: 1,000 malformed requests, memory over 2,000, SIGTERM (a few minutes)
 # make fuzz         damages files of every kind and opens them (FUZZ='--seconds 600 --seed 3')
 # make full-size    import, one step and export at 0.5B and 1.5B (about 10 minutes, 25 GB of disk)
 # make faults       kills runs, corrupts checkpoints, fills a disk (about 15 minutes)
@@ -27,7 +28,7 @@ PYTHON_HERE = $(or $(PYTHON),python3)
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo smoke test test-slow test-torch test-slurm full-size faults fuzz together test-disks lint types docs clean distclean
+.PHONY: demo smoke test test-slow test-torch test-slurm test-serve full-size faults fuzz together test-disks lint types docs clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
@@ -47,6 +48,9 @@ test-torch: .venv/test.installed .venv/torch.installed
 
 test-slurm: .venv/test.installed
 	$(PYTEST) -m slow -s tests/launch/test_slurm.py
+
+test-serve: .venv/test.installed
+	$(PYTEST) -m slow tests/serve
 
 fuzz: .venv/test.installed
 	.venv/bin/python tools/fuzz.py $(FUZZ)

@@ -151,7 +151,8 @@ def test_a_recording_and_an_earlier_answer_in_a_conversation(client, service_and
   part = {'type': 'input_audio', 'input_audio': {
       'data': base64.b64encode(sound).decode(), 'format': 'wav'}}
   first = [{'role': 'user', 'content': [{'type': 'text', 'text': 'What?'}, part]}]
-  answer = client.chat.completions.create(messages=first, **SPOKEN).choices[0].message
+  answer = client.chat.completions.create(
+      messages=first, max_tokens=60, **SPOKEN).choices[0].message
   before = service.loop.engine.read
   turns = [*first, {'role': 'assistant', 'audio': {'id': answer.audio.id}}, *asked('Why?')]
   client.chat.completions.create(messages=turns, **SPOKEN)

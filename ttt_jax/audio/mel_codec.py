@@ -21,6 +21,7 @@ import numpy as np
 from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec, check_codes
 from ttt_jax.audio.kmeans import fit_codebook, nearest
+from ttt_jax.audio.streaming import Stream
 from ttt_jax.config import CodecConfig
 from ttt_jax.errors import UserError
 from ttt_jax.storage import schema
@@ -93,17 +94,25 @@ def _to_linear(mel: np.ndarray) -> np.ndarray:
   return linear
 
 
-def _griffin_lim(magnitude: np.ndarray) -> np.ndarray:
-  """Magnitude [F, WINDOW//2+1] -> float32 [F * HOP] (fast Griffin-Lim, Perraudin et al. 2013)."""
+def _griffin_lim(magnitude: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+  """Magnitude [F, WINDOW//2+1] -> complex64 [F, WINDOW//2+1], a spectrum that has it (fast
+  Griffin-Lim, Perraudin et al. 2013).
+
+  Args:
+    magnitude: float32.
+    known: complex64 [K, WINDOW//2+1], the spectrum of the frames before, which stays as it is: the
+      phases of the others are found so that they continue it.
+  """
   draw = np.random.default_rng(0)
   angles = np.exp(2j * np.pi * draw.random(magnitude.shape)).astype(np.complex64)
   before = np.zeros_like(angles)
+  held = np.zeros((0, magnitude.shape[1]), np.complex64) if known is None else known
   for _ in range(GRIFFIN_LIM_STEPS):
-    after = _stft(_istft(magnitude * angles))
+    after = _stft(_istft(np.concatenate([held, magnitude * angles])))[len(held):]
     angles = after + 0.9 * (after - before)  # momentum 0.9: faster convergence
     angles /= np.maximum(np.abs(angles), 1e-12)
     before = after
-  return _istft(magnitude * angles)
+  return magnitude * angles
 
 
 class MelSettings(schema.Kind):
@@ -192,17 +201,23 @@ class MelCodec(Codec):
     A code of another codebook than its slot's, or missing in an incomplete last patch, counts as
     zero: the patch is coarser, or silent if its first code is missing.
     """
-    codes = check_codes(codes, self)
-    if not codes.size:
+    if not np.size(codes):
       return np.zeros(0, np.float32)
+    return np.clip(_istft(_griffin_lim(self._magnitude(codes))), -1, 1)
+
+  def stream(self) -> 'MelStream':
+    return MelStream(self)
+
+  def _magnitude(self, codes: np.ndarray) -> np.ndarray:
+    """Codes [n] -> linear magnitude float32 [F, WINDOW//2+1]; see ``decode``."""
+    codes = check_codes(codes, self)
     slots = np.pad(codes, (0, -len(codes) % self.codebooks), constant_values=-1)
     slots = slots.reshape(-1, self.codebooks) - np.arange(self.codebooks) * self.codes
     slots = np.where((slots >= 0) & (slots < self.codes), slots, 0)
     patches = sum(book[slots[:, i]] for i, book in enumerate(self._books))
     mel = np.clip(patches, FLOOR, 0).reshape(-1, MELS)
     audible = mel > FLOOR + 0.01  # the floor is not exact in float16
-    magnitude = np.where(audible, np.exp(mel + self.level), 0).astype(np.float32)
-    return np.clip(_griffin_lim(_to_linear(magnitude)), -1, 1)
+    return _to_linear(np.where(audible, np.exp(mel + self.level), 0).astype(np.float32))
 
   def settings(self) -> dict[str, Any]:
     return {'frames': self.frames, 'level': self.level}
@@ -214,6 +229,45 @@ class MelCodec(Codec):
   def restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> 'MelCodec':
     schema.check(settings, MelSettings, 'codec.json, settings,', 'prepare the data again')
     return cls(arrays['books'], settings['frames'], settings['level'])
+
+
+class MelStream(Stream):
+  """Incremental decoding without a cross-fade: new frames continue the phases of earlier ones.
+
+  A sample depends on the frames around it, so the samples of the last HELD frames follow when their
+  neighbours are known.
+  """
+  HELD = 2      # a window of 4 hops reaches 1.5 hops beyond the middle one
+  CONTEXT = 8   # frames whose spectrum is kept
+
+  def __init__(self, codec: 'MelCodec'):
+    super().__init__(codec)
+    self._mel_codec = codec
+    self._spectrum = np.zeros((0, WINDOW // 2 + 1), np.complex64)
+    self._unsent = 0  # of its frames, the last ones, whose samples were not returned
+
+  def finish(self) -> np.ndarray:
+    out = self._decode(self._waiting) if len(self._waiting) else np.zeros(0, np.float32)
+    rest = self._samples(0)
+    self._waiting, self._spectrum, self._unsent = self._waiting[:0], self._spectrum[:0], 0
+    return np.concatenate([out, rest])
+
+  def _decode(self, fresh: np.ndarray) -> np.ndarray:
+    new = _griffin_lim(self._mel_codec._magnitude(fresh), self._spectrum)
+    self._spectrum = np.concatenate([self._spectrum, new])
+    self._unsent += len(new)
+    out = self._samples(self.HELD)
+    self._spectrum = self._spectrum[-self.CONTEXT:]
+    return out
+
+  def _samples(self, held: int) -> np.ndarray:
+    """The samples of unsent frames but the last ``held``."""
+    count = len(self._spectrum)
+    first, last = count - self._unsent, max(count - held, count - self._unsent)
+    self._unsent = count - last
+    if first == last:
+      return np.zeros(0, np.float32)
+    return np.clip(_istft(self._spectrum)[first * HOP:last * HOP], -1, 1)
 
 
 def _analyse(waveform: np.ndarray, rate: int, frames: int) -> tuple[np.ndarray, float]:

@@ -71,20 +71,29 @@ class Pool(NamedTuple):
   sampling_params: SamplingParams
 
 
-def widths(tokens: int) -> tuple[int, ...]:
-  """Window sizes up to one that holds ``tokens``: 1, 32, 64, 128, ..."""
-  out = [1]
+def widths(tokens: int, block: int = 32, begin: int = 0) -> tuple[int, ...]:
+  """Window sizes up to one that holds ``tokens``: 1, 32, 64, 128, ...
+
+  Args:
+    tokens: of the longest window.
+    block: the second size, without ``begin``.
+    begin: tokens that every size but the first has beside the blocks: 1 makes 1, 33, 65, 129, ...,
+      which hold a begin token and 1, 2, 4, ... blocks.
+  """
+  out, blocks = [1], 1
   while out[-1] < tokens:
-    out.append(32 if out[-1] == 1 else 2 * out[-1])
+    out.append(begin + blocks * block)
+    blocks *= 2
   return tuple(out)
 
 
-def rows(count: int, slots: int) -> int:
+def rows(count: int, slots: int, growth: int = 4) -> int:
   """Rows of a program for ``count`` requests: 1, 4, 16, ..., at most all slots. Compiling more
-  sizes would take longer than idle rows cost, whose positions are never scored."""
+  sizes would take longer than idle rows cost, unless the programs are used for hours: then a
+  smaller ``growth`` than 4 pays."""
   out = 1
   while out < count:
-    out *= 4
+    out *= growth
   return min(out, slots)
 
 

@@ -80,7 +80,7 @@ class Engine:
 
   def __init__(self, model: Model, params: Params, vocab: Vocabulary, config: GenerateConfig, *,
                mode: str = 'hybrid', prompt_audio: str = 'bidirectional',
-               mixed: bool | None = None, short_lived: bool = False):
+               mixed: bool | None = None, short_lived: bool = False, long_lived: bool = False):
     """Allocate a cache for ``config.slots`` requests of up to ``config.max_tokens`` tokens.
 
     Args:
@@ -94,6 +94,8 @@ class Engine:
       short_lived: the engine answers a few requests and ends. Launches of a small model then
         have all slots as rows, idle ones included: one program per window instead of one per
         window and number of rows, since compiling takes longer than the idle rows.
+      long_lived: the engine answers requests for hours. There are more programs, so that fewer
+        positions are computed in vain: windows of whole blocks, and numbers of rows in powers of 2.
 
     Raises:
       UserError: the cache needs more than ``config.memory``, or more than is free.
@@ -111,7 +113,9 @@ class Engine:
           'raise generate.memory if that is set.')
     # Rounded, so that similar limits share programs; a window never extends beyond the row.
     tokens = kv_cache.tokens_of(_longest(config))
-    self._widths = compiled.widths(tokens)
+    self._growth = 2 if long_lived else 4
+    self._widths = (compiled.widths(tokens, config.block, begin=1) if long_lived else
+                    compiled.widths(tokens))
     row_tokens = tokens + self._widths[-1]
     self._on_mesh = sharding.in_use()
     if config.preset == 'published' and mode != 'hybrid':
@@ -333,7 +337,7 @@ class Engine:
     for width in sorted({self._fit_piece(min(size, self._widths[-1])) for size in self._widths}):
       add(f'read {width}', self._warm_read, width)
     counts = range(1, self.config.slots + 1)
-    rows = {compiled.rows(count, self.config.slots) for count in counts}
+    rows = {compiled.rows(count, self.config.slots, self._growth) for count in counts}
     for width in self._widths[:self._widths.index(self._fit(self._longest_window())) + 1]:
       for count in [0] if self._on_mesh else sorted(rows):
         for null in self._warm_nulls(width):
@@ -438,7 +442,8 @@ class Engine:
     slots = None
     if not self._on_mesh:
       count = self.config.slots if launch.width <= self._full_width else len(group)
-      slots = np.full(compiled.rows(count, self.config.slots), self.config.slots, np.int32)
+      rows_of_program = compiled.rows(count, self.config.slots, self._growth)
+      slots = np.full(rows_of_program, self.config.slots, np.int32)
       slots[:len(group)] = list(group)
     self._pool, rows = compiled.steps(self._setup, launch, self._weights, self._pool, slots,
                                       np.int32(max_steps), np.int32(_events_to_stop_at(blocks)))

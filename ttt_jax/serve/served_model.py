@@ -73,7 +73,7 @@ class ServedModel:
   def engine(self) -> Engine:
     """A new engine; ``generate.slots`` requests are decoded together."""
     return Engine(self.model, self.params, self.vocab, self.settings, mode=self.objective.mode,
-                  prompt_audio=self.objective.prompt_audio)
+                  prompt_audio=self.objective.prompt_audio, long_lived=True)
 
   def encode(self, waveform: np.ndarray, rate: int) -> Part:
     """The part of a recording.
