@@ -247,7 +247,7 @@ def _report(args: argparse.Namespace, config: None) -> None:
 
 
 VERBS = {'prepare': _prepare, **inspect.VERBS, 'train': cli_train.run, 'evaluate': cli_evaluate.run,
-         **generate.VERBS, **serve.VERBS, 'report': _report, **weights.VERBS, 'plan': plan.run,
+         **generate.VERBS, 'report': _report, **serve.VERBS, **weights.VERBS, 'plan': plan.run,
          **runs.VERBS}
 
 
