@@ -1,4 +1,5 @@
 # make demo         the demo: corpus, training, evaluation and a report (about 11 minutes on 2 cores)
+# make paper        the paper's comparison in miniature: 7 methods, 3 seeds (hours; resumes)
 # make smoke        one tiny run through every command of ttt-jax (about a minute on 2 cores)
 # make test         the test suite, without the tests marked slow
 # make test-slow    the tests marked slow
@@ -28,10 +29,13 @@ PYTHON_HERE = $(or $(PYTHON),python3)
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo smoke test test-slow test-torch test-slurm test-serve full-size faults fuzz together test-disks lint types docs clean distclean
+.PHONY: demo paper smoke test test-slow test-torch test-slurm test-serve full-size faults fuzz together test-disks lint types docs clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
+
+paper: .venv/demo.installed
+	bash launch/paper.sh
 
 smoke: .venv/test.installed
 	$(PYTEST) tests/test_smoke.py

@@ -1,5 +1,6 @@
 """What the numbers of an evaluation mean, on answers made by hand and on a small model."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from ttt_jax.data import heldout, store
 from ttt_jax.data.records import records as record_files
 from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.errors import UserError
-from ttt_jax.evaluate import evaluate, losses, metrics, summary
+from ttt_jax.evaluate import evaluate, items as items_file, losses, metrics, summary
 from ttt_jax.generate.outputs import Answer, Span
 from ttt_jax.tokens.batch import stack
 from ttt_jax.train import trained_model
@@ -101,20 +102,32 @@ def test_losses_are_per_token_of_the_held_out_rows(workdir):
   rows = store.Rows(run.data_dir, 'heldout')
   batch = stack([rows[i] for i in range(len(rows))])
   from ttt_jax.model import staircase
-  ranges = staircase.key_ranges(batch)
-  hidden = run.model.hidden(run.params, batch.token, batch.position, *ranges)
-  log_p = np.asarray(jax.nn.log_softmax(run.model.logits(run.params, hidden)))
-  nats = count = 0
-  for r in range(len(rows)):
-    for i in range(batch.token.shape[1] - 1):
-      follows = batch.document[r, i] == batch.document[r, i + 1] > 0
-      if follows and batch.supervised[r, i + 1] and not run.vocab.is_audio(batch.token[r, i + 1]):
-        nats -= log_p[r, i, batch.token[r, i + 1]]
-        count += 1
+  def by_hand(mode):
+    """[[text nats, text tokens], [audio nats, audio tokens]] of next tokens."""
+    ranges = staircase.key_ranges(batch, mode)
+    hidden = run.model.hidden(run.params, batch.token, batch.position, *ranges)
+    log_p = np.asarray(jax.nn.log_softmax(run.model.logits(run.params, hidden)))
+    sums = np.zeros((2, 2))
+    for r in range(len(rows)):
+      for i in range(batch.token.shape[1] - 1):
+        after = batch.token[r, i + 1]
+        if batch.document[r, i] == batch.document[r, i + 1] > 0 and batch.supervised[r, i + 1]:
+          sums[int(run.vocab.is_audio(after))] += -log_p[r, i, after], 1
+    return sums
   found = losses.losses(run)
+  (nats, count), _ = by_hand('hybrid')
   assert found['text_nll'] == pytest.approx(nats / count, rel=1e-4)
   # Two steps of training: close to not knowing anything about the codes.
   assert 3 < found['audio_bound'] < 12 and found['audio_bound_error'] < 2
+  documents = ((batch.position == 0) & (batch.document > 0)).sum()
+  tokens = by_hand('hybrid')[1][1]
+  assert found['answer_bound'] == pytest.approx(
+      (nats + found['audio_bound'] * tokens) / documents, rel=1e-4)
+  as_ar = dataclasses.replace(run, config=small_run.replace(run.config, 'objective', mode='ar'))
+  found, sums = losses.losses(as_ar), by_hand('ar')
+  assert found == pytest.approx({
+      'text_nll': sums[0][0] / sums[0][1], 'audio_nll': sums[1][0] / sums[1][1],
+      'answer_nll': sums[:, 0].sum() / documents}, rel=1e-4)
 
 
 def held_out(name, text, speech=(5, 6), task='audio_qa', **more):
@@ -147,7 +160,13 @@ def test_every_record_is_evaluated_and_no_id_is_a_path(workdir, tmp_path):
     result = evaluate.evaluate(config, folder)
   assert json.loads((folder / 'evaluation.json').read_text()) == result
   assert set(tmp_path.iterdir()) == before and {path.name for path in folder.iterdir()} == {
-      'checkpoints', 'data', 'samples', 'evaluation.json', 'metrics.jsonl', 'tensorboard'}
+      'checkpoints', 'data', 'samples', 'evaluation.json', 'items.jsonl', 'metrics.jsonl',
+      'tensorboard'}
+  lines = items_file.read(folder)
+  assert [(line['task'], line['id']) for line in lines] == [
+      (sample['task'], sample['id']) for sample in result['samples']]
+  pooled = items_file.pooled(line['scores'] for line in lines)
+  assert pooled and pooled.items() <= result['summary'].items()
   seen = set()
   for sample in result['samples']:
     for path in filter(None, sample['audio'].values()):
@@ -174,7 +193,7 @@ def test_a_set_of_documents_has_losses(workdir, tmp_path):
   with small_run.one_device():
     result = evaluate.evaluate(small_run.config(), tmp_path)
   assert set(result['summary']) == {'text_nll', 'audio_bound', 'audio_bound_error',
-                                    'records_without_question'}
+                                    'answer_bound', 'records_without_question'}
   assert result['samples'] == []
 
 

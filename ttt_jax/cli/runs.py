@@ -16,9 +16,10 @@ from ttt_jax import config as config_lib
 from ttt_jax.cli import environment
 from ttt_jax.errors import UserError
 from ttt_jax.runs import (
-    status as status_lib, supervisor, sweep as sweep_lib, sweep_runner, sweep_table)
+    comparison, status as status_lib, supervisor, sweep as sweep_lib, sweep_runner, sweep_table)
 from ttt_jax.storage import files
 from ttt_jax.storage.lease import Lease
+from ttt_jax.system import machine, version
 
 POLL = 0.1  # seconds
 SLURM_SCRIPT = pathlib.Path(__file__).parents[2] / 'launch' / 'slurm.sh'
@@ -62,7 +63,9 @@ def _add_rules(sub: argparse.ArgumentParser) -> None:
 
 def _add_sweep(sub: argparse.ArgumentParser) -> None:
   sub.set_defaults(command=[])
-  sub.add_argument('--sweep', required=True, metavar='FILE', help='Python file with get_sweep()')
+  sub.add_argument('--sweep', metavar='FILE', help='Python file with get_sweep()')
+  sub.add_argument('--collect', action='store_true', help='run nothing; write the tables and the '
+                   'report of a sweep again, from what its members have written')
   sub.add_argument('--launcher', choices=LAUNCHERS, default='local', metavar='WHERE',
                    help="'local': on this machine; 'slurm': as a job array (default: local)")
   sub.add_argument('--jobs', type=int, metavar='N', help='members that run at the same time, which '
@@ -169,6 +172,10 @@ def _say(sentence: str) -> None:
 
 def _sweep(args: argparse.Namespace, config: config_lib.Config) -> int | None:
   rules = _rules(args)
+  if args.collect:
+    return _collect(args.workdir)
+  if not args.sweep:
+    raise UserError('--sweep is missing; name a Python file with get_sweep().')
   if args.jobs is not None and args.jobs < 1:
     raise UserError(f'--jobs is {args.jobs}; it must be at least 1.')
   if args.sbatch and args.launcher != 'slurm':
@@ -186,7 +193,7 @@ def _sweep(args: argparse.Namespace, config: config_lib.Config) -> int | None:
 
 
 def _sweep_all(args, config, wanted, members, path, rules) -> int:
-  sweep_lib.write_sweep(args.workdir, wanted, members)
+  sweep_lib.write_sweep(args.workdir, wanted, members, _about())
   code = _prepare_rows(args, config, path)
   if code:
     return code
@@ -219,8 +226,16 @@ def _commands(args, wanted, path) -> Callable[[sweep_lib.Member], list[list[str]
     train = resolve_command(['ttt-jax', 'train', *place, *args.command])
     is_helper = args.member is not None and os.environ.get('SLURM_PROCID', '0') != '0'
     evaluate = resolve_command(['ttt-jax', 'evaluate', *place])
-    return [train, evaluate] if wanted.evaluate and not is_helper else [train]
+    wants_scores = wanted.evaluate and not is_helper
+    left = sweep_runner.unfinished(member.folder(args.workdir), member.config, wants_scores)
+    return [{'train': train, 'evaluate': evaluate}[name] for name in left]
   return commands
+
+
+def _about() -> dict[str, str]:
+  """How this sweep is run, for sweep.json."""
+  return {'command': shlex.join(['ttt-jax', *sys.argv[1:]]), 'version': version.version(),
+          'commit': version.git_revision(), 'hardware': machine.describe()}
 
 
 def _run_here(args, wanted, members, path, rules) -> int:
@@ -235,7 +250,8 @@ def _run_here(args, wanted, members, path, rules) -> int:
                 unit='steps') as progress:
     runner = sweep_runner.Runner(
         args.workdir, members, _commands(args, wanted, path), jobs, rules,
-        environments=sweep_runner.gpu_shares(gpus, jobs), say=progress.say)
+        environments=sweep_runner.gpu_shares(gpus, jobs) or sweep_runner.cpu_shares(
+            machine.cpu_count(), jobs), say=progress.say)
     updated = 0.0
 
     def update():
@@ -248,10 +264,22 @@ def _run_here(args, wanted, members, path, rules) -> int:
 
     code = poll_until_done(runner, update)
     update()
-  table = sweep_table.write_table(args.workdir)
   print(status_lib.status(args.workdir), end='')
-  print(f'Wrote {table}; `ttt-jax report --workdir {args.workdir}` writes an HTML report.')
+  _collect(args.workdir)
   return code
+
+
+def _collect(workdir: str) -> int:
+  """Write what a sweep says at its end, and print its table."""
+  from ttt_jax.runs.report.page import report
+  written = [sweep_table.write_table(workdir)]
+  found = comparison.compare(workdir)
+  if found is not None:
+    written += comparison.write(workdir, found)
+    print(comparison.table(found))
+  written.append(report(workdir))
+  print('Wrote ' + ', '.join(map(str, written)) + '.')
+  return 0
 
 
 def _one_member(args, wanted, members, path, rules) -> int:

@@ -1,7 +1,8 @@
 """`ttt-jax evaluate`: answers held-out records, scores them, and writes what the report shows.
 
-Writes WORKDIR/evaluation.json (summary, table, samples) and WORKDIR/samples/*.wav. Losses are those
-of all held-out rows; documents, and answers without a question before them, are not answered.
+Writes WORKDIR/evaluation.json (summary, table, samples), WORKDIR/items.jsonl (the scores of every
+record, see items.py) and WORKDIR/samples/*.wav. Losses are those of all held-out rows; documents,
+and answers without a question before them, are not answered.
 """
 
 from concurrent import futures
@@ -10,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import time
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from ttt_jax.data import heldout
 from ttt_jax.data.records import records as record_files
 from ttt_jax.data.records.records import Record
 from ttt_jax.errors import UserError
-from ttt_jax.evaluate import metrics, summary
+from ttt_jax.evaluate import items as items_file, metrics, summary
 from ttt_jax.evaluate.losses import losses
 from ttt_jax.evaluate.metrics import Item
 from ttt_jax.generate.engine import Engine
@@ -42,17 +44,18 @@ def evaluate(config: Config, workdir: str | os.PathLike,
   Args:
     config: evaluate and generate sections; the rest as trained.
     workdir: of the run.
-    out: folder of evaluation.json and samples/. None: the workdir, where a line is added to
-      metrics.jsonl as well; if that cannot be written, nothing is.
+    out: folder of evaluation.json, items.jsonl and samples/. None: the workdir, where a line is
+      added to metrics.jsonl as well; if that cannot be written, nothing is.
     step: of the checkpoint; None = the newest.
 
   Returns:
     What evaluation.json holds: {'step', 'summary': {metric: value}, 'table': [[label,
-    value, note]], 'samples': [...]}.
+    value, note]], 'samples': [...], 'settings': of evaluate and generate, 'seconds'}.
 
   Raises:
     UserError: no trained model, or ``out`` cannot be written or holds such files of a user.
   """
+  began = time.monotonic()
   workdir = pathlib.Path(workdir)
   folder = _place(workdir, out)
   samples_folder = None if folder is None else _samples_folder(folder)
@@ -78,17 +81,20 @@ def evaluate(config: Config, workdir: str | os.PathLike,
       if transcripts:
         transcripts.stopped = True  # `listen` asks for those that are missing
   listen(run, items, transcripts, samples_folder and samples_folder.folder)
-  scores |= metrics.words(items) | metrics.lengths(items, run.codec.silence,
-                                                   config.objective.mode == 'hybrid')
+  of_items = item_scores(run, items)
+  scores |= items_file.pooled(of_items)
   if len(asking) < len(records):
     scores['records_without_question'] = len(records) - len(asking)
   if len(items) < len(picked):
     scores['prompts_too_long'] = len(picked) - len(items)
   samples = [_sample(run, item, _data_place(run, folder or workdir)) for item in items]
   result = {'step': run.step, 'summary': scores, 'table': summary.rows(scores, config),
-            'samples': samples}
+            'samples': samples, 'settings': summary.settings(config),
+            'seconds': round(time.monotonic() - began, 1)}
   if folder is not None and samples_folder is not None:
     samples_folder.finish()
+    items_file.write(folder, [_line(item, found) for item, found in zip(items, of_items)])
+    # Last: an evaluation.json means that the evaluation has ended.
     files.write_text(folder / FILE, json.dumps(result, indent=1, ensure_ascii=False) + '\n')
     if out is None:
       with metrics_file.Writer(workdir) as writer:
@@ -103,6 +109,7 @@ def _place(workdir: pathlib.Path, out: str | os.PathLike | None) -> pathlib.Path
   folder = workdir if out is None else pathlib.Path(out)
   where = '--workdir' if out is None else '--out'
   owned.check_json(folder / FILE, 'summary', 'samples', where=where)
+  items_file.check_kind(folder, where)
   try:
     files.require_writable(folder)
   except UserError as error:
@@ -218,6 +225,22 @@ def listen(run: TrainedModel, items: list[Item], transcripts: _Transcripts | Non
       if transcripts and 'reference' in judged and source:
         item.heard['reference'] = transcripts.of_recording(source)
       progress.update(1)
+
+
+def item_scores(run: TrainedModel, items: list[Item]) -> list[items_file.Pairs]:
+  """The scores of each item, which `evaluate` adds up."""
+  hybrid, codec = run.config.objective.mode == 'hybrid', run.codec
+  return [words_of | metrics.length_scores(item, codec.silence, hybrid)
+          | metrics.pass_scores(item, codec.silence, codec.tokens_per_second)
+          for item, words_of in zip(items, metrics.word_scores(items))]
+
+
+def _line(item: Item, scores: items_file.Pairs) -> dict[str, Any]:
+  """The line of one item in items.jsonl."""
+  return {'task': item.record.task, 'id': item.record.id, 'name': item.name,
+          'reference': item.reference_text, 'text': item.text, 'heard': item.heard,
+          'codes': len(item.codes), 'tokens': len(item.answer.ids), 'calls': item.answer.calls,
+          'scores': scores}
 
 
 def _sample(run: TrainedModel, item: Item, place: str) -> dict[str, Any]:

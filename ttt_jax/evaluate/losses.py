@@ -1,8 +1,10 @@
-"""Losses on held-out rows: the text's negative log-likelihood and the audio bound, per token."""
+"""Losses on held-out rows, by the class of the token: exact where the next token is predicted, an
+upper bound where tokens are predicted by diffusion."""
 
 import dataclasses
 from collections.abc import Callable
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +21,22 @@ _ROWS = 16  # per forward pass
 
 
 def losses(run: TrainedModel) -> dict[str, float]:
-  """Text NLL with clean audio, and the audio bound, both in nats per token of held-out rows.
+  """Losses of the held-out rows' supervised tokens, in nats, by the class of the token.
 
-  The bound is the 1/p-weighted masked loss over all supervised audio (BANOM and PPM off, and
-  the paper's mask_floor whatever was trained with), averaged over
-  ``evaluate.bound_samples`` draws of the noise.
+  A next-token loss is exact and taken with clean audio. A bound is the 1/p-weighted masked loss
+  over all supervised tokens that are predicted by diffusion (BANOM and PPM off, and the paper's
+  mask_floor whatever was trained with), averaged over ``evaluate.bound_samples`` draws of the
+  noise: an upper bound of the negative log-likelihood.
+
+    objective.mode   text          audio         answer
+    'hybrid'         text_nll      audio_bound   answer_bound
+    'ar'             text_nll      audio_nll     answer_nll
+    'nar'            text_bound    audio_bound   answer_bound
 
   Returns:
-    'text_nll'; 'audio_bound' and, with several draws, its standard error 'audio_bound_error'.
-    A key is absent where the split has no such token.
+    'text_...' and 'audio_...' per token, 'answer_...' per document over all of its tokens, so
+    that it is comparable between modes; with several draws 'audio_bound_error', the standard
+    error of audio_bound. A key is absent where the split has no such token.
   """
   config = run.config
   objective = config.objective
@@ -36,40 +45,65 @@ def losses(run: TrainedModel) -> dict[str, float]:
   clean = dataclasses.replace(objective, banom=1.0)
   noisy = dataclasses.replace(objective, banom=0.0, ppm=0.0,
                               mask_floor=ObjectiveConfig.mask_floor)
-  text, audio = np.zeros(2), []
   sums = _make_sums(run)
   key = jax.random.fold_in(jax.random.key(config.seed), 0xE7A1)
   # Batches of one size share a program: the last one is filled with empty rows.
   empty = make_row(run.vocab, (), config.data.seq_len)
   groups = [stack([rows[i] if i < len(rows) else empty for i in range(at, at + size)])
             for at in range(0, len(rows), size)]
-  for batch in groups:
-    text += np.asarray(sums(run.params, batch, key, clean))[:2]
-  for draw in range(config.evaluate.bound_samples if objective.mode != 'ar' else 0):
-    total = np.zeros(2)
-    for batch in groups:
-      total += np.asarray(sums(run.params, batch, jax.random.fold_in(key, draw), noisy))[2:]
-    audio.append(total[0] / max(total[1], 1))
-  out = {'text_nll': float(text[0] / text[1])} if text[1] else {}
-  if audio:
-    out['audio_bound'] = float(np.mean(audio))
-    if len(audio) > 1:
-      out['audio_bound_error'] = float(np.std(audio, ddof=1) / np.sqrt(len(audio)))
+
+  def total(audio: bool, draw: int | None) -> _Total:
+    """All rows; a draw of None is without noise."""
+    named = key if draw is None else jax.random.fold_in(key, draw)
+    kind = clean if draw is None else noisy
+    found = sum(np.asarray(sums(run.params, batch, named, kind, audio)) for batch in groups)
+    return _Total(*found[:2]) if draw is None else _Total(*found[2:])
+
+  draws = range(config.evaluate.bound_samples)
+  exact = {'hybrid': ('text',), 'ar': ('text', 'audio'), 'nar': ()}[objective.mode]
+  out, answer, is_bound = {}, 0.0, False
+  for name in ('text', 'audio'):
+    found = [total(name == 'audio', draw) for draw in ([None] if name in exact else draws)]
+    values = [one.nats / one.tokens for one in found if one.tokens]
+    if not values:
+      continue
+    kind = 'nll' if name in exact else 'bound'
+    is_bound |= kind == 'bound'
+    out[f'{name}_{kind}'] = float(np.mean(values))
+    if name == 'audio' and len(values) > 1:
+      out['audio_bound_error'] = float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    answer += float(np.mean([one.nats for one in found]))
+  documents = sum(int(((batch.position == 0) & (batch.document > 0)).sum()) for batch in groups)
+  if out and documents:
+    out['answer_bound' if is_bound else 'answer_nll'] = answer / documents
   return out
 
 
+class _Total(NamedTuple):
+  nats: float
+  tokens: float
+
+
 def _make_sums(run: TrainedModel) -> Callable[..., jax.Array]:
-  """[text nats, text targets, weighted audio nats, maskable audio] of a batch."""
-  @functools.partial(jax.jit, static_argnames='objective')
-  def noise(batch: Batch, key: jax.Array, objective: ObjectiveConfig) -> hybrid.Targets:
+  """[next-token nats, such targets, weighted masked nats, maskable tokens] of a batch, over the
+  tokens of one class."""
+  @functools.partial(jax.jit, static_argnames=('objective', 'audio'))
+  def noise(batch: Batch, key: jax.Array, objective: ObjectiveConfig,
+            audio: bool) -> hybrid.Targets:
     targets = hybrid.corrupt(batch, run.vocab, objective, key)
+    of_class = lambda label: run.vocab.is_audio(label) == audio
     # corrupt weighs a masked token by 1 / (p * maskable tokens of its document); per token the
     # weight is 1 / p alone.
-    return targets._replace(self_weight=jnp.where(targets.masked, 1.0 / targets.rate, 0.0))
+    return targets._replace(
+        next_weight=jnp.where(of_class(targets.next_label), targets.next_weight, 0.0),
+        self_weight=jnp.where(targets.masked & of_class(targets.self_label),
+                              1.0 / targets.rate, 0.0),
+        maskable=targets.maskable & of_class(targets.self_label))
 
   @jax.jit  # apart from the noise, so that the model is compiled once
   def score(params: Params, batch: Batch, targets: hybrid.Targets) -> jax.Array:
     _, found = hybrid.loss_and_sums(run.model, params, batch, targets, run.config.objective, 1.0)
     return jnp.stack([found.text_nll, found.text_targets, found.diffusion,
                       jnp.sum(targets.maskable).astype(jnp.float32)])
-  return lambda params, batch, key, objective: score(params, batch, noise(batch, key, objective))
+  return lambda params, batch, key, objective, audio: score(
+      params, batch, noise(batch, key, objective, audio))

@@ -5,11 +5,11 @@ All rates are pooled over the corpus: errors over reference words.
 
 import collections
 import dataclasses
-from collections.abc import Iterable
 
 import numpy as np
 
 from ttt_jax.data.records.records import Part, Record, Turn
+from ttt_jax.evaluate.items import Pairs, pooled
 from ttt_jax.generate.outputs import Answer
 from ttt_jax.storage import names
 from ttt_jax.tokens.words import normalise_words, same_words, word_errors
@@ -105,36 +105,46 @@ def words(items: list[Item]) -> dict[str, float]:
     records); with a judge TASK_wer_KIND, TASK_spoken_accuracy and TASK_spoken_ceiling. A
     key is absent where no record has what it compares.
   """
-  out = {}
-  for task in dict.fromkeys(item.record.task for item in items):
-    mine = [item for item in items if item.record.task == task]
-    label = names.slug(task) if task else 'other'
-    written = [item for item in mine if item.reference_text]
-    if task == 'asr' and written:
-      out['asr_wer'] = _wer((i.reference_text, i.text) for i in written)
-      out['asr_exact'] = _mean(same_words(i.text, i.reference_text) for i in written)
-    elif task != 'tts' and written:
-      out[f'{label}_text_accuracy'] = _mean(same_words(i.text, i.reference_text) for i in written)
-      if task not in _CLOSED:
-        out[f'{label}_text_f1'] = _mean(_f1(i.text, i.reference_text) for i in written)
-    if any(item.heard for item in mine):
-      out |= _spoken(mine, task, label)
+  return pooled(word_scores(items))
+
+
+def word_scores(items: list[Item]) -> list[Pairs]:
+  """The (value, weight) pairs of each item that ``words`` adds up."""
+  listened = {item.record.task for item in items if item.heard}
+  return [_text_scores(item) | (_speech_scores(item) if item.record.task in listened else {})
+          for item in items]
+
+
+def label_of(task: str) -> str:
+  """The prefix of a task's metrics."""
+  return names.slug(task) if task else 'other'
+
+
+def _text_scores(item: Item) -> Pairs:
+  task, label = item.record.task, label_of(item.record.task)
+  if not item.reference_text or task == 'tts':
+    return {}
+  exact = float(same_words(item.text, item.reference_text)), 1.0
+  if task == 'asr':
+    return {'asr_wer': _errors(item.reference_text, item.text), 'asr_exact': exact}
+  out = {f'{label}_text_accuracy': exact}
+  if task not in _CLOSED:
+    out[f'{label}_text_f1'] = _f1(item.text, item.reference_text), 1.0
   return out
 
 
-def _spoken(mine: list[Item], task: str, label: str) -> dict[str, float]:
-  """Scores of the judge's transcripts of one task."""
-  out = {}
-  spoken = [item for item in mine if len(item.reference_codes)]
+def _speech_scores(item: Item) -> Pairs:
+  """Scores of the judge's transcripts of one item."""
+  task, label, out = item.record.task, label_of(item.record.task), {}
+  spoken = len(item.reference_codes) > 0
   for kind in judged(task):
     # An answer without audio has an empty transcript: all of its words are deletions.
-    heard = spoken if kind == 'generated' else [item for item in mine if kind in item.heard]
-    if heard:
-      out[f'{label}_wer_{kind}'] = _wer((i.spoken_text, i.heard.get(kind, '')) for i in heard)
+    if spoken if kind == 'generated' else kind in item.heard:
+      out[f'{label}_wer_{kind}'] = _errors(item.spoken_text, item.heard.get(kind, ''))
   if task not in ('asr', 'tts') and spoken:
     for name, kind in (('accuracy', 'generated'), ('ceiling', 'roundtrip')):
-      out[f'{label}_spoken_{name}'] = _mean(
-          same_words(i.heard.get(kind, ''), i.spoken_text) for i in spoken)
+      right = same_words(item.heard.get(kind, ''), item.spoken_text)
+      out[f'{label}_spoken_{name}'] = float(right), 1.0
   return out
 
 
@@ -146,14 +156,31 @@ def lengths(items: list[Item], silence: tuple[int, ...], hybrid_mode: bool) -> d
     silence: codes of silence; trailing ones do not count as length.
     hybrid_mode: whether spans are opened and closed by the model; other modes have none.
   """
-  every = [span for i in items for span in i.answer.spans] if hybrid_mode else []
-  spoken = [i for i in items if len(i.reference_codes)]
-  out = {'answers_finished': _mean(i.answer.finished for i in items)} if items else {}
-  if every:
-    out['spans_ended'] = _mean(span.ended for span in every)
-  length = sum(_audible(i.reference_codes, silence) for i in spoken)
-  if length:
-    out['length_ratio'] = sum(_audible(i.codes, silence) for i in spoken) / length
+  return pooled(length_scores(item, silence, hybrid_mode) for item in items)
+
+
+def length_scores(item: Item, silence: tuple[int, ...], hybrid_mode: bool) -> Pairs:
+  """The (value, weight) pairs of one item that ``lengths`` adds up."""
+  out = {'answers_finished': (float(item.answer.finished), 1.0)}
+  spans = item.answer.spans if hybrid_mode else []
+  if spans:
+    out['spans_ended'] = float(sum(span.ended for span in spans)), float(len(spans))
+  if len(item.reference_codes):
+    out['length_ratio'] = (float(_audible(item.codes, silence)),
+                           float(_audible(item.reference_codes, silence)))
+  return out
+
+
+def pass_scores(item: Item, silence: tuple[int, ...], tokens_per_second: float) -> Pairs:
+  """Forward passes of one answer, per token and, where an answer has speech, per second of it.
+
+  All passes count, those for text included; reading the prompt does not. Silence at the end is
+  no speech.
+  """
+  calls = float(item.answer.calls)
+  out = {'passes_per_token': (calls, float(len(item.answer.ids)))}
+  if len(item.reference_codes):
+    out['passes_per_second'] = calls, _audible(item.codes, silence) / tokens_per_second
   return out
 
 
@@ -162,11 +189,10 @@ def _audible(codes: np.ndarray, silence: tuple[int, ...]) -> int:
   return int(np.flatnonzero(~np.isin(codes, silence)).max(initial=-1)) + 1
 
 
-def _wer(pairs: Iterable[tuple[str, str]]) -> float:
-  """Pooled word error rate of (reference, hypothesis) pairs."""
-  counts = np.array([word_errors(reference, heard) for reference, heard in pairs])
-  errors, total = counts.sum(0)
-  return float(errors / max(total, 1))
+def _errors(reference: str, heard: str) -> tuple[float, float]:
+  """Word errors and reference words."""
+  errors, total = word_errors(reference, heard)
+  return float(errors), float(total)
 
 
 def _f1(text: str, reference: str) -> float:
@@ -176,6 +202,3 @@ def _f1(text: str, reference: str) -> float:
     return float(same_words(text, reference))
   return 2 * (found & wanted).total() / (found.total() + wanted.total())
 
-
-def _mean(values: Iterable[float]) -> float:
-  return float(np.mean([float(value) for value in values]))

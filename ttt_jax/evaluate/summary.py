@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Annotated, Any, Required
 
-from ttt_jax.config import Config
+from ttt_jax.config import Config, to_dict
 from ttt_jax.storage import schema
 
 FILE = 'evaluation.json'
@@ -31,6 +31,14 @@ class EvaluationFile(schema.Kind, total=False):
   summary: dict[str, _Number | str | bool | None]
   table: list[tuple[str, _Number | str | None, str]]
   samples: list[Sample]
+  settings: dict[str, Any]
+  seconds: float
+
+
+def settings(config: Config) -> dict[str, Any]:
+  """The settings that an evaluation depends on, beside those of the training, as they stand in
+  evaluation.json."""
+  return {'evaluate': to_dict(config.evaluate), 'generate': to_dict(config.generate)}
 
 
 def read(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -71,6 +79,10 @@ def rows(summary: dict[str, float], config: Config) -> list[list[str]]:
   out = []
   if 'text_nll' in summary:
     out.append(['text loss', f'{summary["text_nll"]:.3f}', 'nats per text token, clean audio'])
+  if 'text_bound' in summary:
+    out.append(['text bound', f'{summary["text_bound"]:.3f}', 'nats per text token'])
+  if 'audio_nll' in summary:
+    out.append(['audio loss', f'{summary["audio_nll"]:.2f}', 'nats per audio token'])
   if 'audio_bound' in summary:
     error = summary.get('audio_bound_error')
     value = f'{summary["audio_bound"]:.2f}' + (f' ± {error:.2f}' if error is not None else '')

@@ -11,6 +11,9 @@ A file under configs/sweeps/ defines the settings that its members change:
   DIR/NAME/               a member's workdir, like that of any other run
   DIR/NAME/member.json    the state of the member
   DIR/sweep.csv           one line per member: its settings, state and metrics
+
+Members that differ in the seed alone are a group: runs of one method. With ``evaluate``, groups are
+compared by their scores (comparison.py); with ``reference``, each with the group of that name.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,11 +43,30 @@ class MemberEntry(schema.Kind):
   """A member in sweep.json."""
   name: schema.Name
   overrides: dict[str, Any]
+  group: NotRequired[str]
+
+
+class AboutFile(schema.Kind, total=False):
+  """How a sweep was run, in sweep.json."""
+  command: str
+  version: str
+  commit: str
+  hardware: str
+
+
+class PublishedFile(schema.Kind, total=False):
+  """Numbers of a publication, in sweep.json; a row has a number per column."""
+  columns: list[str]
+  source: str
+  rows: dict[str, list[float]]
 
 
 class SweepFile(schema.Kind):
   """sweep.json."""
   evaluate: NotRequired[bool]
+  reference: NotRequired[str]
+  published: NotRequired[PublishedFile]
+  about: NotRequired[AboutFile]
   members: list[MemberEntry]
 
 
@@ -75,6 +97,9 @@ class Sweep:
   """What get_sweep() returns; it may also return the members alone."""
   members: Mapping[str, Point] | Sequence[Point]  # a list is named after its settings
   evaluate: bool = False                          # run `ttt-jax evaluate` after training
+  reference: str = ''                             # group that the others are compared with
+  # Numbers of a publication, shown beside the scores: 'columns', 'source', 'rows' {group: values}.
+  published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def named(self) -> Mapping[str, Point]:
@@ -119,6 +144,31 @@ def seeds(count: int) -> list[Point]:
   return [{'seed': seed} for seed in range(count)]
 
 
+def named(methods: Mapping[str, Point], *axes: Mapping[str, Sequence[Any]] | Sequence[Point]
+          ) -> dict[str, Point]:
+  """Every method at every point of the axes, as members named 'METHOD,KEY=VALUE'.
+
+  Args:
+    methods: name -> its settings.
+    axes: as for ``product``; the methods change fastest, so that with seeds as the axis all methods
+      have run once before one runs again.
+  """
+  out = {}
+  for point in product(*axes):
+    label = ','.join(f'{key.rpartition(".")[2]}={_word(value)}' for key, value in point.items())
+    for name, method in methods.items():
+      out[f'{name},{label}' if label else name] = _merged([method, point])
+  return out
+
+
+def group_of(name: str, point: Mapping[str, Any]) -> str:
+  """The group of a member: its name without the seed."""
+  if 'seed' not in point:
+    return name
+  seed = f'seed={_word(point["seed"])}'
+  return ','.join(part for part in name.split(',') if part != seed) or 'base'
+
+
 def _merged(points: Iterable[Point]) -> Point:
   out: Point = {}
   for point in points:
@@ -154,7 +204,18 @@ def load(path: str | os.PathLike) -> Sweep:
                       "digits and any of '_=,.+-'.")
   if not members:
     raise UserError(f'sweep file {file}: get_sweep() returns no members.')
-  return Sweep({name: dict(point) for name, point in members.items()}, found.evaluate)
+  groups = {group_of(name, point): None for name, point in members.items()}
+  if found.reference and found.reference not in groups:
+    raise UserError(f'sweep file {file}: reference is {found.reference!r}; it must be one of the '
+                    f'groups {", ".join(groups)}.')
+  published = json.loads(json.dumps(found.published))
+  if not schema.fits(published, PublishedFile) or any(
+      len(row) != len(published.get('columns', ())) for row in published.get('rows', {}).values()):
+    raise UserError(f"sweep file {file}: published is {schema.shown(published)}; it must have "
+                    "'columns' (a list of titles), 'source' (text) and 'rows' (group -> a number "
+                    'per column).')
+  return dataclasses.replace(
+      found, members={name: dict(point) for name, point in members.items()}, published=published)
 
 
 def _named(points: Sequence[Point], file: pathlib.Path) -> dict[str, Point]:
@@ -240,8 +301,13 @@ def _check_rows(name: str, base: config_lib.Config, config: config_lib.Config) -
             'member to it.')
 
 
-def write_sweep(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member]) -> None:
+def write_sweep(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member],
+                about: Mapping[str, str] | None = None) -> None:
   """Write DIR/sweep.json, and member.json of members that have none.
+
+  Args:
+    workdir, sweep, found: the folder, the sweep, and its members.
+    about: the fields of ``AboutFile``.
 
   Raises:
     UserError: a member of the same name was started with other settings.
@@ -267,20 +333,35 @@ def write_sweep(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member
       write_state(member.folder(workdir), state=WAITING,
                   settings=config_lib.to_dict(member.config))
   write(workdir / FILE, json.dumps({
-      'evaluate': sweep.evaluate,
-      'members': [{'name': m.name, 'overrides': {
+      'evaluate': sweep.evaluate, 'reference': sweep.reference, 'about': dict(about or {}),
+      'published': sweep.published,
+      'members': [{'name': m.name, 'group': group_of(m.name, sweep.named[m.name]), 'overrides': {
           key: value for key, value in m.overrides.items() if key in sweep.named[m.name]}}
                   for m in found]}, indent=2) + '\n')
 
 
-def read_members(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  """'name' and 'overrides' of every member, in order.
+def read(workdir: str | os.PathLike) -> dict[str, Any]:
+  """The fields of sweep.json.
 
   Raises:
-    UserError: sweep.json is missing or damaged.
+    UserError: it is missing or damaged.
   """
   return schema.read(pathlib.Path(workdir) / FILE, SweepFile,
-                     'the `ttt-jax sweep` command of this folder writes it again')['members']
+                     'the `ttt-jax sweep` command of this folder writes it again')
+
+
+def read_members(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+  """'name', 'overrides' and, since version 0.2, 'group' of every member, in order; see ``read``."""
+  return read(workdir)['members']
+
+
+def groups(workdir: str | os.PathLike) -> dict[str, list[str]]:
+  """Group -> the names of its members, in order; see ``read``."""
+  out: dict[str, list[str]] = {}
+  for entry in read_members(workdir):
+    group = entry.get('group') or group_of(entry['name'], entry['overrides'])
+    out.setdefault(group, []).append(entry['name'])
+  return out
 
 
 def read_state(folder: pathlib.Path) -> dict[str, Any]:

@@ -6,6 +6,9 @@ import pathlib
 import signal
 import time
 
+from ttt_jax.config import Config
+from ttt_jax.errors import UserError
+from ttt_jax.evaluate import summary as summary_file
 from ttt_jax.runs import sweep, sweep_table
 from ttt_jax.runs.supervisor import Rules, Supervisor, describe_exit
 from ttt_jax.system.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS
@@ -18,7 +21,8 @@ class Runner:
   """Runs members; call ``poll`` a few times per second.
 
   A member is a sequence of commands (train, then possibly evaluate), each restarted after
-  preemptions and crashes. A member that fails is recorded as failed, and the next one starts.
+  preemptions and crashes; without commands it is done. A member that fails is recorded as failed,
+  and the next one starts.
   """
 
   def __init__(self, workdir: str | os.PathLike, members: Sequence[sweep.Member],
@@ -30,7 +34,7 @@ class Runner:
     Args:
       workdir: of the sweep; ``sweep.write_sweep`` has written its files.
       members: those to run; members that are done are skipped.
-      commands: member -> its commands, one after the other.
+      commands: member -> its commands that have not ended yet, one after the other.
       jobs: how many members run at the same time.
       rules: of every member's supervisor.
       environments: environment variables to add, one mapping per job (its GPUs).
@@ -80,9 +84,14 @@ class Runner:
     return self.code
 
   def _begin(self, member: sweep.Member) -> None:
+    commands = self._commands(member)
+    if not commands:
+      self.done += 1
+      self._note(member, state=sweep.DONE, error='')
+      return
     slot = next(slot for slot in range(self.jobs) if slot not in self._running)
     extra = self._environments[slot] if self._environments else {}
-    self._running[slot] = _Run(member, member.folder(self.workdir), self._commands(member),
+    self._running[slot] = _Run(member, member.folder(self.workdir), commands,
                                self._rules, extra, lambda text: self._say(f'{member.name}: {text}'))
     self._note(member, state=sweep.RUNNING, error='', started=time.time())
 
@@ -134,6 +143,25 @@ class _Run:
     return None
 
 
+def unfinished(folder: pathlib.Path, config: Config, evaluate: bool) -> list[str]:
+  """What a member still has to do: 'train', 'evaluate', both or nothing.
+
+  Args:
+    folder: the member's workdir.
+    config: its settings.
+    evaluate: whether it is evaluated after the training.
+  """
+  try:
+    trained = status_file.read(folder).get('state') == 'done'
+    scores = summary_file.read(folder) if trained and evaluate else {}
+  except UserError:  # damaged: the commands say what is wrong, or write the file again
+    trained, scores = False, {}
+  if not trained:
+    return ['train', 'evaluate'] if evaluate else ['train']
+  is_scored = scores.get('settings') == summary_file.settings(config)
+  return ['evaluate'] if evaluate and not is_scored else []
+
+
 def gpu_shares(gpus: Sequence[str], jobs: int) -> list[dict[str, str]]:
   """Environment variables that give each job its own GPUs; empty without GPUs.
 
@@ -145,6 +173,16 @@ def gpu_shares(gpus: Sequence[str], jobs: int) -> list[dict[str, str]]:
   assert each or not gpus, (gpus, jobs)
   return [{'CUDA_VISIBLE_DEVICES': ','.join(gpus[slot * each:(slot + 1) * each])}
           for slot in range(jobs)] if gpus else []
+
+
+def cpu_shares(cpus: int, jobs: int) -> list[dict[str, str]]:
+  """Environment variables that give each of several jobs its share of the CPU cores; empty for a
+  single job, which has them all.
+
+  NPROC is the number of threads of XLA's CPU backend, OMP_NUM_THREADS that of the recogniser.
+  """
+  each = str(max(cpus // jobs, 1))
+  return [{'NPROC': each, 'OMP_NUM_THREADS': each}] * jobs if jobs > 1 else []
 
 
 def steps_done(workdir: str | os.PathLike, members: Sequence[sweep.Member]) -> int:
