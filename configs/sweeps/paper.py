@@ -13,7 +13,7 @@ from ttt_jax.runs import sweep
 
 SEEDS = 3
 RATES = {'ar': 3e-3, 'nar': 3e-3, 'ttt': 3e-3}  # from configs/sweeps/paper_rates.py
-PRETRAIN_STEPS = 600  # of the same total
+PRETRAIN_STEPS = 500  # of the same total
 
 # Table of the paper (arXiv 2509.20072; 3B): accuracy on LLaMA-Questions, WER on AISHELL-1 and -2.
 PUBLISHED = {
@@ -42,7 +42,7 @@ def get_sweep() -> sweep.Sweep:
       'no_sst': {'data.sst': 0.0, **rate('ttt')},        # no truncated spans
       'pretrained': {                                    # interleaved documents first
           'data.stages': [{'split': 'pretrain', 'steps': PRETRAIN_STEPS},
-                          {'split': 'short', 'steps': 250}, {'split': 'train'}], **rate('ttt')},
+                          {'split': 'short', 'steps': 300}, {'split': 'train'}], **rate('ttt')},
   }
   return sweep.Sweep(sweep.named(methods, sweep.seeds(SEEDS)), evaluate=True, reference='ttt',
                      published=PUBLISHED)

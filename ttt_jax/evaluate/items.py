@@ -28,9 +28,9 @@ _REMEDY = 'run the evaluation again'
 
 
 class Line(schema.Kind):
-  """A line of items.jsonl."""
-  task: str
-  id: str
+  """A line of items.jsonl. The strings come from users' records, so they may hold anything."""
+  task: Any
+  id: Any
   scores: dict[str, tuple[float, float]]
 
 

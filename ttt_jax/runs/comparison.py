@@ -18,7 +18,10 @@ import math
 import os
 import pathlib
 import statistics
+import textwrap
 from typing import Any
+
+import numpy as np
 
 from ttt_jax.evaluate import bootstrap, items as items_file, summary as summary_file
 from ttt_jax.evaluate.bootstrap import Estimate, Scores
@@ -165,12 +168,10 @@ def compare(workdir: str | os.PathLike, level: float = bootstrap.LEVEL,
     return None
   reference = about.get('reference', '')
   found = _metrics([run for runs in scored.values() for run in runs])
-  scores = {(group, metric.name): _scores(metric, runs) for group, runs in scored.items()
-            for metric in found if runs}
+  scores = {(group, metric.name): one for metric in found
+            for group, one in _scores(metric, scored).items()}
   cells = {}
   for (group, name), one in scores.items():
-    if one is None:
-      continue
     other = scores.get((reference, name)) if group != reference else None
     metric = next(metric for metric in found if metric.name == name)
     runs = scored[group]
@@ -212,15 +213,27 @@ def _metrics(runs: Sequence[Run]) -> list[Metric]:
   return known + [Metric(name, name[:12], '', '', name) for name in in_items if name not in names]
 
 
-def _scores(metric: Metric, runs: Sequence[Run]) -> Scores | None:
-  if not metric.of_runs:
-    found = items_file.matrix([run.items for run in runs], metric.name, [run.name for run in runs])
-    return found if found.value.shape[1] else None
-  values = [next((run.summary[name] for name in metric.of_runs if name in run.summary), None)
-            for run in runs]
-  if any(value is None for value in values):
-    return None
-  return Scores.of([[value] for value in values])
+def _scores(metric: Metric, groups: Mapping[str, Sequence[Run]]) -> dict[str, Scores]:
+  """The scores of the groups whose runs all have the metric, on the same records in one order."""
+  if metric.of_runs:
+    values = {group: [value for run in runs if (value := _of_run(metric, run)) is not None]
+              for group, runs in groups.items()}
+    return {group: Scores.of([[value] for value in found]) for group, found in values.items()
+            if found and len(found) == len(groups[group])}
+  having = {group: runs for group, runs in groups.items()
+            if runs and all(metric.name in items_file.metrics(run.items) for run in runs)}
+  runs = [run for group in having.values() for run in group]
+  if not runs:
+    return {}
+  found = items_file.matrix([run.items for run in runs], metric.name, [run.name for run in runs])
+  ends = np.cumsum([len(group) for group in having.values()])
+  return {group: Scores.of(found.value[end - len(having[group]):end],
+                           found.weight[end - len(having[group]):end])
+          for group, end in zip(having, ends)}
+
+
+def _of_run(metric: Metric, run: Run) -> float | None:
+  return next((run.summary[name] for name in metric.of_runs if name in run.summary), None)
 
 
 def _is_bound(metric: Metric, run: Run) -> bool:
@@ -234,7 +247,7 @@ def table(found: Comparison) -> str:
   """Means and standard errors, 80 columns."""
   shown = [metric for metric in found.metrics if metric in METRICS]
   wide = WIDTH - _COLUMN * _COLUMNS
-  lines = [_legend(found)]
+  lines = textwrap.wrap(_legend(found), WIDTH)
   for at in range(0, len(shown), _COLUMNS):
     part = shown[at:at + _COLUMNS]
     lines += ['', ' ' * wide + ''.join(f'{metric.label:>{_COLUMN}}' for metric in part),
