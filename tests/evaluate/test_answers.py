@@ -23,7 +23,7 @@ def test_choices(text, expected):
 
 
 @pytest.mark.parametrize('text, expected', [
-    ('(a)', 'A'), ('the correct adjective order is option B', 'B'), ('C', None),
+    ('(a)', 'A'), ('Option A', 'A'), ('the correct adjective order is option B', 'B'), ('C', None),
     ('Sentence A has the correct adjective order', 'A'), ('The answer is (B)', 'B')])
 def test_choices_of_two(text, expected):
   assert answers.choice(text, 'AB') == expected

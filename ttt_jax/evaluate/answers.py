@@ -27,7 +27,7 @@ _SUBJECT = (r'(?:^|[^\w])' + _MARKS + _OPTION + _MARKS + '{letter}' + r'["\')\]}
             r'(?:more\s+|most\s+)?(?:best|correct|right|accurate|appropriate|likely|closest|proper|'
             r'logical|answer)')
 _BARE = re.compile(r'^' + _MARKS + _OPTION + _MARKS + r'(?P<letter>[A-Za-z])(?:\s*$|["\')\]}*_]*\s*'
-                   r'(?:[.,:;)\]*]|$|\n|-\s))')
+                   r'(?:[.,:;)\]*]|$|\n|-\s))', re.I)
 _MARKED = re.compile(r'[(\[*]\s*(?P<one>[A-Za-z])\s*[)\]*]|(?<!\w)(?P<other>[A-Z])[).:,]')
 
 

@@ -15,6 +15,8 @@ SUITES = {
     'captioning': 'ttt_jax.evaluate.suites.captioning:Captioning',
     'classification': 'ttt_jax.evaluate.suites.classification:Classification',
     'spoken_qa': 'ttt_jax.evaluate.suites.spoken_qa:SpokenQa',
+    'tts': 'ttt_jax.evaluate.suites.tts:Tts',
+    'voicebench': 'ttt_jax.evaluate.suites.voicebench:VoiceBench',
 }
 
 

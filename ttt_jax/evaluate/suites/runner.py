@@ -87,8 +87,9 @@ def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
   settings = models[0].config.evaluate
   judge = asr_judges.create(settings.judge, settings.judge_model, settings.judge_language,
                             settings.judge_device, settings.transcripts) if suite.hears else None
-  for language in {item.language for _, item in picked} if judge else ():
-    judge.check_language(settings.judge_language or language)
+  if judge is not None:
+    for language in {item.language for _, item in picked}:
+      judge.check_language(settings.judge_language or language)
   judges = suite.judges(judge)
   found = [_one(suite, picked, model, label, place, kept, judge, data, judges)
            for model, label in zip(models, labels)]
