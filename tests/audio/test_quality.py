@@ -67,12 +67,24 @@ def test_similarity_is_the_cosine_of_embeddings(tmp_path):
   assert np.linalg.norm(speaker.embed(*one)) == pytest.approx(1)
 
 
+def test_models_of_sherpa_onnx_hear_features(tmp_path):
+  pytest.importorskip('sherpa_onnx')
+  speaker = quality.Speaker(str(onnx_models.voices(tmp_path / 'speaker.onnx')))
+  low, high = (tone(200, 320, 440), RATE), (tone(3000, 4000, 5000), RATE)
+  assert speaker.embed(*low).shape == (80,)
+  assert speaker.similarity(low, low) == pytest.approx(1)
+  assert speaker.similarity(low, high) < 0.99
+  assert speaker.similarity(low, (np.zeros(40, np.float32), RATE)) == 0  # too short for a feature
+
+
 @pytest.mark.parametrize('form, sentence', [
     ('none', 'which is not a file; expected an ONNX model of speaker embeddings'),
+    ('voices', "has no metadata 'language' of sherpa-onnx"),
     ('asr', r'has the inputs x \[.*\], x_lens .* and no metadata of sherpa-onnx')])
 def test_another_model_is_a_sentence(tmp_path, form, sentence):
   pytest.importorskip('onnxruntime')
-  folder = onnx_models.tones(tmp_path)
-  path = folder / 'model.onnx' if form == 'asr' else folder / 'nothing.onnx'
+  path = onnx_models.tones(tmp_path) / ('model.onnx' if form == 'asr' else 'nothing.onnx')
+  if form == 'voices':
+    onnx_models.voices(path, language='')
   with pytest.raises(UserError, match=sentence):
     quality.Speaker(str(path))

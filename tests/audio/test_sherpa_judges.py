@@ -46,6 +46,15 @@ def test_the_precise_one_of_two_files_is_used(folder, tmp_path):
   assert 'model.onnx' in asr_judges.create('zipformer', str(other)).describe()['files']
 
 
+def test_sense_voice_is_told_the_language(tmp_path):
+  judge = asr_judges.create('sense_voice', str(onnx_models.sense_voice(tmp_path)))
+  sounds = [(np.concatenate([sound(False), sound(True)]), RATE), (sound(True), RATE)]
+  assert judge.transcribe_all(sounds) == ['HIGH LOW', 'LOW']
+  assert judge.transcribe_all(sounds, 'en') == ['HIGH LOW', 'LOW']
+  with pytest.raises(UserError, match="does not recognise the language 'fr'.*'zh', 'en', 'ja'"):
+    judge.transcribe_all(sounds, 'fr')
+
+
 @pytest.mark.parametrize('name, damage, sentence', [
     ('zipformer', lambda at: (at / 'tokens.txt').unlink(), r'has no tokens\.txt; expected'),
     ('zipformer', lambda at: (at / 'model.onnx').unlink(), r'has no model\*\.onnx'),

@@ -161,7 +161,9 @@ class Speaker:
     inputs = self._session.get_inputs()
     self._extractor = None
     if metadata.get('framework') in ('wespeaker', '3d-speaker', 'nemo'):
-      missing = [key for key in ('output_dim', 'sample_rate') if key not in metadata]
+      needed = ('output_dim', 'sample_rate') + (
+          () if metadata['framework'] == 'nemo' else ('normalize_samples', 'language'))
+      missing = [key for key in needed if key not in metadata]
       if missing:  # the library would end the process
         raise UserError(f'{what} {path} has no metadata {missing[0]!r} of sherpa-onnx.')
       try:
