@@ -122,7 +122,7 @@ def test_scores_of_real_speech_are_pinned_and_fall_with_noise(tmp_path, codec, s
   judge = asr_judges.create('pocketsphinx')
   good, bad = (one.score(item, Reply('', codes, codec, judge)) for item in one.items(tmp_path))
   assert good.counts['wer_words'] == 30 and good.counts['wer_errors'] == 0
-  assert good.counts['roundtrip_wer_errors'] <= 1 and good.counts['original_wer_errors'] == 0
+  assert good.counts['roundtrip_wer_errors'] <= 1 and good.counts['original_wer_errors'] <= 1
   assert bad.counts['original_wer_errors'] > 20
   assert good.counts['dnsmos_ovrl'] == pytest.approx(2.398, abs=0.02)
   assert good.counts['dnsmos_sig'] == pytest.approx(2.744, abs=0.02)
