@@ -151,7 +151,7 @@ class TextToTalk:
     pairs = [self._document(document, i) for i, document in enumerate(documents, 1)]
     batch = self._rows(pairs)
     # Noise settings only matter where targets are made; constants here share one program.
-    scoring = dataclasses.replace(self.objective, banom=0.0, ppm=0.0, mask_floor=0.5,
+    scoring = dataclasses.replace(self.objective.plain(), banom=0.0, ppm=0.0, mask_floor=0.5,
                                   banom_unit='document')
     if isinstance(noise, int):
       key = jax.random.fold_in(jax.random.key(noise), 0)

@@ -41,7 +41,9 @@ def corrupt(batch, key, config):
 def sums_and_gradient(params, batch, targets, config):
   """(Sums, gradient of the loss summed over documents)."""
   # The noise is drawn already; leaving its settings out compiles once for all of them.
-  return scored(params, batch, targets, dataclasses.replace(config, banom=0.0, ppm=0.0))
+  plain = dataclasses.replace(config.plain(), banom=0.0, ppm=0.0,
+                              confidence_weight=config.confidence_weight)
+  return scored(params, batch, targets, plain)
 
 
 @quick.jit_with(static_argnums=3)

@@ -18,13 +18,18 @@ FORMS = ('rows', 'dense')
 
 
 def naive(hidden, table, labels, size):
-  """(total, next_nll, self_nll) from all logits at once, float32."""
+  """(total, next_nll, self_nll, entropy) from all logits at once, float32."""
   logits = jnp.einsum('bte,ve->btv', hidden.astype(jnp.float32), table[:size],
                       precision='highest')
   log_p = jax.nn.log_softmax(logits)
   pick = lambda label: -jnp.take_along_axis(log_p, label[..., None], -1)[..., 0]
   nll = [jnp.where(labels.scored, pick(x), 0) for x in (labels.next_label, labels.self_label)]
-  return jnp.sum(nll[0] * labels.next_weight + nll[1] * labels.self_weight), *nll
+  total = jnp.sum(nll[0] * labels.next_weight + nll[1] * labels.self_weight)
+  if labels.entropy_weight is None:
+    return total, *nll, None
+  right = labels.scored & (jnp.argmax(logits, -1) == labels.self_label)
+  entropy = jnp.where(right, -jnp.sum(jnp.exp(log_p) * log_p, -1), 0)
+  return total + jnp.sum(entropy * labels.entropy_weight), *nll, entropy
 
 
 def problem(seed=0, share=0.5, largest=1.0, shape=(B, T), size=SIZE, rows=ROWS, width=E):
@@ -74,7 +79,7 @@ def test_equals_the_plain_form(share, form):
   check(got, naive_with_slopes(*inputs))
   (_, nll), (d_hidden, d_table) = got
   dark = ~inputs[2].scored
-  for array in (*nll, d_hidden):
+  for array in (*nll[:2], d_hidden):
     assert (np.asarray(array)[dark] == 0).all()
   assert (np.asarray(d_table)[SIZE:] == 0).all(), 'padding rows must not learn'
   assert (share > 0) == bool(np.abs(d_table).max() > 0)
@@ -139,6 +144,39 @@ def test_confident_predictions_keep_their_gradient_in_bfloat16():
   np.testing.assert_allclose(np.asarray(got)[hit], np.asarray(want)[hit], rtol=0.01)
 
 
+def confident(inputs, size=SIZE):
+  """``inputs`` with weights of the entropy at scored positions, two thirds of them right."""
+  hidden, table, labels = inputs
+  best = np.einsum('bte,ve->btv', np.asarray(hidden, np.float32), table[:size]).argmax(-1)
+  rng = np.random.default_rng(11)
+  own = np.where(rng.random(best.shape) < 2 / 3, best, labels.self_label).astype(np.int32)
+  weight = np.where(labels.scored, rng.uniform(0.1, 5, best.shape), 0).astype(np.float32)
+  return hidden, table, labels._replace(self_label=own, entropy_weight=weight)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_the_entropy_of_right_predictions(form):
+  """With both labels, without, and with rows of the table that are padding."""
+  inputs = confident(problem(seed=12, share=0.7))
+  got, want = chunked_with_slopes(*inputs, form=form), naive_with_slopes(*inputs)
+  check(got, want)
+  entropy = np.asarray(got[0][1][2])
+  assert (entropy > 0).sum() > 20 and (entropy[inputs[2].scored] == 0).sum() > 5
+  far = 30 * inputs[0], *inputs[1:]  # probabilities that are 0 or 1
+  check(chunked_with_slopes(*far, form=form), naive_with_slopes(*far), atol=1e-5)
+
+
+def test_the_entropy_in_bfloat16():
+  hidden, table, labels = problem(seed=13, share=1.0, shape=(B, 128))
+  hidden = hidden.astype(jnp.bfloat16)
+  table = np.asarray(table.astype(jnp.bfloat16), np.float32)
+  inputs = confident((hidden, table, labels))
+  got = chunked_with_slopes(*inputs, dtype='bfloat16', form='dense')
+  want = naive_with_slopes(*inputs)
+  check(got[0], want[0], rtol=1e-5)
+  check(got[1], want[1], rtol=0.02, atol=0.01)
+
+
 def test_without_a_gradient_only_the_nats_are_computed():
   """One product with the vocabulary instead of three, and the same numbers."""
   inputs = problem(seed=7)
@@ -183,6 +221,13 @@ def test_every_mesh_gives_the_same(mesh, form):
   labels = jax.tree.map(lambda x: np.where(dark, 0, x).astype(x.dtype), labels)
   inputs = hidden, table, labels
   check(on_mesh(mesh, inputs, chunk=3, form=form), naive_with_slopes(*inputs))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_the_entropy_on_a_mesh(form):
+  inputs = confident(problem(seed=14, share=0.7))
+  check(on_mesh(MeshConfig(fsdp=4, tensor=2), inputs, chunk=3, form=form),
+        naive_with_slopes(*inputs))
 
 
 def test_a_vocabulary_that_the_parts_do_not_divide():

@@ -19,6 +19,7 @@ class Noise:
   p: float                 # masking probability
   banom: bool = False      # audio kept clean, AR term alone
   start: int = 0           # PPM: audio before this position stays clean; 0 = no PPM
+  weight: np.ndarray | None = None  # of each token, float [n]; None: 1 / p
 
 
 def next_targets(vocab, ids, supervised, mode):
@@ -73,8 +74,30 @@ def document_terms(logits_of, vocab, ids, supervised, noise, mode='hybrid',
   if not noise.banom:
     for i in audio:
       if noise.masked[i]:
-        diffusion += -log_p[i, ids[i]] / noise.p / len(audio)
+        weight = 1 / noise.p if noise.weight is None else noise.weight[i]
+        diffusion += -log_p[i, ids[i]] * weight / len(audio)
   return ar, diffusion
+
+
+def count_weight(masked, maskable, floor):
+  """E[1/p] for p uniform on [floor, 1], given that this many of the maskable tokens became mask:
+  the ratio of two integrals, by the midpoint rule, from logarithms."""
+  p = floor + (1 - floor) * (np.arange(100_000) + 0.5) / 100_000
+  log = masked * np.log(p) + (maskable - masked) * np.log1p(-p)
+  likelihood = np.exp(log - log.max())
+  return float((likelihood / p).sum() / likelihood.sum())
+
+
+def confidence(logits_of, vocab, ids, supervised, noise, mode='hybrid',
+               prompt_audio='bidirectional'):
+  """Mean over a document's masked tokens of the entropy where the best guess is right, else 0."""
+  allowed = staircase.document_matrix(vocab, ids, supervised, mode, prompt_audio)
+  log_p = decoder.log_softmax(logits_of(noisy_ids(vocab, ids, noise), allowed))
+  masked, total = np.flatnonzero(noise.masked), 0.0
+  for i in masked:
+    if log_p[i].argmax() == ids[i]:
+      total += -np.sum(np.exp(log_p[i]) * log_p[i])
+  return total / max(len(masked), 1)
 
 
 def loss(logits_of, vocab, documents, noises, mode='hybrid', prompt_audio='bidirectional'):

@@ -36,6 +36,10 @@ _PUBLISHED_SCRIPT = {'block': 26, 'steps': 2, 'max_span': 2600, 'temperature': 0
 LEAST_SHARE = 2.0 ** -16  # of a split in a mix
 VERIFY = ('checksums', 'sizes')  # how checkpoint files are compared with what was written
 SCORES = ('loss', 'text_nll', 'masked_nll')  # of an evaluation during training
+T_SAMPLINGS = ('uniform', 'stratified')
+T_UNITS = ('document', 'span')
+MASK_WEIGHTS = ('rate', 'count')
+MIRRORS = ('none', 'masks', 'draws')
 
 
 def _require(condition: bool, message: str) -> None:
@@ -221,7 +225,24 @@ class ObjectiveConfig(Settings, group='objective'):
   prompt_audio: str = 'bidirectional'  # attention in a user's audio: 'bidirectional' or 'causal'
   ar_weight: NonNegative = 1.0  # weight of the AR term
   diffusion_weight: NonNegative = 1.0  # weight of the diffusion term
+  t_sampling: str = 'uniform'  # how t is drawn: 'uniform', or 'stratified' (docs/method.md)
+  t_unit: str = 'document'     # what a t is drawn for: 'document', or every maskable 'span'
+  mask_weight: str = 'rate'    # weight of a masked token: 'rate' (1/p), 'count' (E[1/p | masks])
+  # two passes per step whose draws are mirrored, u and 1 - u: 'masks' (which tokens, with one p for
+  # both), 'draws' (also t, BANOM and PPM), or 'none' (one pass)
+  mirror: str = 'none'
+  confidence_weight: NonNegative = 0.0  # weight of the entropy of right predictions; 0 = none
   loss_chunk: Count = 512      # positions whose logits are in memory at once, per device [tokens]
+
+  @property
+  def passes(self) -> int:
+    """Forward and backward passes over a row per step."""
+    return 1 if self.mirror == 'none' else 2
+
+  def plain(self) -> 'ObjectiveConfig':
+    """The published objective with these probabilities and weights: one plain draw per pass."""
+    return dataclasses.replace(self, t_sampling='uniform', t_unit='document', mask_weight='rate',
+                               mirror='none', confidence_weight=0.0)
 
   def __post_init__(self):
     super().__post_init__()
@@ -232,6 +253,16 @@ class ObjectiveConfig(Settings, group='objective'):
     _require(self.prompt_audio in ('bidirectional', 'causal'),
              f'config key objective.prompt_audio is {self.prompt_audio!r}; '
              "use 'bidirectional' or 'causal'.")
+    _choice('objective.t_sampling', self.t_sampling, T_SAMPLINGS)
+    _choice('objective.t_unit', self.t_unit, T_UNITS)
+    _choice('objective.mask_weight', self.mask_weight, MASK_WEIGHTS)
+    _choice('objective.mirror', self.mirror, MIRRORS)
+    never = ("objective.mode is 'ar'" if self.mode == 'ar' else
+             'objective.banom is 1.0' if self.mode == 'hybrid' and self.banom == 1 else '')
+    for key, default in (('mirror', 'none'), ('confidence_weight', 0.0)):
+      value = getattr(self, key)
+      _require(not never or value == default, f'config key objective.{key} is {value!r}, but '
+               f'{never}, so no token is masked; leave one of the two out.')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,16 @@ _AHEAD = 8        # batches prefetched
 _FOREVER = 2**48  # batches; stands for no end
 
 
+class Pass(NamedTuple):
+  """When the documents of a stage are visited: row r of batch i, first <= i, is in visit number
+  visits + (start + (i - first) B + r) // rows. In a mix, whose splits take different times, that
+  of the split which is read through soonest."""
+  first: int    # index of the stage's first global batch
+  start: int    # rows of the visit that earlier stages have read
+  rows: int     # rows of a visit
+  visits: int   # visits that began in earlier stages
+
+
 class _Part(NamedTuple):
   """One split of a stage."""
   seed: int     # of its order and of SST
@@ -74,6 +84,7 @@ class Loader:
     self._local = batch_size // process_count
     self._first = process_index * self._local
     self._stages = self._open(data_dir)
+    self.passes = _passes(self._stages, batch_size)
     self._next = 0
     self._iterator = None
 
@@ -167,3 +178,19 @@ def _begin(stage: Stage, split: str, number: int, place: int, left: dict[str, tu
   if stage.mix and split in left:
     return left[split]
   return seed + 1_000_003 * number + 15_485_863 * place, 0
+
+
+def _passes(stages: list[_Stage], batch_size: int) -> tuple[Pass, ...]:
+  """One for each stage, in order."""
+  out: list[Pass] = []
+  for number, stage in enumerate(stages):
+    shares = stage.mixture.shares()
+    share, part = min(zip(shares, stage.parts), key=lambda pair: pair[1].rows / pair[0])
+    visits = 0
+    if number:
+      last = out[-1]
+      read = last.start + (stage.first - last.first) * batch_size
+      visits = last.visits + -(-read // last.rows)
+    out.append(Pass(stage.first, round(part.start / share), max(1, round(part.rows / share)),
+                    visits))
+  return tuple(out)

@@ -42,6 +42,10 @@ class Mixture:
     component = self._component[slot]
     return component, period * self._size[component] + self._index[slot]
 
+  def shares(self) -> list[float]:
+    """Share of the rows that each component provides; they sum to 1."""
+    return (self._size / self._size.sum()).tolist()
+
   def counts(self, rows: int) -> np.ndarray:
     """Number of rows of each component among the mixture's first ``rows``: int64 [c]."""
     periods, rest = divmod(rows, len(self._component))

@@ -39,7 +39,7 @@ def losses(run: TrainedModel) -> dict[str, float]:
     error of audio_bound. A key is absent where the split has no such token.
   """
   config = run.config
-  objective = config.objective
+  objective = config.objective.plain()
   rows = store.Rows(run.data_dir, config.evaluate.split)
   size = min(_ROWS, len(rows))
   clean = dataclasses.replace(objective, banom=1.0)
@@ -102,7 +102,8 @@ def _make_sums(run: TrainedModel) -> Callable[..., jax.Array]:
 
   @jax.jit  # apart from the noise, so that the model is compiled once
   def score(params: Params, batch: Batch, targets: hybrid.Targets) -> jax.Array:
-    _, found = hybrid.loss_and_sums(run.model, params, batch, targets, run.config.objective, 1.0)
+    _, found = hybrid.loss_and_sums(run.model, params, batch, targets,
+                                    run.config.objective.plain(), 1.0)
     return jnp.stack([found.text_nll, found.text_targets, found.diffusion,
                       jnp.sum(targets.maskable).astype(jnp.float32)])
   return lambda params, batch, key, objective, audio: score(

@@ -14,11 +14,17 @@ and so the variance.
 """
 
 import jax
+import jax.numpy as jnp
+from jax.scipy.special import betainc
 
 from ttt_jax.model.types import Array
 
 # The "position" that names the draws of a document; no token has it.
 _DOCUMENT_DRAW = 2**31 - 1
+# Strides of low-discrepancy sequences in units of 2**-32: the golden ratio's and the silver ratio's
+# fractional parts, whose multiples fill the unit interval most evenly.
+_STRIDES = (2_654_435_769, 1_779_033_704)
+_RARE = 1e-30  # probabilities that float32 cannot divide by each other any more
 
 
 def mask_probability(t: jax.Array, floor: float) -> jax.Array:
@@ -55,3 +61,50 @@ def token_uniforms(key: jax.Array, document: Array, position: Array) -> jax.Arra
     return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, number), place))
   flat = jax.vmap(draw)(document.reshape(-1), position.reshape(-1))
   return flat.reshape(document.shape)
+
+
+def mirrored(uniform: jax.Array, twin: Array | int) -> jax.Array:
+  """``uniform``, or for a ``twin`` of 1 its reflection 1 - u on the 2**23 numbers that a draw has."""
+  return jnp.where(jnp.asarray(twin) > 0, (1.0 - 2.0 ** -23) - uniform, uniform)
+
+
+def spread(uniform: jax.Array, visit: Array, place: Array) -> jax.Array:
+  """float32 [...] in [0, 1): the element (visit, place) of a sequence that starts at ``uniform``.
+
+  The elements of a fixed place over consecutive visits, and those of a fixed visit over
+  consecutive places, are spread evenly over [0, 1) (Kronecker sequences); each element alone is as
+  uniform as ``uniform``. The multiples are whole numbers modulo 2**32, so a late visit has no
+  rounding error.
+
+  Args:
+    uniform: float32 [...] in [0, 1).
+    visit, place: whole numbers of at least 0 that broadcast to ``uniform``'s shape.
+  """
+  turns = sum(jnp.asarray(number).astype(jnp.uint32) * jnp.uint32(stride)
+              for number, stride in zip((visit, place), _STRIDES))
+  # 23 bits, as the draws have: so the sum of the two is exact.
+  moved = uniform + (turns >> 9).astype(jnp.float32) * 2.0 ** -23
+  return moved - jnp.floor(moved)
+
+
+def count_weight(masked: jax.Array, maskable: jax.Array, floor: float) -> jax.Array:
+  """E[1 / p | k of n tokens are masked], float32, elementwise; 1 where nothing is masked.
+
+  With p uniform on [f, 1] (f the floor) the posterior of p is a Beta(k + 1, n - k + 1)
+  distribution cut off at f. With Q(a, b) the probability of a Beta(a, b) variable above f,
+
+      E[1 / p | k] = (n + 1) / k * Q(k, n - k + 1) / Q(k + 1, n - k + 1),
+
+  which is (n + 1) / k for f = 0 and between 1 and 1 / f always.
+
+  Args:
+    masked, maskable: float32 [...]: k and n, 0 <= k <= n.
+    floor: f, in (0, 1).
+  """
+  k, rest = jnp.maximum(masked, 1.0), maskable - masked + 1.0
+  above = lambda a: betainc(rest, a, 1.0 - floor)
+  chance = above(k + 1.0)
+  ratio = (maskable + 1.0) / k * above(k) / jnp.maximum(chance, _RARE)
+  # So few masks are all but impossible; then p is next to the floor.
+  ratio = jnp.where(chance > _RARE, ratio, 1.0 / floor)
+  return jnp.where(masked > 0, jnp.clip(ratio, 1.0, 1.0 / floor), 1.0)

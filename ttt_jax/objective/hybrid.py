@@ -44,17 +44,28 @@ from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary
 
 
+_LEVELS = 0x6c65766c  # folded into a key: the stream of the noise levels t
+
+
 class Targets(NamedTuple):
   """Inputs, labels and weights of one noisy forward pass; arrays [B, T] but for ``documents``."""
   token: jax.Array         # int32: noisy inputs
   next_label: jax.Array    # int32: x[i+1]
   next_weight: jax.Array   # float32: 1 / (text targets of the document), or 0
   self_label: jax.Array    # int32: x[i], clean
-  self_weight: jax.Array   # float32: 1 / (p * maskable tokens of the document), or 0
+  # float32: 1 / (p * maskable tokens of the document), or 0; with mask_weight='count' the
+  # expectation of 1 / p given the masks stands for 1 / p
+  self_weight: jax.Array
   masked: Array            # bool: replaced by the mask
   maskable: Array          # bool: after BANOM and PPM
-  rate: Array              # float32: mask probability p of the token's document
+  rate: Array              # float32: mask probability p of the token's document, or span
   documents: jax.Array     # float32 scalar: number of documents in the batch
+
+
+class Visit(NamedTuple):
+  """What places the documents of a batch in the sequences of t_sampling='stratified'."""
+  key: jax.Array           # of the run: the same in all steps
+  number: jax.Array        # int32 [B, 1]: how often the row's documents were visited before
 
 
 class Sums(NamedTuple):
@@ -66,6 +77,9 @@ class Sums(NamedTuple):
   text_targets: jax.Array  # ... and their number
   masked_nll: jax.Array    # unweighted nats over all masked tokens ...
   masked: jax.Array        # ... and their number
+  # Sum over documents of the mean over masked tokens of the entropy of right predictions; None
+  # without ``confidence_weight``.
+  confidence: jax.Array | None = None
 
 
 class _Draws(NamedTuple):
@@ -84,9 +98,14 @@ def _per_document(value: jax.Array, segment: jax.Array) -> jax.Array:
   return jax.vmap(row)(value.astype(jnp.float32), segment)
 
 
-def _segments(document: Array) -> jax.Array:
-  """int32 [B, T]: index of each token's document in its row, 0-based."""
+def _segments(document: Array, *more: Array) -> jax.Array:
+  """int32 [B, T]: index of each token's document in its row, 0-based.
+
+  With ``more`` vectors a segment ends also where one of them changes.
+  """
   change = document[:, 1:] != document[:, :-1]
+  for vector in more:
+    change |= vector[:, 1:] != vector[:, :-1]
   return jnp.pad(jnp.cumsum(change, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
 
 
@@ -107,11 +126,12 @@ def supervised_maskable(batch: Batch, vocab: Vocabulary, mode: str) -> jax.Array
 
 
 def _maskable(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, draws: _Draws,
-              segment: jax.Array) -> jax.Array:
-  """bool [B, T]: tokens that diffusion may mask, after BANOM and PPM."""
+              segment: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Tokens that diffusion may mask, after BANOM and PPM, bool; and, before them, the number of
+  the maskable span that a token lies in, int32, counted from 0 in its document."""
   audio = supervised_maskable(batch, vocab, config.mode)
   if config.mode != 'hybrid':
-    return audio
+    return audio, jnp.zeros(audio.shape, jnp.int32)
   # PPM: number the document's maskable spans 0, 1, ..., and keep those from a drawn one on.
   starts = audio & (jnp.pad(batch.span[:, :-1], ((0, 0), (1, 0))) != batch.span)
   spans = _per_document(starts, segment)
@@ -120,11 +140,34 @@ def _maskable(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, draws: _
                 jnp.cumsum(starts, axis=1) - starts, 0), segment)
   ordinal = jnp.cumsum(starts, axis=1) - 1 - before
   first_kept = jnp.where(draws.ppm < config.ppm, jnp.floor(draws.ppm_span * spans), 0)
-  return audio & (ordinal >= first_kept) & (draws.banom >= config.banom)
+  maskable = audio & (ordinal >= first_kept) & (draws.banom >= config.banom)
+  return maskable, jnp.maximum(ordinal, 0).astype(jnp.int32)
 
 
-def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig,
-            key: jax.Array) -> Targets:
+def _levels(batch: Batch, config: ObjectiveConfig, key: jax.Array, t: jax.Array,
+            span: jax.Array, visit: Visit | None, twin: Array | int) -> jax.Array:
+  """float32 [B, T]: the level of each token, uniform on [0, 1); ``t``: drawn for its document."""
+  spans = config.t_unit == 'span' and config.mode == 'hybrid'
+  if config.t_sampling == 'stratified' and (spans or visit is not None):
+    origin, number = (key, 0) if visit is None else visit
+    start = diffusion.document_uniforms(jax.random.fold_in(origin, _LEVELS), batch.document, 1)
+    level = diffusion.spread(start[..., 0], number, span if spans else 0)
+  elif spans:
+    level = diffusion.token_uniforms(jax.random.fold_in(key, _LEVELS), batch.document, span)
+  else:
+    return t
+  return diffusion.mirrored(level, twin) if config.mirror == 'draws' else level
+
+
+def _count_weight(masked: jax.Array, maskable: jax.Array, unit: jax.Array,
+                  config: ObjectiveConfig) -> jax.Array:
+  """float32 [B, T]: weight of a masked token, given how many of its ``unit`` are masked."""
+  return diffusion.count_weight(_per_document(masked, unit), _per_document(maskable, unit),
+                                config.mask_floor)
+
+
+def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, key: jax.Array,
+            visit: Visit | None = None, twin: Array | int = 0) -> Targets:
   """Draw the noise of one step; returns the noisy inputs, labels and weights.
 
   Args:
@@ -133,20 +176,32 @@ def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig,
     config: probabilities and mode.
     key: fold_in(run key, step). Draws depend on (key, document id, position) alone, not on the
       row or its other documents, so a resumed run needs no random state.
+    visit: of a training step, for t_sampling='stratified'; None: of a single draw.
+    twin: 1 for the second pass of ``mirror``; whatever its value, the distribution is the same.
   """
   chex.assert_rank(batch.token, 2)
   chex.assert_equal_shape(batch)
   chex.assert_type(batch, int)
   segment = _segments(batch.document)
   draws = _draw(key, batch.document, config)
-  maskable = _maskable(batch, vocab, config, draws, segment)
-  rate = diffusion.mask_probability(draws.t, config.mask_floor)
+  if config.mirror == 'draws':
+    draws = _Draws(*(diffusion.mirrored(draw, twin) for draw in draws))
+  maskable, span = _maskable(batch, vocab, config, draws, segment)
+  level = _levels(batch, config, key, draws.t, span, visit, twin)
+  rate = diffusion.mask_probability(level, config.mask_floor)
   uniform = diffusion.token_uniforms(key, batch.document, batch.position)
-  return targets(batch, vocab, config.mode, maskable, maskable & (uniform < rate), rate)
+  if config.mirror != 'none':
+    uniform = diffusion.mirrored(uniform, twin)
+  masked, weight = maskable & (uniform < rate), None
+  if config.mask_weight == 'count':
+    spans = config.t_unit == 'span' and config.mode == 'hybrid'
+    unit = _segments(batch.document, batch.span) if spans else segment
+    weight = _count_weight(masked, maskable, unit, config)
+  return targets(batch, vocab, config.mode, maskable, masked, rate, weight)
 
 
 def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: Array, masked: Array,
-            rate: Array) -> Targets:
+            rate: Array, weight: Array | None = None) -> Targets:
   """Noisy inputs, labels and weights for a given noise.
 
   Args:
@@ -154,7 +209,8 @@ def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: Array, masked:
     vocab: the id space.
     mode: 'hybrid', 'ar' or 'nar'.
     maskable, masked: bool [B, T]: tokens that the noise may mask, and those that it masks.
-    rate: float32 [B, T]: mask probability p of the token's document.
+    rate: float32 [B, T]: mask probability p of the token's document, or span.
+    weight: float32 [B, T]: weight of a masked token; None: 1 / rate.
   """
   chex.assert_rank(batch.token, 2)
   chex.assert_equal_shape([*batch, maskable, masked, rate])
@@ -176,7 +232,8 @@ def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: Array, masked:
       next_label=next_token,
       next_weight=jnp.where(target, share(target), 0.0),
       self_label=jnp.asarray(batch.token),
-      self_weight=jnp.where(masked, share(maskable) / rate, 0.0),
+      self_weight=jnp.where(
+          masked, share(maskable) / rate if weight is None else share(maskable) * weight, 0.0),
       masked=masked, maskable=maskable, rate=rate,
       documents=jnp.sum(first & (batch.document > 0)).astype(jnp.float32))
 
@@ -214,7 +271,12 @@ def loss_and_sums(model: Model,
       text | masked, targets.next_label, targets.self_label,
       config.ar_weight * share * targets.next_weight,
       config.diffusion_weight * share * targets.self_weight)
-  total, next_nll, self_nll = losses.pair_loss(
+  among = None
+  if config.confidence_weight:
+    number = _per_document(masked, _segments(batch.document))
+    among = jnp.where(masked, 1.0 / jnp.maximum(number, 1.0), 0.0)
+    labels = labels._replace(entropy_weight=config.confidence_weight * share * among)
+  total, next_nll, self_nll, entropy = losses.pair_loss(
       hidden, model.head_table(params), labels, model.vocab_size, chunk=config.loss_chunk,
       dtype=model.config.dtype)
   return total, Sums(
@@ -224,10 +286,13 @@ def loss_and_sums(model: Model,
       text_nll=jnp.sum(jnp.where(text, next_nll, 0.0)),
       text_targets=jnp.sum(text).astype(jnp.float32),
       masked_nll=jnp.sum(jnp.where(masked, self_nll, 0.0)),
-      masked=jnp.sum(masked).astype(jnp.float32))
+      masked=jnp.sum(masked).astype(jnp.float32),
+      confidence=None if entropy is None or among is None else jnp.sum(entropy * among))
 
 
 def loss(sums: Sums, documents: jax.Array, config: ObjectiveConfig) -> jax.Array:
   """The loss of ``loss_and_sums`` from the sums of all microbatches, for metrics."""
   total = config.ar_weight * sums.ar + config.diffusion_weight * sums.diffusion
+  if sums.confidence is not None:
+    total += config.confidence_weight * sums.confidence
   return total / jnp.maximum(documents, 1.0)

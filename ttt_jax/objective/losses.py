@@ -7,6 +7,12 @@ chunk, in as many chunks as the scored positions need. One log-sum-exp serves bo
     loss       = w_next (Z - l[next]) + w_self (Z - l[self]),   Z = log sum_v exp(l[v])
     d loss/d l = (w_next + w_self) softmax(l) - w_next onehot(next) - w_self onehot(self)
 
+A third weight, where it is given, adds the entropy H of the distribution at positions whose own id
+is the most probable one, so that right answers become confident ones:
+
+    loss       = ... + w_entropy H,   H = Z - m,   m = sum_v softmax(l)[v] l[v]
+    d loss/d l = ... + w_entropy softmax(l) (m - l)
+
 The weights are known beforehand, so the gradient with respect to hidden states and table is
 computed in the forward pass, while a chunk's logits exist: three products with the table per
 chunk and no recomputation. The backward pass only multiplies by the cotangent. (Chunked head
@@ -38,6 +44,7 @@ _WIDTH = sharding.TABLE['embed']                      # cuts the table's columns
 _PARTS = (sharding.TABLE['vocab'], _WIDTH)            # the parts of the vocabulary, in order
 _ROWS = (*sharding.TABLE['rows'], sharding.TABLE['length'])
 _COPIES = tuple(axis for axis in _ROWS if axis != _WIDTH)  # hold equal parts of the table
+_LOWEST = -200.0  # least logit below the largest one that the entropy reads; exp of it is 0
 
 
 class Labels(NamedTuple):
@@ -47,6 +54,8 @@ class Labels(NamedTuple):
   self_label: Array
   next_weight: Array       # float32: ... and the factors of their nats in the total
   self_weight: Array
+  # float32, or None: factors of the entropy at positions whose ``self_label`` is most probable.
+  entropy_weight: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +70,11 @@ class _Plan:
 
 def pair_loss(hidden_BxTxE: Array, table_VxE: Array, labels: Labels, vocab_size: int, *,
               chunk: int, dtype: str,
-              form: str = 'auto') -> tuple[jax.Array, jax.Array, jax.Array]:
+              form: str = 'auto',
+              ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
   """sum(next_weight * next_nll + self_weight * self_nll), computed chunk by chunk.
+
+  With ``labels.entropy_weight`` the total has also sum(entropy_weight * entropy).
 
   Only the total is differentiable, and only with respect to ``hidden_BxTxE`` and ``table_VxE``:
   weights are constants, and the nats per token are for metrics.
@@ -77,14 +89,16 @@ def pair_loss(hidden_BxTxE: Array, table_VxE: Array, labels: Labels, vocab_size:
     form: 'rows', 'dense', or 'auto': see ``_chunk``.
 
   Returns:
-    (total, next_nll, self_nll): a float32 scalar; float32 [B, T] in nats, both of them at
-    every scored position and 0 elsewhere. On a mesh (jax.set_mesh) the batch must divide
-    over it (sharding.check_batch), and the total is that of all devices.
+    (total, next_nll, self_nll, entropy): a float32 scalar; float32 [B, T] in nats, the first two
+    of them at every scored position and 0 elsewhere. ``entropy`` is that of the distribution over
+    all ids at scored positions where no id is more probable than ``self_label``, 0 elsewhere, and
+    None without ``labels.entropy_weight``. On a mesh (jax.set_mesh) the batch must divide over it
+    (sharding.check_batch), and the total is that of all devices.
   """
   assert form in ('auto', 'rows', 'dense'), form
   b, t, e = hidden_BxTxE.shape
-  chex.assert_shape(labels, (b, t))
-  chex.assert_type(labels, [bool, int, int, float, float])
+  chex.assert_shape(jax.tree.leaves(labels), (b, t))
+  chex.assert_type(labels[:5], [bool, int, int, float, float])
   chex.assert_shape(table_VxE, (None, e))
   chex.assert_axis_dimension_gteq(table_VxE, 0, vocab_size)
   plan = _Plan(vocab_size, chunk, dtype, form, sharding.in_use())
@@ -93,7 +107,7 @@ def pair_loss(hidden_BxTxE: Array, table_VxE: Array, labels: Labels, vocab_size:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pair_loss(plan: _Plan, hidden, table, labels):
-  return _over_mesh(plan, False, hidden, table, labels)[:3]
+  return _over_mesh(plan, False, hidden, table, labels)[:4]
 
 
 def _forward(plan: _Plan, hidden, table, labels):
@@ -111,7 +125,7 @@ _pair_loss.defvjp(_forward, _backward)
 
 
 def _over_mesh(plan: _Plan, gradient: bool, hidden, table, labels):
-  """(total, next_nll, self_nll[, d_hidden, d_table]), summed over devices."""
+  """(total, next_nll, self_nll, entropy[, d_hidden, d_table]), summed over devices."""
   def local(*inputs):
     form = lambda name: functools.partial(
         _local, dataclasses.replace(plan, form=name), gradient)
@@ -125,7 +139,7 @@ def _over_mesh(plan: _Plan, gradient: bool, hidden, table, labels):
     return local(hidden, table, labels)
   tokens, states = sharding.spec(('rows', 'length')), sharding.spec(('rows', 'length', 'width'))
   rows = sharding.spec(('vocab', 'embed'))
-  out = (jax.P(), tokens, tokens) + ((states, rows) if gradient else ())
+  out = (jax.P(), tokens, tokens, tokens) + ((states, rows) if gradient else ())
   return jax.shard_map(local, in_specs=(states, rows, tokens), out_specs=out,
                        check_vma=False)(hidden, table, labels)
 
@@ -137,7 +151,7 @@ def _local(plan: _Plan, gradient: bool, hidden_BxTxE, table, labels: Labels):
   chunk = min(plan.chunk, n)
   size = -(-n // chunk) * chunk
   hidden = hidden_BxTxE.reshape(n, -1)
-  labels = Labels(*(x.reshape(n) for x in labels))
+  labels = jax.tree.map(lambda x: x.reshape(n), labels)
   # Compaction: the k-th scored position has place k, and order[k] is its index.
   place = jnp.cumsum(labels.scored, dtype=jnp.int32) - 1
   count = place[-1] + 1
@@ -146,6 +160,7 @@ def _local(plan: _Plan, gradient: bool, hidden_BxTxE, table, labels: Labels):
   real = jnp.arange(size) < count
   chunks = (count + chunk - 1) // chunk
   head = _own_head(plan, table)
+  kinds = 2 if labels.entropy_weight is None else 3  # of nats per position
   if plan.meshed:  # the loop has collectives, so every device must run it equally often
     chunks = lax.pmax(chunks, _EVERY)
 
@@ -153,10 +168,13 @@ def _local(plan: _Plan, gradient: bool, hidden_BxTxE, table, labels: Labels):
     at = number * chunk
     here = lax.dynamic_slice_in_dim(order, at, chunk)
     keep = lax.dynamic_slice_in_dim(real, at, chunk)
-    mine = Labels(keep, *(jnp.where(keep, x[here], 0) for x in labels[1:]))
+    mine = jax.tree.map(lambda x: jnp.where(keep, x[here], 0),
+                        labels._replace(scored=None))._replace(scored=keep)
     total, nlls, slopes, d_table = carry
     nll, slope, d_table = _chunk(plan, hidden[here], head, mine, d_table)
     total += jnp.sum(nll[0] * mine.next_weight + nll[1] * mine.self_weight)
+    if mine.entropy_weight is not None:
+      total += jnp.sum(nll[2] * mine.entropy_weight)
     nlls = lax.dynamic_update_slice_in_dim(nlls, nll, at, axis=1)
     if gradient:
       assert slope is not None
@@ -164,11 +182,12 @@ def _local(plan: _Plan, gradient: bool, hidden_BxTxE, table, labels: Labels):
     return total, nlls, slopes, d_table
 
   total, nlls, slopes, d_table = lax.fori_loop(0, chunks, one_chunk, (
-      jnp.float32(0), jnp.zeros((2, size), jnp.float32),
+      jnp.float32(0), jnp.zeros((kinds, size), jnp.float32),
       jnp.zeros((size, hidden.shape[1]), hidden.dtype) if gradient else None,
       jnp.zeros(head.table.shape, jnp.float32) if gradient else None))
   back = lambda x: jnp.where(labels.scored, x[place], 0).reshape(shape)
-  out = (lax.psum(total, _ROWS) if plan.meshed else total, back(nlls[0]), back(nlls[1]))
+  out = (lax.psum(total, _ROWS) if plan.meshed else total, back(nlls[0]), back(nlls[1]),
+         back(nlls[2]) if kinds > 2 else None)
   if not gradient:
     return out
   d_hidden = jnp.where(labels.scored[:, None], slopes[place], 0)
@@ -220,9 +239,11 @@ def _chunk(plan: _Plan, hidden: jax.Array, head: _Head, mine: Labels,
     d_table: float32 [V, E] to add to; None: no gradient is computed.
 
   Returns:
-    (nll float32 [2, chunk], d_hidden float32 [chunk, E] or None, new d_table or None).
+    (nats float32 [2, chunk], d_hidden float32 [chunk, E] or None, new d_table or None); with an
+    entropy weight the nats have a third row, the entropy.
   """
   chunk, hidden_RxE, labels = hidden.shape[0], hidden.astype(plan.dtype), mine
+  entropy = mine.entropy_weight is not None
   if plan.meshed:
     hidden_RxE, labels = jax.tree.map(
         lambda x: lax.all_gather(x, _WIDTH, tiled=True), (hidden_RxE, labels))
@@ -243,8 +264,19 @@ def _chunk(plan: _Plan, hidden: jax.Array, head: _Head, mine: Labels,
     picked = [jnp.sum(jnp.where(hit, logits_RxV, 0.0), axis=1) for hit in hits]
   largest = _group(lax.pmax, plan, jnp.max(logits_RxV, axis=1))
   power_RxV = jnp.exp(logits_RxV - largest[:, None])
-  sums = _group(lax.psum, plan, jnp.stack([_mass(plan, power_RxV), *picked]))
-  nll = largest + jnp.log(sums[0]) - sums[1:]  # Z - l[label], Z by the shifted log-sum-exp
+  nats = [_mass(plan, power_RxV), *picked]
+  # A position of padding in the table has a logit of -inf and no power; 0 times this one is 0.
+  shifted_RxV = jnp.maximum(logits_RxV - largest[:, None], _LOWEST) if entropy else None
+  if entropy:
+    own = picked[1] if plan.form == 'dense' else jnp.take_along_axis(
+        logits_RxV, places[1][:, None], axis=1, mode='fill', fill_value=0)[:, 0]
+    nats += [jnp.sum(power_RxV * shifted_RxV, axis=1), own]
+  sums = _group(lax.psum, plan, jnp.stack(nats))
+  nll = largest + jnp.log(sums[0]) - sums[1:3]  # Z - l[label], Z by the shifted log-sum-exp
+  if entropy:
+    mean = sums[3] / sums[0]                    # of l - max
+    right = sums[4] >= largest                  # the label's own logit is the largest
+    nll = jnp.concatenate([nll, jnp.where(right, jnp.log(sums[0]) - mean, 0)[None]])
   if plan.meshed:
     nll = lax.dynamic_slice_in_dim(nll, lax.axis_index(_WIDTH) * chunk, chunk, axis=1)
   if d_table is None:
@@ -252,6 +284,10 @@ def _chunk(plan: _Plan, hidden: jax.Array, head: _Head, mine: Labels,
 
   # (w_next + w_self) softmax(l) = scale * exp(l - max): the division is done once per row.
   scale = (weights[0] + weights[1]) / sums[0][:, None]
+  if entropy:
+    rise = jnp.where(right, labels.entropy_weight, 0) / sums[0]
+    power_RxV *= scale + rise[:, None] * (mean[:, None] - shifted_RxV)
+    scale = 1.0
   if plan.form == 'rows':
     power_RxV = power_RxV.astype(plan.dtype)
     d_hidden = scale * _dot(power_RxV, head.table, 1, 0) - sum(

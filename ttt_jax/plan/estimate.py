@@ -71,7 +71,7 @@ def estimate(config: Config, state: Any, mesh: Any, head_rows: int,
   table = head_rows * c.hidden_size / tensor
   chunk = min(config.objective.loss_chunk, tokens)
   parameters = shard_bytes(state.params)
-  pieces = 2 if config.train.grad_accum_steps > 1 else 1
+  pieces = 2 if _passes(config) > 1 else 1
   memory = {
       'parameters': parameters,
       'optimizer': shard_bytes(state.opt_state),
@@ -81,10 +81,15 @@ def estimate(config: Config, state: Any, mesh: Any, head_rows: int,
       # The devices of an fsdp group score each other's chunks, each on its part of the table.
       'logits': chunk * head_rows / tensor * (8 + b) + (4 + b) * table / shape['fsdp'],
   }
-  scored = tokens * sample.scored / config.data.seq_len * config.train.grad_accum_steps
+  scored = tokens * sample.scored / config.data.seq_len * _passes(config)
   return Estimate(memory, _traffic(config, state, tokens, b, layer, everything,
                                    scored * head_rows / tensor),
                   _collectives(config, mesh, tokens, b, layer, scored, table))
+
+
+def _passes(config: Config) -> int:
+  """Forward and backward passes of a step, one after the other."""
+  return config.train.grad_accum_steps * config.objective.passes
 
 
 def _kept(config: Config, b: int, tensor: int, policy: str | None = None) -> float:
@@ -105,7 +110,7 @@ def _kept(config: Config, b: int, tensor: int, policy: str | None = None) -> flo
 
 def _traffic(config, state, tokens, b, layer, everything, logits) -> float:
   """Weights are read forward and backward, activations written, read, and made again."""
-  c, pieces = config.model, config.train.grad_accum_steps
+  c, pieces = config.model, _passes(config)
   again = c.remat not in ('none', 'dots')
   weights = c.num_layers * layer * b * (4 + again) * pieces
   activations = c.num_layers * tokens * everything * (3 + again) * pieces
@@ -115,7 +120,7 @@ def _traffic(config, state, tokens, b, layer, everything, logits) -> float:
 
 def _collectives(config, mesh, tokens, b, layer, scored, table) -> list[Collective]:
   """What the sharding table implies; XLA may do better or worse."""
-  c, pieces, shape = config.model, config.train.grad_accum_steps, mesh.shape
+  c, pieces, shape = config.model, _passes(config), mesh.shape
   grid = np.arange(mesh.size).reshape(tuple(shape.values()))
   out = []
 

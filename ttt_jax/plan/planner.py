@@ -147,10 +147,12 @@ def _flops(case: _Case) -> flops.Flops:
   form = attention.choose(config.model.attention, case.topology.chip.platform, length)
   parts = math.prod(case.mesh.shape[axis] for axis in ('slice', 'data', 'fsdp', 'seq'))
   chunk = min(config.objective.loss_chunk, rows * length / (parts * config.train.grad_accum_steps))
+  rows *= config.objective.passes
   return flops.step_flops(
       config.model, case.vocab.size, tokens=sample.tokens * rows, scored=sample.scored * rows,
       mask_pairs=sample.mask_pairs * rows, slots=rows * length,
-      logit_rows=_turns(case) * chunk * parts * config.train.grad_accum_steps,
+      logit_rows=(_turns(case) * chunk * parts * config.train.grad_accum_steps
+                  * config.objective.passes),
       visited_pairs=rows * length**2 * (1.0 if form == 'dense' else sample.visited),
       backward_pairs=rows * length**2 * (1.0 if form in ('dense', 'tokamax') else sample.visited),
       vocab_rows=case.model.rows, attention=form)

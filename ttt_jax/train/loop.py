@@ -109,7 +109,7 @@ class Loop:
     self.settings = setup.config.train
     self._step_fn = train_step.make_train_step(
         setup.config, setup.model, setup.vocab, setup.optimizer, setup.mesh,
-        fault_injection.poisoned if context.faults else None)
+        fault_injection.poisoned if context.faults else None, context.batches.passes)
     self._in_flight = telemetry.InFlight()
     context.clock.busy = self._in_flight.busy
     self._speed = _speed(context)
@@ -391,8 +391,10 @@ def _speed(context: TrainContext) -> telemetry.Speed:
   config, mesh = context.setup.config, context.setup.mesh
 
   def useful(sums):
-    return flops.useful(config.model, context.setup.vocab.size, tokens=sums['tokens'],
-                        scored=sums['scored'], mask_pairs=sums['mask_pairs'])
+    # The sums are those of one pass.
+    return config.objective.passes * flops.useful(
+        config.model, context.setup.vocab.size, tokens=sums['tokens'], scored=sums['scored'],
+        mask_pairs=sums['mask_pairs'])
   chip = hardware.chip_of(mesh.devices.flat[0].device_kind)
   peak = None if chip is None else chip.flops / chip.devices * mesh.size
   return telemetry.Speed(context.clock, config.train.batch_size * config.data.seq_len, useful,

@@ -1,5 +1,7 @@
 """The train step: a pure function of (state, batch), compiled once for a mesh."""
 
+from collections.abc import Sequence
+import functools
 from typing import Any, Callable
 
 import jax
@@ -8,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from ttt_jax.config import Config
+from ttt_jax.data.loader import Pass
 from ttt_jax.model import lora, sharding, staircase
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.objective import hybrid
@@ -33,18 +36,39 @@ def documents_in(batch: Batch) -> jax.Array:
   return jnp.sum((batch.position == 0) & (batch.document > 0)).astype(jnp.float32)
 
 
+def visits(passes: Sequence[Pass], step: jax.Array | int, rows: int) -> jax.Array:
+  """int32 [B, 1]: how often the documents of each row of a step's batch were visited before.
+
+  Args:
+    passes: of the loader; () counts no visits.
+    step: index of the batch.
+    rows: B, of the global batch.
+  """
+  row = jnp.arange(rows, dtype=jnp.uint32)[:, None]
+  number = jnp.zeros_like(row)
+  for one in passes:
+    read = (jnp.asarray(step) - one.first).astype(jnp.uint32) * rows + row + one.start
+    number = jnp.where(step >= one.first, one.visits + read // one.rows, number)
+  return number.astype(jnp.int32)
+
+
 def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batch: Batch,
-              key: jax.Array, ranges: Ranges | None = None) -> tuple[Params, hybrid.Sums]:
+              key: jax.Array, ranges: Ranges | None = None,
+              visit: hybrid.Visit | None = None) -> tuple[Params, hybrid.Sums]:
   """Gradient of the mean over *all* documents of the batch, and the batch's sums.
 
   The batch is split into ``train.grad_accum_steps`` microbatches along its rows. Each adds its
   share of one global mean, so the split changes nothing but rounding (and the adapters' dropout
   masks). Gradients are sharded like their parameters: no device accumulates a full one.
 
+  With ``objective.mirror`` every microbatch has two forward and backward passes one after the
+  other, and gradients and sums are the means of both.
+
   Args:
     batch: int32 vectors [B, T].
     key: of the noise of this step.
     ranges: ``key_ranges`` of the batch; None computes them here.
+    visit: of the batch, for ``objective.t_sampling``.
 
   Returns:
     (gradients with respect to the trained parameters: with LoRA, of the adapters alone; sums).
@@ -56,31 +80,46 @@ def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batc
   if ranges is None:
     ranges = key_ranges(batch, config)
 
-  def piece_gradient(piece: Batch, piece_ranges: Ranges, piece_key: jax.Array,
-                     number: jax.Array | int = 0):
-    targets = hybrid.corrupt(piece, vocab, config.objective, piece_key)
+  def pass_gradient(piece: Batch, piece_ranges: Ranges, piece_visit: hybrid.Visit | None,
+                    piece_key: jax.Array, number: jax.Array | int, twin: jax.Array | int):
+    targets = hybrid.corrupt(piece, vocab, config.objective, piece_key, piece_visit, twin)
     dropout = lora.dropout_key(jax.random.fold_in(key, number), model.config.lora)
+    if dropout is not None and config.objective.passes > 1:
+      dropout = jax.random.fold_in(dropout, twin)
     def objective(p):
       return hybrid.loss_and_sums(model, lora.join(params, p), piece, targets, config.objective,
                                   documents, dropout, piece_ranges)
     grads, sums = jax.grad(objective, has_aux=True)(trained)
     return jax.tree.map(sharding.constrain, grads, axes), sums
 
+  def piece_gradient(piece: Batch, piece_ranges: Ranges, piece_visit: hybrid.Visit | None,
+                     piece_key: jax.Array, number: jax.Array | int = 0):
+    one = functools.partial(pass_gradient, piece, piece_ranges, piece_visit, piece_key, number)
+    if config.objective.passes == 1:
+      return one(0)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, 0))
+    total, _ = jax.lax.scan(lambda sums, twin: (jax.tree.map(jnp.add, sums, one(twin)), None),
+                            zeros, jnp.arange(config.objective.passes))
+    return jax.tree.map(lambda x: x / config.objective.passes, total)
+
   if pieces == 1:
-    return piece_gradient(batch, ranges, key)
+    return piece_gradient(batch, ranges, visit, key)
 
   def add(total, numbered):
-    number, (piece, piece_ranges) = numbered
+    number, (piece, piece_ranges, visits) = numbered
+    piece_visit = None if visit is None else visit._replace(number=visits)
     # A document draws the same noise in any microbatch, unless BANOM is drawn per microbatch.
     piece_key = key if config.objective.banom_unit == 'document' else jax.random.fold_in(
         key, number)
     return jax.tree.map(jnp.add, total, piece_gradient(
-        piece, piece_ranges, piece_key, number)), None
+        piece, piece_ranges, piece_visit, piece_key, number)), None
 
   split = jax.tree.map(
-      lambda x: x.reshape(-1, pieces, x.shape[1]).swapaxes(0, 1), (batch, ranges))
+      lambda x: x.reshape(-1, pieces, x.shape[1]).swapaxes(0, 1),
+      (batch, ranges, None if visit is None else visit.number))
+  first, first_ranges, _ = jax.tree.map(lambda x: x[0], split)
   zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(
-      piece_gradient, *jax.tree.map(lambda x: x[0], split), key))
+      piece_gradient, first, first_ranges, None, key))
   total, _ = jax.lax.scan(add, zeros, (jnp.arange(pieces), split))
   return total
 
@@ -88,6 +127,7 @@ def gradients(config: Config, model: Model, vocab: Vocabulary, params: Any, batc
 def make_train_step(config: Config, model: Model, vocab: Vocabulary,
                     optimizer: optax.GradientTransformation, mesh: Mesh,
                     poisoned: Callable[[Batch], jax.Array] | None = None,
+                    passes: Sequence[Pass] = (),
                     ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
   """The jitted step over a mesh; the state is donated.
 
@@ -97,6 +137,7 @@ def make_train_step(config: Config, model: Model, vocab: Vocabulary,
   Args:
     config, model, vocab, optimizer, mesh: of the run.
     poisoned: of fault_injection.py: whether the loss and gradients of a batch are to be NaN.
+    passes: of the loader, for ``objective.t_sampling``.
 
   Returns:
     step(state, batch) -> (state, metrics), metrics a dict of float32 scalars on the device.
@@ -104,7 +145,11 @@ def make_train_step(config: Config, model: Model, vocab: Vocabulary,
   def step(state: TrainState, batch: Batch):
     key = jax.random.fold_in(run_key(config.seed), state.step)
     ranges = key_ranges(batch, config)
-    grads, sums = gradients(config, model, vocab, state.params, batch, key, ranges)
+    visit = None
+    if config.objective.t_sampling == 'stratified':
+      visit = hybrid.Visit(run_key(config.seed),
+                           visits(passes, state.step, config.train.batch_size))
+    grads, sums = gradients(config, model, vocab, state.params, batch, key, ranges, visit)
     if poisoned is not None:
       harm = jnp.where(poisoned(batch), jnp.nan, 0.0)
       grads, sums = jax.tree.map(lambda x: x + harm.astype(x.dtype), (grads, sums))
