@@ -13,8 +13,8 @@ passes. The objective is the config's; a variant changes what its name says.
 A stratified t is spread over the visits of a document and means nothing in a single one. So it is
 measured as --visits visits of the batch with one model: that many times the variance of their mean.
 
-"shift" compares the mean gradient with that of the first variant: |difference|^2 over what the noise
-of both means makes of it, about 1 for equal expectations. A t for each span has another one.
+"shift" compares the mean gradient with that of the first variant: |difference|^2 over what the
+noise of both means makes of it, about 1 for equal expectations. A t for each span has another one.
 """
 
 import argparse
@@ -74,8 +74,8 @@ def _problem(args: argparse.Namespace):
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-  """{'parameters', 'documents', 'variants': {name: {'variance', 'error', 'mean_square', 'shift',
-  'passes', 'visits', 'draws'}}}: variances times the passes of a draw; 'error' is a standard error."""
+  """{'parameters', 'documents', 'variants': {name: numbers}}: the variance times the passes of a
+  draw, its standard error, the squared length of the mean gradient, and how they were measured."""
   import jax
   import jax.numpy as jnp
   import numpy as np

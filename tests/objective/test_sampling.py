@@ -198,8 +198,9 @@ def test_the_weight_of_a_count_is_the_mean_of_1_over_p(floor):
   got = np.asarray(diffusion.count_weight(k, n, floor))
   want = [slow.count_weight(*case, floor) for case in cases]
   # Where so few masks are all but impossible, float32 has no digits left, and p is at the floor.
+  # Elsewhere the rounding of 1 - 0.001 to float32 counts: 6e-5 of the floor.
   likely = k / n > floor - 5 * np.sqrt(floor * (1 - floor) / n)
-  np.testing.assert_allclose(got[likely], np.array(want)[likely], rtol=3e-5)
+  np.testing.assert_allclose(got[likely], np.array(want)[likely], rtol=1e-4)
   np.testing.assert_allclose(got, want, rtol=0.01)
 
 
@@ -282,7 +283,8 @@ def test_noise_does_not_feel_the_placement(unit):
   def draw(plan, key, twin):
     visit = hybrid.Visit(jax.random.key(9), jnp.full((4, 1), 3))
     return run(batches.layout(plan, test_hybrid.LENGTH), key, visit, twin)
-  run = quick.jit(lambda batch, key, visit, twin: hybrid.corrupt(batch, V, config, key, visit, twin))
+  run = quick.jit(lambda batch, key, visit, twin: hybrid.corrupt(batch, V, config, key, visit,
+                                                                 twin))
   for seed in range(6):
     for twin in (0, 1):
       first = draw([[mine], [], [], []], jax.random.key(seed), twin)
@@ -328,18 +330,18 @@ def test_everything_off_is_the_noise_of_version_0_1():
   np.testing.assert_array_equal(drawn.rate[0, [0, 20]], np.float32([0.8814022, 0.37049532]))
 
 
-def step_gradients(mesh_config, objective, lora=LoraConfig(), **settings):
+def step_gradients(mesh_config, objective, lora=LoraConfig(), model=(), **train):
   """(sums, gradients) of a step of 8 rows as a run computes them, on a mesh."""
-  base = Config(model=dataclasses.replace(test_hybrid.CONFIG, lora=lora, **settings.pop('model', {})),
-                objective=objective, train=TrainConfig(batch_size=8, **settings))
+  base = Config(model=dataclasses.replace(test_hybrid.CONFIG, lora=lora, **dict(model)),
+                objective=objective, train=TrainConfig(batch_size=8, **train))
   _, batch = batches.packed(np.random.default_rng(8), rows=8, seq_len=64)
   mesh = sharding.make_mesh(mesh_config, jax.devices()[:8 if mesh_config.fsdp > 1 else 1])
   model = Model(base.model, V.size)
   with jax.set_mesh(mesh):
-    put = lambda x, where: jax.device_put(x, where)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     where = sharding.shardings(mesh, model.axes(), shapes)
-    params = jax.tree.map(put, weights.random(model, np.random.default_rng(0), 0.25), where)
+    params = weights.random(model, np.random.default_rng(0), 0.25)
+    params = jax.tree.map(jax.device_put, params, where)
     run = quick.jit(lambda params, batch: train_step.gradients(
         base, model, V, params, batch, jax.random.key(4), None, hybrid.Visit(
             jax.random.key(5), train_step.visits((Pass(0, 0, 3, 0),), 2, 8))))
@@ -360,6 +362,7 @@ def test_a_mesh_and_microbatches_give_the_same_step():
                    step_gradients(MeshConfig(), EVERYTHING))
 
 
+@pytest.mark.slow
 def test_a_step_is_the_mean_of_both_passes_of_all_microbatches():
   """All switches at once: two microbatches, against the passes one by one over the whole batch."""
   found, gradient = step_gradients(MeshConfig(), EVERYTHING, grad_accum_steps=2)
@@ -432,7 +435,7 @@ def test_the_entropy_of_right_predictions_matches_the_reference():
     ({'t_sampling': 'sobol'}, "objective.t_sampling is 'sobol'; use 'uniform' or 'stratified'"),
     ({'t_unit': 'token'}, "objective.t_unit is 'token'"),
     ({'mask_weight': 'p'}, "objective.mask_weight is 'p'; use 'rate' or 'count'"),
-    ({'mirror': 'masks', 'mode': 'ar'}, "objective.mirror is 'masks', but objective.mode is 'ar', so no"),
+    ({'mirror': 'masks', 'mode': 'ar'}, "mirror is 'masks', but objective.mode is 'ar', so no"),
     ({'mirror': 'draws', 'banom': 1.0}, "objective.mirror is 'draws', but objective.banom is 1.0"),
     ({'mirror': 'yes'}, "objective.mirror is 'yes'; use 'none', 'masks' or 'draws'"),
     ({'confidence_weight': 0.1, 'mode': 'ar'}, 'objective.confidence_weight is 0.1, but'),

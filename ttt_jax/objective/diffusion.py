@@ -64,7 +64,7 @@ def token_uniforms(key: jax.Array, document: Array, position: Array) -> jax.Arra
 
 
 def mirrored(uniform: jax.Array, twin: Array | int) -> jax.Array:
-  """``uniform``, or for a ``twin`` of 1 its reflection 1 - u on the 2**23 numbers that a draw has."""
+  """``uniform``, or its reflection 1 - u for a ``twin`` of 1, among the 2**23 values of a draw."""
   return jnp.where(jnp.asarray(twin) > 0, (1.0 - 2.0 ** -23) - uniform, uniform)
 
 

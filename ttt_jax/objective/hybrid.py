@@ -159,13 +159,6 @@ def _levels(batch: Batch, config: ObjectiveConfig, key: jax.Array, t: jax.Array,
   return diffusion.mirrored(level, twin) if config.mirror == 'draws' else level
 
 
-def _count_weight(masked: jax.Array, maskable: jax.Array, unit: jax.Array,
-                  config: ObjectiveConfig) -> jax.Array:
-  """float32 [B, T]: weight of a masked token, given how many of its ``unit`` are masked."""
-  return diffusion.count_weight(_per_document(masked, unit), _per_document(maskable, unit),
-                                config.mask_floor)
-
-
 def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, key: jax.Array,
             visit: Visit | None = None, twin: Array | int = 0) -> Targets:
   """Draw the noise of one step; returns the noisy inputs, labels and weights.
@@ -196,7 +189,8 @@ def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, key: jax.A
   if config.mask_weight == 'count':
     spans = config.t_unit == 'span' and config.mode == 'hybrid'
     unit = _segments(batch.document, batch.span) if spans else segment
-    weight = _count_weight(masked, maskable, unit, config)
+    weight = diffusion.count_weight(_per_document(masked, unit), _per_document(maskable, unit),
+                                    config.mask_floor)
   return targets(batch, vocab, config.mode, maskable, masked, rate, weight)
 
 

@@ -44,7 +44,7 @@ _WIDTH = sharding.TABLE['embed']                      # cuts the table's columns
 _PARTS = (sharding.TABLE['vocab'], _WIDTH)            # the parts of the vocabulary, in order
 _ROWS = (*sharding.TABLE['rows'], sharding.TABLE['length'])
 _COPIES = tuple(axis for axis in _ROWS if axis != _WIDTH)  # hold equal parts of the table
-_LOWEST = -200.0  # least logit below the largest one that the entropy reads; exp of it is 0
+_LOWEST = -200.0  # logits further below the largest one count as this in the entropy
 
 
 class Labels(NamedTuple):
@@ -265,18 +265,21 @@ def _chunk(plan: _Plan, hidden: jax.Array, head: _Head, mine: Labels,
   largest = _group(lax.pmax, plan, jnp.max(logits_RxV, axis=1))
   power_RxV = jnp.exp(logits_RxV - largest[:, None])
   nats = [_mass(plan, power_RxV), *picked]
-  # A position of padding in the table has a logit of -inf and no power; 0 times this one is 0.
-  shifted_RxV = jnp.maximum(logits_RxV - largest[:, None], _LOWEST) if entropy else None
+  # Padding of the table has logits of -inf; exp of _LOWEST is 0 as well, and 0 times it is 0.
+  shifted_RxV = jnp.maximum(logits_RxV - largest[:, None], _LOWEST) if entropy else 0.0
   if entropy:
     own = picked[1] if plan.form == 'dense' else jnp.take_along_axis(
         logits_RxV, places[1][:, None], axis=1, mode='fill', fill_value=0)[:, 0]
     nats += [jnp.sum(power_RxV * shifted_RxV, axis=1), own]
   sums = _group(lax.psum, plan, jnp.stack(nats))
   nll = largest + jnp.log(sums[0]) - sums[1:3]  # Z - l[label], Z by the shifted log-sum-exp
-  if entropy:
-    mean = sums[3] / sums[0]                    # of l - max
-    right = sums[4] >= largest                  # the label's own logit is the largest
+  bend_RxV = None  # the entropy's part of the gradient, over exp(l - max)
+  if labels.entropy_weight is not None:
+    mean = sums[3] / sums[0]  # of l - max
+    right = sums[4] >= largest  # no id is more probable than the label
     nll = jnp.concatenate([nll, jnp.where(right, jnp.log(sums[0]) - mean, 0)[None]])
+    rise = jnp.where(right, labels.entropy_weight, 0) / sums[0]
+    bend_RxV = rise[:, None] * (mean[:, None] - shifted_RxV)
   if plan.meshed:
     nll = lax.dynamic_slice_in_dim(nll, lax.axis_index(_WIDTH) * chunk, chunk, axis=1)
   if d_table is None:
@@ -284,9 +287,8 @@ def _chunk(plan: _Plan, hidden: jax.Array, head: _Head, mine: Labels,
 
   # (w_next + w_self) softmax(l) = scale * exp(l - max): the division is done once per row.
   scale = (weights[0] + weights[1]) / sums[0][:, None]
-  if entropy:
-    rise = jnp.where(right, labels.entropy_weight, 0) / sums[0]
-    power_RxV *= scale + rise[:, None] * (mean[:, None] - shifted_RxV)
+  if bend_RxV is not None:
+    power_RxV *= scale + bend_RxV
     scale = 1.0
   if plan.form == 'rows':
     power_RxV = power_RxV.astype(plan.dtype)
