@@ -103,7 +103,7 @@ def test_settings_exist():
   found = [(page, group, key) for page, text in docs.in_backticks()
            for group, key in re.findall(
                rf'^(?:--config\.)?({"|".join(groups)})\.(\w+)(?:[=.\s\[].*)?$', text)
-           if not re.search(r'\.(py|json|md|html|jsonl|csv)$', text)]
+           if not re.search(r'\.(py|json|md|html|jsonl|csv|bin|onnx)$', text)]
   assert found
   missing = [f'{page}: {group}.{key}' for page, group, key in found if key not in groups[group]
              and f'{group}.{key}' not in config_lib.RENAMED]

@@ -51,7 +51,8 @@ class Tts(Suite):
     if not self.hears and self._dnsmos is None and self._speaker is None:
       raise UserError("suite tts has nothing to score: config keys evaluate.judge and "
                       "evaluate.dnsmos are 'none', and evaluate.speaker_model is empty.")
-    self._known: dict[tuple[str, str], dict[str, float | str]] = {}  # of original recordings
+    # Scores of recordings by (line, codec): they are the same for all checkpoints.
+    self._known: dict[tuple[str, str], dict[str, float | str]] = {}
 
   @property
   def settings(self) -> dict[str, Any]:
@@ -85,21 +86,19 @@ class Tts(Suite):
     counts: dict[str, float] = {'texts': 1, 'no_speech': float(not sounds)}
     shown: dict[str, Any] = {}
     original, known = item.details['original'], {}
+    keys: dict[str, tuple[str, str]] = {}
     if original:
       codec = reply.codec
-      sources = {'original_': (original, ''), 'roundtrip_': (original, codec.name)}
-      known = {row: self._known[key] for row, key in sources.items() if key in self._known}
-      new = [row for row in sources if row not in known]
+      keys = {'original_': (item.record.where, ''), 'roundtrip_': (item.record.where, codec.name)}
+      known = {row: self._known[key] for row, key in keys.items() if key in self._known}
+      new = [row for row in keys if row not in known]
       if new:
         sounds |= _of_recording(original, codec, new, item.record.where)
     heard = self._hear(list(sounds.values()), reply, item.language)
     for (row, sound), text in zip(sounds.items(), heard):
-      found = self._measure(item, sound, text)
+      known[row] = self._measure(item, sound, text)
       if row:
-        key = (original, '' if row == 'original_' else reply.codec.name)
-        known[row] = self._known[key] = found
-      else:
-        known[row] = found
+        self._known[keys[row]] = known[row]
     if '' not in known:  # all words are deletions
       known[''] = self._measure(item, None, '')
     for row, found in known.items():
