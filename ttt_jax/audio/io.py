@@ -68,7 +68,10 @@ def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float
       kind = 'is a folder' if os.path.isdir(source) else 'does not exist'
       raise UserError(f'{what} {kind}.')
     with open(source, 'rb', buffering=0) as file:  # libsndfile shares its position
-      return _read(file, os.fstat(file.fileno()).st_size, what, offset, duration, channel)
+      status = os.fstat(file.fileno())
+      key = (os.fspath(source), status.st_size, status.st_mtime_ns)
+      return _read(file, status.st_size, what, offset, duration, channel,
+                   None if duration is None else key)
   except OSError as error:
     raise UserError(f'{what} cannot be read: {error.strerror or error}.') from error
 
@@ -90,12 +93,28 @@ class _Bytes(io.BytesIO):
       return self.tell()
 
 
+# The last files of which parts were read -> their streams: finding these reads the whole file.
+_scanned: dict[tuple, list[containers.Stream]] = {}
+
+
+def _streams(file: BinaryIO, size: int, key: tuple | None) -> list[containers.Stream]:
+  """As ``containers.streams``; ``key`` identifies the file if its parts are read one by one."""
+  found = _scanned.get(key) if key else None
+  if found is None:
+    found = containers.streams(file, size)
+    if key and all(stream.data is None for stream in found):  # else the contents would stay
+      if len(_scanned) >= 8:
+        _scanned.clear()
+      _scanned[key] = found
+  return found
+
+
 def _read(file: BinaryIO, size: int, what: str, offset: float, duration: float | None,
-          channel: int | None) -> tuple[np.ndarray, int]:
+          channel: int | None, key: tuple | None = None) -> tuple[np.ndarray, int]:
   """As ``read``, of an open file of ``size`` bytes; errors start with ``what``."""
   import soundfile
   try:
-    found = containers.streams(file, size)
+    found = _streams(file, size, key)
     decoded = [_decode(file, stream, what, channel, (offset, duration) if len(found) == 1 else None)
                for stream in found]
   except containers.Unusable as error:

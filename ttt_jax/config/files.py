@@ -16,7 +16,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import ml_collections
 
-from ttt_jax.config import paths, user_classes
+from ttt_jax.config import data_config, paths, user_classes
 from ttt_jax.config.settings import Config, with_preset
 from ttt_jax.errors import UserError
 from ttt_jax.storage import files, owned, schema
@@ -172,6 +172,9 @@ def of_values(values: dict[str, Any], overrides: dict[str, str] | None = None) -
   _apply_generate_preset(values, overrides or {})
   for key, text in (overrides or {}).items():
     _override(values, key, text)
+  data = values.get('data')
+  if isinstance(data, dict) and 'sources' in data:  # from_dict names anything else
+    values['data'] = {**data, 'sources': data_config.expanded(data['sources'])}
   return _with_local_paths(from_dict(Config, values))
 
 
@@ -185,7 +188,8 @@ def _with_local_paths(config: Config) -> Config:
                   for number, source in enumerate(config.data.sources))
   roots = tuple(paths.local(root, 'config key data.audio_roots')
                 for root in config.data.audio_roots)
-  data = dataclasses.replace(one(config.data, 'data', 'path'), sources=sources, audio_roots=roots)
+  data = dataclasses.replace(one(config.data, 'data', 'path', 'root'), sources=sources,
+                             audio_roots=roots)
   return dataclasses.replace(
       config, vocab=one(config.vocab, 'vocab', 'tokenizer'),
       codec=one(config.codec, 'codec', 'weights', 'decoder_weights'), data=data,

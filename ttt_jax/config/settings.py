@@ -92,11 +92,19 @@ class Source(Settings, group='data.sources'):
   join_most: Count = 1         # recordings: `join_count` longer ones are made of 2 to this many
   join_count: Natural = 0      # recordings: number of joined recordings to add; 0 = none
   type: str = 'IT'             # default type of records: 'IT' (instruction), 'PT' (pretraining)
+  # public corpus in the folder `path`, such as 'librispeech'; '' = recognised by its files
+  corpus: str = ''
+  # its parts, such as 'train-clean-100,train-clean-360', or train, dev, test; '' = the training
+  # parts, or the test parts if `split` is held out
+  subset: str = ''
+  # its transcripts: 'default' (see docs/data.md), 'raw' (as written), 'lower' or 'upper'
+  transcript: str = 'default'
   speech: Probability = 0.5    # task 'pt': probability that a recorded piece is spoken, in [0, 1]
 
   def __post_init__(self):
     super().__post_init__()
     _require(self.type in ('IT', 'PT'), f"data source type is {self.type!r}; use 'IT' or 'PT'.")
+    _choice('data.sources.transcript', self.transcript, ('default', 'raw', 'lower', 'upper'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +141,9 @@ class Stage(Settings, group='data.stages'):
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Settings, group='data'):
   path: str = 'data'           # folder of the prepared set, relative to the workdir
-  sources: tuple[Source, ...] = ()  # inputs of `ttt-jax prepare`
+  # inputs of `ttt-jax prepare`; '@FILE' is a data config of the published code (docs/data.md)
+  sources: tuple[Source, ...] = ()
+  root: str = ''               # folder in which relative paths of sources are looked up first
   stages: tuple[Stage, ...] = (Stage(),)  # curriculum; every stage but the last needs steps
   seq_len: Count = 2048        # T, the length of a packed row [tokens]
   text_chunk: Count = 13       # text per chunk of an interleaved answer [tokens]

@@ -73,6 +73,7 @@ class Manifest(schema.Kind, total=False):
   max_document: schema.Count
   rejects: dict[str, schema.Count]
   heldout_overlap: schema.Count
+  left_out: dict[str, dict[str, schema.Count]]
   system_prompts: dict[str, str]
   splits: Required[dict[schema.Name, Split]]
 
@@ -208,7 +209,8 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
 
   Returns:
     {'version', 'vocabulary', 'fingerprint', 'codec', 'seq_len', 'max_document',
-    'rejects': {reason: records}, 'heldout_overlap', 'system_prompts': {task: text} (from version
+    'rejects': {reason: records}, 'heldout_overlap',
+    'left_out': {source: {reason: records}}, 'system_prompts': {task: text} (from version
     3 on), 'splits': {name: {'files': [{'name', 'rows', 'bytes',
     'sha256'}], 'rows', 'documents', 'truncated', 'tokens': {'text', 'audio',
     'padding', 'supervised'}, 'padding', 'lengths': {'edges', 'documents'}, 'tasks': {task:

@@ -53,7 +53,7 @@ SAID = {
 # compared themselves, stand for them. A name without a dot is a group.
 FREE = (
     'name', 'hardware', 'vocab', 'codec', 'mesh', 'generate', 'evaluate', 'score', 'serve',
-    'data.path', 'data.sources', 'data.audio_roots', 'data.seq_len', 'data.text_chunk',
+    'data.path', 'data.sources', 'data.root', 'data.audio_roots', 'data.seq_len', 'data.text_chunk',
     'data.audio_chunk',
     'data.span_fill', 'data.form', 'data.truncate', 'data.strict', 'data.max_rejects',
     'data.workers', 'data.threads', 'model.scan_unroll', 'model.attention',

@@ -26,7 +26,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 from ttt_jax.storage.lease import LOCK, InUse, Lease
 
-FORMAT = 2   # part of every hash; increase it when the meaning of a result changes
+FORMAT = 3   # part of every hash; increase it when the meaning of a result changes
 _INFO = 'info.json'
 _AHEAD = 4   # submitted jobs per process; results are in order, so a slow one delays the rest
 _STORED = 'finished work is stored'

@@ -73,13 +73,15 @@ def prepare(config: Config, workdir: str | pathlib.Path,
   named = workdir / config.data.path
   target = _check_target(named, workdir, config.data.path)
   tokenizer = tokenizers.create(config.vocab)
-  found = sources.inputs(config.data.sources, workdir, config.data.form)
+  found = sources.inputs(config.data.sources, workdir, config.data.form, config.data.root)
   for one, other in sources.duplicates(found):
     _log.warning('%s is read twice for the same split and task%s; set repeat if that is intended.',
                  one, '' if one == other else f', also as {other}')
+  for sentence in sources.evaluated(found):
+    _log.warning('%s', sentence)
   strict = config.data.strict
   with Work(target.with_name(f'.{target.name}-work'), config.data.workers) as work:
-    apart = sum(size for size, _ in {one.piece.path: one.stamp for one in found}.values()) > _LARGE
+    apart = sum(size for _, size, _ in {(one.piece.path, *one.stamp) for one in found}) > _LARGE
     scan_jobs = [scan.Job(one, strict) for one in found]
     scans = [scan.result(job, result) for job, result in zip(scan_jobs, work.run(
         scan.scan, scan_jobs, lambda done: progress('reading sources', done, 0), apart))]
@@ -110,7 +112,8 @@ def prepare(config: Config, workdir: str | pathlib.Path,
         'codec': 'codec', 'form': config.data.form, 'seq_len': config.data.seq_len,
         'rejects': rejects,
         'max_document': sum(one.info['documents'] for one in rendered),
-        'heldout_overlap': len(leaks), 'unused_keys': _unused_keys(scans, rendered),
+        'heldout_overlap': len(leaks), 'unused_keys': _by_source(scans, rendered, 'unused'),
+        'left_out': _by_source(scans, rendered, 'skipped'),
         'system_prompts': _system_prompts(scans, rendered),
         'splits': {split: _entry(split, scans, rendered, results, config.data.seq_len)
                    for split, results in packed.items()}}
@@ -132,7 +135,8 @@ def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokeni
   return render.Settings(text, sources.stamp(config.vocab.tokenizer), vocab, data.text_chunk,
                          data.audio_chunk, interleave.Fill.from_config(data, codec), data.seq_len,
                          data.truncate, data.strict, config.seed,
-                         (str(pathlib.Path.cwd()), str(workdir), *data.audio_roots))
+                         (str(pathlib.Path.cwd()), str(workdir),
+                          *((data.root,) if data.root else ()), *data.audio_roots))
 
 
 def _check_empty(scans: Sequence[Scanned]) -> None:
@@ -248,11 +252,12 @@ def _system_prompts(scans: Sequence[Scanned], rendered: Sequence[Result]) -> dic
   return out
 
 
-def _unused_keys(scans: Sequence[Scanned], rendered: Sequence[Result]) -> dict[str, dict[str, int]]:
-  """Path of a source, as the config names it -> its unused keys -> number of records."""
+def _by_source(scans: Sequence[Scanned], rendered: Sequence[Result], what: str
+               ) -> dict[str, dict[str, int]]:
+  """Path of a source, as the config names it -> unused keys, or reasons -> number of records."""
   out: dict[str, dict[str, int]] = {}
   for one, result in zip(scans, rendered):
-    for key, count in result.info['unused'].items():
+    for key, count in result.info[what].items():
       mine = out.setdefault(one.input.source.path, {})
       key = key if key in mine or len(mine) < keys.MOST else keys.OTHERS
       mine[key] = mine.get(key, 0) + count

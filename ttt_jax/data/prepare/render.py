@@ -22,6 +22,7 @@ from ttt_jax.data.prepare import encode
 from ttt_jax.data.prepare.encode import Place
 from ttt_jax.data.prepare.jobs import tick
 from ttt_jax.data.records import embedded, keys, places, records, sources, tasks
+from ttt_jax.data.records.corpora import Skip
 from ttt_jax.data.records.parts import Clip, Part, Record
 from ttt_jax.data.records.sources import Input, Reject
 from ttt_jax.data.records.tasks import Recording
@@ -83,7 +84,8 @@ def render(job: Job, folder: pathlib.Path) -> dict[str, Any]:
 
   Returns:
     {'blocks': [[documents, tokens], ...], 'documents', 'rejects': {reason: count},
-    'truncated', 'absent', 'leaks': ['file:line', ...], 'lengths': [per bin], 'tasks': {task:
+    'truncated', 'absent', 'skipped': {reason: count}, 'leaks': ['file:line', ...],
+    'lengths': [per bin], 'tasks': {task:
     {'records', 'text', 'audio', 'supervised'}}, 'system_prompts': {task: text}, 'unused': {key:
     records}, 'units': records}
 
@@ -120,6 +122,7 @@ class _Documents:
     self.bins = bins(self.settings.seq_len)
     self.lengths = np.zeros(len(self.bins) - 1, int)
     self.leaks: list[str] = []
+    self.skipped: dict[str, int] = {}  # what a corpus lists and its rules leave out, by reason
     self.absent = 0  # recordings beside codes that do not exist
     self.unused: dict[str, int] = {}  # keys of records that were not used
 
@@ -132,6 +135,9 @@ class _Documents:
       if isinstance(item, Reject):
         self._reject(item)
         continue
+      if isinstance(item, Skip):
+        self.skipped[item.reason] = self.skipped.get(item.reason, 0) + 1
+        continue
       for key in item.unused:
         if key not in self.unused and len(self.unused) >= keys.MOST:
           key = keys.OTHERS
@@ -143,15 +149,16 @@ class _Documents:
     self._flush()
     return {'blocks': self.blocks, 'documents': self.documents, 'rejects': self.rejects,
             'truncated': self.truncated, 'leaks': self.leaks, 'absent': self.absent,
+            'skipped': self.skipped,
             'tasks': self.tasks, 'system_prompts': self.prompts, 'unused': self.unused,
             'lengths': self.lengths.tolist(), 'units': count}
 
   # -- records ------------------------------------------------------------------------
 
-  def _each(self) -> Iterator[tuple[str, Recording | Record | Reject]]:
+  def _each(self) -> Iterator[tuple[str, sources.Item]]:
     """('file:line', item) of everything in the input, with codes."""
     for where, item in self.job.input.items():
-      if not isinstance(item, Reject):
+      if not isinstance(item, (Reject, Skip)):
         try:
           item = item.map_audio(self._with_codes)
         except UserError as error:
@@ -195,7 +202,7 @@ class _Documents:
     places.read(part, self.job.input.folder)
     return part
 
-  def _joined(self) -> Iterator[tuple[str, Recording | Record | Reject]]:
+  def _joined(self) -> Iterator[tuple[str, sources.Item]]:
     """As ``_each``, then longer recordings joined from these; all are held in memory."""
     found = list(self._each())
     recordings = [item for _, item in found if isinstance(item, Recording)

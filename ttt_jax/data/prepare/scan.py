@@ -6,6 +6,7 @@ from typing import Any, Iterator
 
 from ttt_jax.data.prepare.jobs import Result, tick
 from ttt_jax.data.records import embedded, readers
+from ttt_jax.data.records.corpora import Skip
 from ttt_jax.data.records.parts import Clip
 from ttt_jax.data.records.sources import Input, Reject, audio, spoken_texts
 from ttt_jax.errors import UserError
@@ -73,6 +74,8 @@ def scan(job: Job, folder: pathlib.Path) -> dict[str, Any]:
     if isinstance(item, Reject):
       if job.strict:
         raise UserError(item.sentence)
+    elif isinstance(item, Skip):
+      pass  # render.py counts it
     elif isinstance(item, bool):
       coded = coded or (where if item else None)
     else:

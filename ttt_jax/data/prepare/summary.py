@@ -23,6 +23,9 @@ def table(manifest: dict[str, Any]) -> str:
   if cut:
     lines.append(f'{cut:,} documents were truncated to fit a row (data.truncate)')
   lines += [f'rejected: {reason}: {count:,}' for reason, count in manifest['rejects'].items()]
+  lines += [f'left out of {path}: {reason}: {count:,}'
+            for path, found in manifest.get('left_out', {}).items()
+            for reason, count in sorted(found.items())]
   lines += _unused(manifest.get('unused_keys', {}))
   lines.append(f'vocabulary {manifest["fingerprint"]} ({manifest["vocabulary"]["text"]} + '
                f'{manifest["vocabulary"]["codec"]}), rows of {manifest["seq_len"]:,} tokens')

@@ -37,6 +37,17 @@ def parquet(path: pathlib.Path, start: int, stop: int | None) -> Iterator[dict[s
         yield from _rows(batch)
 
 
+def names(path: pathlib.Path) -> frozenset[str]:
+  """The names of the columns of a Parquet file.
+
+  Raises:
+    UserError: a file that cannot be read.
+  """
+  from pyarrow import parquet as files
+  with _errors(path, 'Parquet'):
+    return frozenset(files.read_schema(path).names)
+
+
 def arrow(path: pathlib.Path) -> Iterator[dict[str, Any] | str]:
   """As ``parquet``, of an Arrow file or stream, as the package `datasets` saves them."""
   import pyarrow as pa

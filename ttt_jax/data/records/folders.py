@@ -14,6 +14,12 @@ _SPLIT = re.compile(r'(train|training|validation|valid|val|dev|test|testing|eval
                     r'(?=[-_.\d])', re.IGNORECASE)
 
 
+def has_manifest(folder: pathlib.Path) -> bool:
+  """Whether one of MANIFESTS is there; the wav.scp of AISHELL-2 has its text in another file."""
+  return any((folder / name).is_file() for name in MANIFESTS[:-1]) or (
+      (folder / 'wav.scp').is_file() and not (folder / 'trans.txt').is_file())
+
+
 def manifest(folder: pathlib.Path) -> list[pathlib.Path]:
   """The files of records in a folder.
 

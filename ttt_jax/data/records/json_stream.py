@@ -54,14 +54,54 @@ def values(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
       yield f'{path}:{number}', value
 
 
+def elements(path: pathlib.Path, key: str) -> Iterator[tuple[int, int, Any]]:
+  """(first byte, last + 1, value) of each element of the list ``key`` of the object in a file.
+
+  The text is decoded as Latin-1, in which a character is a byte: strings of the values are as
+  written only if they are ASCII. ``joined`` reads the bytes properly.
+
+  Raises:
+    UserError: there is no such list, or the file is no JSON from some place on.
+  """
+  with compression.opened(path) as file:
+    yield from _Values(io.TextIOWrapper(file, encoding='latin-1', newline=''), path, _PLAIN
+                       ).elements(key)
+
+
+_PLAIN = json.JSONDecoder()  # twice as fast as DECODER
+
+
+def joined(data: bytes, where: str) -> Iterator[Any]:
+  """The values of bytes of a file that ``elements`` found, separated by commas.
+
+  Raises:
+    UserError: broken JSON, or bytes that are not UTF-8.
+  """
+  try:
+    text = data.decode('utf-8')
+    at = 0
+    while at < len(text):
+      value, at = DECODER.raw_decode(text, at)
+      yield value
+      while at < len(text) and text[at] in ', \t\r\n':
+        at += 1
+  except UnicodeDecodeError as error:
+    raise UserError(f'{where}: not UTF-8 ({error.reason}); save it as UTF-8.') from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{where}: broken JSON ({str(error)[:80]}).') from error
+
+
 class _Values:
   """Incremental parser; ``_at`` is the position in the text read so far."""
 
-  def __init__(self, file: io.TextIOBase, path: pathlib.Path):
+  def __init__(self, file: io.TextIOBase, path: pathlib.Path,
+               decoder: json.JSONDecoder = DECODER):
     self._file, self._path, self._buffer, self._at = file, path, '', 0
+    self._before, self._decoder = 0, decoder  # characters before the buffer
     self._listed, self._inside = True, False  # in a list, which is in an object
 
   def _more(self) -> bool:
+    self._before += self._at
     self._buffer, self._at = self._buffer[self._at:], 0
     try:
       size = min(len(self._buffer), limits.LONGEST + 1 - len(self._buffer))
@@ -98,6 +138,41 @@ class _Values:
     self._at += 1
     self._inside = False
     return True
+
+  def elements(self, key: str) -> Iterator[tuple[int, int, Any]]:
+    """See the function ``elements``."""
+    if self._next() == '\xef' and self._buffer.startswith('\xef\xbb\xbf'):  # byte order mark
+      self._at = 3
+    where = str(self._path)
+    self._take('{', f'data file {where} must be one JSON object with a list {key!r}')
+    while self._next() == '"':
+      name = self.value(where)
+      self._take(':', f'{where}: broken JSON after the key {name!r}')
+      if name != key:
+        self._next()
+        self.value(where)
+        if self._next() == ',':
+          self._at += 1
+        continue
+      self._take('[', f'{where}: {key!r} must be a list')
+      number = 0
+      while (mark := self._next()) != ']':
+        start, number = self._before + self._at, number + 1
+        value = self.value(f'{where}: element {number} of {key!r}')
+        yield start, self._before + self._at, value
+        mark = self._next()
+        if mark not in (',', ']'):
+          said = 'a comma or ] must follow' if mark else 'the file ends after'
+          raise UserError(f'{where}: {said} element {number} of {key!r}; the file is truncated or '
+                          'broken JSON.')
+        self._at += mark == ','
+      return
+    raise UserError(f'data file {where} has no list {key!r}; it is another file, or truncated.')
+
+  def _take(self, mark: str, wrong: str) -> None:
+    if self._next() != mark:
+      raise UserError(f'{wrong}.')
+    self._at += 1
 
   def ended(self, number: int) -> bool:
     """Whether the records end here; consumes the comma after value ``number``."""
@@ -144,7 +219,7 @@ class _Values:
       if rest > limits.UNCHECKED and limits.values(self._buffer[self._at:]) > limits.VALUES:
         raise UserError(f'{where}: the record has more than {limits.VALUES:,} values.')
       try:
-        value, self._at = DECODER.raw_decode(self._buffer, self._at)
+        value, self._at = self._decoder.raw_decode(self._buffer, self._at)
         return value
       except (ValueError, RecursionError) as error:
         # The value may continue in text that is not read yet.

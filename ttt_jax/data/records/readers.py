@@ -100,7 +100,7 @@ def cut(path: str | pathlib.Path) -> list[Piece]:
   kind = _checked_kind(path)
   if path.stat().st_size > CUT and path.suffix.lower() not in compression.ENDINGS:
     if is_lines(path):
-      return _cut_lines(path)
+      return cut_lines(path)
     if kind == '.parquet':
       return [Piece(str(path), *place) for place in columns.cut(path, CUT)]
   return [Piece(str(path))]
@@ -264,7 +264,8 @@ def _objects(piece: Piece) -> Iterator[Item]:
     yield where, line if isinstance(line, UserError) else parse_line(where, line)
 
 
-def _cut_lines(path: pathlib.Path) -> list[Piece]:
+def cut_lines(path: pathlib.Path) -> list[Piece]:
+  """Pieces of a file of lines, of about CUT bytes; none of an empty file."""
   size = path.stat().st_size
   out, start, before = [], 0, 0
   with path.open('rb') as file:

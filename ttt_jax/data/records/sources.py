@@ -2,6 +2,7 @@
 
   {"path": "train.jsonl", "task": "asr"}   recordings, which become records of that task
   {"path": "qa/*.parquet"}                 records
+  {"path": "LibriSpeech", "task": "asr"}   a public corpus, see corpora/
 
 readers.py finds and reads the files.
 """
@@ -14,7 +15,8 @@ from typing import Any, Iterator, NamedTuple, Sequence
 import numpy as np
 
 from ttt_jax.config import Source
-from ttt_jax.data.records import embedded, places, readers, records, tasks
+from ttt_jax.data.records import corpora, embedded, folders, places, readers, records, tasks
+from ttt_jax.data.records.corpora import Skip
 from ttt_jax.data.records.parts import Clip, Part, Record
 from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
@@ -43,6 +45,7 @@ class Reject(NamedTuple):
   sentence: str
 
 
+Item = Recording | Record | Reject | Skip
 BROKEN, MALFORMED = 'not readable', 'malformed record'  # reasons
 
 
@@ -69,19 +72,25 @@ class Input:
   @property
   def folder(self) -> pathlib.Path:
     """The folder that paths of audio files are relative to."""
+    if isinstance(self.piece, corpora.Piece):
+      return pathlib.Path(self.piece.root)
     return pathlib.Path(self.piece.path).parent
 
-  def items(self) -> Iterator[tuple[str, Recording | Record | Reject]]:
+  def items(self) -> Iterator[tuple[str, Item]]:
     """('file:line', item) of everything in the piece.
 
     Raises:
       UserError: a file that is unreadable from some place on.
     """
-    for where, value in readers.items(self.piece):
+    found = (corpora.items(self.piece, self.source.task, self.source.transcript)
+             if isinstance(self.piece, corpora.Piece) else readers.items(self.piece))
+    for where, value in found:
       yield where, self.parse(where, value)
 
-  def parse(self, where: str, value: dict[str, Any] | UserError) -> Recording | Record | Reject:
-    """Parses one object of the input, as readers.items returns it."""
+  def parse(self, where: str, value: dict[str, Any] | UserError | Skip) -> Item:
+    """Parses one object of the input, as readers.items or corpora.items returns it."""
+    if isinstance(value, Skip):
+      return value
     if isinstance(value, UserError):
       return Reject(where, BROKEN, str(value))
     try:
@@ -145,18 +154,32 @@ def stamp(path: str | pathlib.Path) -> tuple[int, int]:
   return found.st_size, found.st_mtime_ns
 
 
-def find(path: str, workdir: pathlib.Path) -> list[pathlib.Path]:
-  """The files of a path: absolute, or relative to the current directory or to workdir."""
-  found = readers.find(path, [pathlib.Path(), workdir])
+def roots(workdir: pathlib.Path, root: str = '') -> list[pathlib.Path]:
+  """The folders that relative paths of sources are looked up in, in order.
+
+  Args:
+    workdir: of the run.
+    root: config key data.root, '' = none.
+  """
+  return [*([pathlib.Path(root)] if root else ()), pathlib.Path(), workdir]
+
+
+def find(path: str, folders_: Sequence[pathlib.Path], key: str = 'config key data.sources'
+         ) -> list[pathlib.Path]:
+  """The files of a path: absolute, or relative to one of the folders that ``roots`` returns."""
+  found = readers.find(path, list(folders_))
   if not found:
-    raise UserError(f'config key data.sources: there is no file {path!r}, neither here '
-                    f'({pathlib.Path.cwd()}) nor in {workdir}.')
+    raise UserError(f'{key}: there is no file {path!r}, neither in {_named(folders_)}.')
   return found
 
 
+def _named(folders_: Sequence[pathlib.Path]) -> str:
+  return ' nor in '.join(str(folder.absolute()) for folder in folders_)
+
+
 def inputs(sources: tuple[Source, ...], workdir: pathlib.Path,
-           form: str = 'default') -> list[Input]:
-  """The inputs of all sources, in order; ``form`` is config key data.form.
+           form: str = 'default', root: str = '') -> list[Input]:
+  """The inputs of all sources, in order; ``form`` and ``root`` are config keys of data.
 
   Raises:
     UserError: no sources, an unknown task, a missing file, or settings that exclude each other.
@@ -166,7 +189,12 @@ def inputs(sources: tuple[Source, ...], workdir: pathlib.Path,
   out = []
   for number, source in enumerate(sources):
     _check(source, number)
-    paths = find(source.path, workdir)
+    places_ = roots(workdir, root)
+    found = _corpus(source, number, places_)
+    if found is not None:
+      out += [Input(source, number, piece, piece.stamp(), form) for piece in found]
+      continue
+    paths = find(source.path, places_, f'config key data.sources[{number}]')
     if source.join_count and len(paths) > 1:
       raise UserError(f'config key data.sources[{number}].join_count joins recordings of one file, '
                       f'but {source.path!r} matches {len(paths)}; merge them into one.')
@@ -184,14 +212,19 @@ def duplicates(found: Sequence[Input]) -> list[tuple[str, str]]:
   """
   groups: dict[tuple, list[str]] = {}
   seen = set()
+  pieces: dict[tuple, int] = {}
+  out = []
   for one in found:
-    key = one.number, one.piece.path
-    if key not in seen:
+    source, key = one.source, (one.number, one.piece.path)
+    if isinstance(one.piece, corpora.Piece):
+      same = source.split, source.task, source.prompt, one.piece
+      if pieces.setdefault(same, one.number) != one.number and (
+          not out or out[-1][0] != one.piece.path):
+        out.append((one.piece.path, one.piece.path))
+    elif key not in seen:
       seen.add(key)
-      source = one.source
       groups.setdefault((source.split, source.task, source.prompt, one.stamp[0]), []
                         ).append(one.piece.path)
-  out = []
   for paths in groups.values():
     alike: dict[bytes, list[str]] = {}  # by their first bytes
     for path in paths if len(paths) > 1 else ():
@@ -205,6 +238,54 @@ def duplicates(found: Sequence[Input]) -> list[tuple[str, str]]:
           out.append((known[digest], path))
         known.setdefault(digest, path)
   return out
+
+
+def evaluated(found: Sequence[Input]) -> list[str]:
+  """A sentence for every source that trains on a development or test part of a corpus."""
+  out: dict[int, str] = {}
+  for one in found:
+    if isinstance(one.piece, corpora.Piece) and not one.heldout and (
+        corpora.kind(one.piece) != 'train'):
+      out.setdefault(one.number, f'data.sources[{one.number}] trains on {one.piece.part}, a '
+                     f'{corpora.kind(one.piece)} part of {one.piece.root}; give it a split '
+                     f'{HELDOUT!r} to evaluate on it.')
+  return list(out.values())
+
+
+def _corpus(source: Source, number: int, places_: Sequence[pathlib.Path]
+            ) -> list[corpora.Piece] | None:
+  """The pieces of a source that names the folder of a public corpus; None if it does not."""
+  key = f'config key data.sources[{number}]'
+  folder = next((place / source.path for place in places_ if (place / source.path).exists()),
+                None) if source.path else None
+  folder = folder if folder and folder.is_dir() else None
+  if folder is None or folders.has_manifest(folder) and not source.corpus:
+    if source.corpus and folder is None:
+      raise UserError(f'{key}: there is no folder {source.path!r}, neither in {_named(places_)}; '
+                      f'corpus {source.corpus!r} is read from its folder.')
+    found = None
+  else:
+    try:
+      found = corpora.recognise(folder, source.corpus)
+    except UserError as error:
+      raise UserError(f'{key}: {error}') from error
+  if found is None:
+    for name in ('subset', 'transcript'):
+      if getattr(source, name) != getattr(Source(), name):
+        raise UserError(f'{key}.{name} is {getattr(source, name)!r}, but {source.path!r} is not '
+                        f'the folder of a corpus that is known ({", ".join(corpora.LAYOUTS)}).')
+    return None
+  layout, root = found
+  if source.task not in layout.tasks:
+    raise UserError(f'{key}.task is {source.task!r}, but {source.path!r} is {layout.title}, which '
+                    f'is read for {" or ".join(layout.tasks)}.')
+  if source.join_count:
+    raise UserError(f'{key}.join_count joins recordings of one file, but {source.path!r} is '
+                    f'{layout.title}; leave it out.')
+  try:
+    return corpora.pieces(layout, root, source.subset, is_heldout(source.split))
+  except UserError as error:
+    raise UserError(f'{key}: {error}') from error
 
 
 def _check(source: Source, number: int) -> None:

@@ -83,7 +83,8 @@ def _entries(config: Config, workdir: pathlib.Path, path: pathlib.Path, task: st
   for number, source in enumerate(config.data.sources):
     with contextlib.suppress(UserError):  # a folder without a manifest: `prepare` reports that
       if any(
-          path.samefile(other) for other in readers.find(source.path, [pathlib.Path(), workdir])):
+          path.samefile(other) for other in readers.find(
+              source.path, sources.roots(workdir, config.data.root))):
         out.append((number, source))
   if task and out:
     raise UserError(f'--task is {task!r}, but data.sources[{out[0][0]}] already sets the task of '
