@@ -130,7 +130,7 @@ def gigaspeech(folder):
   return _segmented(folder / 'GigaSpeech', 'GigaSpeech', 'text_tn', [
       ('audio/podcast/P0001/POD1.opus', [
           ('{XL}', '{L}', "FOUR O'CLOCK <COMMA> SAID WILLIAMS <PERIOD>"),
-          ('{XL}', 'REALLY <QUESTIONMARK>')]),
+          ('{XL}', '{M}', 'REALLY <QUESTIONMARK>')]),
       ('audio/youtube/P0002/YOU1.opus', [('{TEST}', 'YES <EXCLAMATIONPOINT>'),
                                          ('{TEST}', '<NOISE>'), ('{DEV}', 'NO')]),
       ('audio/audiobook/P0003/AUD1.opus', [('{XL}', 'LAST')])])
@@ -197,3 +197,29 @@ ALL = {'librispeech': (librispeech, 'asr'), 'libritts': (libritts, 'tts'),
        'wenetspeech': (wenetspeech, 'asr'), 'gigaspeech': (gigaspeech, 'asr'),
        'commonvoice': (common_voice, 'asr'), 'clotho': (clotho, 'aac'), 'macs': (macs, 'aac'),
        'voiceassistant': (voice_assistant, 'audio_chat')}
+
+
+def recipes(root):
+  """All that the sources of configs/paper name, below one folder."""
+  for make in (librispeech, libritts, aishell1, gigaspeech, wenetspeech, clotho, macs,
+               voice_assistant):
+    make(root)
+  (common_voice(root).parent).rename(root / 'cv-corpus')
+  aishell2(root)
+  (root / 'AISHELL-DEV-TEST-SET').rename(root / 'AISHELL-2' / 'AISHELL-DEV-TEST-SET')
+  import pyarrow as pa
+  from pyarrow import parquet
+  (root / 'ultrachat_200k' / 'data').mkdir(parents=True)
+  rows = [{'prompt': f'Say {n}.', 'prompt_id': f'{n}', 'messages': [
+      {'role': 'user', 'content': f'Say {n}.'}, {'role': 'assistant', 'content': f'{n}'}]}
+          for n in range(4)]
+  parquet.write_table(pa.Table.from_pylist(rows),
+                      root / 'ultrachat_200k' / 'data' / 'train_sft-00000-of-00001.parquet')
+  for name, words in (('en', 'piece {}'), ('zh', '第{}段'), ('sft', 'part {}'),
+                      ('heldout', 'held {}')):
+    place = root / 'interleaved' / name
+    sound(place / 'p.wav', 1000)
+    write(place / 'a.jsonl', ''.join(json.dumps({'pieces': [
+        {'text': words.format(f'{n} {i}'), **({'audio': 'p.wav'} if i % 2 else {})}
+        for i in range(3)]}, ensure_ascii=False) + '\n' for n in range(4)))
+  return root
