@@ -107,7 +107,7 @@ def _chosen(layout: Layout, root: Root, subset: str, heldout: bool) -> list[str]
 
 def kind(piece: Piece) -> str:
   """The kind of the part of a piece: 'train', 'dev' or 'test'."""
-  known = {'validation': 'dev', 'evaluation': 'test'}
+  known = {'development': 'train', 'validation': 'dev', 'evaluation': 'test'}  # of Clotho
   return known.get(piece.part) or kind_of(piece.part)
 
 
