@@ -67,7 +67,7 @@ def pieces(layout: Layout, root: Root, subset: str, heldout: bool) -> list[Piece
   Args:
     layout, root: as ``recognise`` returns them.
     subset: names of parts or kinds, separated by commas; '' = the training parts.
-    heldout: '' = the test parts instead.
+    heldout: '' = the test parts instead. A corpus without official parts is read whole.
 
   Raises:
     UserError: an unknown part, or one that is not there, or that has no recordings.
@@ -90,6 +90,8 @@ def _chosen(layout: Layout, root: Root, subset: str, heldout: bool) -> list[str]
     return [root.part]
   there = layout.parts(root.path)
   said = [name.strip() for name in subset.split(',') if name.strip()]
+  if not said and len(there) == 1 and not layout.official:
+    return list(there)
   names = said or ['test' if heldout else 'train']
   out: dict[str, None] = {}
   for name in names:

@@ -123,4 +123,4 @@ def _answers(name: str, notes: list[dict[str, Any]], task: str) -> list[Any]:
 
 
 MACS = Layout('macs', 'MACS', 'MACS.yaml and audio/', ('aac', 'sec', 'asc'), _find_macs,
-              lambda root: {'full': 'train'}, _pieces_macs, _items_macs)
+              lambda root: {'full': 'train'}, _pieces_macs, _items_macs, official=False)

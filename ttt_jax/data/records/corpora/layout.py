@@ -70,6 +70,7 @@ class Layout:
     pieces: the shares of a part.
     items: ('file:line', object) of a piece for a task; errors replace bad objects.
     others: parts that are read only where they are named, since they overlap others.
+    official: whether the corpus is divided into training and test parts.
     text: transcript as written -> as it is trained on (data.sources[i].transcript 'default').
   """
   name: str
@@ -81,6 +82,7 @@ class Layout:
   pieces: Callable[[pathlib.Path, str], list[Piece]]
   items: Callable[[Piece, str], Iterator[Item]]
   others: tuple[str, ...] = ()
+  official: bool = True
   text: Callable[[str], str] = str
 
 

@@ -56,4 +56,4 @@ VOICE_ASSISTANT = Layout(
     'data/train-*.parquet with the columns question_audio, answer and answer_snac',
     ('audio_chat', 'audio_qa'), _find,
     lambda root: {part: 'dev' if part == 'validation' else kind_of(part) for part in _files(root)},
-    _pieces, _items)
+    _pieces, _items, official=False)
