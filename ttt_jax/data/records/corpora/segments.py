@@ -63,27 +63,20 @@ def _find(name: str):
 
 
 def _pieces(corpus: str, name: str):
-  """``Layout.pieces``: runs of elements that have segments of the part, about readers.CUT long."""
+  """``Layout.pieces``: stretches of at most readers.CUT from one element of the part to another."""
   def pieces(root: pathlib.Path, part: str) -> list[Piece]:
     path = root / name
     status = path.stat()
-    out: list[Piece] = []
-    start = stop = before = count = 0
-    def close():
-      if stop > start:
-        out.append(Piece(str(path), start, stop, before, corpus, str(root), part))
+    found: list[tuple[int, int, int]] = []  # start, stop, segments before
+    count = 0
     for one in _index(path, (status.st_size, status.st_mtime_ns)):
-      if part not in one.parts or stop - start > readers.CUT:
-        close()
-        start = stop = one.stop
-        before = count + one.segments
       if part in one.parts:
-        if start == stop:
-          start, before = one.start, count
-        stop = one.stop
+        if found and one.stop - found[-1][0] <= readers.CUT:
+          found[-1] = found[-1][0], one.stop, found[-1][2]
+        else:
+          found.append((one.start, one.stop, count))
       count += one.segments
-    close()
-    return out
+    return [Piece(str(path), *place, corpus, str(root), part) for place in found]
   return pieces
 
 
