@@ -18,6 +18,7 @@ Files in DIR (an audio path is relative to DIR):
   documents.jsonl               pretraining documents, task pt: several training strings each
   validation_strings.jsonl, validation_questions.jsonl   to choose settings on
   heldout_strings.jsonl, heldout_questions.jsonl         the test set, for numbers to report
+  long_strings.jsonl            strings of 8 to 10 digits: longer than all that is trained on
 
 No held-out string, and no answer to a held-out question, is a run of digits of anything in the
 training lists, nor of a string of the other held-out set.
@@ -65,6 +66,15 @@ def draw(strings: int, questions: int, heldout: int, seed: int,
           **{name: found[name][:heldout] for name in SETS[1:]}}, asked
 
 
+def draw_long(count: int, seed: int) -> list[str]:
+  """Distinct strings of 8 to 10 digits, lengths in turn."""
+  choose = random.Random(f'long {seed}')
+  found: dict[str, None] = {}
+  while len(found) < count:
+    found[''.join(choose.choices('0123456789', k=8 + len(found) % 3))] = None
+  return list(found)
+
+
 def question(digits: str) -> dict:
   """The utterance of a question."""
   return {'id': f'q{digits}', 'text': demo_corpus.written(digits),
@@ -104,7 +114,7 @@ def documents(items: list[dict], seed: int, times: int = 3, pieces: int = 4) -> 
           for number, start in enumerate(range(0, len(said), pieces))]
 
 
-def lists(strings: dict[str, list[str]], asked: dict[str, list[str]],
+def lists(strings: dict[str, list[str]], asked: dict[str, list[str]], long: list[str],
           seed: int) -> dict[str, list[dict]]:
   """File name -> lines, the utterances in 'sentences.jsonl'."""
   short = [str(i) for i in range(10)] + [f'{i:02d}' for i in range(100)]
@@ -115,11 +125,13 @@ def lists(strings: dict[str, list[str]], asked: dict[str, list[str]],
   questions = {name: [question(digits) for digits in asked[name]] for name in SETS}
   every = train + [item for name in SETS[1:] for item in spoken[name] + answers[name]]
   every += [item for name in SETS for item in questions[name]]
+  every += [string(digits) for digits in long]
   out = {'sentences.jsonl': list({item['id']: item for item in every}.values()),
          'train_short.jsonl': demo_corpus.recordings([i for i in train if len(i['id']) < 4]),
          'train_strings.jsonl': demo_corpus.recordings(train),
          'train_question_texts.jsonl': demo_corpus.recordings(questions['train']),
          'train_chat.jsonl': [chat_record(digits) for digits in asked['train']],
+         'long_strings.jsonl': demo_corpus.recordings([string(digits) for digits in long]),
          'documents.jsonl': documents(train, seed)}
   for name in SETS:
     out[f'{name}_questions.jsonl'] = [question_record(digits) for digits in asked[name]]
@@ -147,7 +159,7 @@ def main() -> int:
           f'--strings, not {args.heldout}, {args.strings} and {args.questions}.', file=sys.stderr)
     return 2
   made = lists(*draw(args.strings, args.questions, args.heldout, args.seed, args.test_seed),
-               args.seed)
+               draw_long(args.heldout, args.test_seed), args.seed)
   args.out.mkdir(parents=True, exist_ok=True)
   demo_corpus.write_lines(args.out / 'sentences.jsonl', made.pop('sentences.jsonl'))
   if not args.lists_only:

@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
   short = {'path': SPEECH + 'train_short.jsonl', 'split': 'short', 'repeat': 3.0}
   questions = {'path': SPEECH + 'train_questions.jsonl', 'prompt': 'qa'}
   test = {'path': SPEECH + 'heldout_strings.jsonl', 'split': 'heldout'}
+  long = {'path': SPEECH + 'long_strings.jsonl', 'split': 'heldout_long'}
   validation = {'path': SPEECH + 'validation_strings.jsonl', 'split': 'heldout_validation'}
   config.data = ConfigDict({
       'path': 'data',
@@ -46,6 +47,9 @@ def get_config() -> ConfigDict:
           {**test, **asr},
           {**test, **tts},
           {'path': SPEECH + 'heldout_questions.jsonl', 'prompt': 'qa', 'split': 'heldout'},
+          # Longer than all that is trained on: its scores are those of `evaluate.split=heldout_long`.
+          {**long, **asr},
+          {**long, **tts},
           {**validation, **asr},
           {**validation, **tts},
           {'path': SPEECH + 'validation_questions.jsonl', 'prompt': 'qa',

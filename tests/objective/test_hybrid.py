@@ -29,6 +29,7 @@ MODES = {
     'hybrid': ObjectiveConfig(),
     'causal prompt': ObjectiveConfig(prompt_audio='causal', banom=0.0, ppm=1.0),
     'ar': ObjectiveConfig(mode='ar'),
+    'ar_classes': ObjectiveConfig(mode='ar', ar_mean='classes'),
     'nar': ObjectiveConfig(mode='nar'),
 }
 
@@ -90,7 +91,8 @@ def all_noise(plan, targets, mode):
 def slow_loss(plain, documents, noises, config):
   def logits_of(ids, allowed):
     return decoder.logits(plain, ids, allowed, V.size)
-  return slow.loss(logits_of, V, documents, noises, config.mode, config.prompt_audio)
+  return slow.loss(logits_of, V, documents, noises, config.mode, config.prompt_audio,
+                   config.ar_mean)
 
 
 def check_loss(seed, config, **shape):

@@ -51,7 +51,7 @@ def noisy_ids(vocab, ids, noise):
 
 
 def document_terms(logits_of, vocab, ids, supervised, noise, mode='hybrid',
-                   prompt_audio='bidirectional'):
+                   prompt_audio='bidirectional', ar_mean='tokens'):
   """(AR term, diffusion term) of one document.
 
   Args:
@@ -62,13 +62,16 @@ def document_terms(logits_of, vocab, ids, supervised, noise, mode='hybrid',
     noise: this document's Noise.
     mode: 'hybrid', 'ar' or 'nar'.
     prompt_audio: as in staircase.document_matrix.
+    ar_mean: 'classes' adds a mean over next tokens that are audio to one over those that are text.
   """
   allowed = staircase.document_matrix(vocab, ids, supervised, mode, prompt_audio)
   log_p = decoder.log_softmax(logits_of(noisy_ids(vocab, ids, noise), allowed))
-  text = next_targets(vocab, ids, supervised, mode)
+  every = next_targets(vocab, ids, supervised, mode)
+  text = [i for i in every if ids[i + 1] < vocab.audio_threshold]
   ar = 0.0
-  for i in text:
-    ar += -log_p[i, ids[i + 1]] / len(text)
+  for group in ([text, [i for i in every if i not in text]] if ar_mean == 'classes' else [every]):
+    for i in group:
+      ar += -log_p[i, ids[i + 1]] / len(group)
   audio = [i for i in maskable(vocab, ids, supervised, mode) if i >= noise.start]
   diffusion = 0.0
   if not noise.banom:
@@ -100,11 +103,13 @@ def confidence(logits_of, vocab, ids, supervised, noise, mode='hybrid',
   return total / max(len(masked), 1)
 
 
-def loss(logits_of, vocab, documents, noises, mode='hybrid', prompt_audio='bidirectional'):
+def loss(logits_of, vocab, documents, noises, mode='hybrid', prompt_audio='bidirectional',
+         ar_mean='tokens'):
   """Mean over documents of AR + diffusion."""
   total = 0.0
   for (_, ids, supervised), noise in zip(documents, noises, strict=True):
-    total += sum(document_terms(logits_of, vocab, ids, supervised, noise, mode, prompt_audio))
+    total += sum(document_terms(logits_of, vocab, ids, supervised, noise, mode, prompt_audio,
+                                ar_mean))
   return total / len(documents)
 
 

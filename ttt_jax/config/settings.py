@@ -36,6 +36,7 @@ _PUBLISHED_SCRIPT = {'block': 26, 'steps': 2, 'max_span': 2600, 'temperature': 0
 LEAST_SHARE = 2.0 ** -16  # of a split in a mix
 VERIFY = ('checksums', 'sizes')  # how checkpoint files are compared with what was written
 SCORES = ('loss', 'text_nll', 'masked_nll')  # of an evaluation during training
+AR_MEANS = ('tokens', 'classes')
 T_SAMPLINGS = ('uniform', 'stratified')
 T_UNITS = ('document', 'span')
 MASK_WEIGHTS = ('rate', 'count')
@@ -235,6 +236,9 @@ class ObjectiveConfig(Settings, group='objective'):
   prompt_audio: str = 'bidirectional'  # attention in a user's audio: 'bidirectional' or 'causal'
   ar_weight: NonNegative = 1.0  # weight of the AR term
   diffusion_weight: NonNegative = 1.0  # weight of the diffusion term
+  # baseline 'ar': 'tokens' has one mean over all targets of a document, 'classes' adds the mean over
+  # its audio to the mean over its text, as 'hybrid' weighs them
+  ar_mean: str = 'tokens'
   t_sampling: str = 'uniform'  # how t is drawn: 'uniform', or 'stratified' (docs/method.md)
   t_unit: str = 'document'     # what a t is drawn for: 'document', or every maskable 'span'
   mask_weight: str = 'rate'    # weight of a masked token: 'rate' (1/p), 'count' (E[1/p | masks])
@@ -263,6 +267,9 @@ class ObjectiveConfig(Settings, group='objective'):
     _require(self.prompt_audio in ('bidirectional', 'causal'),
              f'config key objective.prompt_audio is {self.prompt_audio!r}; '
              "use 'bidirectional' or 'causal'.")
+    _choice('objective.ar_mean', self.ar_mean, AR_MEANS)
+    _require(self.ar_mean == 'tokens' or self.mode == 'ar', 'config key objective.ar_mean is '
+             f"{self.ar_mean!r}, but objective.mode is {self.mode!r}; it belongs to 'ar'.")
     _choice('objective.t_sampling', self.t_sampling, T_SAMPLINGS)
     _choice('objective.t_unit', self.t_unit, T_UNITS)
     _choice('objective.mask_weight', self.mask_weight, MASK_WEIGHTS)

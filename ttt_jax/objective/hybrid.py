@@ -191,11 +191,11 @@ def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, key: jax.A
     unit = _segments(batch.document, batch.span) if spans else segment
     weight = diffusion.count_weight(_per_document(masked, unit), _per_document(maskable, unit),
                                     config.mask_floor)
-  return targets(batch, vocab, config.mode, maskable, masked, rate, weight)
+  return targets(batch, vocab, config.mode, maskable, masked, rate, weight, config.ar_mean)
 
 
 def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: Array, masked: Array,
-            rate: Array, weight: Array | None = None) -> Targets:
+            rate: Array, weight: Array | None = None, ar_mean: str = 'tokens') -> Targets:
   """Noisy inputs, labels and weights for a given noise.
 
   Args:
@@ -205,6 +205,7 @@ def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: Array, masked:
     maskable, masked: bool [B, T]: tokens that the noise may mask, and those that it masks.
     rate: float32 [B, T]: mask probability p of the token's document, or span.
     weight: float32 [B, T]: weight of a masked token; None: 1 / rate.
+    ar_mean: of mode 'ar': 'tokens' or 'classes' (config key objective.ar_mean).
   """
   chex.assert_rank(batch.token, 2)
   chex.assert_equal_shape([*batch, maskable, masked, rate])
@@ -220,11 +221,15 @@ def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: Array, masked:
     target = jnp.zeros_like(target)
   # 1 / number of a document's members: the mean over tokens as per-token weights.
   share = lambda member: 1.0 / jnp.maximum(_per_document(member, segment), 1.0)
+  next_share = share(target)
+  if mode == 'ar' and ar_mean == 'classes':
+    audio = vocab.is_audio(next_token)
+    next_share = jnp.where(audio, share(target & audio), share(target & ~audio))
   first = jnp.pad(batch.position[:, 1:] == 0, ((0, 0), (1, 0)), constant_values=True)
   return Targets(
       token=jnp.where(masked, vocab.mask, batch.token),
       next_label=next_token,
-      next_weight=jnp.where(target, share(target), 0.0),
+      next_weight=jnp.where(target, next_share, 0.0),
       self_label=jnp.asarray(batch.token),
       self_weight=jnp.where(
           masked, share(maskable) / rate if weight is None else share(maskable) * weight, 0.0),

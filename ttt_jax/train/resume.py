@@ -38,7 +38,7 @@ SAID = {
             'be left out',
     **dict.fromkeys(('objective.mode', 'objective.prompt_audio', 'objective.mask_floor',
                      'objective.banom', 'objective.banom_unit', 'objective.ppm',
-                     'objective.ar_weight', 'objective.diffusion_weight',
+                     'objective.ar_weight', 'objective.diffusion_weight', 'objective.ar_mean',
                      'objective.t_unit', 'objective.confidence_weight'),
                     'the objective is another from here on, and losses cannot be compared'),
     **dict.fromkeys(('objective.t_sampling', 'objective.mask_weight', 'objective.mirror'),
