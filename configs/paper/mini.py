@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
           {**test, **asr},
           {**test, **tts},
           {'path': SPEECH + 'heldout_questions.jsonl', 'prompt': 'qa', 'split': 'heldout'},
-          # Longer than all that is trained on: its scores are those of `evaluate.split=heldout_long`.
+          # Longer than all that is trained on (evaluate.split=heldout_long).
           {**long, **asr},
           {**long, **tts},
           {**validation, **asr},

@@ -12,7 +12,7 @@ has the learning rate that configs/sweeps/paper_rates.py found for it; the ablat
 from ttt_jax.runs import sweep
 
 SEEDS = 3
-RATES = {'ar': 3e-3, 'nar': 3e-3, 'ttt': 3e-3}  # from configs/sweeps/paper_rates.py
+RATES = {'ar': 3e-3, 'nar': 6e-3, 'ttt': 1.5e-3}  # from configs/sweeps/paper_rates.py
 PRETRAIN_STEPS = 500  # of the same total
 
 # Table of the paper (arXiv 2509.20072; 3B): accuracy on LLaMA-Questions, WER on AISHELL-1 and -2.
@@ -37,6 +37,8 @@ def get_sweep() -> sweep.Sweep:
       'ttt': rate('ttt'),
       'ar': {'objective.mode': 'ar', **rate('ar')},      # all tokens autoregressive
       'nar': {'objective.mode': 'nar', **rate('nar')},   # all answer tokens by diffusion
+      # 'ar' with the weight that 'ttt' gives text: a mean over text plus a mean over audio
+      'ar_classes': {'objective.mode': 'ar', 'objective.ar_mean': 'classes', **rate('ar')},
       'no_banom': {'objective.banom': 0.0, **rate('ttt')},  # no documents with clean audio
       'no_ppm': {'objective.ppm': 0.0, **rate('ttt')},   # no clean spans before a drawn one
       'no_sst': {'data.sst': 0.0, **rate('ttt')},        # no truncated spans

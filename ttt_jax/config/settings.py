@@ -236,8 +236,8 @@ class ObjectiveConfig(Settings, group='objective'):
   prompt_audio: str = 'bidirectional'  # attention in a user's audio: 'bidirectional' or 'causal'
   ar_weight: NonNegative = 1.0  # weight of the AR term
   diffusion_weight: NonNegative = 1.0  # weight of the diffusion term
-  # baseline 'ar': 'tokens' has one mean over all targets of a document, 'classes' adds the mean over
-  # its audio to the mean over its text, as 'hybrid' weighs them
+  # baseline 'ar': 'tokens' is one mean over all targets of a document, 'classes' adds the mean over
+  # its audio to that over its text, as 'hybrid' weighs them
   ar_mean: str = 'tokens'
   t_sampling: str = 'uniform'  # how t is drawn: 'uniform', or 'stratified' (docs/method.md)
   t_unit: str = 'document'     # what a t is drawn for: 'document', or every maskable 'span'
