@@ -120,7 +120,8 @@ def test_scores_of_real_speech_are_pinned_and_fall_with_noise(tmp_path, codec, s
   seed_tts(tmp_path, *(f'{name}|||{text}|{name}.wav' for name in ('clean', 'noisy')))
   one = suite(dnsmos='')
   judge = asr_judges.create('pocketsphinx')
-  good, bad = (one.score(item, Reply('', codes, codec, judge)) for item in one.items(tmp_path))
+  good, bad = (one.score(item, Reply('', said, codec, judge))
+               for item, said in zip(one.items(tmp_path), (codes, codes[:0])))
   assert good.counts['wer_words'] == 30 and good.counts['wer_errors'] == 0
   assert good.counts['roundtrip_wer_errors'] <= 1 and good.counts['original_wer_errors'] <= 1
   assert bad.counts['original_wer_errors'] > 20
@@ -133,7 +134,7 @@ def test_scores_of_real_speech_are_pinned_and_fall_with_noise(tmp_path, codec, s
   metrics = one.metrics(rows)
   assert all(len(metric.label) <= 28 for metric in metrics)
   found = results.numbers([metrics], [rows], draws=20)
-  assert found.value['wer'][0] == 0 and found.value['original_wer'][0] > 1 / 3
+  assert found.value['wer'][0] == 1 / 2 and found.value['original_wer'][0] > 1 / 3
   assert found.value['original_dnsmos_ovrl'][0] < found.value['dnsmos_ovrl'][0]
 
 
@@ -153,7 +154,7 @@ def test_an_answer_without_speech_loses_its_words_and_has_no_quality(tmp_path, c
 
 def test_voices_are_compared_with_the_prompt(tmp_path, codec, spoken):
   pytest.importorskip('onnxruntime')
-  text, codes = spoken
+  text, codes = spoken[0], spoken[1][:40]
   speech = codec.sound(codes)
   io.write_wav(tmp_path / 'same.wav', speech, codec.sample_rate)
   io.write_wav(tmp_path / 'other.wav', with_noise(speech, -30), codec.sample_rate)

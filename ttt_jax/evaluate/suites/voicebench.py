@@ -127,7 +127,7 @@ class VoiceBench(Suite):
       if has(f'{row}ifeval_n'):
         names = tuple(f'{row}ifeval_{name}' for name in (
             'strict', 'loose', 'n', 'strict_instructions', 'loose_instructions', 'instructions'))
-        out.append(Metric(f'{row}ifeval', 'ifeval (mean of 4)' + what, names,
+        out.append(Metric(f'{row}ifeval', 'ifeval, mean of 4' + what, names,
                           value=_mean_of_four))
       add(row, 'refusal', 'refusals' + what, 'refused', 'refusal_n')
       add(row, 'refusal_empty', '  empty answers' + what, 'refusal_empty', 'refusal_n', lower=None)
