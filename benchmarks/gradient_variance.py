@@ -138,7 +138,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
   return out
 
 
-def main(words: list[str]) -> int:
+def arguments(words: list[str]) -> argparse.Namespace:
+  """Of the command line."""
   parser = argparse.ArgumentParser(description=common.description(__doc__))
   parser.add_argument('--workdir', required=True, help='with prepared data and a checkpoint')
   parser.add_argument('--config', help="config file; default: the workdir's config.json")
@@ -151,7 +152,11 @@ def main(words: list[str]) -> int:
   parser.add_argument('--only', nargs='*', choices=sorted(VARIANTS))
   parser.add_argument('--threads', type=int, default=2)
   parser.add_argument('--json', help='write the results to this file')
-  args = parser.parse_args(words)
+  return parser.parse_args(words)
+
+
+def main(words: list[str]) -> int:
+  args = arguments(words)
   common.stay_on(args.threads)
   from ttt_jax.cli import main as cli
   cli._configure_process(None)  # as `ttt-jax train` sets up its process

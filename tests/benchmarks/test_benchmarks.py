@@ -7,8 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import common, documents, loader as loader_benchmark, prepare, train_step
+from benchmarks import (
+    common, documents, gradient_variance, loader as loader_benchmark, prepare, train_step)
+from tests import small_run
 from tests.conftest import QUICK
+from ttt_jax import config as config_lib
 from ttt_jax.tokens.batch import split_documents
 
 VOCAB = documents.VOCABULARIES['8k']
@@ -84,6 +87,20 @@ def test_a_side_that_dies_says_so():
 def test_tables_line_up():
   text = common.table(('what', 'a'), [('x', '10'), ('longer', '1.25')])
   assert text.split('\n') == ['what       a', '------------', 'x         10', 'longer  1.25']
+
+
+@pytest.mark.slow
+def test_the_variance_of_the_gradient_is_measured(small_config, tmp_path):
+  """Weights from counts are less noisy, and the mean gradient stays where it is."""
+  config = small_run.replace(small_config, 'objective', mask_floor=0.01, banom=0.0, ppm=0.0)
+  config_lib.save(config, tmp_path)
+  found = gradient_variance.measure(gradient_variance.arguments([
+      '--workdir', str(tmp_path), '--init', '--draws', '400', '--batch', '3', '--visits', '4',
+      '--only', 'uniform', 'count', 'stratified', 'mirror draws']))
+  variants = found['variants']
+  assert variants['count']['variance'] < variants['uniform']['variance']
+  assert variants['mirror draws']['passes'] == 2 and variants['stratified']['visits'] == 4
+  assert all(one['shift'] < 1.5 for one in variants.values())
 
 
 @pytest.mark.slow  # the measured step: tests/train

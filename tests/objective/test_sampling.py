@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 
 import chex
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import small_run
 from tests.objective import test_hybrid, test_noise
 from tests.reference import batches, decoder, objective as slow, quick, weights
 from ttt_jax.config import Config, LoraConfig, MeshConfig, ObjectiveConfig, TrainConfig
@@ -17,7 +19,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
 from ttt_jax.objective import diffusion, hybrid
-from ttt_jax.train import step as train_step
+from ttt_jax.train import metrics, step as train_step, train
 
 V = batches.VOCAB
 FLOOR = 0.2
@@ -262,7 +264,8 @@ def test_spans_have_levels_of_their_own():
 def test_visits_of_rows_follow_the_stages():
   """Batches of 3 rows: two steps of a split of 4 rows, then a split of 5."""
   passes = (Pass(0, 0, 4, 0), Pass(2, 0, 5, 2))
-  got = [np.asarray(train_step.visits(passes, step, 3))[:, 0].tolist() for step in range(5)]
+  run = quick.jit(lambda step: train_step.visits(passes, step, 3))
+  got = [np.asarray(run(step))[:, 0].tolist() for step in range(5)]
   assert got == [[0, 0, 0], [0, 1, 1], [2, 2, 2], [2, 2, 3], [3, 3, 3]]
 
 
@@ -273,7 +276,7 @@ EVERYTHING = ObjectiveConfig(t_sampling='stratified', t_unit='span', mask_weight
                              mirror='draws', ppm=0.5, banom=0.2, confidence_weight=0.5)
 
 
-@pytest.mark.parametrize('unit', ['document', 'span'])
+@pytest.mark.parametrize('unit', [pytest.param('document', marks=pytest.mark.slow), 'span'])
 def test_noise_does_not_feel_the_placement(unit):
   rng = np.random.default_rng(6)
   mine = (50, *batches.document(rng, 'multiturn'))
@@ -384,6 +387,20 @@ def test_microbatches_and_remat_give_the_same_step(changes):
   for objective in (EVERYTHING, dataclasses.replace(EVERYTHING, t_unit='document')):
     assert_same_step(step_gradients(MeshConfig(), objective, **changes),
                      step_gradients(MeshConfig(), objective))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('one_device')
+def test_a_resumed_run_draws_the_same(small_config, tmp_path):
+  """Four steps, and two after the checkpoint of step 2: the same losses to the bit."""
+  config = small_run.replace(small_config, 'objective', **vars(EVERYTHING))
+  config = small_run.replace(config, 'train', steps=4, checkpoint_every=2)
+  train.train(config, tmp_path / 'one')
+  shutil.copytree(tmp_path / 'one' / 'checkpoints' / '2', tmp_path / 'two' / 'checkpoints' / '2')
+  train.train(config, tmp_path / 'two')
+  one, two = ({line['step']: (line['loss'], line['grad_norm']) for line in metrics.read(
+      tmp_path / name)} for name in ('one', 'two'))
+  assert sorted(one) == [1, 2, 3, 4] and two == {3: one[3], 4: one[4]}
 
 
 @pytest.mark.slow
