@@ -21,13 +21,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import common  # noqa: E402
 
 
-def measure(workdir: str, data: str, items: int, batches: list[int], repetitions: int
+def measure(config, workdir: str, data: str, items: int, batches: list[int], repetitions: int
             ) -> list[dict]:
-  """Seconds per batch size, with the texts of the answers."""
-  from ttt_jax import config as config_lib
+  """Seconds per batch size, with the texts of the answers; ``config``: of the workdir."""
   from ttt_jax.evaluate.suites import answering, asr, runner
   from ttt_jax.train import trained_model
-  config = config_lib.load(pathlib.Path(workdir) / 'config.json')
   run = trained_model.load(config, workdir)
   every = asr.Asr(config).items(pathlib.Path(data))
   asked = [(number, every[number]) for number in runner.spaced(len(every), items)]
@@ -54,8 +52,10 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument('--repetitions', type=int, default=3)
   parser.add_argument('--json')
   args = parser.parse_args(argv)
-  found = measure(args.workdir, args.data, args.items, list(map(int, args.batches.split(','))),
-                  args.repetitions)
+  from ttt_jax import config as config_lib
+  config = config_lib.load(pathlib.Path(args.workdir) / 'config.json')
+  found = measure(config, args.workdir, args.data, args.items,
+                  list(map(int, args.batches.split(','))), args.repetitions)
   differ = [one['batch'] for one in found if one['texts'] != found[0]['texts']]
   if differ:
     sys.exit(f'batches {differ} give other texts than batch {found[0]["batch"]}')

@@ -3,14 +3,19 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 
+from benchmarks import evaluate_suite
 from tests import small_run
+from ttt_jax.config import MeshConfig
 from ttt_jax.errors import UserError
-from ttt_jax.evaluate.suites import answering, runner
+from ttt_jax.evaluate.suites import answering, asr, runner
+from ttt_jax.model import sharding
 from ttt_jax.runs.report import suite_page
+from ttt_jax.train import trained_model
 
 
 @pytest.fixture(scope='module')
@@ -106,6 +111,18 @@ def _questions(corpus, tmp_path):
       json.dumps({'audio': str(corpus / '0.wav'), 'answers': ['one', str(i)]})
       for i in range(5)) + '\n')
   return tmp_path / 'q.jsonl'
+
+
+@pytest.mark.slow
+def test_batches_and_meshes_give_the_same_answers(workdir, corpus):
+  """As the benchmark measures them: one request at a time and four, then four devices."""
+  config = small_run.config()
+  one, four = evaluate_suite.measure(config, workdir, corpus, 7, [1, 4], 1)
+  assert one['texts'] == four['texts'] and len(one['texts']) == 7
+  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+  run = trained_model.load(config, workdir, mesh=mesh)
+  asked = list(enumerate(asr.Asr(config).items(corpus)))
+  assert {number: reply.text for number, _, reply in answering.replies(run, asked)} == one['texts']
 
 
 def test_a_missing_checkpoint_or_judge_is_found_before_the_work(workdir, corpus, tmp_path):
