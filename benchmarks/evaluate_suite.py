@@ -4,8 +4,9 @@
 
 The recordings of --data are transcribed (suite asr) by the newest checkpoint of --workdir, with
 evaluate.batch of --batches in turn. Every batch runs --repetitions + 1 times in one process; the
-first time, which compiles, is left out. The answers of all batches must be the same texts. Times
-are from the first encoded recording to the last answer; the model is loaded before.
+first time, which compiles, is left out, and times are medians. The answers of all batches must be
+the same texts. Times are from the first encoded recording to the last answer; the model is loaded
+before.
 """
 
 import argparse
@@ -29,16 +30,17 @@ def measure(config, workdir: str, data: str, items: int, batches: list[int], rep
   run = trained_model.load(config, workdir)
   every = asr.Asr(config).items(pathlib.Path(data))
   asked = [(number, every[number]) for number in runner.spaced(len(every), items)]
-  out = []
-  for batch in batches:
-    one = dataclasses.replace(run, config=dataclasses.replace(
-        config, evaluate=dataclasses.replace(config.evaluate, batch=batch)))
-    seconds = []
-    for _ in range(repetitions + 1):
-      found, times = common.timed(lambda: list(answering.replies(one, asked)))
-      seconds.append(times['seconds'])
-    out.append({'batch': batch, 'items': len(asked), 'seconds': seconds[1:],
-                'texts': {number: reply.text for number, _, reply in found}})
+  out = [{'batch': batch, 'items': len(asked), 'seconds': [], 'cpu_seconds': []}
+         for batch in batches]
+  for turn in range(repetitions + 1):  # in turns, so that other load affects all alike
+    for one in out:
+      batched = dataclasses.replace(run, config=dataclasses.replace(
+          config, evaluate=dataclasses.replace(config.evaluate, batch=one['batch'])))
+      found, times = common.timed(lambda: list(answering.replies(batched, asked)))
+      one['texts'] = {number: reply.text for number, _, reply in found}
+      if turn:  # the first one compiles
+        one['seconds'].append(times['seconds'])
+        one['cpu_seconds'].append(times['cpu_seconds'])
   return out
 
 
@@ -60,10 +62,10 @@ def main(argv: list[str] | None = None) -> None:
   if differ:
     sys.exit(f'batches {differ} give other texts than batch {found[0]["batch"]}')
   base = statistics.median(found[0]['seconds'])
-  print(f'{"batch":>6}{"seconds":>12}{"items/s":>12}{"speed":>10}')
+  print(f'{"batch":>6}{"seconds":>12}{"CPU seconds":>14}{"items/s":>12}{"speed":>10}')
   for one in found:
-    seconds = statistics.median(one['seconds'])
-    print(f'{one["batch"]:>6}{seconds:>12.2f}{one["items"] / seconds:>12.2f}'
+    seconds, cpu = (statistics.median(one[key]) for key in ('seconds', 'cpu_seconds'))
+    print(f'{one["batch"]:>6}{seconds:>12.2f}{cpu:>14.2f}{one["items"] / seconds:>12.2f}'
           f'{base / seconds:>9.2f}x')
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps(

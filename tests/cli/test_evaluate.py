@@ -11,6 +11,7 @@ BASE = ['evaluate', '--config', 'configs/demo.py', '--workdir', 'no/such']
 @pytest.mark.parametrize('words, expected', [
     (['--data', 'x'], '--data has no effect without --suite; remove it.'),
     (['--items', '3'], '--items has no effect without --suite'),
+    (['--subset', 'test'], '--subset has no effect without --suite'),
     (['--checkpoint', '1,2'], '--checkpoint names several, which only a --suite compares'),
     (['b'], '--workdir names several, which only a --suite compares'),
     (['--checkpoint', 'last'], "--checkpoint is 'last'; it must be the step of a checkpoint"),

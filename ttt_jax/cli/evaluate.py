@@ -27,6 +27,8 @@ def add_flags(verb: Callable[..., argparse.ArgumentParser]) -> argparse.Argument
   sub.add_argument('--data', metavar='DIR', help='folder or file of the benchmark')
   sub.add_argument('--task', metavar='TASK', help='with --suite classification: sec (sound events; '
                    'the default) or asc (scenes)')
+  sub.add_argument('--subset', metavar='NAMES', help='with --suite: parts of the benchmark, such '
+                   'as test-clean,test-other (default: the test parts, or all)')
   sub.add_argument('--items', type=int, metavar='N',
                    help='with --suite: only N items, evenly spaced (default: all)')
   sub.add_argument('--sounds', type=int, metavar='N', help='with --suite: keep the speech of N '
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
   """Run the command."""
   steps = _steps(args.checkpoint)
   if args.suite is None:
-    for flag in ('data', 'task', 'items', 'sounds'):
+    for flag in ('data', 'task', 'subset', 'items', 'sounds'):
       if getattr(args, flag) is not None:
         raise UserError(f'--{flag} has no effect without --suite; remove it.')
     for several, flag in ((len(args.workdirs) > 1, '--workdir'), (len(steps) > 1, '--checkpoint')):
@@ -59,7 +61,8 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
   models = [runner.Model(_config(args, workdir, config), pathlib.Path(workdir), step)
             for workdir in args.workdirs for step in steps]
   summary = runner.evaluate(args.suite, args.data, models, args.out, args.items or 0,
-                            20 if args.sounds is None else args.sounds, args.task or '')
+                            20 if args.sounds is None else args.sounds, args.task or '',
+                            args.subset or '')
   print(runner.text(summary))
   print(suite_page.write(summary['folder'], summary))
 

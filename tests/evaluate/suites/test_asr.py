@@ -64,6 +64,27 @@ def test_items_are_recordings_and_records(tmp_path):
   assert suite.items(tmp_path / 'b.tsv')[0].references == ('hi',)
 
 
+def libri_speech(root, *parts):
+  for number, part in enumerate(parts):
+    folder = root / 'LibriSpeech' / part / f'{number}1' / '7'
+    folder.mkdir(parents=True)
+    (folder / f'{number}1-7.trans.txt').write_text(f'{number}1-7-0000 HELLO THERE\n')
+    (folder / f'{number}1-7-0000.flac').write_bytes(b'')
+  return root / 'LibriSpeech'
+
+
+def test_parts_of_a_corpus_have_numbers_of_their_own(tmp_path):
+  data = libri_speech(tmp_path, 'test-clean', 'test-other', 'dev-clean')
+  suite = asr.Asr(small_run.config())
+  assert [(item.id, item.group) for item in suite.items(data)] == [
+      ('01-7-0000', 'test-clean'), ('11-7-0000', 'test-other')]
+  suite.subset = 'dev-clean'
+  (item,) = suite.items(data)
+  (part,) = item.record.audio()
+  assert item.group == 'dev-clean' and part.source == str(
+      data / 'dev-clean' / '21' / '7' / '21-7-0000.flac')
+
+
 @pytest.mark.parametrize('row, sentence', [
     ({'audio': 'x.wav', 'text': '...'}, "reference '...' has no words"),
     ({'audio': 'x.wav', 'text': ''}, 'needs "text"'),

@@ -36,6 +36,18 @@ def test_captions_of_one_sound_are_references_of_one_item(tmp_path):
   assert found.value['words'][0] == 3
 
 
+def test_clotho(tmp_path):
+  names = [f'caption_{i}' for i in range(1, 6)]
+  (tmp_path / 'clotho_captions_evaluation.csv').write_text(
+      f'file_name,{",".join(names)}\nRain 1.wav,{",".join(f"rain {n}" for n in names)}\n')
+  (tmp_path / 'evaluation').mkdir()
+  (tmp_path / 'evaluation' / 'Rain 1.wav').write_bytes(b'')
+  (item,) = captioning.Captioning(small_run.config()).items(tmp_path)
+  assert item.references == tuple(f'rain {name}' for name in names)
+  (part,) = item.record.audio()
+  assert part.source == str(tmp_path / 'evaluation' / 'Rain 1.wav')
+
+
 def test_a_caption_without_words_is_one_sentence(tmp_path):
   data = write(tmp_path / 'a.jsonl', {'audio': 'a.wav', 'caption': '...'})
   with pytest.raises(UserError, match="a.jsonl:1: the caption '...' has no words"):

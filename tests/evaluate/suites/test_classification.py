@@ -1,6 +1,7 @@
 """Suite 'classification': labels in answers, accuracy, macro F1, confusions."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -54,6 +55,32 @@ def test_several_labels_of_a_sound(tmp_path):
   found = results.numbers([suite.metrics(rows)], [rows], draws=50)
   assert found.value['accuracy'][0] == 0.5 and found.value['contained'][0] == 1
   assert found.value['macro_f1'][0] == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_esc_50(tmp_path):
+  for name in ('meta', 'audio'):
+    (tmp_path / name).mkdir()
+  (tmp_path / 'meta' / 'esc50.csv').write_text(
+      'filename,fold,target,category,esc10,src_file,take\n1-1-A-0.wav,1,0,dog,True,1,A\n'
+      '1-2-A-1.wav,1,1,clock_tick,True,2,A\n')
+  for name in ('1-1-A-0.wav', '1-2-A-1.wav'):
+    (tmp_path / 'audio' / name).write_bytes(b'')
+  suite = classification.Classification(small_run.config())
+  first, second = suite.items(tmp_path / 'meta' / 'esc50.csv')
+  assert first.references == ('dog',) and suite.named('It is a clock tick') == ['clock_tick']
+  (part,) = second.record.audio()
+  assert pathlib.Path(part.source).samefile(tmp_path / 'audio' / '1-2-A-1.wav')
+
+
+def test_the_tags_of_macs(tmp_path):
+  (tmp_path / 'MACS.yaml').write_text(
+      'files:\n- filename: airport-1.wav\n  annotations:\n  - sentence: people talk\n'
+      '    tags: [adults talking, footsteps]\n')
+  (tmp_path / 'audio').mkdir()
+  (tmp_path / 'audio' / 'airport-1.wav').write_bytes(b'')
+  for task, labels in (('sec', ('adults talking', 'footsteps')), ('asc', ('airport',))):
+    suite = classification.Classification(small_run.config(), task)
+    assert suite.items(tmp_path)[0].references == labels
 
 
 @pytest.mark.parametrize('name, sentence', [('aac', "'aac'; suite classification has sec and asc"),

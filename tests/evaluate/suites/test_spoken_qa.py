@@ -53,6 +53,12 @@ def test_open_audio_bench_has_subsets(tmp_path):
   assert [item.references for item in items] == [
       ('Newton',), ('Paris', 'City of Paris'), ('sunset boulevard', 'sunset blvd', 'sunset strip')]
   assert source(items[2]) == str(tmp_path / 'eval_datas' / 'trivia_qa' / 'audios' / 't0.mp3')
+  one = suite()
+  one.subset = 'trivia_qa'
+  assert [item.group for item in one.items(tmp_path)] == ['trivia_qa']
+  one.subset = 'squad'
+  with pytest.raises(UserError, match="--subset names 'squad', but .* has llama_questions, web"):
+    one.items(tmp_path)
   (alone,) = suite().items(tmp_path / 'eval_datas' / 'web_questions')
   assert alone.references == ('Paris', 'City of Paris')
 

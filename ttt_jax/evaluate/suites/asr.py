@@ -59,6 +59,7 @@ class Asr(Suite):
   name = 'asr'
   about = 'transcripts of a corpus: word or character error rate'
   task = 'asr'
+  has_subsets = True
 
   @property
   def settings(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class Asr(Suite):
 
   def items(self, data: pathlib.Path) -> list[Item]:
     out = []
-    for one, part in reading.recordings(data, self.task, self.notes):
+    for one, part in reading.recordings(data, self.task, self.notes, self.subset):
       reference = reading.answer_of(one)
       if not words.tokens(reference, self.config.evaluate.words):
         raise UserError(f'{one.where}: the reference {reference!r} has no words; correct or remove '

@@ -21,11 +21,12 @@ class Captioning(Suite):
   name = 'captioning'
   about = 'descriptions of sounds (AAC): CIDEr-D, ROUGE-L, BLEU'
   task = 'aac'
+  has_subsets = True
   _cider: CiderD
 
   def items(self, data: pathlib.Path) -> list[Item]:
     grouped: dict[Any, list[tuple[Recording | Record, str]]] = {}
-    for one, _ in reading.recordings(data, self.task, self.notes):
+    for one, _ in reading.recordings(data, self.task, self.notes, self.subset):
       caption = reading.answer_of(one)
       if not caption_metrics.caption_words(caption):
         raise UserError(f'{one.where}: the caption {caption!r} has no words; correct or remove it.')

@@ -25,6 +25,7 @@ class Classification(Suite):
   name = 'classification'
   about = 'sound events (SEC) or scenes (ASC): accuracy, macro F1'
   task = 'sec'
+  has_subsets = True
   tasks = ('sec', 'asc')
   _labels: dict[str, str]  # reduced words -> label
   _single: bool
@@ -35,7 +36,7 @@ class Classification(Suite):
 
   def items(self, data: pathlib.Path) -> list[Item]:
     found = []
-    for one, _ in reading.recordings(data, self.task, self.notes):
+    for one, _ in reading.recordings(data, self.task, self.notes, self.subset):
       answer = reading.answer_of(one)
       labels = tuple(dict.fromkeys(word.strip() for word in answer.split(',') if word.strip()))
       if not labels or not all(map(containment.reduced, labels)):

@@ -13,14 +13,15 @@ from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
 
 
-def recordings(data: pathlib.Path, task: str, notes: list[str] | None = None
-               ) -> list[tuple[Recording | Record, str]]:
+def recordings(data: pathlib.Path, task: str, notes: list[str] | None = None,
+               subset: str = '') -> list[tuple[Recording | Record, str]]:
   """All recordings or records of a folder or a file, in any layout that `prepare` reads.
 
   Args:
     data: the folder, file or pattern. Of a corpus with parts, the test parts are read.
     task: of data/records/tasks.py; says which keys the rows need.
     notes: takes a sentence for each reason for which the corpus itself leaves rows out.
+    subset: parts of the corpus, separated by commas; '' = the test parts.
 
   Returns:
     (item, part of the corpus or '') in order; paths of audio are absolute.
@@ -32,7 +33,7 @@ def recordings(data: pathlib.Path, task: str, notes: list[str] | None = None
   require(data)
   out: list[tuple[Recording | Record, str]] = []
   left_out: collections.Counter[str] = collections.Counter()
-  source = Source(path=str(data), task=task, split=sources.HELDOUT)
+  source = Source(path=str(data), task=task, split=sources.HELDOUT, subset=subset)
   for one in sources.inputs((source,), pathlib.Path()):
     part = getattr(one.piece, 'part', '')
     for _, item in one.items():

@@ -20,13 +20,18 @@ SUITES = {
 }
 
 
-def create(name: str, config: Config, task: str = '') -> 'Suite':
-  """The suite of a name; ``task``: as in ``Suite``.
+def create(name: str, config: Config, task: str = '', subset: str = '') -> 'Suite':
+  """The suite of a name; ``task`` and ``subset``: as in ``Suite``.
 
   Raises:
     UserError: an unknown name, or something that the suite needs is missing.
   """
-  return suite_class(name)(config, task)
+  suite = suite_class(name)(config, task)
+  if subset and not suite.has_subsets:
+    raise UserError(f'--subset has no effect on suite {name}, which reads all that --data names; '
+                    'remove it.')
+  suite.subset = subset
+  return suite
 
 
 def suite_class(name: str) -> 'type[Suite]':

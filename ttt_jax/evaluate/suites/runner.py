@@ -50,7 +50,7 @@ class SummaryFile(schema.Kind, total=False):
 
 def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
              out: str | os.PathLike | None = None, items: int = 0, sounds: int = 20,
-             task: str = '') -> dict[str, Any]:
+             task: str = '', subset: str = '') -> dict[str, Any]:
   """Evaluate checkpoints on a benchmark.
 
   Args:
@@ -61,6 +61,7 @@ def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
     items: evaluate only so many items, evenly spaced; 0 = all.
     sounds: speech is kept of so many items, evenly spaced; -1 = all.
     task: of a suite that has several; '' = its default.
+    subset: parts of the benchmark, separated by commas; '' = its test parts, or all.
 
   Returns:
     What summary.json holds: {'suite', 'data', 'items', 'settings', 'checkpoints': [{'label',
@@ -71,7 +72,7 @@ def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
       folder that cannot be written.
   """
   data = pathlib.Path(data)
-  suite = registry.create(name, models[0].config, task)
+  suite = registry.create(name, models[0].config, task, subset)
   every = suite.items(data)
   if not every:
     raise UserError(f'--data {data} holds no items of suite {name}.')

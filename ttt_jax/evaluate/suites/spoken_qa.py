@@ -37,6 +37,7 @@ class SpokenQa(Suite):
   name = 'spoken_qa'
   about = 'LLaMA-Questions, Web Questions, TriviaQA: accuracy of text and speech'
   task = 'audio_qa'
+  has_subsets = True
 
   def __init__(self, config: Config, task: str = ''):
     self.hears = config.evaluate.judge != 'none'  # without a judge, text alone is scored
@@ -47,7 +48,14 @@ class SpokenQa(Suite):
     return {'words': self.config.evaluate.words, **super().settings}
 
   def items(self, data: pathlib.Path) -> list[Item]:
-    return [item for group, place in _places(data) for item in _items(place, group, self.task)]
+    places = _places(data)
+    wanted = [name.strip() for name in self.subset.split(',') if name.strip()]
+    unknown = next((name for name in wanted if name not in dict(places)), None)
+    if unknown is not None:
+      known = ', '.join(group for group, _ in places if group)
+      raise UserError(f'--subset names {unknown!r}, but {data} has {known or "no subsets"}.')
+    return [item for group, place in places if not wanted or group in wanted
+            for item in _items(place, group, self.task)]
 
   def score(self, item: Item, reply: Reply) -> Score:
     counts: dict[str, float] = {

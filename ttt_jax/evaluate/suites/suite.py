@@ -152,6 +152,8 @@ class Suite(abc.ABC):
     task: whose system prompt requests have, one of data/records/tasks.py; an item's record may
       name another one.
     tasks: that --task chooses from; () if the suite has one task.
+    has_subsets: whether --subset names parts of the benchmark.
+    subset: the parts that are read, separated by commas; '' = the test parts, or all.
     notes: sentences about the items that ``items`` has read, for the end of the table.
     hears: whether scores use ``Reply.heard``; a judge is needed then.
   """
@@ -159,6 +161,8 @@ class Suite(abc.ABC):
   about: ClassVar[str]
   task: str
   tasks: ClassVar[tuple[str, ...]] = ()
+  has_subsets: ClassVar[bool] = False
+  subset: str = ''
   hears: bool = False
 
   def __init__(self, config: Config, task: str = ''):
