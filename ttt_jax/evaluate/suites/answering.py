@@ -19,6 +19,7 @@ from ttt_jax.generate.engine import Engine
 from ttt_jax.train.trained_model import TrainedModel
 
 _AHEAD = 4  # requests that wait for each slot, so that no slot stays idle
+_MANY = 8   # requests per slot, for which more programs are worth compiling
 
 
 def replies(run: TrainedModel, asked: Sequence[tuple[int, Item]],
@@ -48,7 +49,8 @@ def replies(run: TrainedModel, asked: Sequence[tuple[int, Item]],
   with on_mesh, futures.ThreadPoolExecutor(1) as background:
     engine = Engine(run.model, run.params, run.vocab,
                     dataclasses.replace(config.generate, slots=slots), mode=config.objective.mode,
-                    prompt_audio=config.objective.prompt_audio, short_lived=True)
+                    prompt_audio=config.objective.prompt_audio,
+                    short_lived=len(asked) < _MANY * slots)
     prompt = _Prompts(run)
     parts = [asked[at:at + chunk] for at in range(0, len(asked), chunk)]
     ready = background.submit(prompt.of, parts.pop(0))
