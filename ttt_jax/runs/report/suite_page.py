@@ -60,10 +60,10 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
   for line in path.read_text(encoding='utf-8').split('\n')[1:]:
     try:
       value = json.loads(line)
-      value['number'], value['audio']
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
       continue  # cut off when the process ended
-    found.append(value)
+    if isinstance(value, dict) and {'number', 'audio', 'counts'} <= value.keys():
+      found.append(value)
   return found
 
 
