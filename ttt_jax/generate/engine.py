@@ -132,9 +132,9 @@ class Engine:
     self._weights = compiled.Weights(params, sampling.make_head(rules, model.head_table(params)))
     cache = jax.jit(kv_cache.empty, static_argnums=(0, 1, 2))(
         model.config, config.slots, config.max_tokens)
-    self._pool = compiled.Pool(
+    self._pool = _placed(params, compiled.Pool(
         decode_step.empty(config.slots, row_tokens), cache,
-        jax.tree.map(jnp.asarray, sampling_params.empty(config.slots)))
+        jax.tree.map(jnp.asarray, sampling_params.empty(config.slots))))
     self._cached = [prefix_cache.EMPTY] * config.slots  # tokens in each slot's cache
     self._waiting: list[_Request] = []
     self._slots: list[_Request | None] = [None] * config.slots
@@ -545,6 +545,15 @@ def _cast(params: Params, dtype: str) -> Params:
     return params
   return jax.jit(lambda tree: jax.tree.map(
       lambda x: x.astype(dtype) if x.ndim > 1 else x, tree))(params)
+
+
+def _placed(params: Params, pool: compiled.Pool) -> compiled.Pool:
+  """The pool where the parameters are, as the programs return it: with arrays placed otherwise the
+  first call of each program would be compiled for them alone."""
+  found = getattr(jax.tree.leaves(params)[0], 'sharding', None)
+  if not isinstance(found, jax.sharding.NamedSharding) or found.mesh.size > 1:
+    return pool
+  return jax.device_put(pool, jax.sharding.NamedSharding(found.mesh, jax.sharding.PartitionSpec()))
 
 
 def generate(model: Model, params: Params, vocab: Vocabulary, prompts: Sequence[np.ndarray],

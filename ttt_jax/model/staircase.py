@@ -30,11 +30,13 @@ The ranges come from clean ids: masking an id never changes its class.
 
 import jax.numpy as jnp
 from jax import lax
+import numpy as np
 
+from ttt_jax.model.types import Array
 from ttt_jax.tokens.batch import Batch
 
 
-def bidirectional_group(batch: Batch, mode: str, prompt_audio: str) -> jnp.ndarray:
+def bidirectional_group(batch: Batch, mode: str, prompt_audio: str) -> Array:
   """int32 [B, T]: neighbours with equal non-zero numbers attend to each other; 0 = causal.
 
   Args:
@@ -44,13 +46,14 @@ def bidirectional_group(batch: Batch, mode: str, prompt_audio: str) -> jnp.ndarr
     prompt_audio: 'bidirectional': a user's audio spans are groups too, as in the published
       code; 'causal': they are not, as in the paper's text.
   """
-  supervised = batch.supervised > 0
-  span = jnp.asarray(batch.span)
+  # On the host by NumPy: JAX would compile for every length of a prompt.
+  xp = np if isinstance(batch.span, np.ndarray) else jnp
+  supervised, span = batch.supervised > 0, xp.asarray(batch.span)
   if mode == 'ar':
-    return jnp.zeros_like(span)
+    return xp.zeros_like(span)
   if prompt_audio == 'causal':
-    span = jnp.where(supervised, span, 0)
-  return jnp.where(supervised, -1, span) if mode == 'nar' else span
+    span = xp.where(supervised, span, 0)
+  return xp.where(supervised, -1, span) if mode == 'nar' else span
 
 
 def key_ranges(batch: Batch, mode: str = 'hybrid',
@@ -66,7 +69,7 @@ def key_ranges(batch: Batch, mode: str = 'hybrid',
     (k_start, k_end), int32 [B, T]. Padding attends to nothing: its range is 0, 0.
   """
   document = jnp.asarray(batch.document)
-  group = bidirectional_group(batch, mode, prompt_audio)
+  group = jnp.asarray(bidirectional_group(batch, mode, prompt_audio))
   index = jnp.broadcast_to(jnp.arange(document.shape[-1], dtype=jnp.int32), document.shape)
   first = jnp.ones_like(document[..., :1], dtype=bool)
   new_document = jnp.concatenate([first, document[..., 1:] != document[..., :-1]], axis=-1)
