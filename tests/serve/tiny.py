@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 import time
 
@@ -20,6 +21,11 @@ from ttt_jax.tokens.vocab import Vocabulary
 
 VOCAB = Vocabulary('bytes', 256, 'tones', 16)
 SETTINGS = GenerateConfig(block=4, steps=2, slots=4, max_span=12, max_tokens=240)
+
+
+def small():
+  """Settings with few programs."""
+  return dataclasses.replace(SETTINGS, slots=2, max_span=4, max_tokens=60)
 
 
 class Tones(Codec):

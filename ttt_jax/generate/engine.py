@@ -10,6 +10,7 @@ first, so that requests gather in the same phase, but no row waits for more than
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.generate import compiled, decode_step, prefix_cache, sampling, sampling_params
 from ttt_jax.generate.decode_step import State
 from ttt_jax.generate.outputs import Answer, Event, Span
+from ttt_jax.generate.program_store import ProgramStore, key_of
 from ttt_jax.model import kv_cache, sharding
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.tokens.vocab import Vocabulary
@@ -76,6 +78,7 @@ class Engine:
     model, vocab, config, mode, prompt_audio: as given.
     launches: calls of ``compiled.steps`` so far.
     read: tokens of prompts that were read so far, without those found in a slot's cache.
+    store: of compiled programs; None unless long-lived.
   """
 
   def __init__(self, model: Model, params: Params, vocab: Vocabulary, config: GenerateConfig, *,
@@ -135,6 +138,11 @@ class Engine:
     self._pool = _placed(params, compiled.Pool(
         decode_step.empty(config.slots, row_tokens), cache,
         jax.tree.map(jnp.asarray, sampling_params.empty(config.slots))))
+    arrays = [(x.shape, str(x.dtype), str(getattr(x, 'sharding', '')))
+              for x in jax.tree.leaves((self._weights, self._pool))]
+    self.store = ProgramStore(key_of(
+        model.config, model.vocab_size, model.platform, rules, self._setup.mixed, arrays,
+        jax.tree.structure((self._weights, self._pool)))) if long_lived else None
     self._cached = [prefix_cache.EMPTY] * config.slots  # tokens in each slot's cache
     self._waiting: list[_Request] = []
     self._slots: list[_Request | None] = [None] * config.slots
@@ -242,7 +250,7 @@ class Engine:
         self._cached[slot] = prefix_cache.with_answer(
             self.vocab, request.prefix, request.answer, request.known, self.mode,
             self.prompt_audio)
-        self._pool = compiled.release(self._pool, np.int32(slot))
+        self._pool = self._run('release', compiled.release, (), self._pool, np.int32(slot))
         return True
     return False
 
@@ -294,11 +302,12 @@ class Engine:
         [request.config], [request.name], self.config.max_tokens))
     if span:
       one, params = jax.tree.map(lambda x: jnp.asarray(x)[None], (row, settings))
-      row = jax.tree.map(lambda x: x[0], decode_step.begin_answer(one, params, self._setup.rules))
+      row = jax.tree.map(lambda x: np.asarray(x)[0],
+                         decode_step.begin_answer(one, params, self._setup.rules))
       request.phase = int(row.phase)
     request.length, request.known, request.since = int(row.length), known, time.monotonic()
     self._slots[slot] = request
-    self._pool = compiled.admit(self._pool, np.int32(slot), row, settings)
+    self._pool = self._run('admit', compiled.admit, (), self._pool, np.int32(slot), row, settings)
 
   def _read(self, slot: int, prefix: prefix_cache.Prefix, at: int, end: int) -> int:
     """Cache a piece of a prompt that starts at ``at``; returns its length. A bidirectional group
@@ -314,35 +323,51 @@ class Engine:
     place = slot if self._on_mesh else 0
     fill = lambda x: np.stack([x if row == place else np.zeros_like(x) for row in range(rows)])
     slots = np.arange(rows) if self._on_mesh else np.array([slot])
-    cache = compiled.prefill(
-        self.model, self._weights.params, self._pool.cache, slots.astype(np.int32),
-        fill(np.int32(at)), fill(token), fill(k_end))
+    cache = self._run(
+        f'read {width}', compiled.prefill, (self.model,), self._weights.params, self._pool.cache,
+        slots.astype(np.int32), fill(np.int32(at)), fill(token), fill(k_end))
     self._pool = self._pool._replace(cache=cache)
     return size
+
+  def _run(self, name: str, function: Any, static: tuple[Any, ...], *args: Any) -> Any:
+    """Call a jitted function: its program in the store, if there is one."""
+    program = self.store.get(name) if self.store else None
+    return function(*static, *args) if program is None else program(*args)
 
   # -- compiling ahead of the first request -----------------------------------------------
 
   def programs(self) -> list[tuple[str, Callable[[], None]]]:
-    """(name, function that compiles it) of every program that a request can need.
+    """(name, function that makes it ready) of every program that a request can need.
 
-    Requests whose guidance or rule needs other programs than the engine's own config are not
-    covered: see ``compiles``. The functions run the programs on no rows, so nothing changes; call
-    them while there are no requests.
+    Requests whose settings need other programs than the engine's own config are not covered: see
+    ``compiles``. Nothing is run, but for the prior of the rule 'prior'. Only of engines that were
+    made with ``long_lived``.
     """
-    out: list[tuple[str, Callable[[], None]]] = []
-    add = lambda name, *args: out.append((name, lambda: args[0](*args[1:])))
-    if self.config.rule == 'prior' and not self._weights.head.prior.any():
-      add('prior', self._keep_prior)
-    add('admit', self._warm_admit)
-    for width in sorted({self._fit_piece(min(size, self._widths[-1])) for size in self._widths}):
-      add(f'read {width}', self._warm_read, width)
-    counts = range(1, self.config.slots + 1)
-    rows = {compiled.rows(count, self.config.slots, self._growth) for count in counts}
+    store = self.store
+    assert store is not None, 'an engine that is not long-lived compiles when it must'
+    ready = lambda name, *args: (name, lambda: store.ensure(name, *args))
+    row = decode_step.State(*(np.zeros(x.shape[1:], np.int32) for x in self._pool.state))
+    row = row._replace(**{name: np.int32(0) for name in row._fields[1:]})
+    settings = jax.tree.map(lambda x: x[0], sampling_params.empty(1))
+    out = [('prior', self._keep_prior)] if self.config.rule == 'prior' else []
+    out += [ready('admit', compiled.admit, self._pool, np.int32(0), row, settings),
+            ready('release', compiled.release, self._pool, np.int32(0))]
+    rows = self.config.slots if self._on_mesh else 1
+    for width in sorted({self._fit_piece(size) for size in self._widths}):
+      none = np.zeros((rows, width), np.int32)
+      out.append(ready(
+          f'read {width}', compiled.prefill, self.model, self._weights.params, self._pool.cache,
+          np.arange(rows).astype(np.int32), np.zeros(rows, np.int32), none, none))
+    counts = {compiled.rows(count, self.config.slots, self._growth)
+              for count in range(1, self.config.slots + 1)}
     for width in self._widths[:self._widths.index(self._fit(self._longest_window())) + 1]:
-      for count in [0] if self._on_mesh else sorted(rows):
-        for null in self._warm_nulls(width):
-          add(f'decode {count or self.config.slots} x {width}', self._warm_steps, width, null,
-              count)
+      for null in self._nulls(width):
+        for count in [0] if self._on_mesh else sorted(counts):
+          launch = compiled.Launch(width, null)
+          slots = np.zeros(count, np.int32) if count else None
+          out.append(ready(
+              _name_of(launch, slots), compiled.steps, self._setup, launch, self._weights,
+              self._pool, slots, np.int32(0), np.int32(0)))
     return out
 
   def compiles(self, config: GenerateConfig) -> str:
@@ -360,7 +385,7 @@ class Engine:
     whole = self.mode == 'nar' or self.config.preset == 'published'
     return self._widths[-1] if whole else min(1 + self.config.max_span, self._widths[-1])
 
-  def _warm_nulls(self, width: int) -> list[compiled.NullContext]:
+  def _nulls(self, width: int) -> list[compiled.NullContext]:
     kind = self.config.guidance_context
     if not self.config.guidance > 0 or self.mode == 'ar':
       return [compiled.NullContext()]
@@ -374,27 +399,6 @@ class Engine:
   def _keep_prior(self) -> None:
     self._weights = self._weights._replace(
         head=self._weights.head._replace(prior=self._prior()))
-
-  def _warm_admit(self) -> None:
-    row = decode_step.State(*(np.zeros(x.shape[1:], np.int32) for x in self._pool.state))
-    settings = jax.tree.map(lambda x: x[0], sampling_params.empty(1))
-    row = row._replace(**{name: np.int32(0) for name in row._fields[1:]})
-    self._pool = compiled.admit(self._pool, np.int32(0), row, settings)
-    self._pool = compiled.release(self._pool, np.int32(0))
-
-  def _warm_read(self, width: int) -> None:
-    rows = self.config.slots if self._on_mesh else 1
-    none = np.zeros((rows, width), np.int32)
-    cache = compiled.prefill(
-        self.model, self._weights.params, self._pool.cache, np.arange(rows).astype(np.int32),
-        np.zeros(rows, np.int32), none, none)
-    self._pool = self._pool._replace(cache=cache)
-
-  def _warm_steps(self, width: int, null: compiled.NullContext, count: int) -> None:
-    slots = np.full(count, self.config.slots, np.int32) if count else None
-    self._pool, _ = compiled.steps(
-        self._setup, compiled.Launch(width, null), self._weights, self._pool, slots, np.int32(0),
-        np.int32(_events_to_stop_at(True)))
 
   def _fit(self, size: int) -> int:
     return next(width for width in self._widths if width >= size)
@@ -445,8 +449,9 @@ class Engine:
       rows_of_program = compiled.rows(count, self.config.slots, self._growth)
       slots = np.full(rows_of_program, self.config.slots, np.int32)
       slots[:len(group)] = list(group)
-    self._pool, rows = compiled.steps(self._setup, launch, self._weights, self._pool, slots,
-                                      np.int32(max_steps), np.int32(_events_to_stop_at(blocks)))
+    self._pool, rows = self._run(
+        _name_of(launch, slots), compiled.steps, (self._setup, launch), self._weights, self._pool,
+        slots, np.int32(max_steps), np.int32(_events_to_stop_at(blocks)))
     self.launches += 1
     rows = jax.tree.map(np.asarray, rows)
     for number, (slot, request) in enumerate(group.items()):
@@ -518,6 +523,12 @@ class Engine:
       probability = jax.nn.softmax(self.model.logits(params, hidden), axis=-1).mean((0, 1))
       return jnp.pad(jnp.log(jnp.maximum(probability, 1e-8)), (0, rows - probability.size))
     return run(self._weights.params)
+
+
+def _name_of(launch: compiled.Launch, slots: np.ndarray | None) -> str:
+  """Of a program of ``compiled.steps``."""
+  null = f' {launch.null.kind} {launch.null.length}' if launch.null.kind else ''
+  return f'decode {"all" if slots is None else slots.size} x {launch.width}{null}'
 
 
 def _events_to_stop_at(blocks: bool) -> int:

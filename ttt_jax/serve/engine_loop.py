@@ -323,7 +323,9 @@ class EngineLoop:
     for request in {id(one): one for one in [*inbox, *self._open.values()]}.values():
       request.deliver([failed])
     self._open = {}
+    store = self.engine.store
     self.engine = self.served.engine()
+    self.engine.store = store
 
 
 class _Reader:

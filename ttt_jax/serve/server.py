@@ -64,10 +64,6 @@ def warm_up(loop: EngineLoop) -> None:
     for name, compile_it in programs:
       compile_it()
       progress.update(1, program=name)
-  # The first programs saw arrays as they were allocated; those that a program returns may have
-  # another sharding, under which JAX compiles again.
-  for _, compile_it in programs:
-    compile_it()
   loop.metrics.programs.set(len(programs))
   _LOG.info('warm-up: %d programs in %.1f s.', len(programs), time.monotonic() - began)
 

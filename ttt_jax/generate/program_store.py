@@ -1,0 +1,140 @@
+"""Compiled programs on disk, so that a server starts without tracing and lowering them again.
+
+JAX's compilation cache keeps what the compiler made, but finding it needs the lowered program, half
+a second of Python for each. Here a program is named by what determines it (``key_of``): the sources
+of this package, versions, devices, sizes and settings. A folder holds the programs of one key:
+
+  JAX_COMPILATION_CACHE_DIR/programs/<key>/<program>.bin
+
+JAX serialises executables as pickles, so a folder is only read if it belongs to this user and
+nobody else may write to it. What cannot be read is compiled.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import os
+import pathlib
+import pickle
+import platform
+import shutil
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+from ttt_jax.storage import files
+
+_LOG = logging.getLogger(__name__)
+_KEPT = 4  # keys; the least recently used ones are removed
+
+
+class ProgramStore:
+  """The programs of one key, in memory and, if there is a local compilation cache, on disk."""
+
+  def __init__(self, key: str):
+    """Reads nothing yet; ``key`` is of ``key_of``."""
+    self._programs: dict[str, Any] = {}
+    self._key = key
+
+  @functools.cached_property
+  def _folder(self) -> pathlib.Path | None:
+    return _folder(self._key)
+
+  def get(self, name: str) -> Any | None:
+    """The compiled program of a name; None if ``ensure`` has not made it."""
+    return self._programs.get(name)
+
+  def ensure(self, name: str, function: Any, *args: Any) -> None:
+    """Make a program available: read it, or compile a jitted function for ``args``.
+
+    Args:
+      name: letters, digits, spaces and '-'.
+      function: jitted.
+      args: static ones included; nothing is run.
+    """
+    if name in self._programs:
+      return
+    path = self._folder and self._folder / f'{name.replace(" ", "_")}.bin'
+    program = _read(path) if path else None
+    if program is None:
+      program = function.lower(*args).compile()
+      if path:
+        _write(path, program)
+    self._programs[name] = program
+
+
+def key_of(*parts: Any) -> str:
+  """A name for all that determines the programs of an engine.
+
+  Args:
+    parts: what distinguishes engines; their text is used.
+  """
+  devices = [(d.platform, d.device_kind, d.id) for d in jax.devices()]
+  text = repr((_sources(), [importlib.metadata.version(name) for name in ('jax', 'jaxlib')],
+               platform.python_version(), _cpu(), os.environ.get('XLA_FLAGS', ''), devices, parts))
+  return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _sources() -> str:
+  """A hash of the package's modules."""
+  digest = hashlib.sha256()
+  root = pathlib.Path(__file__).parents[1]
+  for path in sorted(root.rglob('*.py')):
+    digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+  return digest.hexdigest()
+
+
+def _cpu() -> str:
+  """What the processor can do: code for another one may not run here."""
+  try:
+    lines = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').split('\n')
+  except OSError:
+    return platform.processor()
+  return '\n'.join(sorted({line for line in lines if line.split(':')[0].strip() in (
+      'flags', 'Features', 'model name', 'CPU part')}))
+
+
+def _folder(key: str) -> pathlib.Path | None:
+  """The folder of a key, made if it does not exist; None if there is no safe local place."""
+  cache = jax.config.jax_compilation_cache_dir
+  if not cache or '://' in cache or not hasattr(os, 'getuid'):
+    return None
+  root = pathlib.Path(cache) / 'programs'
+  try:
+    for folder in (root, root / key):
+      folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+      found = folder.stat()
+      if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        _LOG.warning('%s belongs to another user or may be written by others, so compiled programs '
+                     'are not kept there.', folder)
+        return None
+    os.utime(root / key)
+    old = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]
+    for folder in old:
+      shutil.rmtree(folder, ignore_errors=True)
+  except OSError:
+    return None  # a full or read-only disk: the programs are compiled
+  return root / key
+
+
+def _read(path: pathlib.Path) -> Any | None:
+  try:
+    with open(path, 'rb') as file:
+      return serialize_executable.deserialize_and_load(*pickle.load(file))
+  except FileNotFoundError:
+    return None
+  except Exception as error:  # a damaged file: pickle and XLA raise many kinds
+    _LOG.warning('%s cannot be read (%s); it is compiled again.', path, type(error).__name__)
+    return None
+
+
+def _write(path: pathlib.Path, program: Any) -> None:
+  try:
+    data = pickle.dumps(serialize_executable.serialize(program))
+    with files.replacing(path, 'wb') as file:
+      file.write(data)
+  except Exception as error:  # devices that cannot serialise, a full disk
+    _LOG.warning('the compiled program %s is not kept (%s).', path.stem, type(error).__name__)
