@@ -8,7 +8,7 @@ import pytest
 from tests.audio.signals import babble
 from ttt_jax.audio import codec as codecs
 from ttt_jax.audio.codec2 import WIDTHS, Codec2
-from ttt_jax.audio.mel_codec import FLOOR, HOP, MELS, MelCodec, log_mel
+from ttt_jax.audio.mel_codec import FLOOR, HOP, MELS, MelCodec, _stft, log_mel
 from ttt_jax.config import CodecConfig
 from ttt_jax.errors import UserError
 
@@ -69,6 +69,21 @@ def test_any_codes_of_any_number_decode_to_finite_sound(codec):
     assert len(waveform) >= count * frame * 0.99
   assert np.isfinite(codec.decode(np.full(30, codec.codebook_size - 1))).all()
   assert codec.decode(np.zeros(0, np.int32)).shape == (0,)
+
+
+@pytest.mark.parametrize('size', [1, 3, 7, 100])
+def test_a_stream_is_as_long_and_as_near_to_its_codes_as_the_whole(codec, size):
+  codes = codec.encode(babble(1.0, seed=6), 22_050)
+  stream = codec.stream()
+  for _ in range(2):  # the object can be used for another utterance
+    pieces = [stream.push(codes[i:i + size]) for i in range(0, len(codes), size)]
+    joined, whole = np.concatenate([*pieces, stream.finish()]), codec.sound(codes)
+    assert joined.shape == whole.shape and np.abs(joined).max() <= 1
+    if isinstance(codec, MelCodec):
+      wanted = codec._magnitude(codes)
+      error = lambda sound: np.linalg.norm(np.abs(_stft(sound)) - wanted) / np.linalg.norm(wanted)
+      assert error(joined) < error(whole) + (0.1 if size == 1 else 0.05)
+  assert stream.finish().size == 0
 
 
 @pytest.mark.parametrize('bad', [-1, 'size'])

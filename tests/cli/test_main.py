@@ -1,6 +1,7 @@
 """The command line: help with examples, one sentence for every mistake, exit codes."""
 
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -155,3 +156,12 @@ def test_late_callbacks_of_a_failed_save_print_nothing(monkeypatch, capsys, mess
   sys.excepthook(RuntimeError, RuntimeError(message), None)
   type('Late', (), {'__del__': fail})()  # Python reports what __del__ raises to unraisablehook
   assert capsys.readouterr().err.count(f'RuntimeError: {message}') == (2 if printed else 0)
+
+
+def test_openblas_has_one_thread_before_numpy_is_imported():
+  """Set later it has no effect; its threads make the codec six times as slow."""
+  env = {key: value for key, value in os.environ.items() if key != 'OPENBLAS_NUM_THREADS'}
+  code = ('import os, sys, ttt_jax.cli; assert "numpy" not in sys.modules; '
+          'print(os.environ["OPENBLAS_NUM_THREADS"])')
+  done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
+  assert done.stdout == '1\n', done.stderr

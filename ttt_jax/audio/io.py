@@ -44,7 +44,8 @@ _UNKNOWN = 2**62                            # frames of a FLAC that was written 
 BEYOND = 0.1                                # s; manifests round durations
 
 def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float | None = None,
-         channel: int | None = None, name: str = '') -> tuple[np.ndarray, int]:
+         channel: int | None = None, name: str = '', longest: int | None = None
+         ) -> tuple[np.ndarray, int]:
   """Reads a file, or a part of it: (float32 [N], rate); the module's docstring has the rules.
 
   Args:
@@ -54,14 +55,16 @@ def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float
       of the file. If the part is not in the file, but the file has its length, it is all of it.
     channel: the channel to read, from 0; None = the mean of all channels.
     name: of the recording in error messages, instead of the path.
+    longest: samples; more are an error, before they are decoded into memory. None = LONGEST.
 
   Raises:
     UserError: an error in that table, no such file, or a part that is not in it; the sentence
       names the file.
   """
+  longest = LONGEST if longest is None else longest
   if isinstance(source, bytes):
     return _read(_Bytes(source), len(source), f'recording {name or "in the record"}', offset,
-                 duration, channel)
+                 duration, channel, longest)
   what = f'recording {name or _shown(source)}'
   try:
     if not os.path.isfile(source):
@@ -70,7 +73,7 @@ def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float
     with open(source, 'rb', buffering=0) as file:  # libsndfile shares its position
       status = os.fstat(file.fileno())
       key = (os.fspath(source), status.st_size, status.st_mtime_ns)
-      return _read(file, status.st_size, what, offset, duration, channel,
+      return _read(file, status.st_size, what, offset, duration, channel, longest,
                    None if duration is None else key)
   except OSError as error:
     raise UserError(f'{what} cannot be read: {error.strerror or error}.') from error
@@ -110,12 +113,14 @@ def _streams(file: BinaryIO, size: int, key: tuple | None) -> list[containers.St
 
 
 def _read(file: BinaryIO, size: int, what: str, offset: float, duration: float | None,
-          channel: int | None, key: tuple | None = None) -> tuple[np.ndarray, int]:
+          channel: int | None, longest: int, key: tuple | None = None
+          ) -> tuple[np.ndarray, int]:
   """As ``read``, of an open file of ``size`` bytes; errors start with ``what``."""
   import soundfile
   try:
     found = _streams(file, size, key)
-    decoded = [_decode(file, stream, what, channel, (offset, duration) if len(found) == 1 else None)
+    decoded = [_decode(file, stream, what, channel, (offset, duration) if len(found) == 1 else None,
+                       longest)
                for stream in found]
   except containers.Unusable as error:
     raise UserError(f'{what} {error}.') from error
@@ -126,7 +131,7 @@ def _read(file: BinaryIO, size: int, what: str, offset: float, duration: float |
   rate = decoded[0][1]
   waveform = decoded[0][0]
   if len(decoded) > 1:
-    _check_length(sum(len(piece) * rate // own for piece, own in decoded), rate, what)
+    _check_length(sum(len(piece) * rate // own for piece, own in decoded), rate, what, longest)
     waveform = np.concatenate([resample(piece, own, rate) for piece, own in decoded])
     if offset or duration is not None:
       first, last = _range(len(waveform), rate, (offset, duration), what)
@@ -140,7 +145,7 @@ def _read(file: BinaryIO, size: int, what: str, offset: float, duration: float |
 
 
 def _decode(file: BinaryIO, stream: containers.Stream, what: str, channel: int | None,
-            part: tuple[float, float | None] | None) -> tuple[np.ndarray, int]:
+            part: tuple[float, float | None] | None, longest: int) -> tuple[np.ndarray, int]:
   """(float32 [N], rate) of one stream, or of its ``part`` (offset, duration).
 
   Raises:
@@ -161,7 +166,7 @@ def _decode(file: BinaryIO, stream: containers.Stream, what: str, channel: int |
       raise UserError(f'{what} has {sound.channels} channels, numbered from 0; there is no channel '
                       f'{channel}.')
     if part is None or part == (0.0, None) or not stream.seeks or not sound.seekable():
-      waveform = _all(_pieces(sound, channel), rate, what)
+      waveform = _all(_pieces(sound, channel), rate, what, longest)
       if len(waveform) < stream.samples:
         raise containers.Unusable(f'is truncated or damaged: {len(waveform):,} samples of '
                                   f'{stream.samples:,} can be decoded')
@@ -171,7 +176,7 @@ def _decode(file: BinaryIO, stream: containers.Stream, what: str, channel: int |
       return waveform, rate
     first, last = _range(sound.frames, rate, part, what)
     sound.seek(first)
-    waveform = _all(_pieces(sound, channel, last - first), rate, what)
+    waveform = _all(_pieces(sound, channel, last - first), rate, what, longest)
     if len(waveform) < last - first:
       raise containers.Unusable(f'is truncated or damaged: it ends after '
                                 f'{(first + len(waveform)) / rate:.2f} s')
@@ -190,19 +195,21 @@ def _pieces(sound, channel: int | None, count: int = -1) -> Iterator[np.ndarray]
     count -= len(piece) if count >= 0 else 0
 
 
-def _all(pieces: Iterator[np.ndarray], rate: int, what: str) -> np.ndarray:
+def _all(pieces: Iterator[np.ndarray], rate: int, what: str, longest: int) -> np.ndarray:
   out, length = [], 0
   for piece in pieces:
     out.append(piece)
     length += len(piece)
-    _check_length(length, rate, what)
+    _check_length(length, rate, what, longest)
   return np.concatenate(out) if out else np.zeros(0, np.float32)
 
 
-def _check_length(length: int, rate: int, what: str) -> None:
-  if length > LONGEST:
-    raise UserError(f'{what} has more than {LONGEST:,} samples ({LONGEST / rate / 3600:.1f} hours '
-                    f'at {rate:,} Hz); split it, or name parts of it with offset and duration.')
+def _check_length(length: int, rate: int, what: str, longest: int) -> None:
+  if length > longest:
+    hours = f'{longest / rate / 3600:.1f} hours' if longest >= 3600 * rate else (
+        f'{longest / rate:.0f} s')
+    raise UserError(f'{what} has more than {longest:,} samples ({hours} at {rate:,} Hz); split it, '
+                    'or name parts of it with offset and duration.')
 
 
 def _range(length: int, rate: int, part: tuple[float, float | None], what: str

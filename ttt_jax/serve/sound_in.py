@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import io as stdlib_io
 
 import numpy as np
 
@@ -49,11 +50,28 @@ def from_bytes(contents: bytes, form: str, where: str, seconds: float) -> tuple[
                      where)
     waveform, rate = np.frombuffer(contents, '<i2').astype(np.float32) / 32768, RATE
   else:
+    if (length := _announced(contents)) > seconds:
+      raise _too_long(length, seconds, where)
     try:
-      waveform, rate = io.read(contents, name=f'in {where}')
+      waveform, rate = io.read(contents, name=f'in {where}',
+                               longest=int(seconds * io.HIGHEST_RATE))
     except UserError as error:
       raise ApiError(400, str(error), where) from error
   if len(waveform) > seconds * rate:
-    raise ApiError(413, f'{where} lasts {len(waveform) / rate:.1f} s; the server takes at most '
-                   f'{seconds:g} s (serve.max_audio).', where, 'audio_too_long')
+    raise _too_long(len(waveform) / rate, seconds, where)
   return waveform, rate
+
+
+def _announced(contents: bytes) -> float:
+  """Seconds of sound by the header of a file, before anything is decoded; 0 if it does not say."""
+  import soundfile
+  try:
+    found = soundfile.info(stdlib_io.BytesIO(contents))
+  except (soundfile.LibsndfileError, RuntimeError):
+    return 0.0  # reading it says what is wrong
+  return found.frames / found.samplerate if found.frames < 2**40 and found.samplerate else 0.0
+
+
+def _too_long(length: float, seconds: float, where: str) -> ApiError:
+  return ApiError(413, f'{where} lasts {length:.1f} s; the server takes at most {seconds:g} s '
+                  '(serve.max_audio).', where, 'audio_too_long')
