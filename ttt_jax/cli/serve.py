@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+import dataclasses
 import json
 import pathlib
 import signal
@@ -31,18 +32,22 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 def load_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_lib.Config | None:
   """The config of an exported or Qwen2 directory; None if --workdir is a run's."""
-  folder = pathlib.Path(args.workdir)
-  if args.config or (folder / 'checkpoints').is_dir() or not (folder / 'config.json').is_file():
-    return None
-  try:
-    values = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-  except (OSError, ValueError):
-    return None  # whoever reads it says what is wrong
-  if not isinstance(values, dict) or 'model_type' not in values:
+  if args.config or not _is_exported(args.workdir):
     return None
   from ttt_jax.hf import qwen_config
+  known = {field.name for field in dataclasses.fields(config_lib.GenerateConfig)}
+  stored = qwen_config.read(args.workdir).get('ttt_generate', {})
   return config_lib.of_values(
-      {'generate': qwen_config.read(folder).get('ttt_generate', {})}, overrides)
+      {'generate': {key: value for key, value in stored.items() if key in known}}, overrides)
+
+
+def _is_exported(workdir: str) -> bool:
+  """Whether a folder has the config.json of Hugging Face instead of ours."""
+  try:
+    values = json.loads((pathlib.Path(workdir) / 'config.json').read_text(encoding='utf-8'))
+  except (OSError, ValueError, RecursionError):
+    return False  # whoever reads it says what is wrong
+  return isinstance(values, dict) and 'model_type' in values
 
 
 def _serve(args: argparse.Namespace, config: config_lib.Config) -> int:
@@ -55,10 +60,10 @@ def _serve(args: argparse.Namespace, config: config_lib.Config) -> int:
                     "pip install 'ttt_jax[serve]'.") from error
   key = server.read_key(args.api_key_file) if args.api_key_file else ''
   listener = server.bind(args.host, args.port)
-  if (pathlib.Path(args.workdir) / 'checkpoints').is_dir():
-    model = served_model.load(config, args.workdir, args.checkpoint)
-  else:
+  if _is_exported(args.workdir):
     model = served_model.load_directory(config, args.workdir)
+  else:
+    model = served_model.load(config, args.workdir, args.checkpoint)
   state = service.Service.make(model, config.serve)
   server.warm_up(state.loop)
   number = server.run(state, listener, key, args.allow_origin)

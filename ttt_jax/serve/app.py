@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
@@ -65,7 +65,7 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
     try:
       async with asyncio.timeout(service.config.timeout):
         response = await endpoint(request)
-    except ClientGone:
+    except (ClientGone, ClientDisconnect):
       return Response(status_code=499)  # nobody reads it
     except Exception as error:
       known = errors.of(error)
@@ -98,7 +98,7 @@ class _Caught(Response):
         raise
       if started:
         _LOG.warning('an answer was cut off: %s', error)
-        raise
+        return  # uvicorn closes the connection
       await known.response()(scope, receive, send)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ttt_jax.audio import codec as codecs
 from ttt_jax.audio.codec import Codec
-from ttt_jax.config import Config, GenerateConfig, ObjectiveConfig
+from ttt_jax.config import Config, GenerateConfig, MeshConfig, ObjectiveConfig
 from ttt_jax.data import heldout
 from ttt_jax.data.interleave import Renderer
 from ttt_jax.data.records import tasks
@@ -153,7 +153,7 @@ def load_directory(config: Config, directory: str | os.PathLike) -> ServedModel:
   """The model of a Hugging Face directory, such as `ttt-jax export-hf` writes.
 
   Args:
-    config: ``generate`` of it is used, as ``directory_config`` made it, and ``codec`` where the
+    config: ``generate``, ``mesh`` and ``model.dtype`` of it are used, and ``codec`` where the
       directory has no codec.json.
     directory: with config.json and safetensors.
 
@@ -162,7 +162,8 @@ def load_directory(config: Config, directory: str | os.PathLike) -> ServedModel:
   """
   from ttt_jax import api
   path = pathlib.Path(directory)
-  found = api.load(path, config.model.dtype)
+  found = api.load(path, config.model.dtype,
+                   config.mesh if config.mesh != MeshConfig() else None)
   codec = None
   if (path / codecs.FILE).exists():
     codec = codecs.load(path, config.codec)
