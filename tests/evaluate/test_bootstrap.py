@@ -22,6 +22,7 @@ def test_one_value_has_no_standard_error_and_none_has_no_mean():
   assert bootstrap.mean_and_error([0.5])[0] == 0.5
   assert math.isnan(bootstrap.mean_and_error([0.5])[1])
   assert all(math.isnan(value) for value in bootstrap.mean_and_error([]))
+  assert not bootstrap.difference(Scores.of([2.0]), Scores.of([1.0]), draws=10).clear
   empty = Scores.of(np.zeros((2, 0)))
   assert all(math.isnan(value) for value in bootstrap.estimate(empty, draws=10))
 

@@ -2,14 +2,19 @@
 
 import csv
 import json
+import re
 
+import numpy as np
 import pytest
+import soundfile
 
 from tests import small_run
 from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
 from ttt_jax.evaluate import items
 from ttt_jax.runs import comparison, sweep
+from ttt_jax.runs.report import page
+from ttt_jax.train import metrics
 
 METHODS = {'ttt': {}, 'ar': {'objective.mode': 'ar'}, 'no_banom': {'objective.banom': 0.0}}
 PUBLISHED = {'columns': ['LLaMA-Q'], 'source': 'a paper', 'rows': {'ttt': [34.7], 'ar': [10.0]}}
@@ -70,6 +75,27 @@ def test_the_table_has_80_columns_and_names_what_failed(study):
   ar, = [line for line in text.splitlines() if line.startswith('ar ')]
   assert ar.split() == ['ar', '25.0', '±0.00*', '4.50', '±1.50']
   assert 'no_banom,seed=1: failed: no <data> here' in text and '* differs from ttt' in text
+
+
+def test_the_page(study):
+  """Tables, plots, the published figures and a player per run; nothing of a run becomes HTML."""
+  place = study / 'ar,seed=0'
+  lines = items.read(place)
+  lines[0] |= {'codes': 3, 'name': 'r0', 'text': '<script>'}
+  lines[1] |= {'codes': 3, 'name': '../../../x'}
+  items.write(place, lines)
+  (place / 'samples').mkdir()
+  soundfile.write(place / 'samples' / 'r0.generated.wav', np.zeros(200, np.float32), 8000)
+  for run, loss in (('ar,seed=0', 3.0), ('ar,seed=1', 2.0)):
+    with metrics.Writer(study / run, tensorboard=False) as writer:
+      for step in range(1, 5):
+        writer.write(step, {'loss': loss, 'text_nll': loss / step})
+  text = page.report(study).read_text(encoding='utf-8')
+  plain = ' '.join(re.sub(r'<[^>]+>', ' ', re.sub(r'base64,[^"]*', '', text)).split())
+  assert 'no_banom,seed=1 has no scores: failed: no &lt;data&gt; here' in plain
+  assert '25.0 ± 0.00 +25.0 [' in plain and '34.70 0.00' in plain and 'ttt-jax sweep' in plain
+  assert text.count('<svg') == 3 + 1 and text.count('<audio') == 1 and 'audio/flac' in text
+  assert '<script' not in text and '&lt;script' in text
 
 
 def test_the_files(study):

@@ -116,6 +116,8 @@ def _draws(methods: Sequence[Scores], draws: int, seed: int) -> list[np.ndarray]
     size = min(step, draws - at)
     items_DxN = _counts(rng, count, size)
     for method, place in zip(methods, out):
+      if method.value.size == 1:
+        continue  # one number says nothing about its spread
       runs_DxS = _ratio(items_DxN @ method.value.T, items_DxN @ method.weight.T)
       seeds_DxS = _counts(rng, runs_DxS.shape[1], size)
       # A run that is not drawn must not count, not even as 0 * nan.
@@ -126,7 +128,9 @@ def _draws(methods: Sequence[Scores], draws: int, seed: int) -> list[np.ndarray]
 
 def _counts(rng: np.random.Generator, count: int, draws: int) -> np.ndarray:
   """float [draws, count]: how often each of ``count`` units is drawn; one unit always is."""
-  return rng.multinomial(max(count - 1, 1), np.full(count, 1 / count), size=draws).astype(float)
+  drawn = rng.integers(count, size=(draws, max(count - 1, 1)))
+  drawn += count * np.arange(draws)[:, None]
+  return np.bincount(drawn.ravel(), minlength=draws * count).reshape(draws, count).astype(float)
 
 
 def _ratio(value: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -6,17 +6,14 @@ audio embedded, and the images also as WORKDIR/report/*.png. A missing input is 
 section. For a sweep, the page compares its members (sweep_page.py).
 """
 
-import base64
 from collections.abc import Iterable, Sequence
 import html
-import mimetypes
 import os
 import pathlib
 import string
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
@@ -24,6 +21,7 @@ from ttt_jax.evaluate import summary as summary_file
 from ttt_jax.evaluate.summary import value_text
 from ttt_jax.runs import sweep
 from ttt_jax.runs.report import mask_plot, plots, speed, sweep_page
+from ttt_jax.runs.report.sounds import Sounds, data_uri
 from ttt_jax.storage import files, owned
 from ttt_jax.system.progress import duration
 from ttt_jax.train import metrics
@@ -204,7 +202,7 @@ def _samples(evaluation: dict[str, Any], workdir: pathlib.Path,
            'the reference after the codec, an upper bound on the audio quality of the model. '
            '“Recognised” is what an independent recogniser transcribed from the generated '
            'speech.</p>']
-  sounds = _Sounds(workdir, config.data.path if config else 'data')
+  sounds = Sounds(workdir, config.data.path if config else 'data')
   tasks = [task for task in TASKS if any(s['task'] == task for s in samples)]
   tasks += sorted({s['task'] for s in samples} - set(tasks))
   for task in tasks:
@@ -219,32 +217,7 @@ def _samples(evaluation: dict[str, Any], workdir: pathlib.Path,
   return ''.join(parts)
 
 
-class _Sounds:
-  """The sounds that a page embeds: audio files in the workdir or in its prepared set, no others.
-
-  Their paths come from evaluation.json, which may come from elsewhere.
-  """
-
-  def __init__(self, workdir: pathlib.Path, data: str):
-    self._workdir = workdir
-    self._roots = [workdir.resolve(), (workdir / data).resolve()]
-
-  def player(self, path: str, label: str) -> str:
-    """HTML of a player, or of a note where there is no such sound."""
-    file = (self._workdir / path.replace('\0', '')).resolve()
-    if not any(file.is_relative_to(root) for root in self._roots):
-      return f'<div class="note">{_text(path)} is outside of the workdir</div>'
-    if not file.is_file():
-      return f'<div class="note">{_text(file.name)} is missing</div>'
-    try:
-      soundfile.info(file)
-    except (soundfile.LibsndfileError, OSError):
-      return f'<div class="note">{_text(file.name)} is not a sound</div>'
-    return (f'<audio controls preload="metadata" aria-label="{_text(label)}" '
-            f'src="{_data_uri(file)}"></audio>')
-
-
-def _sample_table(samples: Sequence[dict], sounds: _Sounds) -> str:
+def _sample_table(samples: Sequence[dict], sounds: Sounds) -> str:
   used = [(key, label) for key, label in COLUMNS
           if any(s.get(f'{key}_text') or (s.get('audio') or {}).get(key) for s in samples)]
   head = ''.join(f'<th scope="col">{label}</th>' for _, label in used)
@@ -257,7 +230,7 @@ def _sample_table(samples: Sequence[dict], sounds: _Sounds) -> str:
           f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>')
 
 
-def _sample_cell(sample: dict, key: str, sounds: _Sounds) -> str:
+def _sample_cell(sample: dict, key: str, sounds: Sounds) -> str:
   parts = []
   sound = (sample.get('audio') or {}).get(key)
   if sound:
@@ -348,12 +321,6 @@ def _missing(sentence: str) -> str:
   return f'<p class="missing">{sentence}</p>'
 
 
-def _data_uri(path: pathlib.Path) -> str:
-  kind = mimetypes.guess_type(path.name)[0] or 'application/octet-stream'
-  kind = 'audio/wav' if kind == 'audio/x-wav' else kind
-  return f'data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}'
-
-
 def _image(path: pathlib.Path, alt: str) -> str:
-  return f'<img src="{_data_uri(path)}" alt="{html.escape(alt)}">'
+  return f'<img src="{data_uri(path)}" alt="{html.escape(alt)}">'
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ttt_jax.runs import sweep, sweep_table
-from ttt_jax.runs.report import plots
+from ttt_jax.runs import comparison, sweep, sweep_table
+from ttt_jax.runs.report import comparison_section, plots
 from ttt_jax.train import metrics
 
 # Colours that remain distinct with the common kinds of colour blindness (Okabe and Ito, 2008), then
@@ -37,8 +37,10 @@ def page(workdir: pathlib.Path, template: str) -> str:
   rows = sweep_table.rows(workdir)
   head = template[:template.index('<main>')]
   name = html.escape(workdir.resolve().name)
+  compared = comparison.compare(workdir)
+  groups = comparison_section.sections(workdir, compared) if compared else ''
   return (head.replace('$title', f'Sweep “{name}”') + '<main><header>'
-          f'<h1>Sweep “{name}”</h1><p class="lead">{_lead(rows)}</p></header>'
+          f'<h1>Sweep “{name}”</h1><p class="lead">{_lead(rows)}</p></header>{groups}'
           f'<section id="sweep"><h2>Members</h2>{section(rows)}</section>'
           f'<section id="learning"><h2>Training curves</h2>{_curves(workdir, rows)}</section>'
           f'<footer>Written by <code>ttt-jax report</code> from the files in <code>{name}</code>; '
