@@ -30,4 +30,5 @@ else judge=none; echo "No recogniser is installed: generated speech will not be 
 fi
 
 exec ttt-jax sweep --sweep configs/sweeps/paper.py --config configs/paper/mini.py --workdir "$out" \
-  --jobs "$jobs" --config.evaluate.judge=$judge
+  --jobs "$jobs" --config.evaluate.judge=$judge \
+  --config.evaluate.transcripts="$PWD/$out/transcripts.jsonl"

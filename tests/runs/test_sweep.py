@@ -16,6 +16,7 @@ from tests import conftest, small_run
 from ttt_jax import config as config_lib
 from ttt_jax.cli import main
 from ttt_jax.errors import UserError
+from ttt_jax.evaluate import summary
 from ttt_jax.runs import status, supervisor, sweep, sweep_runner, sweep_table
 from ttt_jax.runs.report import page as report
 from ttt_jax.train import metrics
@@ -211,6 +212,25 @@ def test_a_chain_of_commands_stops_at_the_first_that_fails(config_file, tmp_path
   assert (tmp_path / 'ran').read_text().splitlines() == ['m0 train', 'm1 train', 'm1 evaluate']
 
 
+def test_what_has_ended_is_not_run_again(config_file, tmp_path):
+  """Killed at any moment: after nothing, the training, another evaluation, everything."""
+  folder, found = settled(config_file, tmp_path, [{'seed': i} for i in range(5)])
+  scores = lambda settings: json.dumps({'step': 4, 'summary': {}, 'settings': settings})
+  for member in found[1:]:
+    (member.folder(folder) / 'status.json').write_text('{"state": "done", "step": 4}')
+  other = config_lib.load(config_file, {'evaluate.items': '1'})
+  for number, config in ((2, other), (3, found[3].config)):
+    (found[number].folder(folder) / 'evaluation.json').write_text(
+        scores(summary.settings(config)))
+  (found[4].folder(folder) / 'status.json').write_text('{"state": "running", "step": 3}')
+  commands = lambda m: [['bash', '-c', f'echo {m.name} {name} >> {tmp_path}/ran'] for name in
+                        sweep_runner.unfinished(m.folder(folder), m.config, True)]
+  assert drive(sweep_runner.Runner(folder, found, commands, 1, RULES)) == 0
+  assert (tmp_path / 'ran').read_text().splitlines() == [
+      'm0 train', 'm0 evaluate', 'm1 evaluate', 'm2 evaluate', 'm4 train', 'm4 evaluate']
+  assert states(folder, found) == ['done'] * 5
+
+
 @pytest.mark.parametrize('number, code', [(signal.SIGTERM, 77), (signal.SIGINT, 130)])
 def test_asked_to_stop_it_starts_nothing_more(config_file, tmp_path, number, code):
   folder, found = settled(config_file, tmp_path, [{'seed': i} for i in range(3)])
@@ -234,6 +254,12 @@ def test_members_at_a_time_have_their_own_gpus():
   assert sweep_runner.gpu_shares(['0', '1', '2', '3', '4'], 2) == [
       {'CUDA_VISIBLE_DEVICES': '0,1'}, {'CUDA_VISIBLE_DEVICES': '2,3'}]
   assert sweep_runner.gpu_shares([], 3) == []
+
+
+def test_members_at_a_time_have_their_share_of_the_cores():
+  assert sweep_runner.cpu_shares(8, 3) == [{'NPROC': '2', 'OMP_NUM_THREADS': '2'}] * 3
+  assert sweep_runner.cpu_shares(2, 4) == [{'NPROC': '1', 'OMP_NUM_THREADS': '1'}] * 4
+  assert sweep_runner.cpu_shares(8, 1) == []
 
 
 def test_each_running_member_keeps_its_slot(config_file, tmp_path):
@@ -359,3 +385,37 @@ def test_a_sweep_from_the_command_line(tmp_path):
   assert second.returncode == 1 and 'Preparing' not in second.stderr, second.stderr
   assert (tmp_path / 'w/good/metrics.jsonl').read_bytes() == seen
   assert 'w: a sweep of 2 members, 1 done, 1 failed' in status.status(tmp_path / 'w')
+
+
+@pytest.mark.slow
+def test_a_comparison_is_killed_and_resumed(tmp_path, prepared):
+  """Two methods and two seeds, two at a time; all processes are killed in the middle."""
+  base = small_run.replace(small_run.config(steps=4), 'data', path=str(prepared))
+  config_lib.save(base, tmp_path / 'base')
+  path = write_sweep(tmp_path, "sweep.Sweep(sweep.named({'ttt': {}, 'ar': {'objective.mode': 'ar'}}"
+                               ", sweep.seeds(2)), evaluate=True, reference='ttt')")
+  folder = tmp_path / 'w'
+  words = [sys.executable, '-m', 'ttt_jax.cli', 'sweep', '--workdir', str(folder), '--config',
+           str(tmp_path / 'base' / 'config.json'), '--sweep', str(path), '--jobs', '2']
+  env = os.environ | {'XLA_FLAGS': conftest.QUICK, 'TTT_JAX_CACHE': str(tmp_path / 'cache')}
+  names = ['ttt,seed=0', 'ar,seed=0', 'ttt,seed=1', 'ar,seed=1']
+  state = lambda name: sweep.read_state(folder / name).get('state')
+  with subprocess.Popen(words, env=env, start_new_session=True) as first:
+    until = time.monotonic() + 600
+    while not any(state(name) == sweep.DONE for name in names):
+      assert first.poll() is None and time.monotonic() < until
+      time.sleep(0.1)
+    first.kill()
+  ended = {name: (folder / name / 'items.jsonl').stat().st_mtime_ns
+           for name in names if state(name) == sweep.DONE}
+  assert 0 < len(ended) < 4
+  second = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+  assert second.returncode == 0, second.stderr
+  assert [state(name) for name in names] == [sweep.DONE] * 4
+  assert {name: (folder / name / 'items.jsonl').stat().st_mtime_ns for name in ended} == ended
+  rows = list(csv.DictReader((folder / 'comparison.csv').open()))
+  assert {(row['group'], row['runs']) for row in rows} == {('ttt', '2'), ('ar', '2')}
+  assert 'Means of 2 runs' in second.stdout and 'difference' in (folder / 'report.html').read_text()
+  (folder / 'comparison.csv').unlink()
+  assert main.main(['sweep', '--workdir', str(folder), '--collect']) == 0
+  assert (folder / 'comparison.csv').is_file()
