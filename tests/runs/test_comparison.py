@@ -94,7 +94,7 @@ def test_the_page(study):
   plain = ' '.join(re.sub(r'<[^>]+>', ' ', re.sub(r'base64,[^"]*', '', text)).split())
   assert 'no_banom,seed=1 has no scores: failed: no &lt;data&gt; here' in plain
   assert '25.0 ± 0.00 +25.0 [' in plain and '34.70 0.00' in plain and 'ttt-jax sweep' in plain
-  assert text.count('<svg') == 3 + 1 and text.count('<audio') == 1 and 'audio/flac' in text
+  assert text.count('<svg') == 2 + 1 and text.count('<audio') == 1 and 'audio/flac' in text
   assert '<script' not in text and '&lt;script' in text
 
 
