@@ -4,6 +4,7 @@
 # make test         the test suite, without the tests marked slow
 # make test-slow    the tests marked slow
 # make test-torch   weights, PyTorch module and tokenizers against torch and transformers (installs them)
+# make test-recipes docs/recipes.md on tiny corpora (a minute or two)
 # make test-slurm   two nodes of a SLURM installation (5 to 15 minutes)
 # make test-serve   the server: 1,000 malformed requests, memory over 2,000, SIGTERM (a few minutes)
 # make fuzz         damages files of every kind and opens them (FUZZ='--seconds 600 --seed 3')
@@ -29,7 +30,7 @@ PYTHON_HERE = $(or $(PYTHON),python3)
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo paper smoke test test-slow test-torch test-slurm test-serve full-size faults fuzz together test-disks lint types docs clean distclean
+.PHONY: demo paper smoke test test-slow test-torch test-recipes test-slurm test-serve full-size faults fuzz together test-disks lint types docs clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
@@ -52,6 +53,9 @@ test-torch: .venv/test.installed .venv/torch.installed
 
 test-slurm: .venv/test.installed
 	$(PYTEST) -m slow -s tests/launch/test_slurm.py
+
+test-recipes: .venv/test.installed
+	$(PYTEST) -m slow tests/test_recipes.py
 
 test-serve: .venv/test.installed
 	$(PYTEST) -m slow tests/serve
