@@ -137,8 +137,8 @@ class VoiceBench(Suite):
 
 def _mean_of_four(sums: np.ndarray) -> np.ndarray:
   """float [..., 6] -> [...]: IFEval's mean of strict and loose, per request and per instruction."""
-  return sum(ratio(sums[..., [value, weight]]) for value, weight in (
-      (0, 2), (1, 2), (3, 5), (4, 5))) / 4
+  return np.mean([ratio(sums[..., [value, weight]]) for value, weight in (
+      (0, 2), (1, 2), (3, 5), (4, 5))], axis=0)
 
 
 def _malformed(verdict: Verdict) -> Counts:
