@@ -55,6 +55,7 @@ EXTRAS = {
         'python-multipart>=0.0.20',
         'websockets>=13',
         'prometheus_client>=0.20',
+        'webrtcvad-wheels>=2.0.14',
     ],
     'tpu': ['jax[tpu]>=0.10'],
     # tokamax is pinned: per-row key ranges go through a part of it that may change.
@@ -86,9 +87,10 @@ EXTRAS = {
         'uvicorn>=0.40',
         'pydantic>=2.10',
         'python-multipart>=0.0.20',
-        'websockets>=13',
         'prometheus_client>=0.20',
         'openai>=2.0',
+        'websockets>=13,<16',  # as the realtime client of openai wants it
+        'webrtcvad-wheels>=2.0.14',
         ],
     'docs': ['mkdocs-material>=9.6', 'mkdocstrings-python>=2.0', 'ziamath>=0.12'],
     # The published schemas of Kubernetes (100 MB), for the test of launch/gke/.
@@ -104,7 +106,8 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['ttt_jax', 'ttt_jax.*']),
-    package_data={'ttt_jax': ['py.typed', 'runs/report/*.html', 'hf/torch_code/*.py']},
+    package_data={'ttt_jax': ['py.typed', 'runs/report/*.html', 'hf/torch_code/*.py',
+                              'serve/page/*.html', 'serve/page/*.css', 'serve/page/*.js']},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={'console_scripts': ['ttt-jax = ttt_jax.cli.main:main']},

@@ -87,4 +87,6 @@ def get_config() -> ConfigDict:
   config.generate = ConfigDict({
       'block': 14, 'steps': 7, 'max_span': 140, 'max_tokens': 512, 'slots': 16,
   })
+  # It was trained on single turns.
+  config.serve = ConfigDict({'history': 0})
   return config

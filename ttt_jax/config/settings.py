@@ -472,6 +472,9 @@ class ServeConfig(Settings, group='serve'):
   timeout: Positive = 300.0    # longest time for a request, its body included [s]
   shutdown: NonNegative = 30.0  # on SIGTERM, time to finish what is open before it is cut off [s]
   workers: Count = 2           # threads that encode and decode sound
+  # Earlier turns of a spoken conversation that the model reads, with their answers; a session may
+  # set another number. 0 suits models that were trained on single turns.
+  history: Natural = 1000
 
   def __post_init__(self):
     super().__post_init__()

@@ -51,6 +51,7 @@ class _Request:
     first_audio: seconds from admission to the first final audio token.
     watched: the steps of its blocks are reported.
     answer: int32 [n], its ids so far, with masks where a block is open.
+    block_at, step: of the open block that was reported; block_at is -1 if there is none.
   """
   number: int
   prompt: np.ndarray
@@ -68,6 +69,8 @@ class _Request:
   since: float = 0.0
   first_audio: float | None = None
   watched: bool = False
+  block_at: int = -1
+  step: int = 0
   answer: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
 
@@ -478,14 +481,13 @@ class Engine:
       first = max(request.seen, int(row.block_at))
       masks = np.flatnonzero(token[first:request.length] == self.vocab.mask)
       final = first + int(masks[0]) if masks.size else final
+    if request.watched:
+      yield from self._block(request, row, token)
     yield from self._tokens(request, token[request.seen:final])
     request.seen = max(request.seen, final)
     if closed:
       request.spans.append(closed)
       yield Event(request.number, 'span', span=closed)
-    if open_now and request.watched:
-      yield Event(request.number, 'block', ids=token[int(row.block_at):request.length].copy(),
-                  step=int(row.step))
     if request.phase == decode_step.IDLE:
       self._slots[slot] = None
       self._cached[slot] = prefix_cache.with_answer(
@@ -495,6 +497,21 @@ class Engine:
                       bool(row.finished), int(row.calls), time.monotonic() - request.since,
                       request.first_audio)
       yield Event(request.number, 'done', answer=answer)
+
+  def _block(self, request: _Request, row: State, token: np.ndarray) -> Iterator[Event]:
+    """The last step of the block that was open before, if it is finished, and the open one."""
+    if request.block_at >= 0 and not (request.open and request.block_at == row.block_at):
+      end = int(row.block_at)
+      if not request.open:
+        begin = request.block_at
+        end = begin + _span_length(token[begin:request.length], self.vocab, self.mode)
+      yield Event(request.number, 'block', ids=token[request.block_at:end].copy(),
+                  step=request.step + 1)
+    request.block_at = int(row.block_at) if request.open else -1
+    request.step = int(row.step)
+    if request.open:
+      yield Event(request.number, 'block', ids=token[request.block_at:request.length].copy(),
+                  step=request.step)
 
   def _tokens(self, request: _Request, ids: np.ndarray) -> Iterator[Event]:
     """One event per run of text or of audio."""

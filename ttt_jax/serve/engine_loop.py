@@ -62,6 +62,12 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ids:
+  """Tokens int32 [n], before the text or sound that they make; only of requests with ``ids``."""
+  ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Sound:
   """New samples: int16, little-endian, mono, at sound_out.RATE."""
   pcm: bytes
@@ -107,7 +113,7 @@ class Done:
   seconds: float
 
 
-Event = Text | Sound | Block | Done
+Event = Text | Ids | Sound | Block | Done
 
 
 @dataclasses.dataclass
@@ -204,6 +210,11 @@ class EngineLoop:
       raise Busy(f'{self._requests} requests are open, and the server takes {self._room} '
                  '(generate.slots and serve.queue); try again later.', 1)
     self.engine.check(prompt, settings, 'the request')
+    self.check_settings(settings)
+
+  def check_settings(self, settings: GenerateConfig) -> None:
+    """Raises the errors of ``check`` that depend on no prompt."""
+    self.engine.check(np.zeros(1, np.int32), settings, 'the request')
     if key := self.engine.compiles(settings):
       raise UserError(f'{key}={getattr(settings, key)} needs programs that the server has not '
                       f'compiled; start it with --config.generate.{key}='
@@ -211,7 +222,7 @@ class EngineLoop:
 
   async def generate(self, prompt: np.ndarray, settings: GenerateConfig, *,
                      seed_name: int | None = None, stop: tuple[str, ...] = (),
-                     watch: bool = False, sound: bool = True,
+                     watch: bool = False, sound: bool = True, ids: bool = False,
                      began: float | None = None) -> AsyncIterator[Event]:
     """Answer one prompt.
 
@@ -223,10 +234,11 @@ class EngineLoop:
       stop: the answer ends before the first of these texts.
       watch: yield Block events.
       sound: yield Sound events; False leaves spans undecoded.
+      ids: yield Ids events.
       began: time.monotonic() when the request arrived, for latencies; None: now.
 
     Yields:
-      Text, Sound and Block events as they become final, then one Done.
+      Text, Ids, Sound and Block events as they become final, then one Done.
 
     Raises:
       UserError, Busy: as ``check``.
@@ -253,6 +265,7 @@ class EngineLoop:
       self._inbox.append(request)
       self._condition.notify()
     reader = _Reader(self, request, stop, sound, time.monotonic() if began is None else began)
+    reader.report_ids = ids
     try:
       while not reader.done:
         item = await events.get()
@@ -343,6 +356,7 @@ class _Reader:
     self._samples = 0
     self._spans, self._block_number = 0, -1
     self._ids: list[np.ndarray] = []
+    self.report_ids = False
     self.done = False    # the reader has its Done
     self.ended = False   # the engine has ended the request
     self.outcome = 'cancelled'
@@ -350,6 +364,8 @@ class _Reader:
   async def read(self, event: outputs.Event) -> AsyncIterator[Event]:
     if event.kind == 'text' and event.ids is not None:
       self._ids.append(event.ids)
+      if self.report_ids:
+        yield Ids(event.ids)
       if text := self._text.push(event.ids):
         yield Text(text)
       if self._text.stopped:
@@ -357,6 +373,8 @@ class _Reader:
           yield rest
     elif event.kind == 'audio' and event.ids is not None:
       self._ids.append(event.ids)
+      if self.report_ids:
+        yield Ids(event.ids)
       codes = self._vocab.decode_codes(event.ids)
       if self._pcm is not None and codes.size:
         async for piece in self._sound(self._pcm.push, codes):

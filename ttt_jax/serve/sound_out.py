@@ -1,12 +1,12 @@
 """The sound of an answer: samples at the protocol's rate, and the formats they are sent in."""
 
 import io
-import math
 import struct
 
 import numpy as np
 
 from ttt_jax.audio.codec import Codec
+from ttt_jax.audio.resampling import Resampler
 from ttt_jax.errors import UserError
 
 RATE = 24_000  # Hz, of all sound that the server sends and of PCM that it receives
@@ -34,47 +34,6 @@ class PcmStream:
     """The remaining samples."""
     rest = self._resampler.push(self._stream.finish())
     return pcm16(np.concatenate([rest, self._resampler.finish()]))
-
-
-class Resampler:
-  """audio.io.resample of a waveform that arrives in pieces: the pieces joined equal the whole."""
-
-  def __init__(self, rate: int, target: int):
-    common = math.gcd(rate, target)
-    self._rate, self._target = rate, target
-    self._up, self._down = target // common, rate // common
-    # scipy's filter reaches 10 * max(up, down) / up samples to each side; whole periods of `down`
-    # samples keep its phase.
-    reach = -(-10 * max(self._up, self._down) // self._up) + 1
-    self._context = -(-reach // self._down) * self._down
-    self._held = np.zeros(0, np.float32)   # context before, and samples that are not final
-    self._before = 0                       # of them, samples that were returned already
-
-  def push(self, samples: np.ndarray) -> np.ndarray:
-    """float32 [n] at the rate -> the samples float32 [m] at the target that are final."""
-    if self._rate == self._target:
-      return samples
-    self._held = np.concatenate([self._held, samples])
-    ready = (len(self._held) - self._before - self._context) // self._down * self._down
-    if ready <= 0:
-      return np.zeros(0, np.float32)
-    end = self._before + ready
-    out = self._resample(self._held[:end + self._context])
-    first, last = (at // self._down * self._up for at in (self._before, end))
-    keep = min(self._context, end)
-    self._held, self._before = self._held[end - keep:], keep
-    return out[first:last]
-
-  def finish(self) -> np.ndarray:
-    """The remaining samples; the object can be used for another waveform."""
-    out = self._resample(self._held) if self._held.size else np.zeros(0, np.float32)
-    out = out[self._before // self._down * self._up:]
-    self._held, self._before = self._held[:0], 0
-    return out
-
-  def _resample(self, samples: np.ndarray) -> np.ndarray:
-    from ttt_jax.audio import io as audio_io
-    return audio_io.resample(samples, self._rate, self._target)
 
 
 def pcm16(samples: np.ndarray) -> bytes:
