@@ -54,7 +54,7 @@ def _serve(args: argparse.Namespace, config: config_lib.Config) -> int:
   if not 0 <= args.port < 2**16:
     raise UserError(f'--port is {args.port}; it must be from 0 to 65535.')
   try:
-    from ttt_jax.serve import served_model, server, service
+    from ttt_jax.serve import page, realtime, served_model, server, service
   except ModuleNotFoundError as error:
     raise UserError(f"`ttt-jax serve` needs the package {error.name}; install the extra 'serve': "
                     "pip install 'ttt_jax[serve]'.") from error
@@ -66,7 +66,7 @@ def _serve(args: argparse.Namespace, config: config_lib.Config) -> int:
     model = served_model.load(config, args.workdir, args.checkpoint)
   state = service.Service.make(model, config.serve)
   server.warm_up(state.loop)
-  number = server.run(state, listener, key, args.allow_origin)
+  number = server.run(state, listener, key, args.allow_origin, (page.ROUTE, *realtime.ROUTES))
   return exit_codes.INTERRUPTED if number == signal.SIGINT else exit_codes.SUCCESS
 
 
