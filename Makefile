@@ -1,5 +1,6 @@
 # make demo         the demo: corpus, training, evaluation and a report (about 11 minutes on 2 cores)
 # make paper        the paper's comparison in miniature: 7 methods, 3 seeds (hours; resumes)
+# make serve        talk to the demo's model at http://127.0.0.1:8000 (after make demo; SERVE='--port 9000')
 # make smoke        one tiny run through every command of ttt-jax (about a minute on 2 cores)
 # make test         the test suite, without the tests marked slow
 # make test-slow    the tests marked slow
@@ -30,13 +31,16 @@ PYTHON_HERE = $(or $(PYTHON),python3)
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo paper smoke test test-slow test-torch test-recipes test-slurm test-serve full-size faults fuzz together test-disks lint types docs clean distclean
+.PHONY: demo paper serve smoke test test-slow test-torch test-recipes test-slurm test-serve full-size faults fuzz together test-disks lint types docs clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
 
 paper: .venv/demo.installed
 	bash launch/paper.sh
+
+serve: .venv/serve.installed
+	.venv/bin/ttt-jax serve --workdir demo $(SERVE)
 
 smoke: .venv/test.installed
 	$(PYTEST) tests/test_smoke.py

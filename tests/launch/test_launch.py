@@ -1,6 +1,7 @@
 """Launching: who belongs to a run, the supervisor's rules, scripts, manifests, compiler flags."""
 
 import argparse
+import json
 import os
 import pathlib
 import re
@@ -11,6 +12,7 @@ import sys
 import pytest
 import yaml
 
+from ttt_jax import config
 from ttt_jax.cli import cluster, main
 from ttt_jax.cli.cluster import Place
 from ttt_jax.errors import UserError
@@ -19,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / 'launch'
 SCRIPTS = sorted(LAUNCH.glob('*.sh'))
 MANIFESTS = sorted((LAUNCH / 'gke').glob('*.yaml'))
+UNIT = LAUNCH / 'serve' / 'ttt-serve.service'
 
 
 # -- who belongs to a run -----------------------------------------------------------
@@ -272,9 +275,73 @@ def test_the_commands_of_manifests_parse():
       assert {'containerPort': port} in container['ports'], name
 
 
+def deployment():
+  found, = [document for _, document in documents() if document['kind'] == 'Deployment']
+  return found, found['spec']['template']['spec']
+
+
 def test_services_find_their_pods():
   for name, document in documents():
-    if document['kind'] == 'Service':
+    if document['kind'] != 'Service':
+      continue
+    selector = document['spec']['selector']
+    if 'job-name' in selector:
       job = next(job for file, job in jobs() if file == name)
-      assert document['spec']['selector'] == {'job-name': job['metadata']['name']}
+      assert selector == {'job-name': job['metadata']['name']}
       assert job['spec']['template']['spec']['subdomain'] == document['metadata']['name']
+    else:
+      found, pod = deployment()
+      assert selector == found['spec']['selector']['matchLabels'] == (
+          found['spec']['template']['metadata']['labels'])
+      assert document['spec']['ports'][0]['targetPort'] in {
+          port['name'] for port in pod['containers'][0]['ports']}
+
+
+# -- servers ------------------------------------------------------------------------
+
+
+def served(words):
+  """The flags of `ttt-jax serve` in a list of words."""
+  args, _ = main._parse(words[[pathlib.Path(word).name for word in words].index('ttt-jax') + 1:])
+  assert args.verb == 'serve'
+  return args
+
+
+def test_the_deployment_fits_itself():
+  _, pod = deployment()
+  container, = pod['containers']
+  args = served([*container['command'], *container['args']])
+  mounts = {mount['mountPath']: mount['name'] for mount in container['volumeMounts']}
+  assert set(mounts.values()) == {volume['name'] for volume in pod['volumes']}
+  assert args.workdir in mounts and os.path.dirname(args.api_key_file) in mounts
+  assert args.host == '0.0.0.0' and container['ports'][0]['containerPort'] == args.port
+  assert {entry['name']: entry['value'] for entry in container['env']}[
+      'JAX_COMPILATION_CACHE_DIR'] in mounts  # everything else is read-only
+  paths = [container[f'{kind}Probe']['httpGet']['path'] for kind in (
+      'startup', 'readiness', 'liveness')]
+  assert paths == ['/health', '/ready', '/health']
+  assert pod['terminationGracePeriodSeconds'] > config.ServeConfig().shutdown
+
+
+def test_the_unit_of_systemd(tmp_path):
+  text = UNIT.read_text(encoding='utf-8')
+  command = re.search('^ExecStart=(.*)$', text, re.M).group(1)
+  args = served(command.split())
+  assert args.host == '127.0.0.1'
+  assert int(re.search('^TimeoutStopSec=(.*)$', text, re.M).group(1)) > (
+      config.ServeConfig().shutdown)
+  if (program := shutil.which('systemd-analyze')) is None:
+    pytest.skip('systemd-analyze is not installed')
+  copy = tmp_path / UNIT.name  # the program must exist
+  copy.write_text(text.replace(command.split()[0], sys.executable), encoding='utf-8')
+  found = subprocess.run([program, 'verify', '--man=no', copy], capture_output=True, text=True,
+                         check=False)
+  assert found.returncode == 0 and not found.stderr.strip(), found.stderr
+
+
+def test_the_image_starts_a_server():
+  text = (LAUNCH / 'serve' / 'Dockerfile').read_text(encoding='utf-8')
+  words = [json.loads(found) for found in re.findall(r'^(?:ENTRYPOINT|CMD) (.*)$', text, re.M)]
+  args = served(sum(words, []))
+  assert (args.host, args.port, args.workdir) == ('0.0.0.0', 8000, '/model')
+  assert 'EXPOSE 8000' in text and 'ARG EXTRA=serve' in text
