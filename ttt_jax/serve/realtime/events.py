@@ -309,9 +309,10 @@ def checked(model: type[Any], value: dict[str, Any], where: str) -> Any:
   try:
     return model.model_validate(value)
   except pydantic.ValidationError as error:
-    # A wrong "type" explains the rest; another constant is often but one branch of a union.
+    # Of a union every branch has an error: that of the branch that was most likely meant.
+    unlikely = {'literal_error': 1, 'model_type': 2}
     found = min(error.errors(include_url=False), key=lambda one: (
-        one['loc'][-1:] != ('type',), one['type'] == 'literal_error'))
+        one['loc'][-1:] != ('type',), unlikely.get(one['type'], 0)))
     path = [str(key) for key in found['loc'] if not _is_branch(key)]
     name = '.'.join([where, *path] if where else path)
     raise Refused(_sentence(name, found), 'unknown_parameter' if
@@ -333,6 +334,9 @@ def _sentence(name: str, found: Any) -> str:
     moved = _MOVED.get(name.removeprefix('session.'))
     return f'{name} is no field of this protocol' + (
         f'; use session.{moved}.' if moved else '; leave it out.')
+  if found['type'] == 'union_tag_invalid':
+    expected = found['ctx']['expected_tags']
+    return f'{name}.type is {_shown(found["ctx"]["tag"])}; it must be one of {expected}.'
   message = found['msg'].removeprefix('Value error, ')
   if message.startswith('is '):
     return f'{name} {message}.'
