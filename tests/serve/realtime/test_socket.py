@@ -22,8 +22,8 @@ from ttt_jax.serve import realtime
 
 @pytest.fixture(scope='module')
 def server():
-  model = tiny.served()
-  with tiny.running(model, ServeConfig(max_audio=10.0, max_body=1.0), routes=realtime.ROUTES) as found:
+  limits = ServeConfig(max_audio=10.0, max_body=1.0)
+  with tiny.running(config=limits, routes=realtime.ROUTES) as found:
     yield found
 
 
