@@ -32,8 +32,11 @@ class Resampler:
     self._up, self._down = int(target) // common, int(rate) // common
     widest = max(self._up, self._down)
     self._half = _HALF * widest if widest > 1 else 0
-    taps = scipy.signal.firwin(2 * self._half + 1, 1 / widest, window=('kaiser', _KAISER)
-                               ) if widest > 1 else np.ones(1)
+    taps = np.ones(1)
+    if widest > 1:
+      taps = scipy.signal.firwin(
+          2 * self._half + 1, 1 / widest,
+          window=('kaiser', _KAISER))  # pyright: ignore[reportArgumentType]
     # Row p holds the taps that meet the input at outputs of phase p.
     taps = np.pad(taps * self._up, (0, -len(taps) % self._up))
     self._taps = taps.reshape(-1, self._up).T.astype(np.float32)

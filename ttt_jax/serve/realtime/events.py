@@ -57,9 +57,9 @@ class Strict(pydantic.BaseModel):
 
 class TurnDetection(Strict):
   type: Literal['server_vad'] = 'server_vad'
-  threshold: float = Field(0.5, ge=0, le=1)
-  prefix_padding_ms: int = Field(300, ge=0, le=5_000)
-  silence_duration_ms: int = Field(500, ge=100, le=10_000)
+  threshold: float = Field(default=0.5, ge=0, le=1)
+  prefix_padding_ms: int = Field(default=300, ge=0, le=5_000)
+  silence_duration_ms: int = Field(default=500, ge=100, le=10_000)
   create_response: bool = True
   interrupt_response: bool = True
   idle_timeout_ms: Unsupported = None
@@ -90,7 +90,7 @@ class Voice(Strict):
 class OutputAudio(Strict):
   format: Format = Format()
   voice: str | Voice = 'default'
-  speed: float = Field(1.0, ge=1, le=1)
+  speed: float = Field(default=1.0, ge=1, le=1)
 
 
 class Audio(Strict):
@@ -113,7 +113,7 @@ class Extension(Strict):
     sampling: settings of config section ``generate``.
   """
   block_events: bool = False
-  history_turns: int | None = Field(None, ge=0)
+  history_turns: int | None = Field(default=None, ge=0)
   sampling: dict[str, int | float | str] = {}
 
 
@@ -169,7 +169,7 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 class Event(Strict):
   type: str
-  event_id: str | None = Field(None, max_length=512)
+  event_id: str | None = Field(default=None, max_length=512)
 
 
 class SessionUpdate(Event):
@@ -195,7 +195,7 @@ class NewItem(Strict):
   type: Literal['message'] = 'message'
   role: Literal['system', 'user', 'assistant']
   content: list[Content] = Field(min_length=1, max_length=100)
-  id: str | None = Field(None, min_length=1, max_length=64)
+  id: str | None = Field(default=None, min_length=1, max_length=64)
   object: str | None = None
   status: str | None = None
 
@@ -217,7 +217,7 @@ class ItemOf(Event):
 
 class ItemTruncate(Event):
   item_id: str
-  content_index: int = Field(0, ge=0)
+  content_index: int = Field(default=0, ge=0)
   audio_end_ms: int = Field(ge=0)
 
 
@@ -231,7 +231,7 @@ class ResponseParams(Strict):
   max_output_tokens: Tokens | None = None
   conversation: Literal['auto', 'none'] = 'auto'
   input: list[Annotated[NewItem | Reference, Field(discriminator='type')]] | None = None
-  metadata: dict[str, str] | None = Field(None, max_length=16)
+  metadata: dict[str, str] | None = Field(default=None, max_length=16)
   audio: OutputOnly | None = None
   ttt: Extension | None = None
   tools: Unsupported = None

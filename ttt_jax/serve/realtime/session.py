@@ -291,8 +291,8 @@ class Session:
     limit = given.max_output_tokens or self.settings.max_output_tokens
     modalities = given.output_modalities or self.settings.output_modalities
     response = Response(self._new('resp'), self._new('item'),
-                        f'conv_{self._name}' if kept else None, modalities, given.metadata, limit,
-                        settings.steps)
+                        f'conv_{self._name}' if kept else None, list(modalities), given.metadata,
+                        limit, settings.steps)
     if kept:
       self._active = response
     else:

@@ -126,7 +126,7 @@ class Connection:
         self._session.fits(ask.key, since)
         found = loop.generate(prompt, settings, watch=ask.watch,
                               sound=ask.spoken, ids=not ask.transcribe)
-        async with contextlib.aclosing(found):
+        async with contextlib.aclosing(found):  # pyright: ignore[reportArgumentType]
           async for event in found:
             async with self._lock:
               await self._carry_out(self._session.answered(ask.key, event))
