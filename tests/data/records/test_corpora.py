@@ -1,9 +1,12 @@
 """Public corpora in their published layouts: what is read, which parts, and what is refused."""
 
+import copy
 import dataclasses
+import io
 import json
 import logging
 import shutil
+import tarfile
 
 import pytest
 
@@ -281,3 +284,33 @@ def test_a_damaged_record_is_an_error_or_a_counted_reject(folders, tmp_path, cap
 def test_garbage_of_gigaspeech_is_counted(folders):
   found = read(folders['gigaspeech'], 'asr', subset='TEST')
   assert [one.reason for one in found if isinstance(one, corpora.Skip)] == ['no speech: <NOISE>']
+
+
+@pytest.mark.parametrize('name', corpora_folders.ALL)
+def test_files_that_macos_leaves_are_not_read(folders, tmp_path, name):
+  """A ._NAME beside every file, also inside archives."""
+  task = corpora_folders.ALL[name][1]
+  root = tmp_path / 'copy'
+  shutil.copytree(folders[name], root)
+  for path in list(root.rglob('*')):
+    if path.is_file():
+      (path.parent / f'._{path.name}').write_bytes(b'\x00\x05\x16\x07' + bytes(99))
+  for path in root.rglob('S*.tar.gz'):
+    with tarfile.open(path) as archive:
+      members = [(one, archive.extractfile(one).read()) for one in archive if one.isfile()]
+    with tarfile.open(path, 'w:gz') as archive:
+      for one, data in members:
+        hidden = copy.copy(one)
+        hidden.name = one.name.replace('BAC', '._BAC')
+        for member in (hidden, one):
+          archive.addfile(member, io.BytesIO(data))
+  skips = lambda items: sum(isinstance(item, corpora.Skip) for item in items)
+  before, after = read(folders[name], task), read(root, task)
+  assert (len(after), skips(after)) == (len(before), skips(before))
+  assert texts(after) == texts(before)
+
+
+def test_archives_in_a_folder_are_to_be_unpacked(tmp_path):
+  (tmp_path / 'test-clean.tar.gz').write_bytes(b'x')
+  with pytest.raises(UserError, match='its archives are not read; unpack test-clean.tar.gz'):
+    read(tmp_path, 'asr')

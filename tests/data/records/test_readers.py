@@ -3,11 +3,12 @@
 import csv
 import gzip
 import json
+import os
 
 import numpy as np
 import pytest
 
-from ttt_jax.data.records import columns, compression, json_stream, limits, readers
+from ttt_jax.data.records import columns, compression, json_stream, limits, places, readers
 from ttt_jax.errors import UserError
 
 pa = pytest.importorskip('pyarrow')
@@ -423,3 +424,13 @@ def test_bad_lines_are_items_and_the_rest_goes_on(tmp_path, monkeypatch, size):
   for sentence, part in zip(said, ('broken JSON', 'longer than', 'a list, but', 'not UTF-8',
                                    'longer than'), strict=True):
     assert part in sentence
+
+
+def test_recordings_of_a_table_beside_their_folder(tmp_path):
+  """TAU: evaluation_setup/fold1_evaluate.csv names audio/a.wav."""
+  (tmp_path / 'audio').mkdir()
+  (tmp_path / 'audio' / 'a.wav').write_bytes(b'x')
+  setup = tmp_path / 'evaluation_setup'
+  setup.mkdir()
+  assert os.path.samefile(places.located(setup, 'audio/a.wav'), tmp_path / 'audio' / 'a.wav')
+  assert places.located(setup, 'audio/b.wav') == str(setup / 'audio' / 'b.wav')

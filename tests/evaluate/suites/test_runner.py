@@ -10,6 +10,7 @@ import soundfile
 
 from benchmarks import evaluate_suite
 from tests import small_run
+from tests.data import corpora_folders
 from ttt_jax.config import MeshConfig
 from ttt_jax.errors import UserError
 from ttt_jax.evaluate.suites import answering, asr, runner
@@ -131,3 +132,27 @@ def test_a_missing_checkpoint_or_judge_is_found_before_the_work(workdir, corpus,
   with pytest.raises(UserError, match="evaluate.judge is 'whisperr'.*did you mean 'whisper'"):
     runner.evaluate('spoken_qa', _questions(corpus, tmp_path),
                     models(workdir, 2, judge='whisperr'), tmp_path / 'out')
+
+
+def test_a_part_of_the_items_and_other_parts_of_a_corpus_replace_nothing(
+    workdir, corpus, tmp_path, monkeypatch):
+  asked, replies = [], answering.replies
+  monkeypatch.setattr(answering, 'replies', lambda run, items, judge=None: (
+      asked.extend(number for number, _ in items) or replies(run, items, judge)))
+  some = runner.evaluate('asr', corpus, models(workdir, 1), tmp_path, items=2, sounds=0)
+  every = runner.evaluate('asr', corpus, models(workdir, 1), tmp_path, sounds=0)
+  again = runner.evaluate('asr', corpus, models(workdir, 1), tmp_path, items=2, sounds=0)
+  assert sorted(asked) == list(range(7)) and (some['items'], every['items']) == (2, 7)
+  assert again['checkpoints'][0]['metrics'] == some['checkpoints'][0]['metrics']
+  path = tmp_path / 'summary.json'
+  path.write_text(path.read_text().replace('"subset": ""', '"subset": "test-other"'))
+  with pytest.raises(UserError, match='--subset test-other; choose another folder with --out'):
+    runner.evaluate('asr', corpus, models(workdir, 1), tmp_path)
+
+
+def test_a_missing_recording_is_found_before_the_work(workdir, tmp_path):
+  (tmp_path / 'a.jsonl').write_text('{"audio": "b.wav", "text": "x"}\n')
+  with pytest.raises(UserError, match='a.jsonl:1: there is no recording .*b.wav'):
+    runner.evaluate('asr', tmp_path / 'a.jsonl', models(workdir, 1), tmp_path / 'out')
+  with pytest.raises(UserError, match="^the suite needs records of task 'asr', but --data"):
+    asr.Asr(small_run.config()).items(corpora_folders.clotho(tmp_path))

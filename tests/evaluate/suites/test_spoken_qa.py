@@ -150,3 +150,19 @@ def test_without_a_judge_text_alone_is_scored(tmp_path):
   row = scored(one, item, 'paris', '')
   assert row.counts == {'n': 1, 'text': True} and not one.hears
   assert [metric.name for metric in one.metrics([row])] == ['text_accuracy']
+
+
+@pytest.mark.parametrize('written', [
+    "{'value': 'Nelson', 'aliases': ['Nelson', 'Ship, The'], 'type': 'W'}",
+    '{"value": "Nelson", "aliases": ["Nelson", "Ship, The"], "x": null}'])
+def test_an_answer_of_trivia_qa_in_a_table_is_not_one_text(written):
+  assert spoken_qa.answers_of({'answer': written}, 'f:1') == ('Nelson', 'Ship, The')
+
+
+def test_the_recording_of_a_row_does_not_depend_on_the_order_of_columns(tmp_path):
+  """A path on the machine of the authors, and a folder with a name of its own."""
+  table = tmp_path / 'mine' / 'web_questions.csv'
+  table.parent.mkdir()
+  table.write_text('question,answers,source_wav,audio_filename\nQ,A,/home/x/a.wav,w0.mp3\n')
+  (item,) = suite().items(table.parent)
+  assert source(item) == str(table.parent / 'w0.mp3')

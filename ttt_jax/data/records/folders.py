@@ -9,9 +9,21 @@ MANIFESTS = ('manifest.jsonl', 'manifest.json', 'manifest.tsv', 'manifest.csv', 
              'metadata.jsonl', 'metadata.csv', 'metadata.tsv', 'metadata.parquet', 'data.list',
              'wav.scp')
 _KINDS = ('.parquet', '.arrow', '.jsonl', '.jsonl.gz', '.jsonl.zst', '.json', '.csv', '.tsv')
+_ARCHIVES = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.7z', '.zip')
 # The first word of a file's name, which is its split: train-00000-of-00001.parquet, test.csv.
 _SPLIT = re.compile(r'(train|training|validation|valid|val|dev|test|testing|eval|evaluation|data)'
                     r'(?=[-_.\d])', re.IGNORECASE)
+
+
+def visible(folder: pathlib.Path, pattern: str = '*') -> list[pathlib.Path]:
+  """What matches a pattern in a folder, sorted, without hidden names: macOS leaves a ._NAME beside
+  each file that it copies to a foreign disk or packs into an archive."""
+  return sorted(path for path in folder.glob(pattern) if not path.name.startswith('.'))
+
+
+def archives(folder: pathlib.Path) -> list[str]:
+  """The names of the archives in a folder."""
+  return [path.name for path in visible(folder) if path.name.lower().endswith(_ARCHIVES)]
 
 
 def has_manifest(folder: pathlib.Path) -> bool:
@@ -34,6 +46,10 @@ def manifest(folder: pathlib.Path) -> list[pathlib.Path]:
       return [folder / name]
   found = _splits(folder)
   if not found:
+    packed = archives(folder)
+    if packed:
+      raise UserError(f'{folder} is a folder without a manifest, and its archives are not read; '
+                      f'unpack {", ".join(packed[:4])}.')
     raise UserError(f'{folder} is a folder without a manifest; it needs one of '
                     f'{", ".join(MANIFESTS)}, with the keys audio and text, or files such as '
                     'data/train-00000-of-00001.parquet.')
@@ -49,14 +65,13 @@ def _splits(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   found = {key: files for place in places for key, files in _of(place).items()}
   if found:
     return found
-  inner = sorted(place for place in folder.iterdir()
-                 if place.is_dir() and place.name[0] not in '._')
+  inner = [place for place in visible(folder) if place.is_dir() and place.name[0] != '_']
   return {key: files for place in inner for key, files in _of(place).items()}
 
 
 def _of(place: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   out: dict[str, list[pathlib.Path]] = {}
-  files = sorted(place.iterdir()) if place.is_dir() else []
+  files = visible(place) if place.is_dir() else []
   tables = [file for file in files if file.is_file() and file.name.lower().endswith(_KINDS)]
   known = [file for file in tables if _SPLIT.match(file.name)]
   # 0000.parquet, as the Hub's converter writes it: the folder is the split.

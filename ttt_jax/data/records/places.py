@@ -18,14 +18,17 @@ _SUFFIXES = ('.wav', '.flac', '.mp3', '.ogg', '.opus')
 def located(folder: pathlib.Path, source: str) -> str:
   """The path of a recording.
 
-  A path with folders and a suffix is relative to ``folder``. A name alone may also be in a folder
-  of _FOLDERS, and a name without the suffix of a sound gets one, if such a file exists.
+  A path with folders and a suffix is relative to ``folder``, or to the folder above if it exists
+  there alone: the tables of TAU lie in evaluation_setup, beside audio. A name alone may also be in
+  a folder of _FOLDERS, and a name without the suffix of a sound gets one, if such a file exists.
   """
   path = os.path.join(folder, source)
   suffixed = bool(tables.SOUND.search(source))
   near = () if os.path.dirname(source) else _near(str(folder))
   if suffixed and not near:
-    return path
+    above = os.path.join(folder, '..', source)
+    return above if os.path.dirname(source) and not os.path.isabs(source) and (
+        not os.path.isfile(path) and os.path.isfile(above)) else path
   for place in ('', *near):
     for suffix in ('',) if suffixed else ('', *_SUFFIXES):
       found = os.path.join(folder, place, source + suffix)

@@ -1,6 +1,7 @@
 """Items of published files: recordings of a corpus, rows of tables, questions with answers."""
 
 import collections
+from collections.abc import Iterable
 import dataclasses
 import os
 import pathlib
@@ -34,7 +35,7 @@ def recordings(data: pathlib.Path, task: str, notes: list[str] | None = None,
   out: list[tuple[Recording | Record, str]] = []
   left_out: collections.Counter[str] = collections.Counter()
   source = Source(path=str(data), task=task, split=sources.HELDOUT, subset=subset)
-  for one in sources.inputs((source,), pathlib.Path()):
+  for one in _inputs(source):
     part = getattr(one.piece, 'part', '')
     for _, item in one.items():
       if isinstance(item, sources.Reject):
@@ -46,8 +47,37 @@ def recordings(data: pathlib.Path, task: str, notes: list[str] | None = None,
   if not out:
     raise readers.empty(data)
   if notes is not None:
-    notes += [f'{count:,} rows are left out: {reason}.' for reason, count in left_out.items()]
+    notes += [f'Rows left out: {count:,} ({reason}).' for reason, count in left_out.items()]
   return out
+
+
+def _inputs(source: Source) -> list[sources.Input]:
+  """The inputs of a source; errors name the flags that it was made of."""
+  try:
+    return sources.inputs((source,), pathlib.Path())
+  except UserError as error:
+    text = str(error)
+    for key, flag in ((f'config key data.sources[0].task is {source.task!r}, but ',
+                       f'the suite needs records of task {source.task!r}, but --data '),
+                      ('config key data.sources[0].subset', '--subset'),
+                      ('config key data.sources[0]:', '--data:'),
+                      (', which a source with a held-out split reads unless it has a subset',
+                       ', which is evaluated unless --subset names others')):
+      text = text.replace(key, flag)
+    raise UserError(text) from error
+
+
+def check_sounds(items: Iterable[Record]) -> None:
+  """Raises a UserError if a recording of a request does not exist, before hours of work."""
+  seen = set()
+  for record in items:
+    for part in record.audio():
+      path = part.source
+      if path is None or embedded.is_embedded(path) or path in seen:
+        continue
+      seen.add(path)
+      if not os.path.isfile(path):
+        raise UserError(f'{record.where}: there is no recording {path}{places.searched(path)}.')
 
 
 def rows(data: pathlib.Path) -> list[tuple[str, dict[str, Any], pathlib.Path]]:

@@ -18,7 +18,7 @@ from typing import Any
 from ttt_jax.audio import asr_judges, io
 from ttt_jax.config import Config
 from ttt_jax.errors import UserError
-from ttt_jax.evaluate.suites import answering, registry, results, table
+from ttt_jax.evaluate.suites import answering, reading, registry, results, table
 from ttt_jax.evaluate.suites.results import ResultsFile
 from ttt_jax.evaluate.suites.suite import Item, Result, Suite
 from ttt_jax.storage import files, names, owned, schema
@@ -46,6 +46,8 @@ class SummaryFile(schema.Kind, total=False):
   """summary.json of a benchmark."""
   suite: str
   data: str
+  task: str
+  subset: str
 
 
 def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
@@ -77,10 +79,12 @@ def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
   if not every:
     raise UserError(f'--data {data} holds no items of suite {name}.')
   picked = [(number, every[number]) for number in spaced(len(every), items)]
+  reading.check_sounds(item.record for _, item in picked)
   models = [dataclasses.replace(model, step=_step(model)) for model in models]
   folder = pathlib.Path(out) if out is not None else (
-      models[0].workdir / 'suites' / f'{name}-{names.slug(data.resolve().name)}')
-  _same_benchmark(folder, name, data)
+      models[0].workdir / 'suites' / '-'.join((name, names.slug(data.resolve().name), *(
+          names.slug(chosen) for chosen in (task, subset) if chosen))))
+  _same_benchmark(folder, suite, data)
   place = owned.Output(folder, KIND, '--out')
   labels = _labels(models)
   place.claim(results.SUMMARY, *(f'{label}.jsonl' for label in labels))
@@ -92,7 +96,7 @@ def evaluate(name: str, data: str | os.PathLike, models: Sequence[Model],
     for language in {item.language for _, item in picked}:
       judge.check_language(settings.judge_language or language)
   judges = suite.judges(judge)
-  found = [_one(suite, picked, model, label, place, kept, judge, data, judges)
+  found = [_one(suite, every, picked, model, label, place, kept, judge, data, judges)
            for model, label in zip(models, labels)]
   summary = summarise(suite, data, found, len(every)) | {'judges': judges}
   files.write_text(folder / results.SUMMARY,
@@ -107,15 +111,24 @@ def spaced(count: int, wanted: int) -> list[int]:
   return [i * count // some for i in range(some)]
 
 
-def _same_benchmark(folder: pathlib.Path, name: str, data: pathlib.Path) -> None:
-  """Raises a UserError if the folder has results of other files: they are not replaced."""
+def _same_benchmark(folder: pathlib.Path, suite: Suite, data: pathlib.Path) -> None:
+  """Raises a UserError if the folder has results of other items: they are not replaced."""
   if not (folder / results.SUMMARY).is_file():
     return
   owned.check_json(folder / results.SUMMARY, 'suite', 'data', where='--out')
   before = schema.read(folder / results.SUMMARY, SummaryFile, 'remove it')
-  if (before.get('suite'), before.get('data')) != (name, str(data.resolve())):
+  now = _benchmark(suite, data)
+  if any(before.get(key, value) != value for key, value in now.items()):
+    chosen = ''.join(f', --{key} {before[key]}' for key in ('task', 'subset') if before.get(key)
+                     and before[key] != now[key])
     raise UserError(f'{folder} has the results of suite {before.get("suite")} on '
-                    f'{before.get("data")}; choose another folder with --out.')
+                    f'{before.get("data")}{chosen}; choose another folder with --out.')
+
+
+def _benchmark(suite: Suite, data: pathlib.Path) -> SummaryFile:
+  """What a folder of results holds: it is of one benchmark."""
+  return {'suite': suite.name, 'data': str(data.resolve()), 'task': suite.task,
+          'subset': suite.subset}
 
 
 def _labels(models: Sequence[Model]) -> list[str]:
@@ -136,14 +149,14 @@ def _step(model: Model) -> int:
     return found.newest_good()
 
 
-def _one(suite: Suite, picked: Sequence[tuple[int, Item]], model: Model, label: str,
-         place: owned.Output, kept: set[int], judge: asr_judges.Recogniser | None,
+def _one(suite: Suite, every: Sequence[Item], picked: Sequence[tuple[int, Item]], model: Model,
+         label: str, place: owned.Output, kept: set[int], judge: asr_judges.Recogniser | None,
          data: pathlib.Path, judges: dict[str, Any]) -> dict[str, Any]:
   """Evaluate one checkpoint; returns its label, step and results."""
   step = model.step
   assert step is not None, 'resolved by `evaluate`'
   file = ResultsFile(place.folder / f'{label}.jsonl',
-                     _evaluation(suite, picked, model, step, data) | {'judges': judges})
+                     _evaluation(suite, every, model, step, data) | {'judges': judges})
   left = [(number, item) for number, item in picked if number not in file.done]
   wanted = {number for number, _ in picked}
   if left:
@@ -185,11 +198,12 @@ class _Sounds:
     return name
 
 
-def _evaluation(suite: Suite, picked: Sequence[tuple[int, Item]], model: Model, step: int,
+def _evaluation(suite: Suite, every: Sequence[Item], model: Model, step: int,
                 data: pathlib.Path) -> dict[str, Any]:
-  """What results depend on: an evaluation goes on only if all of it is the same."""
+  """What results depend on: an evaluation goes on only if all of it is the same. ``every``: all
+  items, so that a part of them (--items) and all of them share their results."""
   digest = hashlib.sha256()
-  for number, item in picked:
+  for number, item in enumerate(every):
     digest.update(json.dumps([number, item.id, item.references], ensure_ascii=True).encode())
   seal = model.workdir / 'checkpoints' / str(step) / checksums.SEAL
   config = model.config
@@ -197,7 +211,8 @@ def _evaluation(suite: Suite, picked: Sequence[tuple[int, Item]], model: Model, 
               if key not in ('slots', 'memory')}
   return {'suite': suite.name, 'data': str(data.resolve()), 'items': digest.hexdigest()[:16],
           'checkpoint': files.sha256(seal)[:16] if seal.is_file() else str(step),
-          'step': step, 'generate': generate, 'settings': suite.settings}
+          'step': step, 'mode': config.objective.mode, 'generate': generate,
+          'settings': suite.settings}
 
 
 def summarise(suite: Suite, data: pathlib.Path, found: Sequence[Mapping[str, Any]],
@@ -222,8 +237,8 @@ def summarise(suite: Suite, data: pathlib.Path, found: Sequence[Mapping[str, Any
         'not_asked': len(problems), 'not_asked_why': problems[:3],
         'unfinished': sum(not result.line['finished'] for result in every[i]),
         **suite.more(every[i])})
-  summary = {'suite': suite.name, 'data': str(data.resolve()), 'items': len(every[0]),
-             'of': total, 'settings': suite.settings, 'notes': suite.notes, 'checkpoints': out}
+  summary = {**_benchmark(suite, data), 'items': len(every[0]), 'of': total,
+             'settings': suite.settings, 'notes': suite.notes, 'checkpoints': out}
   summary['table'] = _table(summary, all_items, by_group)
   return summary
 

@@ -11,7 +11,9 @@ An answer is right if it contains a reference answer or one of its aliases (cont
 
 import ast
 from collections.abc import Sequence
+import json
 import pathlib
+import re
 from typing import Any
 
 from ttt_jax.config import Config
@@ -28,8 +30,9 @@ _ANSWERS = ('answers', 'answer', 'answer_value', 'answer_normalized_value', 'ref
             'references', 'target', 'gold', 'output', 'response')
 _ALIASES = ('aliases', 'answer_aliases', 'answer_normalized_aliases', 'normalized_aliases')
 _QUESTIONS = ('question', 'questions', 'prompt', 'query', 'transcript', 'text')
+# The first of them that a row has is taken.
 _NAMES = {'wav_filename': 'audio', 'audio_filename': 'audio', 'audio_file': 'audio',
-          'question_audio': 'audio', 'speech': 'audio', 'question_id': 'id', 'source_wav': 'audio'}
+          'question_audio': 'audio', 'speech': 'audio', 'source_wav': 'audio', 'question_id': 'id'}
 
 
 class SpokenQa(Suite):
@@ -86,9 +89,9 @@ def _places(data: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
              if (folder / name / f'{name}.csv').is_file()]
     if found:
       return found
-  alone = data / f'{data.name}.csv'
-  if alone.is_file():
-    return [('', alone)]
+  for name in (data.resolve().name, *SUBSETS):
+    if (data / f'{name}.csv').is_file():
+      return [('', data / f'{name}.csv')]
   tables = sorted(data.glob('llama_questions*.tsv')) if data.is_dir() else []
   return [('', tables[0])] if tables else [('', data)]
 
@@ -125,9 +128,11 @@ def _named(row: dict[str, Any]) -> dict[str, Any]:
   """The row with names of columns in one form: 'Wav Filename' is 'audio'."""
   out = {}
   for key, value in row.items():
-    name = '_'.join(str(key).lower().split())
-    out.setdefault(_NAMES.get(name, name), value)
-  return out
+    out.setdefault('_'.join(re.split(r'[\s.]+', str(key).strip().lower())), value)
+  for name, known in _NAMES.items():
+    if name in out:
+      out.setdefault(known, out[name])
+  return {key: value for key, value in out.items() if key not in _NAMES}
 
 
 def answers_of(row: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -159,11 +164,15 @@ def _texts(value: Any, key: str) -> list[str]:
   if value is None:
     return []
   text = str(value).strip()
-  if text[:1] == '[' and text[-1:] == ']':
-    try:
-      return _texts(ast.literal_eval(text), key)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-      return [text]
+  if text[:1] + text[-1:] in ('[]', '{}'):  # of Python or JSON
+    for parse in (ast.literal_eval, json.loads):
+      try:
+        found = parse(text)
+      except (ValueError, SyntaxError, MemoryError, RecursionError):
+        continue
+      if isinstance(found, (dict, list)):
+        return _texts(found, key)
+    return [text]
   if key in ('answer_normalized_aliases', 'normalized_aliases'):  # they have no other commas
     return [one.strip() for one in text.split(',') if one.strip()]
   if key in ('answers', *_ALIASES):

@@ -10,6 +10,7 @@ held out the test parts. Other parts are never read.
 import pathlib
 from typing import Iterator
 
+from ttt_jax.data.records import folders
 from ttt_jax.data.records.corpora import (aishell, captions, common_voice, librispeech, segments,
                                           voice_assistant)
 from ttt_jax.data.records.corpora.layout import KINDS, Item, Layout, Piece, Root, Skip, kind_of
@@ -48,11 +49,10 @@ def recognise(folder: pathlib.Path, name: str = '') -> tuple[Layout, Root] | Non
   if not name:
     return None
   other = next((one for one in LAYOUTS.values() if one.find(folder)), None)
-  archives = sorted(path.name for pattern in ('*.tar.gz', '*.tgz', '*.7z', '*.zip')
-                    for path in folder.glob(pattern))
+  archives = folders.archives(folder)
   hint = (f'it has the layout of {other.title}' if other else
           f'unpack {", ".join(archives[:4])}' if archives else
-          f'it holds {_shown(sorted(path.name for path in folder.iterdir()))}')
+          f'it holds {_shown([path.name for path in folders.visible(folder)])}')
   raise UserError(f'{folder} has not the layout of {LAYOUTS[name].title}, which is '
                   f'{LAYOUTS[name].needs}; {hint}.')
 

@@ -15,7 +15,7 @@ import re
 import tarfile
 from typing import Iterator
 
-from ttt_jax.data.records import readers
+from ttt_jax.data.records import folders, readers
 from ttt_jax.data.records.corpora.layout import (KINDS, Item, Layout, Piece, Root, Skip, groups,
                                                  lines, listed, relative)
 from ttt_jax.errors import UserError
@@ -46,10 +46,10 @@ def _speakers(root: pathlib.Path) -> dict[str, dict[str, str]]:
     UserError: an archive that cannot be read.
   """
   out: dict[str, dict[str, str]] = {part: {} for part in KINDS}
-  for path in sorted((root / 'wav').glob('S*.tar.gz')):
+  for path in folders.visible(root / 'wav', 'S*.tar.gz'):
     try:
       with tarfile.open(path, 'r:gz') as archive:
-        first = next((one.name for one in archive if one.isfile()), '')
+        first = next((one.name for one in archive if one.isfile() and _is_visible(one)), '')
     except (tarfile.TarError, OSError, EOFError) as error:
       raise UserError(f'archive {path} cannot be read ({error}); copy it again.') from error
     part = next((part for part in KINDS if part in pathlib.PurePosixPath(first).parts), None)
@@ -116,17 +116,21 @@ def _items(piece: Piece, task: str) -> Iterator[Item]:
                              f'{pathlib.Path(piece.root, place)}.')
 
 
+def _is_visible(one: tarfile.TarInfo) -> bool:
+  return not pathlib.PurePosixPath(one.name).name.startswith('.')
+
+
 def _sounds(root: pathlib.Path, place: str) -> Iterator[tuple[str, str | bytes]]:
   """(ID, path relative to root, or the contents) of the recordings of a speaker, in order."""
   path = root / place
   if path.is_dir():
-    for wav in sorted(path.glob('*.wav')):
+    for wav in folders.visible(path, '*.wav'):
       yield wav.stem, relative(wav, root)
     return
   try:
     with tarfile.open(path, 'r:gz') as archive:
       for one in archive:
-        if one.isfile() and one.name.endswith('.wav'):
+        if one.isfile() and one.name.endswith('.wav') and _is_visible(one):
           file = archive.extractfile(one)
           assert file is not None, 'a regular file'
           yield pathlib.PurePosixPath(one.name).stem, file.read()
@@ -162,9 +166,9 @@ _ROOTS = ('', 'AISHELL-2', 'AISHELL-DEV-TEST-SET', 'AISHELL-2/AISHELL-DEV-TEST-S
 def _places2(root: pathlib.Path) -> dict[str, pathlib.Path]:
   """Part -> the folder with its tables."""
   out = {}
-  for part, folders in _FOLDERS.items():
+  for part, found in _FOLDERS.items():
     for inner in _ROOTS:
-      for name in folders:
+      for name in found:
         place = root / inner / name
         if part not in out and all((place / table).is_file() for table in _TABLES):
           out[part] = place

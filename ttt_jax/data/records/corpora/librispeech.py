@@ -12,6 +12,7 @@ the normalized one is read.
 import pathlib
 from typing import Iterator
 
+from ttt_jax.data.records import folders
 from ttt_jax.data.records.corpora.layout import (Item, Layout, Piece, Root, groups, kind_of, lines,
                                                  relative)
 from ttt_jax.errors import UserError
@@ -41,10 +42,10 @@ def _pieces(name: str, ending: str):
   """``Layout.pieces`` of a corpus whose transcripts end in ``ending``."""
   def pieces(root: pathlib.Path, part: str) -> list[Piece]:
     found = []
-    for chapter in sorted((root / part).glob('*/*')):
+    for chapter in folders.visible(root / part, '*/*'):
       if not chapter.is_dir():
         continue
-      transcripts = sorted(chapter.glob(f'*{ending}'))
+      transcripts = folders.visible(chapter, f'*{ending}')
       if not transcripts:
         raise UserError(f'{chapter} has no transcript (*{ending}); copy the corpus again, or '
                         'remove the folder.')

@@ -10,7 +10,7 @@ another codec; `prepare` lists it among the keys that are not used.
 import pathlib
 from typing import Iterator
 
-from ttt_jax.data.records import columns, readers
+from ttt_jax.data.records import columns, folders, readers
 from ttt_jax.data.records.corpora.layout import Item, Layout, Piece, Root, kind_of
 from ttt_jax.errors import UserError
 
@@ -21,7 +21,7 @@ def _files(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   """Part -> its files: data/train-*.parquet, or those beside each other."""
   out: dict[str, list[pathlib.Path]] = {}
   for place in (root / 'data', root):
-    for path in sorted(place.glob('*.parquet')) if not out else ():
+    for path in folders.visible(place, '*.parquet') if not out else ():
       name = path.name.partition('-')[0].partition('.')[0].lower()
       out.setdefault(name if name in ('train', 'validation', 'test') else 'train', []).append(path)
   return out
