@@ -21,6 +21,13 @@ from ttt_jax.evaluate import containment
     ('vitamin A', 'A'),
     ('fourteen', '14'),
     ('two thousand', 'Two thousands'),
+    ('The answer is 3.14.', 'three point one four'),
+    ("It's the U.S.A.", 'USA'),
+    ('a U.S. city', 'US'),
+    ('J. K. Rowling wrote it', 'JK Rowling'),
+    ('j k rowling', 'J.K. Rowling'),
+    ('Plan B. I think', 'plan b'),
+    ('It is B. C is wrong', 'B'),
 ])
 def test_contained(text, reference):
   assert containment.contains(text, reference)

@@ -3,7 +3,9 @@
 Both texts are reduced to the same words: those of ``words.tokens`` with the rule 'paper', without
 the articles a, an, the and without accents. A number is one word, so that 25 does not contain 5;
 English number words are numbers: 'twenty-four' and '24' are the same, as are 'two hundred and five'
-and '205', 'nineteen sixty-nine' and '1969', '1,000' and 'one thousand'.
+and '205', 'nineteen sixty-nine' and '1969', '1,000' and 'one thousand', 'three point one four' and
+'3.14'. Initials are one word: 'U.S.A.' is USA, and 'J. K. Rowling', 'J K Rowling', 'JK Rowling' are
+the same.
 """
 
 import re
@@ -23,6 +25,10 @@ _WORD = re.compile(r"[A-Za-z]+|[^A-Za-z]+")
 _ARTICLES = ('A', 'AN', 'THE')
 _THOUSANDS = re.compile(r"(?<=\d)[,'](?=\d{3}(?!\d))")
 _POINT = re.compile(r'(?<=\d)\.(?=\d)')
+_SAID_POINT = re.compile(r'(?<=\d) point (\d(?: \d)*)(?!\d)', re.I)
+_DOTTED = re.compile(r'(?<![A-Za-z.])(?:[A-Za-z]\. ?){2,}')  # U.S.A., J. K.
+# J K; not A and I, which are words.
+_SPACED = re.compile(r"(?<![\w.'])[B-HJ-Z](?: [B-HJ-Z])+(?![\w'])", re.I)
 
 
 def reduced(text: str) -> str:
@@ -47,8 +53,10 @@ def contains_any(text: str, references: tuple[str, ...]) -> bool:
 
 
 def _words(text: str) -> list[str]:
-  text = _POINT.sub('POINT', _THOUSANDS.sub('', _numbers(_plain(text))))
-  return words.tokens(text, 'paper')
+  text = _DOTTED.sub(lambda found: re.sub(r'[. ]', '', found[0]) + ' ', _plain(text))
+  text = _SPACED.sub(lambda found: found[0].replace(' ', ''), text)
+  text = _SAID_POINT.sub(lambda found: '.' + found[1].replace(' ', ''), _numbers(text))
+  return words.tokens(_POINT.sub('POINT', _THOUSANDS.sub('', text)), 'paper')
 
 
 def _plain(text: str) -> str:
