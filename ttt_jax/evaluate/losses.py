@@ -56,7 +56,7 @@ def losses(run: TrainedModel) -> dict[str, float]:
     """All rows; a draw of None is without noise."""
     named = key if draw is None else jax.random.fold_in(key, draw)
     kind = clean if draw is None else noisy
-    found = sum(np.asarray(sums(run.params, batch, named, kind, audio)) for batch in groups)
+    found = np.sum([np.asarray(sums(run.params, batch, named, kind, audio)) for batch in groups], 0)
     return _Total(*found[:2]) if draw is None else _Total(*found[2:])
 
   draws = range(config.evaluate.bound_samples)
