@@ -10,6 +10,9 @@ BASE = ['evaluate', '--config', 'configs/demo.py', '--workdir', 'no/such']
 
 @pytest.mark.parametrize('words, expected', [
     (['--data', 'x'], '--data has no effect without --suite; remove it.'),
+    (['--speed', '0'], '--speed is 0; it must be at least 1.'),
+    (['--speed', '2', '--out', 'x'], '--out has no effect with --speed'),
+    (['--speed', '2', '--suite', 'asr', '--data', 'x'], '--speed has no effect with --suite'),
     (['--items', '3'], '--items has no effect without --suite'),
     (['--subset', 'test'], '--subset has no effect without --suite'),
     (['--checkpoint', '1,2'], '--checkpoint names several, which only a --suite compares'),

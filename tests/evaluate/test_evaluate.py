@@ -14,7 +14,7 @@ from ttt_jax.data import heldout, store
 from ttt_jax.data.records import records as record_files
 from ttt_jax.data.records.records import Part, Record, Turn
 from ttt_jax.errors import UserError
-from ttt_jax.evaluate import evaluate, items as items_file, losses, metrics, summary
+from ttt_jax.evaluate import evaluate, items as items_file, losses, metrics, speed, summary
 from ttt_jax.generate.outputs import Answer, Span
 from ttt_jax.tokens.batch import stack
 from ttt_jax.train import trained_model
@@ -184,6 +184,16 @@ def test_every_record_is_evaluated_and_no_id_is_a_path(workdir, tmp_path):
   assert {'audio_qa_text_accuracy', 'audio_chat_text_f1', 'aac_text_f1', 'sec_text_accuracy',
           'asc_text_accuracy', 'text_nll', 'audio_bound'} <= set(found)
   assert ['records without a question', '2', 'not answered; their losses count'] in result['table']
+
+
+def test_speed_is_per_second_of_speech(workdir, tmp_path):
+  (tmp_path / 'checkpoints').symlink_to(workdir / 'checkpoints')
+  (tmp_path / 'data').symlink_to(workdir / 'data')
+  with small_run.one_device():
+    found = speed.measure(small_run.config(), tmp_path, 1)
+  assert summary.read_speed(tmp_path) == found and found['records'] == 2 and found['step'] == 2
+  # An untrained model may answer without speech or words, but it takes time.
+  assert found['summary']['rtf_text'] >= 0 and set(found['summary']) <= {'rtf_text', 'rtf_audio'}
 
 
 def test_a_set_of_documents_has_losses(workdir, tmp_path):

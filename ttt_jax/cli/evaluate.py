@@ -23,6 +23,8 @@ def add_flags(verb: Callable[..., argparse.ArgumentParser]) -> argparse.Argument
                    '(default: WORKDIR/suites/SUITE-DATA)')
   sub.add_argument('--checkpoint', metavar='STEP', help='step of a checkpoint in '
                    'WORKDIR/checkpoints (default: the newest); with --suite several: 100,200')
+  sub.add_argument('--speed', type=int, metavar='N', help='measure instead how fast N held-out '
+                   'records of asr and tts each are answered, one at a time, on an idle machine')
   sub.add_argument('--suite', metavar='NAME', help='a benchmark: ' + ', '.join(registry.SUITES))
   sub.add_argument('--data', metavar='DIR', help='folder or file of the benchmark')
   sub.add_argument('--task', metavar='TASK', help='with --suite classification: sec (sound events; '
@@ -46,10 +48,15 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
     for several, flag in ((len(args.workdirs) > 1, '--workdir'), (len(steps) > 1, '--checkpoint')):
       if several:
         raise UserError(f'{flag} names several, which only a --suite compares; name one.')
+    if args.speed is not None:
+      _speed(args, config, steps[0])
+      return
     from ttt_jax.evaluate.evaluate import evaluate
     from ttt_jax.evaluate.summary import table_text
     print(table_text(evaluate(config, args.workdir, args.out, steps[0])))
     return
+  if args.speed is not None:
+    raise UserError('--speed has no effect with --suite; remove one of them.')
   if args.data is None:
     raise UserError(f'--suite {args.suite} needs --data, the folder of the benchmark.')
   if 'evaluate.items' in args.overrides:
@@ -65,6 +72,16 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
                             args.subset or '')
   print(runner.text(summary))
   print(suite_page.write(summary['folder'], summary))
+
+
+def _speed(args: argparse.Namespace, config: config_lib.Config, step: int | None) -> None:
+  if args.speed < 1:
+    raise UserError(f'--speed is {args.speed}; it must be at least 1.')
+  if args.out is not None:
+    raise UserError('--out has no effect with --speed, which writes WORKDIR/speed.json; remove it.')
+  from ttt_jax.evaluate import speed
+  for name, value in speed.measure(config, args.workdir, args.speed, step)['summary'].items():
+    print(f'{name}  {value:.3g} seconds per second of speech')
 
 
 def _steps(given: str | None) -> list[int | None]:

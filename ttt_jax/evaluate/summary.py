@@ -8,7 +8,7 @@ from typing import Annotated, Any, Required
 from ttt_jax.config import Config, to_dict
 from ttt_jax.storage import schema
 
-FILE = 'evaluation.json'
+FILE, SPEED = 'evaluation.json', 'speed.json'
 _Number = Annotated[float, schema.ANY_NUMBER]
 
 
@@ -33,6 +33,24 @@ class EvaluationFile(schema.Kind, total=False):
   samples: list[Sample]
   settings: dict[str, Any]
   seconds: float
+
+
+class SpeedFile(schema.Kind, total=False):
+  """speed.json."""
+  step: schema.Count
+  machine: str
+  records: int
+  summary: dict[str, float]
+
+
+def read_speed(workdir: str | os.PathLike) -> dict[str, Any]:
+  """The contents of speed.json; {} if there is none.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  return schema.read(pathlib.Path(workdir) / SPEED, SpeedFile,
+                     'run `ttt-jax evaluate --speed` again', optional=True)
 
 
 def settings(config: Config) -> dict[str, Any]:

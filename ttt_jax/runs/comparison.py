@@ -192,7 +192,8 @@ def _run(workdir: pathlib.Path, name: str) -> Run:
   seconds = sum(status.get('time_split', {}).values()) + evaluation.get('seconds', 0.0)
   # Without evaluation.json the evaluation was cut off, and items.jsonl may be an earlier one.
   lines = items_file.read(folder) if evaluation and state.get('state') == sweep.DONE else []
-  return Run(name, state.get('state', sweep.WAITING), lines, evaluation.get('summary', {}), seconds,
+  summary = evaluation.get('summary', {}) | summary_file.read_speed(folder).get('summary', {})
+  return Run(name, state.get('state', sweep.WAITING), lines, summary, seconds,
              state.get('error', ''))
 
 
