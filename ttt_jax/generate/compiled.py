@@ -165,7 +165,8 @@ def release(pool: Pool, slot: jax.Array) -> Pool:
     slot: int32 scalar.
   """
   state = pool.state
-  return pool._replace(state=state._replace(phase=state.phase.at[slot].set(decode_step.IDLE)))
+  phase = jnp.asarray(state.phase).at[slot].set(decode_step.IDLE)
+  return pool._replace(state=state._replace(phase=phase))
 
 
 @functools.partial(jax.jit, static_argnames=('setup', 'launch'), donate_argnames='pool')

@@ -96,8 +96,8 @@ def _nats(model: Model, write: bool, params: Params, cache: kv_cache.Cache, know
   hidden, k, v = model.extend(params, cache, slots, known, token, position, k_end)
   ones = jnp.where(scored, 1.0, 0.0)
   labels = losses.Labels(scored, label, label, ones, jnp.zeros_like(ones))
-  _, nats, _ = losses.pair_loss(hidden, model.head_table(params), labels, model.vocab_size,
-                                chunk=min(_CHUNK, scored.size), dtype=model.config.dtype)
+  _, nats, _, _ = losses.pair_loss(hidden, model.head_table(params), labels, model.vocab_size,
+                                   chunk=min(_CHUNK, scored.size), dtype=model.config.dtype)
   if write:
     cache = kv_cache.write(cache, slots, known, jnp.sum(k_end > 0, axis=1), k, v)
   return cache, nats

@@ -99,7 +99,7 @@ def _cpu() -> str:
 
 def _folder(key: str) -> pathlib.Path | None:
   """The folder of a key, made if it does not exist; None if there is no safe local place."""
-  cache = jax.config.jax_compilation_cache_dir
+  cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
   if not cache or '://' in cache or not hasattr(os, 'getuid'):
     return None
   root = pathlib.Path(cache) / 'programs'

@@ -68,7 +68,7 @@ def mirrored(uniform: jax.Array, twin: Array | int) -> jax.Array:
   return jnp.where(jnp.asarray(twin) > 0, (1.0 - 2.0 ** -23) - uniform, uniform)
 
 
-def spread(uniform: jax.Array, visit: Array, place: Array) -> jax.Array:
+def spread(uniform: jax.Array, visit: Array | int, place: Array | int) -> jax.Array:
   """float32 [...] in [0, 1): the element (visit, place) of a sequence that starts at ``uniform``.
 
   The elements of a fixed place over consecutive visits, and those of a fixed visit over
@@ -80,8 +80,9 @@ def spread(uniform: jax.Array, visit: Array, place: Array) -> jax.Array:
     uniform: float32 [...] in [0, 1).
     visit, place: whole numbers of at least 0 that broadcast to ``uniform``'s shape.
   """
-  turns = sum(jnp.asarray(number).astype(jnp.uint32) * jnp.uint32(stride)
-              for number, stride in zip((visit, place), _STRIDES))
+  turns = jnp.uint32(0)
+  for number, stride in zip((visit, place), _STRIDES):
+    turns += jnp.asarray(number).astype(jnp.uint32) * jnp.uint32(stride)
   # 23 bits, as the draws have: so the sum of the two is exact.
   moved = uniform + (turns >> 9).astype(jnp.float32) * 2.0 ** -23
   return moved - jnp.floor(moved)

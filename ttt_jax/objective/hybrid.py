@@ -272,7 +272,7 @@ def loss_and_sums(model: Model,
       config.diffusion_weight * share * targets.self_weight)
   among = None
   if config.confidence_weight:
-    number = _per_document(masked, _segments(batch.document))
+    number = _per_document(jnp.asarray(masked), _segments(batch.document))
     among = jnp.where(masked, 1.0 / jnp.maximum(number, 1.0), 0.0)
     labels = labels._replace(entropy_weight=config.confidence_weight * share * among)
   total, next_nll, self_nll, entropy = losses.pair_loss(

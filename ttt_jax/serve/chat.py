@@ -71,8 +71,9 @@ def _prompt(state: Service, messages: list[tuple[Message, list[Any]]]) -> np.nda
     parts = []
     for part in message.parts:
       if part.kind == 'audio':
-        waveform, rate = sound_in.from_base64(*recordings.pop(0), state.config.max_audio)
-        part = state.served.encode(waveform, rate)
+        data, form, where = recordings.pop(0)
+        part = state.served.encode(
+            *sound_in.from_base64(data, form, where, state.config.max_audio))
       parts.append(part)
     out.append(Message(message.role, tuple(parts), message.ids))
   return state.served.prompt(out)

@@ -119,8 +119,8 @@ def _same_benchmark(folder: pathlib.Path, suite: Suite, data: pathlib.Path) -> N
   before = schema.read(folder / results.SUMMARY, SummaryFile, 'remove it')
   now = _benchmark(suite, data)
   if any(before.get(key, value) != value for key, value in now.items()):
-    chosen = ''.join(f', --{key} {before[key]}' for key in ('task', 'subset') if before.get(key)
-                     and before[key] != now[key])
+    chosen = ''.join(f', --{key} {before.get(key)}' for key in ('task', 'subset')
+                     if before.get(key) and before.get(key) != now.get(key))
     raise UserError(f'{folder} has the results of suite {before.get("suite")} on '
                     f'{before.get("data")}{chosen}; choose another folder with --out.')
 

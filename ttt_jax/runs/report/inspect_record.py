@@ -11,6 +11,7 @@ from ttt_jax.audio import codec as codecs
 from ttt_jax.config import Config, Source
 from ttt_jax.data import interleave
 from ttt_jax.data.records import places, readers, sources
+from ttt_jax.data.records.corpora.layout import Skip
 from ttt_jax.data.records.records import Part, Record
 from ttt_jax.errors import UserError
 from ttt_jax.runs.report.inspect_set import PreparedSet, Reader, describe
@@ -116,6 +117,8 @@ def _record(reader: Reader, found: _Found, source: Source, number: int) -> tuple
   item = one.parse(where, found.value)
   if isinstance(item, sources.Reject):
     raise UserError(item.sentence)
+  if isinstance(item, Skip):
+    raise UserError(f'{where}: {item.reason}, so `ttt-jax prepare` leaves the record out.')
   def with_codes(part: Part) -> Part:
     if part.codes is not None:
       return part
