@@ -44,7 +44,7 @@ def main() -> None:
   parser.add_argument('--out', default=str(ROOT / 'docs' / 'images' / 'talk.png'))
   parser.add_argument('--all', metavar='DIR', help='also wide and phone, light and dark')
   args = parser.parse_args()
-  with Browser() as browser:
+  with Browser(patience=600) as browser:
     browser.size(860, 700, scale=1.5)
     browser.open(args.address)
     browser.wait('document.querySelector("#connection").dataset.state === "on"')

@@ -72,13 +72,15 @@ def wav(path, *pieces, rate=24_000):
 @needs_chromium
 @pytest.mark.slow
 def test_a_typed_turn(address):
-  with browsers.Browser() as browser:
+  with browsers.Browser(patience=600) as browser:
     browser.open(address)
     browser.wait(CONNECTED)
-    browser.run('(document.querySelector("#message").value = "1 + 2 <b>&", '
+    browser.run('(document.querySelector("#message").value = "3 1 4", '
                 'document.querySelector("#compose").requestSubmit())')
     browser.wait(DONE)
-    assert browser.run('document.querySelector(".turn.user .said").textContent') == '1 + 2 <b>&'
+    browser.run('newTurn("user", "<b>&")')
+    assert browser.run('[...document.querySelectorAll(".turn.user .said")].map('
+                       '(said) => said.textContent)') == ['3 1 4', '<b>&']
     browser.wait('document.querySelector(".facts [data-name=\\"first audio\\"]")')
     factor = browser.run('Number(document.querySelector('
                          '"[data-name=\\"real-time factor\\"] b").textContent)')
@@ -123,7 +125,7 @@ CONTRAST = '''(() => {
 def test_keyboard_and_a_key(tmp_path):
   voice = 0.3 * np.sin(2 * np.pi * 200 * np.arange(48_000) / 24_000)
   with tiny.running(key='secret', routes=ROUTES) as (_, url):
-    with browsers.Browser(wav(tmp_path / 'mic.wav', voice, 1.0)) as browser:
+    with browsers.Browser(wav(tmp_path / 'mic.wav', voice, 1.0), 600) as browser:
       browser.open(url)
       browser.wait('document.activeElement.id === "key"')
       browser.run('(document.querySelector("#key").value = "secret", '
@@ -133,7 +135,7 @@ def test_keyboard_and_a_key(tmp_path):
       browser.key('Space', True, 32, ' ')
       browser.wait('state.sentSamples > 12000')
       browser.key('Space', False, 32)
-      browser.wait(DONE)
+      browser.wait('document.querySelector(".turn.model .facts") && !state.answer')
       assert browser.run('document.querySelectorAll(".turn.user audio").length') == 1
       order = []
       browser.run('document.querySelector("#settings-button").focus()')
@@ -189,7 +191,7 @@ def test_a_spoken_question_is_answered_aloud(demo, tmp_path, hands_free):
   url, asked = demo
   text, sound = asked[0]
   judge = asr_judges.create('pocketsphinx')
-  with browsers.Browser(wav(tmp_path / 'mic.wav', 0.6, sound, 2.0)) as browser:
+  with browsers.Browser(wav(tmp_path / 'mic.wav', 0.6, sound, 2.0), 600) as browser:
     browser.open(url)
     browser.wait(CONNECTED)
     if hands_free:
