@@ -59,6 +59,21 @@ def place(tmp_path_factory):
     signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def earlier(request, place):
+  """What the tests before this one make, if another worker ran them."""
+  name = request.node.name
+  if name.startswith(('test_prepare', 'test_without', 'test_every')):
+    return
+  if not pathlib.Path('demo/data/manifest.json').exists():
+    test_prepare()
+  if name not in ('test_inspect', 'test_train') and not list(pathlib.Path('demo').glob(
+      'checkpoints/*')):
+    test_train()
+  if name == 'test_status' and '"step": 4' not in pathlib.Path('demo/metrics.jsonl').read_text():
+    test_supervise_resumes_in_a_process_of_its_own()
+
+
 def run(command, *more, code=0):
   """Run one command line; returns what it wrote to standard output and error."""
   # Streams with a .buffer, to which `supervise` copies what its process writes.
@@ -165,4 +180,5 @@ def test_without_prepared_data(command):
 def test_every_command_ran():
   """Keeps the list above complete: a new command needs a test here."""
   text = pathlib.Path(__file__).read_text()
-  assert set(re.findall(r"'ttt-jax ([a-z-]+) --", text)) | {'train', 'evaluate'} == set(main.VERBS)
+  assert set(re.findall(r"'ttt-jax ([a-z-]+) --", text)) | {
+      'train', 'evaluate', 'serve'} == set(main.VERBS)  # tests/serve starts the server

@@ -120,10 +120,23 @@ def _folder(key: str) -> pathlib.Path | None:
   return root / key
 
 
+def _devices(program: Any) -> list[int]:
+  """Numbers of the devices that a program runs on, in the order of its mesh."""
+  shardings = jax.tree.leaves(program.input_shardings)
+  for sharding in shardings:
+    if isinstance(sharding, jax.sharding.NamedSharding):
+      return [device.id for device in sharding.mesh.devices.flat]
+  return sorted({device.id for sharding in shardings for device in sharding.device_set})
+
+
 def _read(path: pathlib.Path) -> Any | None:
   try:
     with open(path, 'rb') as file:
-      return serialize_executable.deserialize_and_load(*pickle.load(file))
+      numbers, *stored = pickle.load(file)
+    devices = {device.id: device for device in jax.devices()}
+    # Without them the program is loaded for all devices of the process.
+    return serialize_executable.deserialize_and_load(
+        *stored, execution_devices=[devices[number] for number in numbers])
   except FileNotFoundError:
     return None
   except Exception as error:  # a damaged file: pickle and XLA raise many kinds
@@ -133,7 +146,7 @@ def _read(path: pathlib.Path) -> Any | None:
 
 def _write(path: pathlib.Path, program: Any) -> None:
   try:
-    data = pickle.dumps(serialize_executable.serialize(program))
+    data = pickle.dumps((_devices(program), *serialize_executable.serialize(program)))
     with files.replacing(path, 'wb') as file:
       file.write(data)
   except Exception as error:  # devices that cannot serialise, a full disk
