@@ -124,7 +124,7 @@ def _devices(program: Any) -> list[int]:
   """Numbers of the devices that a program runs on, in the order of its mesh."""
   shardings = jax.tree.leaves(program.input_shardings)
   for sharding in shardings:
-    if isinstance(sharding, jax.sharding.NamedSharding):
+    if isinstance(sharding, jax.sharding.NamedSharding) and sharding.mesh.devices is not None:
       return [device.id for device in sharding.mesh.devices.flat]
   return sorted({device.id for sharding in shardings for device in sharding.device_set})
 
