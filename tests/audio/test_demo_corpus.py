@@ -52,6 +52,28 @@ def digits_of(lines):
   return [item['text'].replace(' ', '') for item in lines]
 
 
+def test_the_corpus_of_the_miniature_trains_on_nothing_that_is_held_out(tmp_path):
+  done = run('paper_corpus', '--out', tmp_path, '--lists-only')
+  assert done.returncode == 0, done.stderr
+  lists = {path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+           for path in tmp_path.glob('*.jsonl')}
+  answers = lambda name: [line['messages'][1]['content'][0]['text'].replace(' ', '')
+                          for line in lists[f'{name}_questions']]
+  asked = lambda name: [line['id'][1:] for line in lists[f'{name}_questions']]
+  assert all(answer == ''.join(str((int(d) + 1) % 10) for d in digits)
+             for name in ('train', *HELD) for digits, answer in zip(asked(name), answers(name)))
+  spoken = {line['id'] for line in lists['sentences']}
+  assert {f'd{answer}' for name in ('train', *HELD) for answer in answers(name)} <= spoken
+  training = '|'.join([*digits_of(lists['train_strings']), *asked('train'), *answers('train'), *(
+      line['messages'][0]['content'].replace(' ', '') for line in lists['train_chat']), *(
+          piece['text'].replace(' ', '') for line in lists['documents']
+          for piece in line['pieces'])])
+  held = {name: digits_of(lists[f'{name}_strings']) + asked(name) + answers(name) for name in HELD}
+  assert [len(set(found)) for found in held.values()] == [120, 120]
+  assert not [digits for found in held.values() for digits in found if digits in training]
+  assert not set(held['validation']) & set(held['heldout'])
+
+
 def test_no_training_string_contains_a_heldout_one(lists):
   training = digits_of(lists['train_strings'])
   assert len(set(training)) == len(training)

@@ -1,5 +1,6 @@
 """Sweeps: what files mean, what is refused, how members run, end, fail and go on, and the table."""
 
+import contextlib
 import csv
 import html.parser
 import json
@@ -148,6 +149,13 @@ def test_a_member_begun_with_other_settings_is_refused(config_file, tmp_path):
   with pytest.raises(UserError, match='started with train.steps=4, but it is 5 now'):
     sweep.write_sweep(tmp_path / 's', wanted,
                       sweep.members(wanted, config_file, {'train.steps': '5'}))
+  # Values that are long are not printed whole, twice.
+  stages = lambda last: {'a': {'data.stages': [{'steps': 1}] * 20 + [{'steps': last}]}}
+  for last, expectation in ((2, contextlib.nullcontext()), (3, pytest.raises(
+      UserError, match=r'started with other data\.stages than now; use another --workdir'))):
+    longer = sweep.Sweep(stages(last))
+    with expectation:
+      sweep.write_sweep(tmp_path / 'l', longer, sweep.members(longer, config_file, {}))
 
 
 # -- the runner, with commands that are quick ---------------------------------------

@@ -194,7 +194,8 @@ def _with_local_paths(config: Config) -> Config:
       config, vocab=one(config.vocab, 'vocab', 'tokenizer'),
       codec=one(config.codec, 'codec', 'weights', 'decoder_weights'), data=data,
       train=one(config.train, 'train', 'init_from'),
-      evaluate=one(config.evaluate, 'evaluate', 'judge_model', 'dnsmos', 'speaker_model'))
+      evaluate=one(config.evaluate, 'evaluate', 'judge_model', 'transcripts', 'dnsmos',
+                   'speaker_model'))
 
 
 def _apply_generate_preset(values: dict[str, Any], overrides: dict[str, str]) -> None:

@@ -23,6 +23,7 @@ from ttt_jax.system import machine
 from ttt_jax.train import trained_model
 from ttt_jax.train.trained_model import TrainedModel
 
+
 def measure(config: Config, workdir: str | os.PathLike, records: int,
             step: int | None = None) -> dict[str, Any]:
   """Time the answers to some held-out records of each task.

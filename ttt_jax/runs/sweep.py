@@ -325,9 +325,11 @@ def write_sweep(workdir: str | os.PathLike, sweep: Sweep, found: Sequence[Member
     if before != member.config:
       old, new = (config_lib.flat(c) for c in (before, member.config))
       key = next(key for key in new if old.get(key) != new.get(key))
-      raise UserError(f'sweep member {member.folder(workdir)} was started with {key}='
-                      f'{old.get(key)!r}, but it is {new.get(key)!r} now; use another --workdir, '
-                      'or the original settings.')
+      was, now = schema.shown(old.get(key)), schema.shown(new.get(key))
+      # Long values, such as lists of sources, may differ after what is shown.
+      change = f'{key}={was}, but it is {now} now' if was != now else f'other {key} than now'
+      raise UserError(f'sweep member {member.folder(workdir)} was started with {change}; use '
+                      'another --workdir, or the original settings.')
   for member in found:
     if not (member.folder(workdir) / MEMBER).is_file():
       write_state(member.folder(workdir), state=WAITING,
