@@ -7,6 +7,7 @@
 # make test-torch   weights, PyTorch module and tokenizers against torch and transformers (installs them)
 # make test-recipes docs/recipes.md on tiny corpora (a minute or two)
 # make test-slurm   two nodes of a SLURM installation (5 to 15 minutes)
+# make test-storage workdirs and data in buckets, on a GCS emulator and an S3 server (a few minutes)
 # make test-serve   the server: 1,000 malformed requests, memory over 2,000, SIGTERM (a few minutes)
 # make fuzz         damages files of every kind and opens them (FUZZ='--seconds 600 --seed 3')
 # make full-size    import, one step and export at 0.5B and 1.5B (about 10 minutes, 25 GB of disk)
@@ -31,7 +32,7 @@ PYTHON_HERE = $(or $(PYTHON),python3)
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo paper serve smoke test test-slow test-torch test-recipes test-slurm test-serve full-size faults fuzz together test-disks lint types docs clean distclean
+.PHONY: demo paper serve smoke test test-slow test-torch test-recipes test-slurm test-serve test-storage full-size faults fuzz together test-disks lint types docs clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
@@ -63,6 +64,9 @@ test-recipes: .venv/test.installed
 
 test-serve: .venv/test.installed
 	$(PYTEST) -m slow tests/serve
+
+test-storage: .venv/test.installed .venv/storage.installed
+	$(PYTEST) -m storage
 
 fuzz: .venv/test.installed
 	.venv/bin/python tools/fuzz.py $(FUZZ)

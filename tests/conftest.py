@@ -33,6 +33,10 @@ os.environ['XDG_CONFIG_HOME'] = tempfile.mkdtemp(prefix='ttt_jax_tests-')
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+# Fixtures: object stores on loopback, started when a test asks for one.
+from tests.storage.servers import (  # noqa: E402, F401
+    bucket, gcs_server, gs_bucket, s3_bucket, s3_server)
+
 # The same examples in every run: a failure in CI is a failure at the desk. No deadline,
 # since the first example of a jitted function pays for its compilation.
 hypothesis.settings.register_profile('ttt', derandomize=True, deadline=None)

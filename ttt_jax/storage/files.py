@@ -96,7 +96,7 @@ def require_writable(folder: str | os.PathLike) -> None:
   folder = pathlib.Path(folder)
   with writing(folder):
     make_folder(folder)
-    probe = _temporary(folder / 'probe')
+    probe = temporary(folder / 'probe')
     try:
       with probe.open('xb') as file:
         file.write(_PROBE)
@@ -151,7 +151,7 @@ def replacing(path: str | os.PathLike, mode: str = 'w', *, durable: bool = False
         yield file
       return
     target = _target(path)
-    partial = _temporary(target)
+    partial = temporary(target)
     done = False
     try:
       with partial.open(mode.replace('w', 'x'), encoding=encoding) as file:
@@ -189,7 +189,7 @@ def _is_special(path: pathlib.Path) -> bool:
   return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _temporary(path: pathlib.Path) -> pathlib.Path:
+def temporary(path: pathlib.Path) -> pathlib.Path:
   """A name beside ``path`` that no other process uses; ``remove_partials`` knows its form."""
   end = f'.{os.getpid()}-{secrets.token_hex(4)}.partial'
   head = f'.{path.name}'.encode()[:_NAME_BYTES - len(end)].decode(errors='ignore')

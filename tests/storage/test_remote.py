@@ -1,0 +1,129 @@
+"""storage/remote.py against a GCS emulator, and in `make test-storage` an S3 server."""
+
+import hashlib
+import os
+
+import pytest
+
+from tests.storage import servers
+from ttt_jax.errors import RetryableError, UserError
+from ttt_jax.storage import remote
+
+def test_names():
+  assert remote.is_url('gs://a/b') and not remote.is_url('a/b') and not remote.is_url('C:\\x')
+  assert remote.join('gs://a/', 'b/', '', 'c.json') == 'gs://a/b/c.json'
+  assert remote.name('gs://a/b/c/') == 'c'
+  assert remote.parent('gs://a/b/c') == 'gs://a/b'
+  assert remote.parent('gs://a') == 'gs://a'
+
+
+@pytest.mark.parametrize('url, says', [
+    ('gcs://bucket/run', 'write gs://bucket/run'),
+    ('https://host/run', 'scheme https'),
+    ('file:///run', 'local paths'),
+    ('gs:///run', 'no valid bucket'),
+    ('gs://Big/run', 'no valid bucket'),
+    ('gs://bucket/a/../b', "'..'"),
+    ('gs://bucket/a//b', 'empty part'),
+    ('s3://key:hunter2@bucket/run', 'credentials come from')])
+def test_urls_of_users_are_checked(url, says):
+  with pytest.raises(UserError) as found:
+    remote.check(url, '--workdir')
+  assert says in str(found.value) and '--workdir' in str(found.value)
+  assert 'hunter2' not in str(found.value)
+
+
+def test_objects(bucket):
+  url = remote.join(bucket, 'run', 'a b#ü?.txt')
+  assert remote.stat(url) is None and not remote.exists(url) and remote.files(bucket) == {}
+  assert not remote.is_folder(bucket)
+  remote.write_bytes(url, b'first\r\n--x')
+  remote.write_bytes(url, b'second')
+  assert remote.read_bytes(url) == b'second'
+  assert remote.is_folder(bucket) and remote.is_folder(remote.join(bucket, 'run'))
+  assert not remote.is_folder(url) and not remote.exists(remote.join(bucket, 'run'))
+  assert remote.files(bucket) == {'run/a b#ü?.txt': remote.stat(url)}
+  remote.upload(__file__, remote.join(bucket, 'run2/empty'))
+  assert list(remote.files(remote.join(bucket, 'run'))) == ['a b#ü?.txt']  # and not of run2
+  remote.remove(url)
+  remote.remove(url)
+  assert not remote.exists(url)
+  with pytest.raises(UserError, match='does not exist'):
+    remote.read_bytes(url)
+
+
+def test_of_two_writers_one_wins(bucket):
+  url = remote.join(bucket, 'lease')
+  assert remote.create(url, b'mine') and not remote.create(url, b'yours')
+  entry = remote.stat(url)
+  assert remote.write_bytes_if(url, b'mine again', entry)
+  assert not remote.write_bytes_if(url, b'yours', entry)
+  assert remote.read_bytes(url) == b'mine again'
+  entry = remote.stat(url)
+  remote.remove(url)
+  assert not remote.write_bytes_if(url, b'yours', entry)
+
+
+def test_a_reader_seeks(bucket):
+  url, data = remote.join(bucket, 'data'), os.urandom(10_000)
+  remote.write_bytes(url, data)
+  with remote.open_reader(url, block=1000) as file:
+    assert file.read(10) == data[:10]
+    file.seek(-500, os.SEEK_END)
+    assert file.read() == data[-500:] and file.read() == b''
+    file.seek(0)
+    assert file.read() == data
+  remote.write_bytes(url, b'')
+  with remote.open_reader(url) as file:
+    assert file.read() == b''
+
+
+def test_folders_are_copied(bucket, tmp_path):
+  source = tmp_path / 'source'
+  for number in range(20):
+    (source / f'{number % 3}').mkdir(parents=True, exist_ok=True)
+    (source / f'{number % 3}' / f'{number}').write_bytes(os.urandom(number * 1000))
+  (source / 'manifest.json').write_text('{}')
+  names = remote.upload_folder(source, remote.join(bucket, 'set'))
+  found = remote.files(remote.join(bucket, 'set'))
+  assert sorted(names) == sorted(found)
+  assert found['manifest.json'].time == max(entry.time for entry in found.values())
+  remote.download_folder(remote.join(bucket, 'set'), tmp_path / 'copy')
+  assert {name: (tmp_path / 'copy' / name).read_bytes() for name in names} == {
+      name: (source / name).read_bytes() for name in names}
+  assert not list((tmp_path / 'copy').rglob('*.partial'))
+  remote.remove_folder(remote.join(bucket, 'set'), first=['manifest.json'])
+  assert remote.files(bucket) == {}
+
+
+def test_a_cached_copy_is_checked_and_limited(bucket, tmp_path, monkeypatch):
+  url = remote.join(bucket, 'rows')
+  remote.write_bytes(url, b'rows')
+  with pytest.raises(UserError, match='not the object that was expected'):
+    remote.cached(url, hashlib.sha256(b'others').hexdigest(), 4)
+  path = remote.cached(url, remote.stat(url).checksum, 4)
+  assert path.read_bytes() == b'rows' and path.is_relative_to(tmp_path / 'cache')
+  checksum = remote.stat(url).checksum
+  remote.remove(url)
+  assert remote.cached(url, checksum, 4) == path  # without a request
+  os.utime(path, (0, 0))
+  monkeypatch.setattr(remote, 'CACHE_BYTES', 10)
+  other = remote.join(bucket, 'more')
+  remote.write_bytes(other, b'more rows')
+  assert remote.cached(other, 'v1', 9).is_file() and not path.exists()
+
+
+def test_a_missing_bucket_is_one_sentence(bucket):
+  url = bucket.replace('://bucket', '://nobody')
+  for action in (lambda: remote.files(url), lambda: remote.write_bytes(url, b''),
+                 lambda: remote.create(url, b''), lambda: remote.is_folder(url)):
+    with pytest.raises(UserError, match='://nobody'):
+      action()
+
+
+def test_no_server_is_one_sentence(gcs_server, monkeypatch):
+  monkeypatch.setattr(remote, 'RETRY_SECONDS', 0.5)
+  nobody = f'http://127.0.0.1:{servers.free_port()}'
+  with servers.used(gcs_server, monkeypatch, nobody):
+    with pytest.raises(RetryableError, match='for 0.5 seconds: no connection'):
+      remote.read_bytes(f'{gcs_server.url}/x')

@@ -1,0 +1,398 @@
+"""One request each to Google Cloud Storage (gcsfs) or an S3 server (s3fs), for storage/remote.py.
+
+Both libraries are optional and report errors in their own ways. Here every request ends in a
+result or in one of four exceptions: Missing, Exists, Denied, Transient. The repeats of the
+libraries are switched off; remote.py repeats.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import datetime
+import errno
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import socket
+from typing import Any, Protocol
+
+from ttt_jax.errors import UserError
+
+CONNECT_SECONDS = 10.0
+SILENT_SECONDS = 30.0        # without a byte from the server
+_PART = 50 * 2**20           # bytes of one request of a large upload
+_TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
+_BROKEN = {errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EPIPE,
+           errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EBUSY}
+
+
+class Missing(Exception):
+  """No such object or bucket."""
+
+
+class Exists(Exception):
+  """The condition of a write does not hold."""
+
+
+class Denied(Exception):
+  """No permission or no credentials; what to do about it."""
+
+
+class Transient(Exception):
+  """What may pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """An object in a listing.
+
+  Attributes:
+    size: bytes.
+    time: of its last write, seconds since the epoch.
+    checksum: CRC32C in base64 (GCS) or the ETag (S3).
+    generation: the version's number (GCS); 0 on S3, where the ETag stands for the version.
+  """
+  size: int
+  time: float
+  checksum: str
+  generation: int = 0
+
+
+class Store(Protocol):
+  """Requests of one kind of store; each raises the exceptions above."""
+
+  def list(self, bucket: str, prefix: str, most: int) -> dict[str, Entry]: ...
+  def stat(self, bucket: str, key: str) -> Entry: ...
+  def read(self, bucket: str, key: str) -> bytes: ...
+  def read_range(self, bucket: str, key: str, start: int, end: int, entry: Entry) -> bytes: ...
+  def write(self, bucket: str, key: str, data: bytes, **condition: Any) -> None: ...
+  def create_condition(self) -> dict[str, Any]: ...
+  def same_condition(self, entry: Entry) -> dict[str, Any]: ...
+  def remove(self, bucket: str, key: str) -> None: ...
+  def download(self, bucket: str, key: str, path: pathlib.Path, entry: Entry) -> None: ...
+  def upload(self, bucket: str, key: str, path: pathlib.Path) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+  """The requests to one bucket."""
+  store: Store
+  scheme: str
+  name: str
+
+  def list(self, prefix: str, most: int = 0) -> dict[str, Entry]:
+    """Objects whose names begin with ``prefix``; ``most``: at most so many, in one request."""
+    with _translated(self.scheme):
+      return self.store.list(self.name, prefix, most)
+
+  def stat(self, key: str) -> Entry:
+    with _translated(self.scheme):
+      return self.store.stat(self.name, key)
+
+  def read(self, key: str) -> bytes:
+    with _translated(self.scheme):
+      return self.store.read(self.name, key)
+
+  def read_range(self, key: str, start: int, end: int, entry: Entry) -> bytes:
+    """Bytes start to end of the version ``entry``."""
+    with _translated(self.scheme):
+      data = self.store.read_range(self.name, key, start, end, entry)
+    if len(data) != end - start:
+      raise Transient(f'{len(data)} instead of {end - start} bytes arrived')
+    return data
+
+  def write(self, key: str, data: bytes) -> None:
+    with _translated(self.scheme):
+      self.store.write(self.name, key, data)
+
+  def create(self, key: str, data: bytes) -> None:
+    with _translated(self.scheme):
+      self.store.write(self.name, key, data, **self.store.create_condition())
+
+  def write_if(self, key: str, data: bytes, entry: Entry) -> None:
+    """Replace the version ``entry``."""
+    with _translated(self.scheme):
+      try:
+        self.store.write(self.name, key, data, **self.store.same_condition(entry))
+      except FileNotFoundError:
+        raise Exists from None  # removed by now (or the bucket is)
+
+  def remove(self, key: str) -> None:
+    with _translated(self.scheme):
+      self.store.remove(self.name, key)
+
+  def download(self, key: str, path: pathlib.Path, entry: Entry) -> None:
+    """The version ``entry`` to a file, compared with its size and, on GCS, its CRC32C."""
+    with _translated(self.scheme):
+      self.store.download(self.name, key, path, entry)
+    size = path.stat().st_size
+    if size != entry.size:
+      raise Transient(f'{size:,} instead of {entry.size:,} bytes arrived')
+    if entry.generation and entry.checksum and crc32c(path) != entry.checksum:
+      raise Transient('what arrived has another CRC32C')
+
+  def upload(self, key: str, path: pathlib.Path) -> None:
+    with _translated(self.scheme):
+      self.store.upload(self.name, key, path)
+
+
+def connect(scheme: str) -> Store:
+  """The store of a scheme, one per process.
+
+  Raises:
+    UserError: its package is not installed.
+  """
+  return _connect(scheme, os.getpid())  # after a fork the connections are the parent's
+
+
+@functools.lru_cache(maxsize=None)
+def _connect(scheme: str, pid: int) -> Store:
+  try:
+    return {'gs': Gcs, 's3': S3}[scheme]()
+  except ImportError as error:
+    extra = {'gs': 'gcs', 's3': 's3'}[scheme]
+    raise UserError(f'{scheme}:// needs the package {error.name}; install it with '
+                    f'`pip install "ttt_jax[{extra}]"`.') from None
+  except Exception as error:
+    if _is_credentials(error):
+      raise UserError(f'{scheme}:// has no usable credentials: {_HELP[scheme]}.') from None
+    raise
+
+
+# -- Google Cloud Storage -------------------------------------------------------------------------
+
+
+class Gcs:
+  """gcsfs; its JSON requests where its file operations need more than one."""
+
+  def __init__(self):
+    import aiohttp
+    import gcsfs
+    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # it logs what it raises
+    self._fs: Any = gcsfs.GCSFileSystem(
+        skip_instance_cache=True, use_listings_cache=False,
+        requests_timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS,
+                                               sock_read=SILENT_SECONDS))
+    request = type(self._fs)._request
+    plain = getattr(request, '__wrapped__', None)
+    if plain is not None:  # without gcsfs' own repeats, which take half a minute and log
+      self._fs._request = functools.partial(plain, self._fs)
+
+  def list(self, bucket, prefix, most):
+    found, token = {}, None
+    while True:
+      page = self._fs.call(
+          'GET', 'b/{}/o', bucket, prefix=prefix or None, maxResults=most or 1000,
+          pageToken=token, fields='nextPageToken,items(name,size,crc32c,generation,updated)',
+          json_out=True)
+      found |= {item['name']: self._entry(item) for item in page.get('items', [])}
+      token = page.get('nextPageToken')
+      if not token or most:
+        return found
+
+  def stat(self, bucket, key):
+    return self._entry(self._fs.call('GET', 'b/{}/o/{}', bucket, key, json_out=True))
+
+  @staticmethod
+  def _entry(item: dict[str, Any]) -> Entry:
+    return Entry(int(item['size']), _seconds(item.get('updated', '')), item.get('crc32c', ''),
+                 int(item.get('generation', 0)))
+
+  def read(self, bucket, key):
+    return self._fs.call('GET', self._fs.url(f'{bucket}/{key}'))[1]
+
+  def read_range(self, bucket, key, start, end, entry):
+    url = self._fs.url(f'{bucket}/{key}', generation=entry.generation or None)
+    return self._fs.call('GET', url, headers={'Range': f'bytes={start}-{end - 1}'})[1]
+
+  def write(self, bucket, key, data, **condition):
+    crc = _crc32c_of(data)
+    about = json.dumps({'name': key} | ({'crc32c': crc} if crc else {}))
+    line = hashlib.sha256(data).hexdigest()[:40]
+    body = (f'--{line}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{about}\r\n--{line}'
+            f'\r\nContent-Type: application/octet-stream\r\n\r\n').encode() + data + (
+                f'\r\n--{line}--').encode()
+    self._fs.call('POST', f'{self._fs._location}/upload/storage/v1/b/{{}}/o', bucket,
+                  uploadType='multipart', data=body, json_out=True,
+                  headers={'Content-Type': f'multipart/related; boundary={line}'}, **condition)
+
+  def create_condition(self):
+    return {'ifGenerationMatch': '0'}
+
+  def same_condition(self, entry):
+    return {'ifGenerationMatch': str(entry.generation)}
+
+  def remove(self, bucket, key):
+    self._fs.call('DELETE', 'b/{}/o/{}', bucket, key)
+
+  def download(self, bucket, key, path, entry):
+    self._fs.get_file(f'{bucket}/{key}', str(path), concurrency=1)
+
+  def upload(self, bucket, key, path):
+    if path.stat().st_size <= _PART:
+      self.write(bucket, key, path.read_bytes())
+    else:
+      self._fs.put_file(str(path), f'{bucket}/{key}', chunksize=_PART, consistency='md5')
+
+
+# -- S3 -------------------------------------------------------------------------------------------
+
+
+class S3:
+  """s3fs; its botocore requests where its file operations need more than one."""
+
+  def __init__(self):
+    import s3fs
+    logging.getLogger('s3fs').setLevel(logging.CRITICAL)
+    self._fs: Any = s3fs.S3FileSystem(
+        skip_instance_cache=True, use_listings_cache=False,
+        config_kwargs={'connect_timeout': CONNECT_SECONDS, 'read_timeout': SILENT_SECONDS,
+                       'retries': {'total_max_attempts': 1}})
+    self._fs.retries = 1
+
+  def list(self, bucket, prefix, most):
+    found, token = {}, {}
+    while True:
+      page = self._fs.call_s3('list_objects_v2', Bucket=bucket, Prefix=prefix,
+                              MaxKeys=most or 1000, **token)
+      found |= {item['Key']: self._entry(item, 'Size') for item in page.get('Contents', [])}
+      if most or not page.get('IsTruncated'):
+        return found
+      token = {'ContinuationToken': page['NextContinuationToken']}
+
+  def stat(self, bucket, key):
+    return self._entry(self._fs.call_s3('head_object', Bucket=bucket, Key=key), 'ContentLength')
+
+  @staticmethod
+  def _entry(item: dict[str, Any], size: str) -> Entry:
+    return Entry(int(item[size]), item['LastModified'].timestamp(), item['ETag'].strip('"'))
+
+  def read(self, bucket, key):
+    return self._fs.cat_file(f'{bucket}/{key}', max_concurrency=1)
+
+  def read_range(self, bucket, key, start, end, entry):
+    return self._fs.cat_file(f'{bucket}/{key}', start=start, end=end)
+
+  def write(self, bucket, key, data, **condition):
+    self._fs.call_s3('put_object', Bucket=bucket, Key=key, Body=data, **condition)
+
+  def create_condition(self):
+    return {'IfNoneMatch': '*'}
+
+  def same_condition(self, entry):
+    return {'IfMatch': f'"{entry.checksum}"'}
+
+  def remove(self, bucket, key):
+    self._fs.call_s3('delete_object', Bucket=bucket, Key=key)
+
+  def download(self, bucket, key, path, entry):
+    self._fs.get_file(f'{bucket}/{key}', str(path))
+
+  def upload(self, bucket, key, path):
+    self._fs.put_file(str(path), f'{bucket}/{key}', chunksize=_PART)
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+_HELP = {
+    'gs': 'run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS',
+    's3': 'set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE',
+}
+
+
+@contextlib.contextmanager
+def _translated(scheme: str):
+  """Turns the exceptions of both libraries into the four of this module; bugs pass through.
+
+  The texts of the libraries are not repeated: they may hold signed URLs and tokens.
+  """
+  try:
+    yield
+  except (Missing, Exists, Denied, Transient, UserError):
+    raise
+  except Exception as error:
+    status = _status(error)
+    if isinstance(error, FileNotFoundError) or status == 404:
+      raise Missing from None
+    if isinstance(error, FileExistsError) or status == 412:
+      raise Exists from None
+    if isinstance(error, PermissionError) or status in (401, 403):
+      why = f'HTTP {status}' if status else 'refused'
+      raise Denied(f'permission denied ({why}); {_HELP[scheme]}, and give that account the right '
+                   'to list, read, create and delete objects of the bucket') from None
+    if _is_credentials(error):
+      raise Denied(f'no usable credentials; {_HELP[scheme]}') from None
+    if status in _TRANSIENT:
+      raise Transient(f'the server answers HTTP {status}') from None
+    if _is_broken(error):
+      raise Transient(f'no connection or no answer ({type(error).__name__})') from None
+    raise
+
+
+def _causes(error: BaseException | None):
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int:
+  """The HTTP status of an exception or of one of its causes; 0 if there is none."""
+  for one in _causes(error):
+    for value in (getattr(one, 'code', None), getattr(one, 'status', None)):
+      if isinstance(value, int | str) and str(value).isdigit():
+        return int(value)
+    response = getattr(one, 'response', None)
+    if isinstance(response, dict):  # botocore
+      return int(response.get('ResponseMetadata', {}).get('HTTPStatusCode', 0))
+    if type(one) is OSError and str(one).startswith('Forbidden'):  # gcsfs
+      return 403
+    if type(one).__name__ == 'ProxyError':  # gcsfs, for 502
+      return 502
+  return 0
+
+
+def _is_credentials(error: BaseException) -> bool:
+  names = {kind.__name__ for one in _causes(error) for kind in type(one).__mro__}
+  return bool(names & {'NoCredentialsError', 'PartialCredentialsError', 'CredentialRetrievalError',
+                       'ProfileNotFound', 'DefaultCredentialsError', 'RefreshError'})
+
+
+def _is_broken(error: BaseException) -> bool:
+  for one in _causes(error):
+    names = {kind.__name__ for kind in type(one).__mro__}
+    if names & {'ClientError', 'RequestException', 'HTTPClientError', 'TransportError',
+                'ChecksumError', 'FSTimeoutError', 'IncompleteReadError', 'ResponseStreamingError'}:
+      return True
+    if isinstance(one, (TimeoutError, ConnectionError, socket.gaierror)):
+      return True
+    if isinstance(one, OSError) and one.errno in _BROKEN:
+      return True
+  return False
+
+
+# -- checksums ------------------------------------------------------------------------------------
+
+
+def crc32c(path: pathlib.Path) -> str:
+  """CRC32C of a file as GCS writes it: base64 of 4 bytes, most significant first."""
+  import google_crc32c  # comes with gcsfs
+  sum_ = google_crc32c.Checksum()
+  with path.open('rb') as file:
+    while data := file.read(2**20):
+      sum_.update(data)
+  return base64.b64encode(sum_.digest()).decode()
+
+
+def _crc32c_of(data: bytes) -> str:
+  import google_crc32c
+  return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
+
+
+def _seconds(text: str) -> float:
+  """Seconds since the epoch of an RFC 3339 time."""
+  if not text:
+    return 0.0
+  return datetime.datetime.fromisoformat(text).timestamp()

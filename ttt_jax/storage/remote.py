@@ -1,0 +1,471 @@
+"""Objects in buckets: gs://BUCKET/NAME by gcsfs, s3://BUCKET/NAME by s3fs.
+
+A bucket has neither folders nor renames nor appending. An object appears whole when its last byte
+has arrived, and a listing tells size and checksum. ``create`` and ``write_bytes_if`` are the only
+operations on which two writers can agree.
+
+Every call retries what may pass (5xx, 429, timeouts, broken connections) for ``RETRY_SECONDS`` and
+then raises RetryableError. A refused permission or a missing bucket is a UserError at once.
+Credentials come from the usual places of the two libraries and are in no message. Listings are
+never cached, since other machines write, too.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+import pathlib
+import random
+import re
+import time
+from typing import Any, BinaryIO, TypeVar, cast
+
+from ttt_jax.errors import RetryableError, UserError
+from ttt_jax.storage import files as local_files
+from ttt_jax.storage.buckets import Bucket, Denied, Entry, Exists, Missing, Transient, connect
+
+RETRY_SECONDS = 60.0         # how long a failing request is repeated
+CACHE_BYTES = 64 * 2**30     # of ``cached``: the oldest copies beyond it are removed
+_IN_USE = 3600.0             # seconds; a copy used since then is not removed
+_BLOCK = 4 * 2**20           # bytes of a ranged read
+_AT_ONCE = 16                # requests
+_URL = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://(.*)', re.S)
+_BUCKET = re.compile(r'[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]')
+_SCHEMES = ('gs', 's3')
+T = TypeVar('T')
+
+__all__ = ['Entry', 'cached', 'check', 'create', 'download', 'download_folder', 'exists', 'files',
+           'is_folder', 'is_url', 'join', 'name', 'open_reader', 'parent', 'read_bytes', 'remove',
+           'remove_folder', 'stat', 'upload', 'upload_folder', 'write_bytes', 'write_bytes_if']
+
+
+# -- names --------------------------------------------------------------------------------------
+
+
+def is_url(path: str | os.PathLike) -> bool:
+  """Whether ``path`` is a URL of any scheme, and no local path."""
+  return isinstance(path, str) and _URL.fullmatch(path) is not None
+
+
+def join(url: str, *names: str) -> str:
+  """The URL of an object or folder below ``url``."""
+  return '/'.join([url.rstrip('/'), *(name.strip('/') for name in names if name.strip('/'))])
+
+
+def name(url: str) -> str:
+  """The last component: 'c' of gs://a/b/c."""
+  return url.rstrip('/').rpartition('/')[2]
+
+
+def parent(url: str) -> str:
+  """The folder of an object: gs://a/b of gs://a/b/c; a bucket is its own parent."""
+  above = url.rstrip('/').rpartition('/')[0]
+  return url.rstrip('/') if above.endswith('/') else above
+
+
+def check(url: str, what: str = '') -> str:
+  """A URL of the user, without '/' at its end.
+
+  Args:
+    url: what the user wrote.
+    what: where, for the sentence, such as '--workdir'.
+
+  Raises:
+    UserError: another scheme, no valid bucket or name, or the package for it is not installed.
+  """
+  found = _URL.fullmatch(url)
+  assert found, url
+  scheme, rest = found.groups()
+  start = f'{what} = ' if what else ''
+  if scheme not in _SCHEMES:
+    like = {'gcs': 'gs', 's3a': 's3', 's3n': 's3'}.get(scheme.lower())
+    help_ = f'write {like}://{rest}' if like else 'gs://BUCKET/NAME, s3://BUCKET/NAME and local ' \
+        'paths are supported'
+    raise UserError(f'{start}{_shown(url)} has the scheme {scheme}://; {help_}.')
+  bucket, _, key = rest.partition('/')
+  if '@' in bucket:
+    raise UserError(f'{start}{scheme}://...@... holds a user name or key; credentials come from '
+                    'the environment or the files of the cloud SDK, not from the URL.')
+  if not _BUCKET.fullmatch(bucket):
+    raise UserError(f'{start}{_shown(url)} has no valid bucket name ({bucket!r}); write '
+                    f'{scheme}://BUCKET/NAME.')
+  key = key.rstrip('/')
+  if any(part in ('', '.', '..') for part in key.split('/')) and key:
+    raise UserError(f"{start}{_shown(url)} has an empty part, '.' or '..' in its name, which an "
+                    'object store takes literally; write the whole name.')
+  connect(scheme)
+  return f'{scheme}://{bucket}/{key}'.rstrip('/')
+
+
+def _shown(url: str) -> str:
+  """A URL for a message, without what could be a password."""
+  return re.sub(r'//[^/]*@', '//...@', url)
+
+
+def _split(url: str) -> tuple[Bucket, str]:
+  """(the bucket, the object's name)."""
+  found = _URL.fullmatch(url)
+  if not found or found.group(1) not in _SCHEMES:
+    check(url)
+    raise AssertionError(url)
+  bucket, _, key = found.group(2).partition('/')
+  return Bucket(connect(found.group(1)), found.group(1), bucket), key.rstrip('/')
+
+
+# -- requests -----------------------------------------------------------------------------------
+
+
+def _asked(doing: str, url: str, request: Callable[[], T]) -> T:
+  """The result of a request, repeated while its errors may pass.
+
+  Raises:
+    Missing, Exists: the store's answer, for the caller.
+    UserError: no permission, no credentials or no bucket.
+    RetryableError: still failing after RETRY_SECONDS.
+  """
+  until = time.monotonic() + RETRY_SECONDS
+  wait = min(0.5, RETRY_SECONDS / 8)
+  while True:
+    try:
+      return request()
+    except Denied as error:
+      raise UserError(f'{url} could not be {doing}: {error}.') from None
+    except Transient as error:
+      if time.monotonic() + wait > until:
+        raise RetryableError(f'{url} could not be {doing} for {RETRY_SECONDS:g} seconds: {error}; '
+                             'run the same command again.') from None
+      time.sleep(wait * (0.5 + random.random() / 2))
+      wait = min(2 * wait, 16.0)
+
+
+def _gone(url: str, doing: str) -> UserError:
+  return UserError(f'{url} could not be {doing}: it does not exist.')
+
+
+# -- looking ------------------------------------------------------------------------------------
+
+
+def files(url: str) -> dict[str, Entry]:
+  """All objects below a folder by their relative names, sorted; {} if there are none.
+
+  One request per 1,000 objects.
+  """
+  bucket, key = _split(url)
+  prefix = key + '/' if key else ''
+  try:
+    found = _asked('listed', url, lambda: bucket.list(prefix))
+  except Missing:
+    raise _no_bucket(url) from None
+  return {name[len(prefix):]: entry for name, entry in sorted(found.items())
+          if not name.endswith('/')}
+
+
+def _no_bucket(url: str) -> UserError:
+  scheme, rest = url.split('://')
+  return UserError(f'the bucket of {url} does not exist: {scheme}://{rest.split("/")[0]}; create '
+                   'it, or correct the name.')
+
+
+def stat(url: str) -> Entry | None:
+  """Size, time and checksum of an object; None if there is none of this name."""
+  bucket, key = _split(url)
+  if not key:
+    return None
+  try:
+    return _asked('read', url, lambda: bucket.stat(key))
+  except Missing:
+    return None
+
+
+def exists(url: str) -> bool:
+  """Whether there is an object of this name; a folder is none."""
+  return stat(url) is not None
+
+
+def is_folder(url: str) -> bool:
+  """Whether there are objects below ``url``."""
+  bucket, key = _split(url)
+  try:
+    return bool(_asked('listed', url, lambda: bucket.list(key + '/' if key else '', most=1)))
+  except Missing:
+    raise _no_bucket(url) from None
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+def read_bytes(url: str) -> bytes:
+  """The content of an object.
+
+  Raises:
+    UserError: there is no such object.
+  """
+  bucket, key = _split(url)
+  try:
+    return _asked('read', url, lambda: bucket.read(key))
+  except Missing:
+    raise _gone(url, 'read') from None
+
+
+def open_reader(url: str, block: int = _BLOCK) -> BinaryIO:
+  """A seekable, buffered reader; every ``block`` bytes read in order cost one request.
+
+  Raises:
+    UserError: there is no such object.
+  """
+  bucket, key = _split(url)
+  entry = stat(url)
+  if entry is None:
+    raise _gone(url, 'read')
+  raw = _Reader(bucket, key, url, entry)
+  return cast(BinaryIO, io.BufferedReader(raw, max(1, min(block, entry.size))))
+
+
+class _Reader(io.RawIOBase):
+  """Ranged reads of one version of an object."""
+
+  def __init__(self, bucket: Bucket, key: str, url: str, entry: Entry):
+    self._bucket, self._key, self._url, self._entry = bucket, key, url, entry
+    self._at = 0
+    self.name = url
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+    start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}[whence]
+    if start + offset < 0:
+      raise ValueError(f'negative position {start + offset}')
+    self._at = start + offset
+    return self._at
+
+  def tell(self) -> int:
+    return self._at
+
+  def readinto(self, buffer: Any) -> int:
+    end = min(self._at + len(buffer), self._entry.size)
+    if end <= self._at:
+      return 0
+    try:
+      data = _asked('read', self._url,
+                    lambda: self._bucket.read_range(self._key, self._at, end, self._entry))
+    except (Missing, Exists):
+      raise UserError(f'{self._url} was replaced or removed while it was read; run the same '
+                      'command again.') from None
+    buffer[:len(data)] = data
+    self._at += len(data)
+    return len(data)
+
+
+# -- writing ------------------------------------------------------------------------------------
+
+
+def write_bytes(url: str, data: bytes) -> None:
+  """Replace an object: readers see the old or the new content."""
+  bucket, key = _split(url)
+  with _writing(url):
+    _asked('written', url, lambda: bucket.write(key, data))
+
+
+def create(url: str, data: bytes) -> bool:
+  """Write an object that must not exist yet; False if it does. One of two writers wins."""
+  return _written_if(url, data, lambda bucket, key: bucket.create(key, data))
+
+
+def write_bytes_if(url: str, data: bytes, entry: Entry) -> bool:
+  """Replace the version of an object that ``entry`` describes; False if another is there by now."""
+  return _written_if(url, data, lambda bucket, key: bucket.write_if(key, data, entry))
+
+
+def _written_if(url: str, data: bytes, request: Callable[[Bucket, str], None]) -> bool:
+  bucket, key = _split(url)
+  tries = 0
+
+  def ask():
+    nonlocal tries
+    tries += 1
+    request(bucket, key)
+  try:
+    with _writing(url):
+      _asked('written', url, ask)
+    return True
+  except Exists:
+    # An earlier try may have succeeded without its answer arriving.
+    return tries > 1 and stat(url) is not None and read_bytes(url) == data
+
+
+@contextlib.contextmanager
+def _writing(url: str) -> Iterator[None]:
+  try:
+    yield
+  except Missing:
+    raise _no_bucket(url) from None
+
+
+def remove(url: str) -> None:
+  """Remove one object; nothing happens if it is not there."""
+  bucket, key = _split(url)
+  with contextlib.suppress(Missing):
+    _asked('removed', url, lambda: bucket.remove(key))
+
+
+def remove_folder(url: str, first: Iterable[str] = ()) -> None:
+  """Remove all objects below ``url``: those named ``first`` one after the other, then the rest."""
+  first = list(first)
+  rest = [name for name in files(url) if name not in first]
+  for relative in first:
+    remove(join(url, relative))
+  _each(rest, lambda relative: remove(join(url, relative)))
+
+
+# -- copies -------------------------------------------------------------------------------------
+
+
+def download(url: str, path: str | os.PathLike, entry: Entry | None = None) -> None:
+  """Copy an object to a file, which appears whole; its size and checksum are compared.
+
+  Args:
+    url: of the object.
+    path: of the file; its folder is created.
+    entry: of the object, where it is known from a listing: saves a request.
+
+  Raises:
+    UserError: there is no such object, or the disk refuses the file.
+  """
+  bucket, key = _split(url)
+  target = pathlib.Path(path)
+  known = entry or stat(url)
+  if known is None:
+    raise _gone(url, 'read')
+  with local_files.writing(target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+  partial = local_files.temporary(target)
+  try:
+    with local_files.writing(target):
+      _asked('read', url, lambda: bucket.download(key, partial, known))
+      os.replace(partial, target)
+  except (Missing, Exists):
+    raise UserError(f'{url} was replaced or removed while it was read; run the same command '
+                    'again.') from None
+  finally:
+    with contextlib.suppress(OSError):
+      partial.unlink()
+
+
+def upload(path: str | os.PathLike, url: str) -> None:
+  """Copy a file to an object, which appears whole."""
+  bucket, key = _split(url)
+  with _writing(url):
+    _asked('written', url, lambda: bucket.upload(key, pathlib.Path(path)))
+
+
+def download_folder(url: str, folder: str | os.PathLike) -> list[str]:
+  """Copy all objects below ``url`` into a folder; returns their relative names."""
+  found = files(url)
+  _each(found, lambda relative: download(join(url, relative), pathlib.Path(folder) / relative,
+                                         found[relative]))
+  return list(found)
+
+
+def upload_folder(folder: str | os.PathLike, url: str,
+                  last: Iterable[str] = ('manifest.json',)) -> list[str]:
+  """Copy all files of a folder below ``url``: those named ``last`` in this order after the others.
+
+  Returns:
+    Their relative names.
+  """
+  root = pathlib.Path(folder)
+  names = [str(path.relative_to(root)) for path in sorted(root.rglob('*')) if path.is_file()]
+  end = [relative for relative in last if relative in names]
+  _each([relative for relative in names if relative not in end],
+        lambda relative: upload(root / relative, join(url, relative)))
+  for relative in end:
+    upload(root / relative, join(url, relative))
+  return names
+
+
+def _each(names: Iterable[str], action: Callable[[str], None]) -> None:
+  """``action`` for every name, several at once; the first error ends it."""
+  with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+    running = [pool.submit(action, name) for name in names]
+    try:
+      for one in futures.as_completed(running):
+        one.result()
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+
+
+def cached(url: str, checksum: str, size: int) -> pathlib.Path:
+  """A local copy of an object that does not change, shared by the processes of this machine.
+
+  Copies are in $TTT_JAX_CACHE/objects (default ~/.cache/ttt_jax/objects). Beyond ``CACHE_BYTES``
+  those that were not used for the longest time are removed, but none of the last hour.
+
+  Args:
+    url: of the object.
+    checksum: what the content must be: 64 hexadecimal digits are compared as its SHA-256; another
+      text, such as that of a listing, only distinguishes versions.
+    size: bytes.
+
+  Raises:
+    UserError: there is no such object, or its content is another one.
+  """
+  folder = cache_folder() / 'objects'
+  key = hashlib.sha256(f'{url}\n{checksum}\n{size}'.encode()).hexdigest()[:32]
+  path = folder / key / name(url)
+  if _is_copy(path, size):
+    return path
+  with local_files.writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = (folder / f'{key}.lock').open('a')
+  with lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if _is_copy(path, size):  # another process was first
+      return path
+    download(url, path)
+    right = path.stat().st_size == size and (
+        not re.fullmatch('[0-9a-f]{64}', checksum) or local_files.sha256(path) == checksum)
+    if not right:
+      path.unlink()
+      raise UserError(f'{url} is not the object that was expected: its size or checksum differs '
+                      f'({size:,} bytes, {checksum}); write it again.')
+    _shrink(folder, CACHE_BYTES)
+  return path
+
+
+def cache_folder() -> pathlib.Path:
+  """The folder of this account for copies of objects: $TTT_JAX_CACHE or ~/.cache/ttt_jax."""
+  return pathlib.Path(os.environ.get('TTT_JAX_CACHE') or '~/.cache/ttt_jax').expanduser()
+
+
+def _is_copy(path: pathlib.Path, size: int) -> bool:
+  try:
+    if path.stat().st_size != size:
+      return False
+    os.utime(path)  # it is in use
+    return True
+  except OSError:
+    return False
+
+
+def _shrink(folder: pathlib.Path, limit: int) -> None:
+  """Remove the copies that were not used for the longest time until ``limit`` bytes are left."""
+  copies = []
+  for path in folder.glob('*/*'):
+    with contextlib.suppress(OSError):
+      copies.append((path.stat().st_mtime, path.stat().st_size, path))
+  total = sum(size for _, size, _ in copies)
+  for used, size, path in sorted(copies, key=lambda copy: copy[:2]):
+    if total <= limit or time.time() - used < _IN_USE:
+      return
+    with contextlib.suppress(OSError):
+      path.unlink()
+      path.parent.rmdir()
+    total -= size
