@@ -6,6 +6,7 @@
 #   bash launch/tpu_vm.sh copy                      copy the last commit of this checkout to all hosts
 #   bash launch/tpu_vm.sh install                   install Python and packages on all hosts
 #   bash launch/tpu_vm.sh run runs/big [flags of `ttt-jax train`]      train on all hosts, supervised
+#   bash launch/tpu_vm.sh prepare runs/big [flags of `ttt-jax prepare`]  prepare one set on all hosts
 #   bash launch/tpu_vm.sh follow                    show the log of the first host
 #   bash launch/tpu_vm.sh status runs/big           ttt-jax status
 #   bash launch/tpu_vm.sh stop                      save and stop; `run` resumes
@@ -17,6 +18,7 @@ ZONE=${ZONE:-us-east5-b}            # where you have quota
 TYPE=${TYPE:-v6e-64}                # chips (v5p counts two cores per chip: v5p-128 has 64)
 RUNTIME=${RUNTIME:-v2-alpha-tpuv6e} # system image of that generation
 SLICES=${SLICES:-1}                 # joined by the data-centre network: mesh.slices
+CHIPS=${CHIPS:-2,2,1}               # of a host, as bounds, for `prepare`
 SPOT=${SPOT:-1}                     # 1: cheaper, can be preempted; 0: stays until deleted
 
 dry=
@@ -99,16 +101,37 @@ case "$verb" in
     on_all "cd ttt_jax && source launch/xla_flags.sh && export PATH=\$PWD/.venv/bin:\$PATH && \
       { setsid nohup ttt-jax supervise --workdir $workdir --log \$(hostname) -- \
         ttt-jax train --workdir $workdir$words >run.log 2>&1 </dev/null & }" ;;
+  prepare)
+    need WORKDIR "$@"
+    workdir=$(printf %q "$1")
+    shift
+    words=
+    [ $# -gt 0 ] && words=$(printf ' %q' "$@")
+    attributes=http://metadata.google.internal/computeMetadata/v1/instance/attributes
+    slice=0
+    # The bounds let every host use its own chips alone, for codecs that run on them.
+    for node in $(nodes); do
+      gcloud compute tpus tpu-vm ssh "$node" --zone="$ZONE" --worker=all --command="\
+        cd ttt_jax && export PATH=\$PWD/.venv/bin:\$PATH && \
+        ask() { curl -sf -H Metadata-Flavor:Google $attributes/\$1; } && \
+        hosts=\$(ask worker-network-endpoints | tr , '\n' | grep -c .) && \
+        worker=\$(($slice * hosts + \$(ask agent-worker-number))) && \
+        export TPU_PROCESS_BOUNDS=1,1,1 TPU_CHIPS_PER_PROCESS_BOUNDS=$CHIPS CLOUD_TPU_TASK_ID=0 && \
+        { setsid nohup ttt-jax prepare --workdir $workdir \
+          --worker \$worker/\$((hosts * $SLICES))$words >run.log 2>&1 </dev/null & }" &
+      slice=$((slice + 1))
+    done
+    wait ;;
   follow)
     on_first "tail -n 50 -F ttt_jax/run.log" ;;
   status)
     need WORKDIR "$@"
     on_first "cd ttt_jax && .venv/bin/ttt-jax status --workdir $(printf %q "$1")" ;;
   stop)
-    on_all "pkill -TERM -f 'ttt-jax [s]upervise' || true" ;;
+    on_all "pkill -TERM -f 'ttt-jax ([s]upervise|[p]repare)' || true" ;;
   delete)  # --force: includes the VMs
     gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force --quiet ;;
   *)
-    sed -n 2,12p "$0" >&2
+    sed -n 2,13p "$0" >&2
     exit 2 ;;
 esac

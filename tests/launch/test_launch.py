@@ -134,6 +134,10 @@ def test_tpu_vm_prints_what_it_would_do():
   assert run.count('gcloud compute tpus tpu-vm ssh') == 2 and run.count('--worker=all') == 2
   assert 'ttt-jax supervise --workdir runs/big --log $(hostname) --' in run
   assert 'ttt-jax train --workdir runs/big --config configs/ttt_3b.py >run.log' in run
+  prepare = tpu_vm('prepare', 'runs/big', '--config', 'configs/ttt_3b.py', SLICES='2').stdout
+  assert prepare.count('--worker=all') == 2 and prepare.count('--worker $worker/$((hosts * 2))') == 2
+  assert 'worker=$((0 * hosts' in prepare and 'worker=$((1 * hosts' in prepare
+  assert 'ttt-jax prepare --workdir runs/big' in prepare
   assert tpu_vm('run').returncode == 2
   assert tpu_vm('dance').returncode == 2 and 'tpu_vm.sh create' in tpu_vm('dance').stderr
   for verb in ('state', 'copy', 'install', 'follow', 'stop', 'delete'):
@@ -141,11 +145,29 @@ def test_tpu_vm_prints_what_it_would_do():
 
 
 def test_local_and_slurm_say_how_they_are_used():
-  for script in ('local.sh', 'slurm.sh'):
+  for script in ('local.sh', 'slurm.sh', 'prepare_slurm.sh'):
     env = {key: value for key, value in os.environ.items() if not key.startswith('SLURM_')}
     found = subprocess.run(['bash', str(LAUNCH / script)], capture_output=True, text=True, env=env,
                            check=False)
     assert found.returncode == 2 and f'launch/{script}' in found.stderr
+
+
+@pytest.mark.parametrize('last, ok', [('31', True), ('62', False)])
+def test_tasks_of_an_array_are_workers(tmp_path, last, ok):
+  program = tmp_path / '.venv' / 'bin' / 'ttt-jax'
+  program.parent.mkdir(parents=True)
+  program.write_text('#!/bin/sh\necho "$@"\n')
+  program.chmod(0o755)
+  found = subprocess.run(
+      ['bash', str(LAUNCH / 'prepare_slurm.sh'), 'runs/big', '--config', 'configs/ttt_3b.py'],
+      capture_output=True, text=True, check=False, env=os.environ | {
+          'SLURM_SUBMIT_DIR': str(tmp_path), 'SLURM_ARRAY_TASK_ID': '3', 'SLURM_ARRAY_TASK_MIN': '0',
+          'SLURM_ARRAY_TASK_MAX': last, 'SLURM_ARRAY_TASK_COUNT': '32'})
+  if not ok:
+    assert found.returncode == 2 and 'without gaps' in found.stderr
+    return
+  args, _ = main._parse(found.stdout.split())
+  assert (args.verb, args.workdir, args.worker) == ('prepare', 'runs/big', '3/32')
 
 
 def flags_of(name):
@@ -246,15 +268,17 @@ def test_jobsets_have_the_fields_that_jobset_knows():
 
 def test_jobs_do_what_exit_codes_ask_for():
   found = list(jobs())
-  assert len(found) == 4
+  assert len(found) == 5
   for name, job in found:
+    trains = name != 'job_prepare.yaml'  # which has nothing to save
     spec = job['spec']
     rules = {tuple(rule['onExitCodes']['values']): rule['action']
              for rule in spec['podFailurePolicy']['rules'] if 'onExitCodes' in rule}
-    assert rules == {(2,): 'FailJob', (77,): 'Ignore'}, name
+    assert rules == {(2,): 'FailJob'} | ({(77,): 'Ignore'} if trains else {}), name
     assert spec['completionMode'] == 'Indexed' and spec['completions'] == spec['parallelism']
     pod = spec['template']['spec']
-    assert pod['restartPolicy'] == 'Never' and pod['terminationGracePeriodSeconds'] >= 60
+    assert pod['restartPolicy'] == 'Never' and (
+        pod['terminationGracePeriodSeconds'] >= 60 or not trains)
     assert {m['name'] for m in pod['containers'][0]['volumeMounts']} == {
         volume['name'] for volume in pod['volumes']}
 
@@ -266,6 +290,9 @@ def test_the_commands_of_manifests_parse():
     words = script.replace('$JOB_COMPLETION_INDEX', '1').replace('$COORDINATOR', 'h').split()
     words = words[words.index('ttt-jax') + 1:]
     args, _ = main._parse(words)
+    if args.verb == 'prepare':
+      assert args.worker == f'1/{job["spec"]["completions"]}' and (ROOT / args.config).is_file()
+      continue
     assert args.verb == 'supervise' and args.command[:2] == ['ttt-jax', 'train']
     train, _ = main._parse(args.command[1:])
     assert (ROOT / train.config).is_file()

@@ -14,8 +14,8 @@ import sys
 
 from ttt_jax import config as config_lib
 from ttt_jax.cli import (
-    cluster, environment, evaluate as cli_evaluate, generate, inspect, plan, runs, serve,
-    train as cli_train, weights)
+    cluster, environment, evaluate as cli_evaluate, generate, inspect, plan,
+    prepare as cli_prepare, runs, serve, train as cli_train, weights)
 from ttt_jax.config import paths, user_classes
 from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.system import exit_codes
@@ -80,8 +80,8 @@ def _build_parser() -> argparse.ArgumentParser:
                            '' if name == 'prepare' else ' (default: WORKDIR/config.json)'))
     return sub
 
-  verb('prepare', 'tokenize records and recordings and pack them into rows',
-       'ttt-jax prepare --config configs/demo.py --workdir demo')
+  cli_prepare.add_flags(verb('prepare', 'tokenize records and recordings and pack them into rows',
+                             'ttt-jax prepare --config configs/demo.py --workdir demo'))
   inspect.add_verbs(verb)
   train = verb('train', 'train a model, or resume from the last checkpoint in the workdir',
                'ttt-jax train --config configs/demo.py --workdir short '
@@ -230,25 +230,14 @@ def _read_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_
 # -- commands: heavy modules are imported when their command runs ----------------------
 
 
-def _prepare(args: argparse.Namespace, config: config_lib.Config) -> None:
-  from ttt_jax.data.prepare.prepare import prepare
-  from ttt_jax.data.prepare.summary import table
-  from ttt_jax.system.progress import Stages
-  config_lib.check_saved(args.workdir)
-  with Stages() as stages:
-    manifest = prepare(config, args.workdir, stages)
-  config_lib.save(config, args.workdir)
-  print(f'prepared {pathlib.Path(args.workdir) / config.data.path}\n{table(manifest)}')
-
-
 def _report(args: argparse.Namespace, config: None) -> None:
   from ttt_jax.runs.report.page import report
   print(report(args.workdir))
 
 
-VERBS = {'prepare': _prepare, **inspect.VERBS, 'train': cli_train.run, 'evaluate': cli_evaluate.run,
-         **generate.VERBS, 'report': _report, **serve.VERBS, **weights.VERBS, 'plan': plan.run,
-         **runs.VERBS}
+VERBS = {'prepare': cli_prepare.run, **inspect.VERBS, 'train': cli_train.run,
+         'evaluate': cli_evaluate.run, **generate.VERBS, 'report': _report, **serve.VERBS,
+         **weights.VERBS, 'plan': plan.run, **runs.VERBS}
 
 
 def main(argv: list[str] | None = None) -> int:

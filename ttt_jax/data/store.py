@@ -20,6 +20,7 @@ from ttt_jax.storage import files as storage, schema
 from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary, VocabularyFile
 
+MANIFEST = 'manifest.json'
 VERSION = 3
 _READABLE = (2, VERSION)  # version 2 (ttt_jax 0.1) called seq_len row_length
 _MAGIC = b'TTR1'
@@ -196,7 +197,7 @@ def split_entry(*files: tuple[pathlib.Path, int]) -> dict[str, Any]:
 
 def write_manifest(data_dir: pathlib.Path, manifest: dict[str, Any]) -> None:
   """Writes manifest.json by rename. It is written last: a set with a manifest is complete."""
-  storage.write_text(data_dir / 'manifest.json',
+  storage.write_text(data_dir / MANIFEST,
                     json.dumps(manifest, indent=2, sort_keys=True) + '\n')
 
 
@@ -220,7 +221,7 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
     UserError: no set, an unreadable manifest or one of another version, or another vocabulary.
   """
   path = pathlib.Path(path)
-  file = path / 'manifest.json' if path.suffix != '.json' else path
+  file = path / MANIFEST if path.suffix != '.json' else path
   if not file.is_file():
     raise UserError(f'there is no prepared data in {file.parent} (no manifest.json); run '
                     '`ttt-jax prepare` first, or set data.path.')
@@ -286,7 +287,7 @@ def proven_files(folder: pathlib.Path) -> set[str]:
     splits = list(manifest['splits'])
   except (UserError, OSError, KeyError, TypeError, AttributeError):
     return set()
-  found = {'manifest.json', 'codec/codec.json', 'codec/codec.npz'} | {
+  found = {MANIFEST, 'codec/codec.json', 'codec/codec.npz'} | {
       name for name, size in sizes.items()
       if (folder / name).is_file() and (folder / name).stat().st_size == size}
   for split in splits:

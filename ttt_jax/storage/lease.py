@@ -203,9 +203,9 @@ class Lease:
         moved = _parsed(gone)
         if moved and moved['token'] != old.get('token'):  # another was faster: it gets it back
           with contextlib.suppress(OSError):
-            _create(note, gone.read_text(encoding='utf-8'), gone)
+            create(note, gone.read_text(encoding='utf-8'), gone)
           return False
-      return _create(note, self._text(), mine)
+      return create(note, self._text(), mine)
     finally:
       for path in (mine, gone):
         path.unlink(missing_ok=True)
@@ -244,7 +244,7 @@ class Lease:
       elif note:
         files.write_text(self.folder / NOTE, self._text())
       elif (self.folder / NOTE).exists() or self.folder.is_dir():
-        _create(self.folder / NOTE, self._text(), None)
+        create(self.folder / NOTE, self._text(), None)
     except (OSError, UserError):
       with contextlib.suppress(OSError):
         os.utime(self.folder / NOTE)
@@ -273,6 +273,25 @@ class Lease:
     self._lock = None
 
 
+def has_ended(folder: str | os.PathLike, silence: float = SILENCE) -> bool:
+  """Whether no process that lives has the lease of a folder, by the rules above.
+
+  Args:
+    folder: as of ``Lease``; its lease is left as it is.
+    silence: seconds, as the constant of this module.
+  """
+  lease = Lease(folder, '', silence=silence)
+  note = lease._read()
+  if not note:
+    return True
+  try:
+    lease._lock = (lease.folder / LOCK).open('a')
+  except OSError:  # it is being removed
+    return True
+  with lease._lock:
+    return lease._is_gone(note, lease._flock())
+
+
 def _parsed(path: pathlib.Path) -> dict[str, Any]:
   """A note; {} if there is none, or none that can be read."""
   try:
@@ -293,7 +312,7 @@ def _slurm() -> tuple[str, int]:
   return os.environ.get('SLURM_JOB_ID', ''), int(start) if start.isdecimal() else 0
 
 
-def _create(path: pathlib.Path, text: str, source: pathlib.Path | None) -> bool:
+def create(path: pathlib.Path, text: str, source: pathlib.Path | None) -> bool:
   """Create a file unless it exists; False if it does.
 
   Args:

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from ttt_jax.data.prepare import jobs as workers
+from ttt_jax.data.prepare.local_pool import LocalPool
 from ttt_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -49,7 +50,7 @@ def square(job, folder):
 def squares(folder, jobs, processes=2, apart=True):
   """([squares], [progress])."""
   seen = []
-  with workers.Work(folder, processes) as work:
+  with workers.Work(folder, LocalPool(processes)) as work:
     results = list(work.run(square, jobs, seen.append, apart))
   assert all((one.folder / 'made').read_text() == str(job.number)
              for one, job in zip(results, jobs))
@@ -103,7 +104,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 
 
 def test_one_run_at_a_time(tmp_path):
-  with workers.Work(tmp_path / 'w', 1) as work:
+  with workers.Work(tmp_path / 'w', LocalPool(1)) as work:
     list(work.run(square, [Job(1)], lambda done: None, False))
     with pytest.raises(UserError, match='another `ttt-jax prepare` is running'):
       squares(tmp_path / 'w', [Job(2)])
@@ -128,7 +129,8 @@ def test_no_process_outlives_a_parent_that_is_killed(tmp_path):
   import pathlib
   from tests.data.prepare.test_jobs import Job, square
   from ttt_jax.data.prepare import jobs as workers
-  with workers.Work(pathlib.Path({str(tmp_path / 'w')!r}), 2) as work:
+  from ttt_jax.data.prepare.local_pool import LocalPool
+  with workers.Work(pathlib.Path({str(tmp_path / 'w')!r}), LocalPool(2)) as work:
     jobs = [Job(1), Job(2), Job(3, 'wait'), Job(4, 'wait')]
     list(work.run(square, jobs, lambda done: None, True))
 """

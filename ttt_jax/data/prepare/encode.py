@@ -1,7 +1,9 @@
 """Phase 2 of prepare: chooses or fits the codec and encodes every stretch of an audio file once."""
 
+import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import pathlib
 from typing import Any, Callable, Iterator, Sequence
@@ -38,6 +40,25 @@ class Place:
   error: str = ''
 
 
+Recording = tuple[str, Clip, tuple[int, int], Blob | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitJob:
+  """See ``fit``.
+
+  Attributes:
+    config: of the codec.
+    stamps: of the files that it names.
+    recordings: as of Job; in the order in which they are read.
+    strict: a recording that cannot be read is an error.
+  """
+  config: CodecConfig
+  stamps: tuple[tuple[int, int], ...]
+  recordings: tuple[Recording, ...]
+  strict: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
   """See ``encode_group``.
@@ -50,12 +71,12 @@ class Job:
   """
   codec: str
   identity: str
-  clips: tuple[tuple[str, Clip, tuple[int, int], Blob | None], ...]
+  clips: tuple[Recording, ...]
 
 
-def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: bool,
-           progress) -> Codec:
-  """The codec of a prepared set.
+def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: bool, work: Work,
+           progress: Callable[[str, int, int], None]) -> tuple[Codec, pathlib.Path]:
+  """The codec of a prepared set, and the folder where it is saved.
 
   Where sources hold codes, it is the one saved in the directory codec/ beside them. Otherwise
   it is created from the config and, where needed, fitted on the training splits' recordings.
@@ -74,25 +95,48 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
     elif one.coded and config.name == 'mel':
       raise UserError(f'{one.coded}: the audio is given as codes, but there is no codec in '
                       f'{directory}; save the codec that made them there.')
-  saved = {codec.name: codec for codec in beside.values()}
+  saved = {codec.name: (codec, directory) for directory, codec in reversed(beside.items())}
   if len(saved) > 1:
     raise UserError(f'config key data.sources: the sources hold codes of different codecs '
                     f'({", ".join(sorted(saved))}); a prepared set has one codec.')
   if saved:
     return next(iter(saved.values()))
   named = _named(one for one in scans if not one.input.heldout)
-  order = np.random.default_rng(seed).permutation(len(named))
-  clips = list(named)
-  blobs = _blobs(scans)
+  found = _recordings(named, _blobs(scans))
+  order = np.random.default_rng(seed).permutation(len(found))
+  job = FitJob(config, _stamps(config), tuple(found[i] for i in order), strict)
+  result, = work.run(fit, [job], lambda done: progress(
+      'reading speech to fit the codec', done, len(found)), apart=False)
+  return codecs.load(result.folder, config), result.folder
+
+
+def _stamps(config: CodecConfig) -> tuple[tuple[int, int], ...]:
+  """Stamps of the files that decide what a codec computes: weights, and a user's own module."""
+  paths = [path for name in (config.weights, config.decoder_weights) if name
+           for path in sorted(pathlib.Path(name).glob('*'))]
+  for name in (config.name, config.decoder):
+    if ':' in name:
+      with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(name.partition(':')[0])
+        paths += [spec.origin] if spec and spec.origin else []
+  return tuple(sources.stamp(path) for path in paths)
+
+
+def fit(job: FitJob, folder: pathlib.Path) -> dict[str, Any]:
+  """Creates a codec and saves it; returns {'units': recordings that were read for it}."""
+  count = 0
   def waveforms():
-    for done, i in enumerate(order):
-      progress('reading speech to fit the codec', done, len(clips))
+    nonlocal count
+    for where, clip, _, blob in job.recordings:
+      count += 1
+      tick()
       try:
-        yield _read(clips[i], named[clips[i]], blobs.get(clips[i].path))
+        yield _read(clip, where, blob)
       except UserError:
-        if strict:
+        if job.strict:
           raise
-  return codecs.create(config, waveforms())
+  codecs.create(job.config, waveforms()).save(folder)
+  return {'units': count}
 
 
 def _named(scans) -> dict[Clip, str]:
@@ -107,6 +151,11 @@ def _named(scans) -> dict[Clip, str]:
 def _blobs(scans) -> dict[str, Blob]:
   """Key of every embedded sound -> where it is stored."""
   return {key: blob for one in scans for key, blob in one.blobs.items()}
+
+
+def _recordings(named: dict[Clip, str], blobs: dict[str, Blob]) -> list[Recording]:
+  return [(where, clip, (0, 0) if clip.path in blobs else sources.stamp(clip.path),
+           blobs.get(clip.path)) for clip, where in named.items()]
 
 
 def _read(clip: Clip, where: str, blob: Blob | None) -> tuple[np.ndarray, int]:
@@ -151,17 +200,15 @@ def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: W
     UserError: if strict: an unreadable, empty or silent recording, with its file and record.
   """
   named = _named(scans)
-  blobs = _blobs(scans)
-  clips = [(where, clip, (0, 0) if clip.path in blobs else sources.stamp(clip.path),
-            blobs.get(clip.path)) for clip, where in named.items()]
-  size = codec.at_once
+  clips = _recordings(named, _blobs(scans))
+  size = work.pool.at_once(codec) if clips else 1
   identity = (folder / codecs.FILE).read_text(encoding='utf-8')
   jobs = [Job(str(folder), identity, tuple(clips[i:i + size]))
           for i in range(0, len(clips), size)]
   out: dict[Clip, Place] = {}
   results = work.run(encode_group, jobs,
                      lambda done: progress('encoding speech', done, len(clips)),
-                     apart=len(clips) > _MANY and not codec.own_devices)
+                     apart=len(clips) > _MANY, devices=codec.own_devices)
   for job, result in zip(jobs, results):
     at = 0
     for (_, clip, *_), (count, error) in zip(job.clips, result.info['found']):

@@ -7,15 +7,18 @@
   DATA/heldout_wav/                          their recordings
   DATA/manifest.json                         counts, hashes, the vocabulary; see read_manifest
 
-It runs four phases of jobs, each in one process per core: scan.py counts the records of the
-sources, encode.py encodes recordings, render.py renders documents, pack.py packs them into rows.
+It runs four phases of jobs: scan.py counts the records of the sources, encode.py encodes
+recordings, render.py renders documents, pack.py packs them into rows. They are computed by one
+process per core (local_pool.py), or by several machines: by workers that share a disk (team.py), or
+on a Ray cluster (ray_pool.py).
 Results are stored in .DATA-work until the set is complete, so that an interrupted run resumes.
 The set is assembled in a temporary folder beside DATA and renamed, so DATA is never incomplete.
 Where DATA is a symbolic link, all of this happens where it points to.
-The same sources and config give the same bytes, whatever the number of processes.
+The same sources and config give the same bytes, whatever the number of processes and machines.
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -30,8 +33,10 @@ from ttt_jax.audio.codec import Codec
 from ttt_jax.config import Config
 from ttt_jax.data import interleave, store
 from ttt_jax.data.prepare import encode, pack, render, scan
-from ttt_jax.data.prepare.jobs import Result, Work
+from ttt_jax.data.prepare.jobs import FORMAT, Result, Work
+from ttt_jax.data.prepare.local_pool import LocalPool
 from ttt_jax.data.prepare.scan import Scanned
+from ttt_jax.data.prepare.team import Team, Worker, wait_for_assembly
 from ttt_jax.data.records import embedded, keys, readers, records, sources
 from ttt_jax.data.records.parts import Clip, Part
 from ttt_jax.errors import UserError
@@ -52,7 +57,8 @@ Progress = Callable[[str, int, int], None]  # (phase, units done, all units or 0
 
 
 def prepare(config: Config, workdir: str | pathlib.Path,
-            progress: Progress = lambda what, done, total: None) -> dict[str, Any]:
+            progress: Progress = lambda what, done, total: None, worker: Worker | None = None
+            ) -> dict[str, Any]:
   """Writes the prepared set that ``config.data`` describes to workdir/data.path.
 
   Args:
@@ -60,65 +66,91 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     workdir: data.path is relative to it; relative source paths are searched in the current
       directory and here.
     progress: called often with (phase, units done, all units or 0 if unknown).
+    worker: this process is one of several that prepare the set together.
 
   Returns:
     The manifest, as store.read_manifest returns it. An existing set is replaced. Rejected
     records are listed beside the set, in DATA.rejects.jsonl.
 
   Raises:
-    UserError: an error in the sources. No set is written then, an existing one is unchanged,
-      and finished jobs are stored for the next run.
+    UserError: an error in the sources, or one of another worker. No set is written then, an
+      existing one is unchanged, and finished jobs are stored for the next run.
+    RetryableError: a process of this worker died; the others go on.
   """
   workdir = pathlib.Path(workdir)
-  named = workdir / config.data.path
-  target = _check_target(named, workdir, config.data.path)
-  tokenizer = tokenizers.create(config.vocab)
+  target = owned.resolve(workdir / config.data.path)
+  folder = target.with_name(f'.{target.name}-work')
+  if worker:
+    wait_for_assembly(folder)
+  _check_target(workdir / config.data.path, workdir, config.data.path)
   found = sources.inputs(config.data.sources, workdir, config.data.form, config.data.root)
+  team = worker and Team(folder, worker, _identity(config, workdir, found),
+                         target / store.MANIFEST)
+  try:
+    with Work(folder, LocalPool(config.data.workers), team) as work:
+      return _prepare(config, workdir, found, work, progress)
+  except Exception:
+    if team and team.finished():  # and so the results that this worker was about to read are gone
+      return store.read_manifest(target)
+    raise
+
+
+def _identity(config: Config, workdir: pathlib.Path, found: Sequence[sources.Input]) -> str:
+  """A hash of everything that decides the names of results, for workers to compare."""
+  data = dataclasses.replace(config.data, workers=0)
+  text = repr((FORMAT, store.VERSION, config.vocab, config.codec, data, config.seed, found,
+               str(pathlib.Path.cwd()), str(workdir)))
+  return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
+
+
+def _prepare(config: Config, workdir: pathlib.Path, found: Sequence[sources.Input], work: Work,
+             progress: Progress) -> dict[str, Any]:
+  named = workdir / config.data.path
+  tokenizer = tokenizers.create(config.vocab)
   for one, other in sources.duplicates(found):
     _log.warning('%s is read twice for the same split and task%s; set repeat if that is intended.',
                  one, '' if one == other else f', also as {other}')
   for sentence in sources.evaluated(found):
     _log.warning('%s', sentence)
   strict = config.data.strict
-  with Work(target.with_name(f'.{target.name}-work'), config.data.workers) as work:
-    apart = sum(size for _, size, _ in {(one.piece.path, *one.stamp) for one in found}) > _LARGE
-    scan_jobs = [scan.Job(one, strict) for one in found]
-    scans = [scan.result(job, result) for job, result in zip(scan_jobs, work.run(
-        scan.scan, scan_jobs, lambda done: progress('reading sources', done, 0), apart))]
-    _check_empty(scans)
-    codec = encode.choose(config.codec, scans, config.seed, strict, progress)
-    vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
-    codec.save(work.folder / 'codec')
-    settings = _settings(config, codec, vocab, tokenizer, work.folder, workdir)
-    places = encode.encode(codec, work.folder / 'codec', scans, work, strict, progress)
-    jobs = _render_jobs(scans, settings, places, work.folder)
-    rows = sum(one.rows for one in scans)
-    total = rows + sum(source.join_count for source in config.data.sources)
-    rendered = list(work.run(render.render, jobs, lambda done: progress('rendering', done, total),
-                             apart))
-    rejects = _rejects(named, rendered, rows, config.data.max_rejects)
-    packed = _pack(scans, rendered, work, config, vocab, progress, apart)
-    absent = sum(one.info['absent'] for one in rendered)
-    if absent:
-      _log.warning('%d held-out recordings beside codes do not exist; reports will have their '
-                   'decoded codes alone.', absent)
-    leaks = [where for one in rendered for where in one.info['leaks']]
-    if leaks:
-      _log.warning('%d training recordings have the text of a held-out one, the first at %s; case, '
-                   'punctuation and Unicode forms do not count.',
-                   len(leaks), leaks[0])
-    manifest = {
-        'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
-        'codec': 'codec', 'form': config.data.form, 'seq_len': config.data.seq_len,
-        'rejects': rejects,
-        'max_document': sum(one.info['documents'] for one in rendered),
-        'heldout_overlap': len(leaks), 'unused_keys': _by_source(scans, rendered, 'unused'),
-        'left_out': _by_source(scans, rendered, 'skipped'),
-        'system_prompts': _system_prompts(scans, rendered),
-        'splits': {split: _entry(split, scans, rendered, results, config.data.seq_len)
-                   for split, results in packed.items()}}
-    _assemble(named, manifest, codec, packed, scans, rendered)
-    work.remove()
+  apart = sum(size for _, size, _ in {(one.piece.path, *one.stamp) for one in found}) > _LARGE
+  scan_jobs = [scan.Job(one, strict) for one in found]
+  scans = [scan.result(job, result) for job, result in zip(scan_jobs, work.run(
+      scan.scan, scan_jobs, lambda done: progress('reading sources', done, 0), apart))]
+  _check_empty(scans)
+  codec, saved = encode.choose(config.codec, scans, config.seed, strict, work, progress)
+  vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
+  settings = _settings(config, codec, vocab, tokenizer, work.folder, workdir)
+  places = encode.encode(codec, saved, scans, work, strict, progress)
+  jobs = _render_jobs(scans, settings, places, work.folder)
+  rows = sum(one.rows for one in scans)
+  total = rows + sum(source.join_count for source in config.data.sources)
+  rendered = list(work.run(render.render, jobs, lambda done: progress('rendering', done, total),
+                           apart))
+  rejects = _rejects(named, rendered, rows, config.data.max_rejects)
+  packed = _pack(scans, rendered, work, config, vocab, progress, apart)
+  absent = sum(one.info['absent'] for one in rendered)
+  if absent:
+    _log.warning('%d held-out recordings beside codes do not exist; reports will have their '
+                 'decoded codes alone.', absent)
+  leaks = [where for one in rendered for where in one.info['leaks']]
+  if leaks:
+    _log.warning('%d training recordings have the text of a held-out one, the first at %s; case, '
+                 'punctuation and Unicode forms do not count.',
+                 len(leaks), leaks[0])
+  manifest = {
+      'version': store.VERSION, 'vocabulary': vocab.to_dict(), 'fingerprint': vocab.fingerprint,
+      'codec': 'codec', 'form': config.data.form, 'seq_len': config.data.seq_len,
+      'rejects': rejects,
+      'max_document': sum(one.info['documents'] for one in rendered),
+      'heldout_overlap': len(leaks), 'unused_keys': _by_source(scans, rendered, 'unused'),
+      'left_out': _by_source(scans, rendered, 'skipped'),
+      'system_prompts': _system_prompts(scans, rendered),
+      'splits': {split: _entry(split, scans, rendered, results, config.data.seq_len)
+                 for split, results in packed.items()}}
+  with work.assembling() as mine:
+    if mine:
+      _assemble(named, manifest, codec, packed, scans, rendered)
   return manifest
 
 
@@ -347,12 +379,8 @@ def _keep_records(result: Result, folder: pathlib.Path, split: str, copies: _Cop
       out.write(line.encode('utf-8', 'backslashreplace'))  # as in render.py
 
 
-def _check_target(named: pathlib.Path, workdir: pathlib.Path, path: str) -> pathlib.Path:
-  """The folder to write, behind symbolic links, once it is known that it may be written.
-
-  Raises:
-    UserError: what is there was not made by this program, or it cannot be written.
-  """
+def _check_target(named: pathlib.Path, workdir: pathlib.Path, path: str) -> None:
+  """Raises UserError: what is there was not made by this program, or it cannot be written."""
   target = owned.resolve(named)
   if owned.resolve(workdir).is_relative_to(target):
     raise UserError(f'{_WHERE} is {path!r}, the workdir itself or a folder around it, which would '
@@ -366,4 +394,3 @@ def _check_target(named: pathlib.Path, workdir: pathlib.Path, path: str) -> path
   owned.check_text(named.with_name(f'{named.name}.rejects.jsonl'), _SENTENCE, _WHERE)
   files.require_writable(target.parent)
   files.require_writable(named.parent)
-  return target

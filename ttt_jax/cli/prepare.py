@@ -1,0 +1,40 @@
+"""`ttt-jax prepare`."""
+
+import argparse
+import pathlib
+import re
+from typing import TYPE_CHECKING
+
+from ttt_jax import config as config_lib
+from ttt_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from ttt_jax.data.prepare.team import Worker
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('--worker', metavar='K/N', help='this is process K (0 to N-1) of N that '
+                      'prepare one set together, on any machines that share a disk')
+
+
+def run(args: argparse.Namespace, config: config_lib.Config) -> None:
+  worker = _worker(args.worker)
+  from ttt_jax.data.prepare.prepare import prepare
+  from ttt_jax.data.prepare.summary import table
+  from ttt_jax.system.progress import Stages
+  config_lib.check_saved(args.workdir)
+  with Stages() as stages:
+    manifest = prepare(config, args.workdir, stages, worker)
+  config_lib.save(config, args.workdir)
+  print(f'prepared {pathlib.Path(args.workdir) / config.data.path}\n{table(manifest)}')
+
+
+def _worker(text: str | None) -> 'Worker | None':
+  if text is None:
+    return None
+  found = re.fullmatch(r'(\d{1,6})/(\d{1,6})', text)
+  if not found or int(found[1]) >= int(found[2]):
+    raise UserError(f'--worker is {text!r}; it must be K/N, a number from 0 to N-1 and the '
+                    'number of workers, such as 0/4.')
+  from ttt_jax.data.prepare.team import Worker
+  return Worker(int(found[1]), int(found[2]))
