@@ -3,6 +3,8 @@
 import os
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,6 +41,51 @@ def test_read_programs_answer_as_compiled_ones_and_none_is_missing(cache, monkey
     monkeypatch.setattr(compiled, name, None)
   assert [answer.ids.tolist() for answer in second.generate(prompts)] == wanted
   assert path.stat().st_size == size
+
+
+def _loop():
+  """A new function every time: JAX keeps the programs of an old one in memory."""
+  def loop(x):
+    def body(carry):
+      i, x = carry
+      return i + 1, jnp.where(jnp.arange(x.size) > i, jnp.sin(x) @ jnp.ones((x.size, x.size)),
+                              jnp.sort(x))
+    return jax.lax.while_loop(lambda carry: carry[0] < 3, body, (0, x))[1]
+  return jax.jit(loop)
+
+
+def test_a_program_from_the_compilation_cache_is_stored_whole(cache):
+  settings = {'jax_persistent_cache_min_compile_time_secs': 0,
+              'jax_persistent_cache_min_entry_size_bytes': -1}
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  try:
+    x = np.arange(8, dtype=np.float32)
+    wanted = _loop().lower(x).compile()(x)
+    assert list(cache.glob('jit_loop*'))
+    for _ in range(2):  # the second one reads what the first one has stored
+      store = program_store.ProgramStore('key')
+      store.ensure('loop', _loop(), x)
+      np.testing.assert_array_equal(store.get('loop')(x), wanted)
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_a_read_program_that_fails_is_compiled_again(cache):
+  def make():
+    store = program_store.ProgramStore('key')
+    store.ensure('add', jax.jit(lambda x: x + 1), np.int32(1))
+    return store
+  assert make().distrust() == 0
+  store = make()
+  assert store.distrust() == 1 and store.get('add') is None
+  assert not list(cache.glob('programs/*/*.bin'))
+  store.ensure('add', jax.jit(lambda x: x + 1), np.int32(1))
+  assert store.get('add')(np.int32(1)) == 2 and store.distrust() == 0
 
 
 def test_a_folder_that_others_may_write_to_is_not_read(cache):

@@ -7,9 +7,12 @@ of this package, versions, devices, sizes and settings. A folder holds the progr
   JAX_COMPILATION_CACHE_DIR/programs/<key>/<program>.bin
 
 JAX serialises executables as pickles, so a folder is only read if it belongs to this user and
-nobody else may write to it. What cannot be read is compiled.
+nobody else may write to it. What cannot be read is compiled, and so is what fails when it runs
+(``distrust``).
 """
 
+from collections.abc import Iterator
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -36,6 +39,7 @@ class ProgramStore:
   def __init__(self, key: str):
     """Reads nothing yet; ``key`` is of ``key_of``."""
     self._programs: dict[str, Any] = {}
+    self._was_read: set[str] = set()
     self._key = key
 
   @functools.cached_property
@@ -56,13 +60,44 @@ class ProgramStore:
     """
     if name in self._programs:
       return
-    path = self._folder and self._folder / f'{name.replace(" ", "_")}.bin'
+    path = self._path(name)
     program = _read(path) if path else None
-    if program is None:
+    if program is not None:
+      self._was_read.add(name)
+    elif path:
+      with _without_compilation_cache():
+        program = function.lower(*args).compile()
+      _write(path, program)
+    else:
       program = function.lower(*args).compile()
-      if path:
-        _write(path, program)
     self._programs[name] = program
+
+  def distrust(self) -> int:
+    """Forget and delete the programs that were read from disk; returns how many. Called when one
+    has failed. They are compiled when they are needed again."""
+    for name in self._was_read:
+      del self._programs[name]
+      if path := self._path(name):
+        with contextlib.suppress(OSError):
+          path.unlink(missing_ok=True)
+    count = len(self._was_read)
+    self._was_read = set()
+    return count
+
+  def _path(self, name: str) -> pathlib.Path | None:
+    return self._folder and self._folder / f'{name.replace(" ", "_")}.bin'
+
+
+@contextlib.contextmanager
+def _without_compilation_cache() -> Iterator[None]:
+  """Compiles anew: XLA loses functions of a CPU program that came from JAX's compilation cache
+  when the program is serialised again ('Function wrapped_iota not found' when it runs)."""
+  before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+  jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
 
 
 def key_of(*parts: Any) -> str:

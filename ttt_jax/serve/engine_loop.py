@@ -337,6 +337,8 @@ class EngineLoop:
       request.deliver([failed])
     self._open = {}
     store = self.engine.store
+    if count := store.distrust():
+      _LOG.warning('%d compiled programs from disk were deleted; they are compiled again.', count)
     self.engine = self.served.engine()
     self.engine.store = store
 
