@@ -13,7 +13,7 @@ from ttt_jax import config as config_lib
 from ttt_jax.cli import main
 from ttt_jax.errors import UserError
 from ttt_jax.runs import status, sweep
-from ttt_jax.train import metrics
+from ttt_jax.train import metrics, status_file
 
 NOW = 2_000_000_000.0
 
@@ -62,6 +62,46 @@ def test_a_run_in_its_middle(tmp_path):
                '  time        5 min 37 s: step 89 %, compile 7 %, start 2 %, data 1 %\n',
                '  errors      none\n'):
     assert line in text, text
+
+
+def test_goodput_step_times_and_the_slowest_host(tmp_path):
+  write(tmp_path, began=NOW - 354, earlier_seconds=150.0, starts=3, hosts=['gpu-01', 'gpu-02'])
+  write_lines(tmp_path)
+  with (tmp_path / metrics.FILE).open('a') as file:
+    file.write(json.dumps({'step': 41, 'step_seconds/p50': 0.0381, 'step_seconds/p90': 0.9999,
+                           'step_seconds/p99': 12.345, 'hosts/slowest': 1,
+                           'hosts/slowest_own': 0.93, 'hosts/slowest_data': 0.9,
+                           'hosts/median_own': 0.05}) + '\n')
+  text = screen(tmp_path)
+  for line in ('  goodput     60 % of 8 min 20 s since the first start, 3 starts\n',
+               '  step time   p50 38.1 ms, p90 1 s, p99 12.3 s (of at most the latest 1,000)\n',
+               '  slowest     process 1 on gpu-02: 930 ms of own work per step'):
+    assert line in text, text
+  assert 'profile' not in text
+  trace = tmp_path / 'profile' / 'plugins' / 'profile' / '2026_11_26_10_00_00'
+  trace.mkdir(parents=True)
+  assert 'profile' not in screen(tmp_path)  # nothing in it
+  (trace / 'vm.xplane.pb').touch()
+  assert '  profile     2026_11_26_10_00_00; open it with xprof' in screen(tmp_path)
+
+
+@pytest.mark.parametrize('state, resumed, seconds, starts', [
+    ('running', True, 130, 3), ('running', False, 130, 3), ('preempted', True, 130, 3),
+    ('failed', False, 130, 3),  # it crashed before its first checkpoint
+    ('done', True, 40, 3), ('interrupted', True, 40, 3), ('done', False, 0, 1)])
+def test_the_life_of_a_run(tmp_path, monkeypatch, state, resumed, seconds, starts):
+  """A start of 10 s that ended 90 s before this one."""
+  monkeypatch.setattr(status_file.time, 'time', lambda: NOW)
+  write(tmp_path, state=state, began=NOW - 100, time=NOW - 90, earlier_seconds=30.0, starts=2)
+  found = status_file.Status(tmp_path, 10, 0, 2)
+  found.begin(resumed, ['a', 'b'])
+  monkeypatch.setattr(status_file.time, 'time', lambda: NOW + 10)
+  found.update(state='running')
+  values = status_file.read(tmp_path)
+  assert (values['earlier_seconds'], values['starts'], values['hosts']) == (
+      seconds, starts, ['a', 'b'])
+  assert status_file.life(values) == seconds + 10
+  assert found.goodput(7.0) == pytest.approx(7 / (seconds + 10))
 
 
 def test_rate_and_losses_come_from_the_log(tmp_path):

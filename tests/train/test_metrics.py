@@ -85,6 +85,41 @@ def test_a_foreign_file_is_named_and_kept_and_a_damaged_line_is_left_out(tmp_pat
   assert steps(tmp_path) == [1, 2, 3]
 
 
+def course(folder):
+  """(step, loss) that TensorBoard shows of event files in the order of their names: the mark of a
+  start removes what was read from its step on."""
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+  shown = []
+  for path in sorted(folder.iterdir()):
+    data = path.read_bytes()
+    while data:  # length, its checksum, the event, its checksum
+      size = int.from_bytes(data[:8], 'little')
+      event, data = Event.FromString(data[12:12 + size]), data[16 + size:]
+      if event.session_log.status == SessionLog.START:
+        shown = [one for one in shown if one[0] < event.step]
+      shown += [(event.step, value.simple_value) for value in event.summary.value]
+  return shown
+
+
+def test_tensorboard_shows_one_course_after_a_rollback(tmp_path):
+  with metrics.Writer(tmp_path, 0) as writer:
+    for step in (10, 20, 30):
+      writer.write(step, {'loss': step})
+    writer.drop_after(10)
+    for step in (20, 30):
+      writer.write(step, {'loss': -step})
+  assert course(tmp_path / 'tensorboard') == [(10, 10), (20, -20), (30, -30)]
+
+
+@pytest.mark.slow  # tensorboard is an extra
+def test_tensorboard_itself_shows_it(tmp_path):
+  accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+  test_tensorboard_shows_one_course_after_a_rollback(tmp_path)
+  found = accumulator.EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+  assert [(event.step, event.value) for event in found.Scalars('loss')] == course(
+      tmp_path / 'tensorboard')
+
+
 def test_two_writers_and_a_rollback_lose_no_line(tmp_path):
   """A training, which replaces the file when it rolls back, and evaluations beside it."""
   with metrics.Writer(tmp_path, 0, tensorboard=False) as trainer:

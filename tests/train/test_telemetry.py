@@ -1,5 +1,6 @@
 """Speed and time split are right, a recompilation is heard, and nobody waits for the log."""
 
+import math
 import re
 import threading
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import small_run
-from ttt_jax.train import checkpoint, metrics, step as train_step, telemetry, train
+from ttt_jax.train import checkpoint, metrics, telemetry, train
 
 
 class Time:
@@ -33,7 +34,7 @@ def test_every_second_goes_to_one_part():
   assert shares.pop('time/total') == 32
   assert shares == {'time/start': 4 / 32, 'time/compile': 8 / 32, 'time/data': 1 / 32,
                     'time/step': 16 / 32, 'time/checkpoint': 2 / 32, 'time/other': 1 / 32,
-                    'time/eval': 0}
+                    'time/eval': 0, 'time/profile': 0, 'time/lost': 0}
   assert clock.training() == 18
 
 
@@ -55,6 +56,51 @@ def test_a_resumed_clock_goes_on():
   clock.lap('start')
   clock.resume({'start': 1.0, 'step': 12.0})
   assert clock.shares()['time/total'] == 16 and clock.shares()['time/step'] == 12 / 16
+
+
+def test_a_rollback_loses_the_training_since_its_checkpoint():
+  time = Time()
+  clock = telemetry.Clock(now=time)
+  for part, seconds in (('start', 4), ('step', 10), ('data', 1)):
+    time.now += seconds
+    clock.lap(part)
+  saved = dict(clock.seconds)
+  for part, seconds in (('step', 6), ('data', 2), ('checkpoint', 5)):
+    time.now += seconds
+    clock.lap(part)
+  clock.roll_back(saved)
+  assert clock.seconds == dict.fromkeys(telemetry.PARTS, 0) | {
+      'start': 4, 'step': 10, 'data': 1, 'checkpoint': 5, 'lost': 8}
+
+
+def test_percentiles_and_own_work_of_steps():
+  time = Time()
+  clock = telemetry.Clock(now=time)
+  times = telemetry.StepTimes(clock)
+  assert math.isnan(times.percentiles()['step_seconds/p50'])
+  for number in range(101):  # the first one has none before it
+    time.now += 1000 if number == 0 else number / 100
+    clock.lap('step')
+    times.spend('wait', 0 if number else 999)
+    times.spend('data', 0.25)
+    time.now += 70
+    clock.lap('checkpoint')
+    times.add()
+  found = times.percentiles()
+  assert found == {'step_seconds/p50': pytest.approx(0.505), 'step_seconds/p90':
+                   pytest.approx(0.901), 'step_seconds/p99': pytest.approx(0.9901)}
+  own, data = times.take_host()
+  assert own == pytest.approx((1 + 50.5) / 101) and data == 0.25
+  assert times.take_host() == [0, 0]
+  times.restart()
+  times.add()
+  assert times.percentiles() == found
+
+
+def test_the_slowest_host():
+  found = telemetry.slowest(np.array([[0.2, 0.1], [0.9, 0.75], [0.3, 0.1]], np.float32))
+  assert found == pytest.approx({'hosts/slowest': 1, 'hosts/slowest_own': 0.9,
+                                 'hosts/slowest_data': 0.75, 'hosts/median_own': 0.3})
 
 
 def test_rates_are_over_training_time():
@@ -152,48 +198,6 @@ def test_nothing_stays_registered_after_an_error():
 # -- the loop -------------------------------------------------------------------------
 
 
-class Device:
-  """Stands for a device that never finishes a step before it has been given the next one.
-
-  Who asks for a figure of the newest step would wait for ever; here it is an error.
-  """
-
-  def __init__(self, steps):
-    self.steps, self.given, self.read = steps, 0, []
-
-  def step(self, state, batch):
-    self.given += 1
-    names = ('loss', 'ar', 'diffusion', 'tokens', 'documents', 'scored', 'mask_pairs')
-    figures = {name: Figure(self, self.given, 7.0 + self.given) for name in names}
-    return state, figures | {'skipped': Figure(self, self.given, 0.0)}
-
-
-class Figure:
-
-  def __init__(self, device, step, value):
-    self.device, self.step, self.value = device, step, value
-
-  def is_ready(self):
-    return self.step < self.device.given
-
-  def __array__(self, dtype=None, copy=None):
-    assert self.is_ready() or self.step == self.device.steps, (
-        f'the host waits for step {self.step}, the newest one that the device has')
-    self.device.read.append(self.step)
-    return np.array(self.value, np.float32)
-
-
-@pytest.fixture
-def fake_run(monkeypatch, prepared):
-  """A run whose steps are a Device's: (config, the device)."""
-  device = Device(steps=6)
-  monkeypatch.setattr(train_step, 'make_train_step', lambda *unused: device.step)
-  # Saves in the middle wait for the device, as they must: here only the last step is saved.
-  config = small_run.replace(small_run.config(steps=6, checkpoint_every=6, tensorboard=False),
-                        'data', path=str(prepared))
-  return config, device
-
-
 @pytest.mark.parametrize('log_every', [1, 2, 4])
 def test_the_device_never_waits_for_the_log(fake_run, tmp_path, log_every):
   config, device = fake_run
@@ -236,6 +240,7 @@ def test_one_docstring_says_what_every_number_means(prepared, tmp_path):
   lines = metrics.read(tmp_path)
   assert len(lines) == 2 and set(lines[0]) == set(lines[1])
   assert set(lines[0]) <= known, set(lines[0]) - known
+  assert 0 < lines[1]['goodput'] < 1 and lines[1]['step_seconds/p50'] > 0
   last = lines[1]
   assert last['recompiles'] == 0
   assert 0 < last['padding_fraction'] < 1 and 0 < last['time/compile'] < 1

@@ -15,7 +15,7 @@ import sys
 from ttt_jax import config as config_lib
 from ttt_jax.cli import (
     cluster, environment, evaluate as cli_evaluate, generate, inspect, plan,
-    prepare as cli_prepare, runs, serve, train as cli_train, weights)
+    prepare as cli_prepare, profile, runs, serve, train as cli_train, weights)
 from ttt_jax.config import paths, user_classes
 from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.system import exit_codes
@@ -99,6 +99,7 @@ def _build_parser() -> argparse.ArgumentParser:
   plan.add_flags(verb('plan', 'predict whether a run fits on given chips and how fast it is, '
                           'without having them', plan.EXAMPLE))
   runs.add_verbs(verb)
+  profile.add_verbs(verb)
   return parser
 
 
@@ -237,7 +238,7 @@ def _report(args: argparse.Namespace, config: None) -> None:
 
 VERBS = {'prepare': cli_prepare.run, **inspect.VERBS, 'train': cli_train.run,
          'evaluate': cli_evaluate.run, **generate.VERBS, 'report': _report, **serve.VERBS,
-         **weights.VERBS, 'plan': plan.run, **runs.VERBS}
+         **weights.VERBS, 'plan': plan.run, **runs.VERBS, **profile.VERBS}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ the comment beside a field is its meaning.
 from collections.abc import Mapping
 import dataclasses
 import math
+import re
 from typing import Any
 
 from ttt_jax.config.ranges import (
@@ -41,6 +42,8 @@ T_SAMPLINGS = ('uniform', 'stratified')
 T_UNITS = ('document', 'span')
 MASK_WEIGHTS = ('rate', 'count')
 MIRRORS = ('none', 'masks', 'draws')
+PROFILE_PROCESSES = ('first', 'all')
+PROFILE_STEPS = 100  # most steps of a trace: it is hard to open one of many millions of events
 
 
 def _require(condition: bool, message: str) -> None:
@@ -349,10 +352,30 @@ class TrainConfig(Settings, group='train'):
   stuck_exit: bool = False     # ... and exit with code 1, for a supervisor to restart the run
   tensorboard: bool = True     # write TensorBoard event files
   wandb: str = ''              # Weights & Biases project; '' = off
+  # 'AFTER:UNTIL': trace from when AFTER steps of a start are done until UNTIL are, such as '10:15',
+  # also of a start that resumes (docs/profiling.md); '' = none
+  profile: str = ''
+  profile_processes: str = 'first'  # processes that trace these steps: 'first' or 'all'
+
+  @property
+  def profile_range(self) -> tuple[int, int] | None:
+    """(AFTER, UNTIL) of ``profile``."""
+    return (int(self.profile.split(':')[0]), int(self.profile.split(':')[1])
+            ) if self.profile else None
 
   def __post_init__(self):
     super().__post_init__()
     _choice('train.verify', self.verify, VERIFY)
+    _choice('train.profile_processes', self.profile_processes, PROFILE_PROCESSES)
+    if self.profile:
+      _require(bool(re.fullmatch(r'[0-9]{1,9}:[0-9]{1,9}', self.profile)),
+               f"config key train.profile is {self.profile!r}; it must be 'AFTER:UNTIL', two "
+               "numbers of steps such as '10:15'.")
+      after, until = (int(number) for number in self.profile.split(':'))
+      _require(1 <= after < until <= after + PROFILE_STEPS,
+               f'config key train.profile is {self.profile!r}; AFTER must be at least 1, since the '
+               'first step is compiled, and UNTIL larger than AFTER by at most '
+               f'{PROFILE_STEPS}.')
     if self.keep_best:
       _choice('train.keep_best', self.keep_best, SCORES)
       _require(self.eval_every > 0, f'config key train.keep_best is {self.keep_best!r}, which '

@@ -126,9 +126,14 @@ class Attention(nnx.Module):
   def __call__(self, x_BxTxE: jax.Array, rope: tuple[jax.Array, jax.Array],
                attend: Attend, drop: Dropout | None = None) -> jax.Array:
     heads = lambda linear: linear(x_BxTxE, drop).reshape(*x_BxTxE.shape[:2], -1, self.head_dim)
-    q, k, v = heads(self.q), heads(self.k), heads(self.v)
-    out = attend(rotate(q, *rope), rotate(k, *rope), v)
-    return self.o(out.reshape(*out.shape[:2], -1), drop)
+    with jax.named_scope('qkv'):
+      q, k, v = heads(self.q), heads(self.k), heads(self.v)
+    with jax.named_scope('rope'):
+      q, k = rotate(q, *rope), rotate(k, *rope)
+    with jax.named_scope('scores'):
+      out = attend(q, k, v)
+    with jax.named_scope('out'):
+      return self.o(out.reshape(*out.shape[:2], -1), drop)
 
 
 class MLP(nnx.Module):
@@ -161,8 +166,10 @@ class Block(nnx.Module):
 
   def __call__(self, x_BxTxE: jax.Array, rope: tuple[jax.Array, jax.Array],
                attend: Attend, drop: Dropout | None = None) -> jax.Array:
-    x = x_BxTxE + self.attention(self.attention_norm(x_BxTxE), rope, attend, drop)
-    return x + self.mlp(self.mlp_norm(x), drop)
+    with jax.named_scope('attention'):
+      x = x_BxTxE + self.attention(self.attention_norm(x_BxTxE), rope, attend, drop)
+    with jax.named_scope('mlp'):
+      return x + self.mlp(self.mlp_norm(x), drop)
 
 
 class Trunk(nnx.Module):
@@ -180,6 +187,7 @@ class Trunk(nnx.Module):
     self.tied = config.tie_word_embeddings
     self.dtype = config.dtype
 
+  @jax.named_scope('embedding')
   def embed(self, token: Array) -> jax.Array:
     """[B, T, E]. On a mesh every device looks up its columns for all rows of its fsdp group, then
     an all-to-all exchanges rows for columns: the table is never gathered, and its gradient is

@@ -97,9 +97,12 @@ class Model:
 
     body = remat.wrap(body, c.remat, sharding.in_use())
     keys = None if dropout is None else jax.random.split(dropout, c.num_layers)
-    x, _ = jax.lax.scan(body, trunk.embed(token), (params['layers'], keys),
-                        unroll=min(c.scan_unroll, c.num_layers))
-    return trunk.norm(sharding.constrain(x, ('rows', 'length', 'width')))
+    embedded = trunk.embed(token)
+    with jax.named_scope('layers'):
+      x, _ = jax.lax.scan(body, embedded, (params['layers'], keys),
+                          unroll=min(c.scan_unroll, c.num_layers))
+    with jax.named_scope('final_norm'):
+      return trunk.norm(sharding.constrain(x, ('rows', 'length', 'width')))
 
   def extend(self, params: Params, cache: kv_cache.Cache, slots: Array | None, known: Array,
              token: Array, position: Array, k_end: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -131,8 +134,11 @@ class Model:
         return attend(q, k, v)
       return nnx.merge(self._block[0], self._gathered(layer))(x, rope, remember), tuple(made)
 
-    x, (k, v) = jax.lax.scan(body, trunk.embed(token), (jnp.arange(c.num_layers), params['layers']))
-    return trunk.norm(x), k, v
+    embedded = trunk.embed(token)
+    with jax.named_scope('layers'):
+      x, (k, v) = jax.lax.scan(body, embedded, (jnp.arange(c.num_layers), params['layers']))
+    with jax.named_scope('final_norm'):
+      return trunk.norm(x), k, v
 
   def _gathered(self, layer: Params) -> Params:
     """One layer's matrices in the compute dtype, gathered along fsdp. They are cast before the
@@ -149,6 +155,7 @@ class Model:
     """[V', E] float32: the output head's rows, padding included."""
     return nnx.merge(self._trunk[0], params['trunk']).head_table()
 
+  @jax.named_scope('logits')
   def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
     """float32 logits [..., vocab_size] of hidden states [..., E], without padding rows."""
     chex.assert_axis_dimension(hidden, -1, self.config.hidden_size)

@@ -159,6 +159,7 @@ def _levels(batch: Batch, config: ObjectiveConfig, key: jax.Array, t: jax.Array,
   return diffusion.mirrored(level, twin) if config.mirror == 'draws' else level
 
 
+@jax.named_scope('noise')
 def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, key: jax.Array,
             visit: Visit | None = None, twin: Array | int = 0) -> Targets:
   """Draw the noise of one step; returns the noisy inputs, labels and weights.

@@ -68,6 +68,7 @@ class _Plan:
   meshed: bool             # runs inside shard_map on a mesh
 
 
+@jax.named_scope('loss')
 def pair_loss(hidden_BxTxE: Array, table_VxE: Array, labels: Labels, vocab_size: int, *,
               chunk: int, dtype: str,
               form: str = 'auto',

@@ -5,6 +5,7 @@ errors), metrics.jsonl (losses, time split) and config.json; in a sweep those of
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 import os
 import pathlib
 import socket
@@ -17,7 +18,7 @@ from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
 from ttt_jax.runs import sweep
 from ttt_jax.system.progress import duration
-from ttt_jax.train import metrics, status_file
+from ttt_jax.train import metrics, profile_files, status_file
 
 WIDTH = 80
 STALE = 60.0  # seconds without an update, at least, before the run looks stuck
@@ -95,6 +96,10 @@ def _run(workdir: pathlib.Path, now: float) -> list[str]:
       'updated': last_update(fields, now),
       'checkpoint': _checkpoint(fields, now),
       'time': _split(fields.get('time_split') or {}),
+      'goodput': goodput(fields),
+      'step time': _step_times(fields['lines']),
+      'slowest': slowest(fields),
+      'profile': _profile(workdir),
       'losses': _losses(fields['lines'])}), *_errors(fields.get('errors') or [], now)]
 
 
@@ -105,7 +110,7 @@ def _rows(values: Mapping[str, str]) -> list[str]:
 def _state(fields: Mapping[str, Any]) -> str:
   state = fields.get('state') or ''
   text = STATES.get(state, state or 'state unknown: there is no status.json')
-  if state not in ENDED and _gone(fields):
+  if state not in ENDED and gone(fields):
     text = f'killed while {text}'
   where = f' on {fields["host"]}' if fields.get('host') and state not in ENDED else ''
   count = fields.get('process_count') or 1
@@ -138,20 +143,20 @@ def last_update(fields: Mapping[str, Any], now: float) -> str:
   age = max(now - fields['time'], 0)
   if fields.get('state') in ENDED:
     return f'ended {duration(age)} ago'
-  if age < max(STALE, 5 / (fields.get('rate') or 1)) and not _gone(fields):
+  if age < max(STALE, 5 / (fields.get('rate') or 1)) and not gone(fields):
     return f'{duration(age)} ago'
   silence = f'no update for {duration(age)}'
   if fields.get('pid') is None:
     return f'{silence}, the last line of metrics.jsonl'
   if fields.get('host') != socket.gethostname():
     return f'{silence} from process {fields["pid"]} on {fields["host"]}; check that machine'
-  if not _gone(fields):
+  if not gone(fields):
     return f'{silence}, but process {fields["pid"]} is alive: it may be compiling, or stuck'
   return (f'{silence} and process {fields["pid"]} is gone; run the same command to resume from '
           'the last checkpoint')
 
 
-def _gone(fields: Mapping[str, Any]) -> bool:
+def gone(fields: Mapping[str, Any]) -> bool:
   """Whether the process that wrote status.json ran on this machine and has ended."""
   if fields.get('pid') is None or fields.get('host') != socket.gethostname():
     return False
@@ -181,6 +186,46 @@ def _split(seconds: Mapping[str, float]) -> str:
     return ''
   return f'{duration(total)}: ' + ', '.join(
       f'{part} {100 * share:.0f} %' for share, part in shares[:PARTS])
+
+
+def goodput(fields: Mapping[str, Any]) -> str:
+  """The goodput of a run and what it is a share of, from the fields of status.json; or ''."""
+  share, life = status_file.goodput(fields), status_file.life(fields)
+  if share is None or life is None or not fields.get('step'):
+    return ''
+  starts = fields.get('starts') or 1
+  return f'{100 * share:.0f} % of {duration(life)} since the first start' + (
+      f', {starts:,} starts' if starts > 1 else '')
+
+
+def _step_times(lines: Sequence[Mapping[str, float]]) -> str:
+  last = next((line for line in reversed(lines) if 'step_seconds/p50' in line), {})
+  parts = [f'p{name} {seconds(last[f"step_seconds/p{name}"])}' for name in metrics.PERCENTILES
+           if math.isfinite(last.get(f'step_seconds/p{name}', math.nan))]
+  return ', '.join(parts) + f' (of at most the latest {metrics.WINDOW:,})' if parts else ''
+
+
+def slowest(fields: Mapping[str, Any]) -> str:
+  """The host that worked longest per step, from the fields of ``read``; '' for one process."""
+  last = next((line for line in reversed(fields.get('lines') or [])
+               if 'hosts/slowest' in line), None)
+  if last is None:
+    return ''
+  process, hosts = int(last['hosts/slowest']), fields.get('hosts') or []
+  where = f' on {hosts[process]}' if process < len(hosts) else ''
+  return (f'process {process}{where}: {seconds(last["hosts/slowest_own"])} of own work per step, '
+          f'{seconds(last["hosts/slowest_data"])} of it data; median '
+          f'{seconds(last["hosts/median_own"])}')
+
+
+def seconds(value: float) -> str:
+  """Seconds of a step for display: '1.21 s' or '34.5 ms'."""
+  return f'{value:.3g} s' if value >= 0.9995 else f'{1000 * value:.3g} ms'
+
+
+def _profile(workdir: pathlib.Path) -> str:
+  newest = profile_files.newest(workdir)
+  return '' if newest is None else f'{newest.name}; open it with {profile_files.viewer(workdir)}'
 
 
 def _losses(lines: Sequence[Mapping[str, float]]) -> str:

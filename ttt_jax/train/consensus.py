@@ -7,14 +7,17 @@ when it has long been computed. All processes therefore read the same numbers fo
 and act alike, with no coordinator and no extra wait. A single process skips all of this.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import socket
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 REQUESTS = ('stop', 'save', 'time', 'failed')
+_NAME_BYTES = 64  # of a host
 
 
 class Consensus:
@@ -33,6 +36,10 @@ class Consensus:
     self._shape = mesh.size, len(REQUESTS)
     self._local_rows = sum(
         device.process_index == jax.process_index() for device in mesh.devices.flat)
+    # The first row of every process, in the order of the processes.
+    owners = [device.process_index for device in mesh.devices.flat]
+    self._first_rows = [owners.index(process) for process in sorted(set(owners))]
+    self._all = jax.jit(lambda rows: rows, out_shardings=NamedSharding(mesh, PartitionSpec()))
     self._maximum = jax.jit(lambda requests: jnp.max(requests, axis=0),
                             out_shardings=NamedSharding(mesh, PartitionSpec()))
 
@@ -52,6 +59,23 @@ class Consensus:
     return self._maximum(jax.make_array_from_process_local_data(
         self._sharding, np.repeat(row, self._local_rows, axis=0), self._shape))
 
+  def gather(self, values: Sequence[float]) -> jax.Array | None:
+    """Start exchanging some numbers; all processes must call this at the same step.
+
+    Returns:
+      float32 [devices, values] on the device, for ``by_process`` once it is on the host; None for a
+      single process.
+    """
+    if self.single:
+      return None
+    rows = np.repeat(np.array([values], np.float32), self._local_rows, axis=0)
+    return self._all(jax.make_array_from_process_local_data(
+        self._sharding, rows, (self._shape[0], len(values))))
+
+  def by_process(self, gathered: np.ndarray) -> np.ndarray:
+    """float32 [processes, values] from ``gather``, on the host."""
+    return gathered[self._first_rows]
+
   def now(self, requests: Mapping[str, int]) -> dict[str, int]:
     """Reduce and wait for the result: outside the steps, where a wait costs little."""
     answer = self.send(requests)
@@ -63,3 +87,14 @@ class Consensus:
 def decode(answer: np.ndarray) -> dict[str, int]:
   """int32 [REQUESTS] from ``send``, on the host, as name -> value."""
   return {name: int(value) for name, value in zip(REQUESTS, answer)}
+
+
+def host_names() -> list[str]:
+  """The names of the hosts, process by process; [] for a single process. All processes call it."""
+  if jax.process_count() == 1:
+    return []
+  own = np.zeros(_NAME_BYTES, np.uint8)
+  name = socket.gethostname().encode()[:_NAME_BYTES]
+  own[:len(name)] = list(name)
+  rows = multihost_utils.process_allgather(own)
+  return [bytes(row[row > 0]).decode(errors='replace') for row in rows]

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import optax
 
@@ -23,8 +24,8 @@ from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import (
     checkpoint, consensus, fault_injection, metrics, optimizer as optimizers, preemption,
-    restore, state as train_state, status_file, step as train_step, telemetry,
-    watchdog as watchdog_lib)
+    profile_files, profiling, restore, state as train_state, status_file, step as train_step,
+    telemetry, watchdog as watchdog_lib)
 from ttt_jax.train.state import TrainState
 from ttt_jax.train.validation import Validator
 
@@ -98,6 +99,7 @@ class TrainContext:
   clock: telemetry.Clock
   stop: preemption.Stop
   faults: fault_injection.Faults | None
+  profiler: profiling.Profiler
 
 
 class Loop:
@@ -113,6 +115,7 @@ class Loop:
     self._in_flight = telemetry.InFlight()
     context.clock.busy = self._in_flight.busy
     self._speed = _speed(context)
+    self._step_times = telemetry.StepTimes(context.clock)
     # The whole schedule is computed here: evaluating it during training would queue behind the
     # train step on the device and stall the host.
     self._rates = np.asarray(optimizers.schedule(setup.config.optimizer, self.settings.steps)(
@@ -120,6 +123,7 @@ class Loop:
     self._consensus = consensus.Consensus(setup.mesh)
     self._started = self._saved = time.monotonic()
     self._saved_step = progress.step
+    self._given = 0  # steps of this start, also those that a rollback takes back
     self._failure: UserError | None = None
     self._stopping = False
     self._status_is_saving = False
@@ -143,11 +147,17 @@ class Loop:
       if progress.step:
         self._bar.say(f'resuming from checkpoint {progress.step}.')
       context.status.set_checkpoint(context.checkpoints.last_good)
+      context.status.begin(progress.step > 0, consensus.host_names())
       context.status.update(state='running', step=progress.step)
+      self._warn_of_profile(settings.steps - progress.step)
       context.clock.lap('start')
       self._stopping = self._stops_early()
       while progress.step < settings.steps and not self._stopping:
-        self._advance()
+        if context.profiler.due(self._given):
+          self._switch_profile()
+        self._given += 1
+        with jax.profiler.StepTraceAnnotation('train', step_num=progress.step + 1):
+          self._advance()
       context.checkpoints.wait()
       context.clock.lap('checkpoint')
     return self._finish(context.stop.agreed)
@@ -166,7 +176,10 @@ class Loop:
   def _advance(self) -> None:
     """Dispatch one step, read the metrics of the one before, and do what is due."""
     context, settings, clock = self.context, self.settings, self.context.clock
-    batch = self._batch()
+    began = time.monotonic()
+    with jax.profiler.TraceAnnotation('batch'):
+      batch = self._batch()
+    self._step_times.spend('data', time.monotonic() - began)
     clock.lap('data')
     step = self.progress.step + 1
     with self._watch:
@@ -176,10 +189,16 @@ class Loop:
     # Reading waits for the step before this one, while the device already runs this one.
     single = self._consensus.single
     answer = None if single else self._consensus.send(self._requests())
-    finished = self._in_flight.push(step, step_metrics, answer)
+    hosts = (None if single or step % settings.log_every else
+             self._consensus.gather(self._step_times.take_host()))
+    began = time.monotonic()
+    with jax.profiler.TraceAnnotation('wait for the device'):
+      finished = self._in_flight.push(step, step_metrics, answer, hosts)
+    self._step_times.spend('wait', time.monotonic() - began)
     clock.lap('step')
     # A single process looks at its requests after that wait and so stops one step sooner.
-    requests = self._read(finished, self._requests() if single else {})
+    with jax.profiler.TraceAnnotation('metrics'):
+      requests = self._read(finished, self._requests() if single else {})
     if self._diverged():
       return self._roll_back(step - 1)
     clock.lap('other')
@@ -201,6 +220,23 @@ class Loop:
     elif self._status_is_saving and not context.checkpoints.saving():
       self._update_status('running')
     self._bar.update(1)
+
+  def _warn_of_profile(self, left: int) -> None:
+    traced = self.settings.profile_range
+    if traced and traced[0] >= left:
+      self._bar.say(f'config key train.profile is {self.settings.profile!r}, but {left} steps are '
+                    'left, so nothing is traced.')
+
+  def _switch_profile(self) -> None:
+    """Begin or end the trace of train.profile, so that it holds whole steps."""
+    jax.block_until_ready(self.state)
+    self.context.clock.lap('step')
+    now = np.uint32(time.time())
+    if self.settings.profile_processes == 'all':  # one folder for the traces of all processes
+      now = multihost_utils.broadcast_one_to_all(now)
+    self.context.profiler.switch(profile_files.date(int(now)))
+    self.context.watchdog.beat()
+    self.context.clock.lap('profile')
 
   def _batch(self) -> Batch:
     """The next batch, on the mesh."""
@@ -237,22 +273,28 @@ class Loop:
         requests |= consensus.decode(finished.requests)
       self.context.watchdog.beat()
       self._speed.add(finished.metrics)
+      self._step_times.add()
       skipped = finished.metrics['skipped'] > 0
       self.progress.skipped += skipped
       self.progress.in_a_row = self.progress.in_a_row + 1 if skipped else 0
       if finished.step % self.settings.log_every == 0 or always:
-        self._log(finished.step, finished.metrics)
+        self._log(finished)
     if requests['failed']:
       self._raise_failure()
     return requests
 
-  def _log(self, step: int, step_metrics: dict[str, float]) -> None:
+  def _log(self, finished: telemetry.Finished) -> None:
+    step, step_metrics = finished.step, finished.metrics
     rate = self._speed.take()
     # Skipped updates do not advance the optimizer's schedule.
     done = min(max(step - 1 - self.progress.skipped, 0), len(self._rates) - 1)
+    hosts = ({} if finished.hosts is None else
+             telemetry.slowest(self._consensus.by_process(finished.hosts)))
+    goodput = self.context.status.goodput(self.context.clock.seconds['step'])
     values = _logged(step_metrics) | rate | self.context.clock.shares() | {
         'learning_rate': self._rates[done], 'recompiles': self._watch.recompiles,
-        'skipped': self.progress.skipped}
+        'skipped': self.progress.skipped, 'goodput': goodput,
+        } | self._step_times.percentiles() | hosts
     self._try(lambda: self.context.writer.write(step, values))
     self._bar.update(0, **_for_bar(values))
     saving = self.context.checkpoints.saving()
@@ -308,6 +350,7 @@ class Loop:
     self.state = restore.restore(context.checkpoints, target, setup.model, setup.optimizer,
                                  setup.target, setup.config.seed)
     earlier = RunProgress.read(context.checkpoints.meta(target)['progress'])
+    context.clock.roll_back(context.checkpoints.meta(target)['seconds'])
     context.checkpoints.drop_after(target)
     self._try(lambda: context.writer.drop_after(target))
     context.batches.restore({'next': after})
@@ -317,6 +360,7 @@ class Loop:
     progress.in_a_row, progress.rollbacks = 0, progress.rollbacks + 1
     self._saved_step, self._saved = target, time.monotonic()
     self._speed = _speed(context)
+    self._step_times.restart()
     self._bar.update(target - self._bar.done)
     self._try(lambda: context.status.event(
         f'{what}: rolled back to checkpoint {target}, continuing with batch {after} (rollback '

@@ -30,10 +30,24 @@
   mfu                       the same as a fraction of the devices' peak in bfloat16
                             (system/hardware.py); absent where the peak is unknown, as on a CPU
 
+  of the latest 1,000 steps of this process, seconds of training per step (telemetry.StepTimes):
+  step_seconds/p50          median; p90 and p99 are percentiles, too
+  step_seconds/p90
+  step_seconds/p99
+
+  of the processes since the last time, if there are several, seconds per step:
+  hosts/slowest             the process whose own work took longest: all but the wait for the device
+  hosts/slowest_own         that work; as long as a step, it keeps the others waiting
+  hosts/slowest_data        the part of it that fetched batches
+  hosts/median_own          median of all processes
+
   of the run so far, including earlier starts (telemetry.Clock):
+  goodput                   seconds in steps that counted, as a fraction of the time since the
+                            first start: rolled back and repeated steps, restarts and the time
+                            between them are the rest (status_file.Status)
   time/total                seconds
   time/PART                 fractions of them: start, compile, data, step, checkpoint, eval,
-                            other; time/step is the goodput
+                            profile, lost, other
   recompiles                how often the train step was compiled again, in this process
 
   on held-out records, of train.eval_every during the run and of `ttt-jax evaluate`:
@@ -61,6 +75,8 @@ FILE = 'metrics.jsonl'
 _START = '{"step": '  # of our lines, also of one that a crash has cut off
 _NUMBERS = (float, int)  # and no bool, which is an int, too
 _LONGEST = 2**16  # bytes of a line; the longest of ours has a few thousand
+PERCENTILES = (50, 90, 99)  # of step_seconds
+WINDOW = 1000  # steps that they are taken over
 WANDB_RUN = 'wandb_run'  # in the workdir: the run's id at Weights & Biases, for a resume
 
 
@@ -117,9 +133,11 @@ class Writer:
       files.write_text(self.path, ''.join(_line(line) for line in kept))
 
   def drop_after(self, step: int) -> None:
-    """Drop the lines after ``step``, to which the run has rolled back. TensorBoard and Weights &
-    Biases keep theirs and show both curves."""
+    """Drop the lines after ``step``, to which the run has rolled back; TensorBoard leaves out its
+    own. Weights & Biases keeps them and shows both curves."""
     self._filter(lambda line: line['step'] <= step)
+    for sink in self._sinks:
+      sink.drop_after(step)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Add one line.
@@ -182,6 +200,13 @@ class _TensorBoard:
     for name, number in numbers.items():
       self._board.add_scalar(name, number, step, walltime=now)
 
+  def drop_after(self, step: int) -> None:
+    """Write the mark of a restart: TensorBoard drops what it has read from this step on."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    assert self._board.file_writer is not None
+    self._board.file_writer.add_event(Event(
+        step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
   def close(self) -> None:
     self._board.close()
 
@@ -209,6 +234,9 @@ class _WeightsAndBiases:
 
   def write(self, step: int, now: float, numbers: Mapping[str, float]) -> None:
     self._run.log({'step': step, **numbers})
+
+  def drop_after(self, step: int) -> None:
+    """Nothing: what was sent cannot be taken back."""
 
   def close(self) -> None:
     self._run.finish()

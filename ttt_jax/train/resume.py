@@ -63,7 +63,7 @@ FREE = (
     'train.preemption', 'train.init_from', 'train.epochs', 'train.early_stopping_patience',
     'train.early_stopping_threshold', 'train.max_minutes', 'train.nonfinite_limit',
     'train.rollback_limit', 'train.eval_every', 'train.stuck_minutes', 'train.stuck_exit',
-    'train.tensorboard', 'train.wandb')
+    'train.tensorboard', 'train.wandb', 'train.profile', 'train.profile_processes')
 
 
 class Change(NamedTuple):

@@ -8,12 +8,17 @@
   last_good_checkpoint   newest complete step; null if there is none yet
   last_good_time         when it was completed, seconds since the epoch
   time_split             seconds of the run so far by part (telemetry.Clock)
+  began                  when this start began, seconds since the epoch
+  earlier_seconds        seconds from the first start of the run to this one, without pauses that
+                         somebody wanted: after an end, or Ctrl-C
+  starts                 how many there were
+  hosts                  names of the hosts, process by process; [] where there is one process
   errors                 the last 20 events: [{'time', 'step', 'text'}], including earlier starts
   pid, host              of process 0, which writes this file
   process_count          processes of the run
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import json
 import logging
 import os
@@ -28,6 +33,7 @@ from ttt_jax.storage import files, owned, schema
 
 FILE = 'status.json'
 EVENTS = 20
+WANTED_ENDS = ('done', 'interrupted')  # the time until the next start is not the run's
 _LOG = logging.getLogger(__name__)
 _Time = Annotated[float, schema.Range(0, 1e11)]  # seconds since the epoch
 _Rate = Annotated[float, schema.Range(0)]
@@ -50,11 +56,14 @@ class StatusFile(schema.Kind, total=False):
   last_good_checkpoint: schema.Count | None
   last_good_time: _Time | None
   time_split: dict[str, _Rate]
+  began: _Time
+  earlier_seconds: _Rate
+  starts: schema.Count
+  hosts: list[str]
   errors: list[Event]
   pid: Annotated[int, schema.Range(1, 2**31 - 1)]
   host: str
   process_count: schema.Count
-
 
 
 class Status:
@@ -71,15 +80,46 @@ class Status:
     self._values: dict[str, Any] = {
         'state': 'starting', 'step': 0, 'steps': steps, 'time': 0.0, 'rate': 0.0,
         'last_good_checkpoint': None, 'last_good_time': None, 'time_split': {},
-        'errors': self._earlier(), 'pid': os.getpid(), 'host': socket.gethostname(),
+        'began': round(time.time(), 3), 'earlier_seconds': 0.0, 'starts': 1, 'hosts': [],
+        'errors': [], 'pid': os.getpid(), 'host': socket.gethostname(),
         'process_count': processes}
+    self._wanted_end = False  # of the start before
+    self._continue(self._earlier())
 
-  def _earlier(self) -> list[dict[str, Any]]:
-    """The events of earlier starts of this run."""
+  def _earlier(self) -> dict[str, Any]:
+    """The file of the start before."""
     try:
-      return read(self._path.parent).get('errors', [])
+      return read(self._path.parent)
     except UserError:
-      return []  # not one of ours; it is replaced
+      return {}  # not one of ours; it is replaced
+
+  def _continue(self, earlier: dict[str, Any]) -> None:
+    """Take over the events and the time of earlier starts."""
+    self._values['errors'] = earlier.get('errors', [])
+    began = earlier.get('began')
+    if began is None:
+      return
+    self._wanted_end = earlier.get('state') in WANTED_ENDS
+    until = earlier.get('time', began) if self._wanted_end else self._values['began']
+    self._values |= {'earlier_seconds': round(
+        earlier.get('earlier_seconds', 0.0) + max(until - began, 0.0), 3),
+        'starts': earlier.get('starts', 1) + 1}
+
+  def begin(self, resumed: bool, hosts: Sequence[str] = ()) -> None:
+    """Set what is known once training begins, without writing yet.
+
+    Args:
+      resumed: from a checkpoint. A run that begins anew where another one has ended is not its
+        continuation; one that has crashed before its first checkpoint is.
+      hosts: names of the hosts of all processes.
+    """
+    self._values['hosts'] = list(hosts)
+    if not resumed and self._wanted_end:
+      self._values |= {'earlier_seconds': 0.0, 'starts': 1}
+
+  def goodput(self, seconds: float) -> float:
+    """``goodput`` of a run with so many seconds in steps that counted, now."""
+    return goodput(self._values | {'time_split': {'step': seconds}, 'time': time.time()}) or 0.0
 
   def update(self, **values: Any) -> None:
     """Change some fields and write.
@@ -128,6 +168,19 @@ class Status:
         self.update(errors=[*self._values['errors'], event][-EVENTS:], state=state)
     except UserError:
       _LOG.warning('%s could not be written.', self._path)
+
+
+def life(fields: Mapping[str, Any]) -> float | None:
+  """Seconds from the first start of a run until the file was written; None if it does not say."""
+  if fields.get('began') is None or fields.get('time') is None:
+    return None
+  return fields.get('earlier_seconds', 0.0) + max(fields['time'] - fields['began'], 0.0)
+
+
+def goodput(fields: Mapping[str, Any]) -> float | None:
+  """Share of the time since the first start in steps that counted; None if it is not known."""
+  seconds, step = life(fields), (fields.get('time_split') or {}).get('step')
+  return None if not seconds or step is None else min(step / seconds, 1.0)
 
 
 def check_kind(workdir: str | os.PathLike) -> None:

@@ -26,6 +26,7 @@ def run_key(seed: int) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), 0x7474)
 
 
+@jax.named_scope('mask')
 def key_ranges(batch: Batch, config: Config) -> Ranges:
   """The staircase of a batch [B, T] under the objective of a run: (k_start, k_end), int32."""
   return staircase.key_ranges(batch, config.objective.mode, config.objective.prompt_audio)
@@ -153,16 +154,18 @@ def make_train_step(config: Config, model: Model, vocab: Vocabulary,
     if poisoned is not None:
       harm = jnp.where(poisoned(batch), jnp.nan, 0.0)
       grads, sums = jax.tree.map(lambda x: x + harm.astype(x.dtype), (grads, sums))
-    metrics = {**summary(sums, config), **shape_of_work(batch, ranges, config),
-               'grad_norm': optax.tree.norm(grads)}
-    finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
-    metrics['skipped'] = 1.0 - finite
-    trained = lora.trained(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    kept = lambda new, old: jnp.where(finite, new, old)
-    changed = jax.tree.map(kept, optax.apply_updates(trained, updates), trained)
-    return TrainState(state.step + 1, lora.join(state.params, changed),
-                      jax.tree.map(kept, opt_state, state.opt_state)), metrics
+    with jax.named_scope('metrics'):
+      metrics = {**summary(sums, config), **shape_of_work(batch, ranges, config),
+                 'grad_norm': optax.tree.norm(grads)}
+      finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
+      metrics['skipped'] = 1.0 - finite
+    with jax.named_scope('optimizer'):
+      trained = lora.trained(state.params)
+      updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+      kept = lambda new, old: jnp.where(finite, new, old)
+      changed = jax.tree.map(kept, optax.apply_updates(trained, updates), trained)
+      return TrainState(state.step + 1, lora.join(state.params, changed),
+                        jax.tree.map(kept, opt_state, state.opt_state)), metrics
 
   where = state_shardings(model, optimizer, mesh)
   return jax.jit(step, in_shardings=(where, sharding.batch_sharding(mesh)),

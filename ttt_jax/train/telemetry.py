@@ -11,6 +11,7 @@ The moment at which metrics arrive is the moment at which their step is done; th
 split are computed from these moments.
 """
 
+import collections
 from collections.abc import Callable, Mapping
 import threading
 import time
@@ -19,12 +20,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-PARTS = ('start', 'compile', 'data', 'step', 'checkpoint', 'eval', 'other')
+from ttt_jax.train import metrics as metrics_lib
+
+PARTS = ('start', 'compile', 'data', 'step', 'checkpoint', 'eval', 'profile', 'lost', 'other')
 TRAINING = ('data', 'step', 'other')  # the time that rates are taken over
 COMPILED = '/jax/core/compile/backend_compile_duration'  # JAX's event; also for cached programs
 
 # Metrics of a step that are sums over all devices; Speed turns them into rates.
 SUMS = ('tokens', 'documents', 'scored', 'mask_pairs')
+
+HOST_TIMES = ('own', 'data')  # what Hosts gathers of every process, seconds per step
 
 
 class Finished(NamedTuple):
@@ -32,6 +37,7 @@ class Finished(NamedTuple):
   step: int
   metrics: dict[str, float]
   requests: np.ndarray | None  # what Consensus.send returned for this step
+  hosts: np.ndarray | None = None  # what Consensus.gather returned for this step
 
 
 class InFlight:
@@ -41,30 +47,33 @@ class InFlight:
     self._step = 0
     self._metrics: Mapping[str, jax.Array] | None = None
     self._requests: jax.Array | None = None
+    self._hosts: jax.Array | None = None
 
   def push(self, step: int, metrics: Mapping[str, jax.Array],
-           requests: jax.Array | None = None) -> Finished | None:
+           requests: jax.Array | None = None, hosts: jax.Array | None = None) -> Finished | None:
     """Take a step that was just dispatched, and read the one before it.
 
     Args:
       step: its number.
       metrics: name -> scalar on the device; it need not be computed yet.
       requests: of all processes at this step (Consensus.send).
+      hosts: times of all processes at this step (Consensus.gather).
 
     Returns:
       The step before, for which this waits; None if there is none.
     """
     finished = self.drain()
-    self._step, self._metrics, self._requests = step, metrics, requests
+    self._step, self._metrics, self._requests, self._hosts = step, metrics, requests, hosts
     return finished
 
   def drain(self) -> Finished | None:
     """Wait for the newest step and return it; nothing is in flight afterwards."""
     if self._metrics is None:
       return None
-    metrics, requests = jax.device_get((dict(self._metrics), self._requests))
-    self._metrics = self._requests = None
-    return Finished(self._step, {name: float(value) for name, value in metrics.items()}, requests)
+    metrics, requests, hosts = jax.device_get((dict(self._metrics), self._requests, self._hosts))
+    self._metrics = self._requests = self._hosts = None
+    return Finished(self._step, {name: float(value) for name, value in metrics.items()}, requests,
+                    hosts)
 
   def busy(self) -> bool:
     """Whether the device is still computing the newest step."""
@@ -82,6 +91,8 @@ class Clock:
     step        training: the device was computing steps
     checkpoint  copying the state off the device; waiting for a save that is still being written
     eval        evaluating on held-out records during the run
+    profile     waiting for the device, and writing the trace, for train.profile
+    lost        training that a rollback has thrown away
     other       work of the host (logging, progress) while the device was idle
 
   ``lap('data')`` attributes the time since the last lap. Work of the host during which the device
@@ -108,6 +119,17 @@ class Clock:
     now = self._now()
     self.seconds[part] += now - self._last
     self._last = now
+
+  def roll_back(self, seconds: Mapping[str, float]) -> None:
+    """Count the training since a checkpoint as lost.
+
+    Args:
+      seconds: this clock's ``seconds`` at the checkpoint.
+    """
+    for part in TRAINING:
+      lost = max(self.seconds[part] - seconds.get(part, 0.0), 0.0)
+      self.seconds[part] -= lost
+      self.seconds['lost'] += lost
 
   def resume(self, seconds: Mapping[str, float]) -> None:
     """Add the ``seconds`` of an earlier start of the run."""
@@ -170,6 +192,69 @@ class Speed:
       rates['mfu'] = flops / self._peak
     self._reset()
     return rates
+
+
+class StepTimes:
+  """How long the latest steps took, in seconds of training, and how much of it this host worked.
+
+  A step's time is the time between the arrivals of its metrics and of those of the step before:
+  see the module's docstring. All hosts of a run have the same, since they wait for each other in
+  every step. What differs is a host's own work: all but the wait for the device. A host whose own
+  work takes as long as a step keeps the others waiting.
+  """
+
+  def __init__(self, clock: Clock):
+    self._clock = clock
+    self._times: collections.deque[float] = collections.deque(maxlen=metrics_lib.WINDOW)
+    self.restart()
+
+  def restart(self) -> None:
+    """The next step has none before it: the first one, or one after a rollback."""
+    self._arrived: float | None = None
+    self._begin_host()
+
+  def _begin_host(self) -> None:
+    self._since, self._steps = self._clock.training(), 0
+    self._seconds = dict.fromkeys(('wait', 'data'), 0.0)
+
+  def spend(self, what: str, seconds: float) -> None:
+    """Count seconds that this host waited for the device ('wait') or fetched a batch ('data')."""
+    self._seconds[what] += seconds
+
+  def add(self) -> None:
+    """Count a step whose metrics have just arrived."""
+    now = self._clock.training()
+    if self._arrived is not None:
+      self._times.append(now - self._arrived)
+    self._arrived = now
+    self._steps += 1
+
+  def percentiles(self) -> dict[str, float]:
+    """'step_seconds/pN' of the latest steps; NaN before the second one."""
+    names = metrics_lib.PERCENTILES
+    values = (np.percentile(np.fromiter(self._times, float), names) if self._times else
+              np.full(len(names), np.nan))
+    return {f'step_seconds/p{name}': float(value) for name, value in zip(names, values)}
+
+  def take_host(self) -> list[float]:
+    """HOST_TIMES of this process since the last call; all 0 if no step has finished."""
+    steps, spent = self._steps, self._seconds
+    own = self._clock.training() - self._since - spent['wait']
+    self._begin_host()
+    return [max(seconds, 0.0) / max(steps, 1) * (steps > 0) for seconds in (own, spent['data'])]
+
+
+def slowest(hosts: np.ndarray) -> dict[str, float]:
+  """Metrics about the host that worked longest per step.
+
+  Args:
+    hosts: float32 [processes, HOST_TIMES].
+  """
+  own = hosts[:, HOST_TIMES.index('own')]
+  process = int(np.argmax(own))
+  return {'hosts/slowest': process, 'hosts/slowest_own': float(own[process]),
+          'hosts/slowest_data': float(hosts[process, HOST_TIMES.index('data')]),
+          'hosts/median_own': float(np.median(own))}
 
 
 class CompileWatch:

@@ -18,7 +18,7 @@ from ttt_jax.model.transformer import Model, Params
 from ttt_jax.system import hardware
 from ttt_jax.train import (
     checkpoint, fault_injection, metrics, optimizer as optimizers, ownership, preemption, restore,
-    resume, state as train_state, status_file, telemetry, watchdog)
+    profiling, resume, state as train_state, status_file, telemetry, watchdog)
 from ttt_jax.train.loop import Loop, RunProgress, TrainContext, TrainSetup
 from ttt_jax.train.validation import Validator
 
@@ -103,8 +103,12 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
                     time_split=dict(clock.seconds))
       return state
     writer = enter(_writer(config, workdir, progress.step))
+    traced = settings.profile_processes == 'all' or jax.process_index() == 0
+    profiler = enter(profiling.Profiler(
+        workdir, settings.profile_range if traced else None, jax.process_index(),
+        jax.process_count(), status.event))
     context = TrainContext(setup, batches, validator, checkpoints, writer, status, dog, clock,
-                           stop or preemption.Stop(), faults)
+                           stop or preemption.Stop(), faults, profiler)
     return Loop(context, state, progress).run()
 
 

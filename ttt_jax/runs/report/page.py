@@ -19,7 +19,7 @@ from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
 from ttt_jax.evaluate import summary as summary_file
 from ttt_jax.evaluate.summary import value_text
-from ttt_jax.runs import sweep
+from ttt_jax.runs import status, sweep
 from ttt_jax.runs.report import mask_plot, plots, speed, sweep_page
 from ttt_jax.runs.report.sounds import Sounds, data_uri
 from ttt_jax.storage import files, owned
@@ -87,7 +87,7 @@ def report(workdir: str | os.PathLike) -> pathlib.Path:
       scores=_scores(evaluation),
       samples=_samples(evaluation, workdir, config),
       curves=_curves(lines, workdir),
-      speed=speed.section(lines),
+      speed=speed.section(lines, status.read(workdir)),
       staircase=_staircase(config, workdir),
       configuration=_configuration(config),
       workdir=_text(workdir.name or str(workdir)))

@@ -1,11 +1,14 @@
 """The report's section about speed: throughput of a run and where its time went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import html
+from typing import Any
 
 import numpy as np
 
+from ttt_jax.runs import status
 from ttt_jax.system.progress import duration
+from ttt_jax.train import metrics
 
 # (name in metrics.jsonl, label, kind of number, what it means)
 RATES = (
@@ -31,22 +34,31 @@ PARTS = {
     'checkpoint': ('Checkpoints', 'copying the state off the devices'),
     'eval': ('Evaluation', 'evaluating on held-out records during the run'),
     'start': ('Start', 'opening data and checkpoints, creating or restoring the state'),
+    'profile': ('Profiles', 'waiting for the devices and writing the trace of train.profile'),
+    'lost': ('Rolled back', 'training that a rollback has thrown away'),
     'other': ('Other', 'work of the host while the devices were idle'),
 }
 
 
-def section(lines: Sequence[dict]) -> str:
+# Percentile in metrics.jsonl -> label.
+STEP_SECONDS = {'p50': 'half of the steps were at most as long', 'p90': '90 % of them',
+                'p99': '99 % of them'}
+
+
+def section(lines: Sequence[dict], fields: Mapping[str, Any] | None = None) -> str:
   """The section as HTML.
 
   Args:
     lines: from metrics.read.
+    fields: from status.read; None = not known.
   """
   split = next((line for line in reversed(lines) if 'time/total' in line), None)
   if split is None:
     return '<p class="missing">The speed of this run was not measured.</p>'
   return ('<p>Rates are medians over the log lines, per second of training, which excludes '
           'compilation and checkpoints but includes waits for data.</p>'
-          f'{_rates(lines)}<h3>Where the time went</h3>{_split(split)}{_recompiles(split)}')
+          f'{_rates(lines)}{_slowest(fields or {})}'
+          f'<h3>Where the time went</h3>{_split(split, fields or {})}{_recompiles(split)}')
 
 
 def _rates(lines: Sequence[dict]) -> str:
@@ -56,18 +68,35 @@ def _rates(lines: Sequence[dict]) -> str:
     values = values[np.isfinite(values)]
     if len(values):
       rows += _row(label, _FORMS[kind](float(np.median(values))), note)
+  last = next((line for line in reversed(lines) if 'step_seconds/p50' in line), {})
+  for name, note in STEP_SECONDS.items():
+    value = last.get(f'step_seconds/{name}', np.nan)
+    if np.isfinite(value):
+      what = f'{note}, of the latest {metrics.WINDOW:,}' if name == 'p50' else note
+      rows += _row(f'Step time, {name}', status.seconds(value), what)
   return _table(('Measure', 'Median', 'Meaning'), rows)
 
 
-def _split(line: dict) -> str:
+def _slowest(fields: Mapping[str, Any]) -> str:
+  text = status.slowest(fields)
+  return '' if not text else (
+      f'<p class="note">Slowest host: {html.escape(text)}. Its own work is all but the wait for '
+      'the devices; as long as a step, it keeps the other hosts waiting.</p>')
+
+
+def _split(line: dict, fields: Mapping[str, Any]) -> str:
   total = line['time/total']
   rows = ''
   for part, (label, note) in PARTS.items():
-    share = line[f'time/{part}']
+    share = line.get(f'time/{part}', 0.0)
     if share > 0:
       rows += _row(label, _share(share), f'{duration(share * total)}: {note}', bar=share)
+  goodput = status.goodput(fields)
+  more = '' if not goodput else (
+      f' Goodput: {html.escape(goodput)} were steps that counted; rolled back and repeated steps, '
+      'restarts and the time between them are the rest.')
   return (f'<p class="note">Of {duration(total)} in total, including earlier starts of the run.'
-          f'</p>{_table(("Part", "Share", "Time and meaning"), rows)}')
+          f'{more}</p>{_table(("Part", "Share", "Time and meaning"), rows)}')
 
 
 def _recompiles(line: dict) -> str:
