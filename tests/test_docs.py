@@ -53,7 +53,7 @@ def test_make_targets_exist():
 # Programs that a command line of the documentation may begin with, besides this package's.
 PROGRAMS = {'ttt-jax', 'make', 'pip', 'git', 'cd', 'python', 'bash', 'tensorboard', 'open',
             'export', 'kubectl', 'sbatch', 'gcloud', 'scancel', 'squeue', 'source', 'kill',
-            'docker', 'xpk'}
+            'docker', 'xpk', 'xprof'}
 
 
 def test_command_lines_name_files_of_the_repository():

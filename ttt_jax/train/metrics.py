@@ -202,10 +202,11 @@ class _TensorBoard:
 
   def drop_after(self, step: int) -> None:
     """Write the mark of a restart: TensorBoard drops what it has read from this step on."""
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto import event_pb2
+    events: Any = event_pb2  # its classes are made at run time
     assert self._board.file_writer is not None
-    self._board.file_writer.add_event(Event(
-        step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+    self._board.file_writer.add_event(events.Event(
+        step=step + 1, session_log=events.SessionLog(status=events.SessionLog.START)))
 
   def close(self) -> None:
     self._board.close()

@@ -215,7 +215,7 @@ class StepTimes:
 
   def _begin_host(self) -> None:
     self._since, self._steps = self._clock.training(), 0
-    self._seconds = dict.fromkeys(('wait', 'data'), 0.0)
+    self._seconds: dict[str, float] = dict.fromkeys(('wait', 'data'), 0.0)
 
   def spend(self, what: str, seconds: float) -> None:
     """Count seconds that this host waited for the device ('wait') or fetched a batch ('data')."""
