@@ -46,7 +46,7 @@ def test_it_is_accepted_wherever_sources_are(here):
     ({'path': 'a.json', 'data_type': ['IT']}, r'\[1\] has the data_type .*; use'),
     ({'sample_ratio': 1}, r'\[1\] has no "path"'),
     ({'path': ''}, r"\[1\] has the path ''; it must name"),
-    ({'path': 'gs://bucket/a'}, r'\[1\]: path is gs://bucket/a, which is not a path on a disk'),
+    ({'path': 'hf://bucket/a'}, r'\[1\]: path is hf://bucket/a, which is not a path on a disk'),
     ({'path': 'a.json', 'sample_ratio': -1}, r'\[1\] has the sample_ratio -1; it must be'),
     ({'path': 'a.json', 'sample_ratio': float('nan')}, r'\[1\] has the sample_ratio nan'),
     ({'path': 'a.json', 'sample_ratio': True}, r'\[1\] has the sample_ratio [Tt]rue'),

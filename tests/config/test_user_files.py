@@ -102,8 +102,7 @@ def test_the_home_folder_is_expanded_everywhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('address, expected', [
-    ('gs://bucket/run', 'mount the bucket (gcsfuse, Filestore) and name the mount'),
-    ('s3://bucket/run', 'mount the bucket'), ('hf://datasets/x', 'hf download'),
+    ('hf://datasets/x', 'hf download'),
     ('https://host/x.jsonl', 'name the copy'), ('file:///data/x', 'leave file:// out')])
 def test_an_address_is_refused(tmp_path, capsys, address, expected):
   for key in ('data.path', 'train.init_from', 'vocab.tokenizer', 'codec.weights'):
@@ -117,6 +116,16 @@ def test_an_address_is_refused(tmp_path, capsys, address, expected):
   assert f'--workdir is {address}' in capsys.readouterr().err
   assert expected in str(error.value) or expected in _message(address)
   assert not pathlib.Path(address.partition('/')[0]).exists()
+
+
+def test_data_may_be_in_a_bucket(tmp_path):
+  text = 'def get_config():\n  return {"data": {"sources": [{"path": "s3://bucket/a/*.jsonl"}]}}\n'
+  found = load(tmp_path, text, data__path='gs://bucket/data/')
+  assert found.data.path == 'gs://bucket/data' and found.data.sources[0].path[:5] == 's3://'
+  with pytest.raises(UserError, match='config key data.path.*write gs://bucket/data'):
+    load(tmp_path, text, data__path='gcs://bucket/data')
+  with pytest.raises(UserError, match='mount the bucket'):
+    paths.local('gs://bucket/x', '--out')
 
 
 def _message(address):

@@ -23,7 +23,7 @@ from ttt_jax.audio import io
 from ttt_jax.audio.streaming import Stream
 from ttt_jax.config import CodecConfig, user_classes
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files, schema
+from ttt_jax.storage import files, schema, url_path
 
 FILE = 'codec.json'  # in a saved codec's directory: its kind, its name, its settings
 ARRAYS = 'codec.npz'
@@ -247,7 +247,7 @@ def load(directory: str | os.PathLike, config: CodecConfig | None = None) -> Cod
   Raises:
     UserError: no codec there, files of different codecs, or a class that the user did not name.
   """
-  directory = pathlib.Path(directory)
+  directory = url_path.place(directory)
   path = directory / FILE
   if not path.exists():
     raise UserError(f'no codec in {directory}: {FILE} is missing; `ttt-jax prepare` writes it.')
@@ -279,7 +279,7 @@ def read_arrays(path: pathlib.Path, names: list[str]) -> dict[str, np.ndarray]:
     UserError: a missing or damaged file, or an array that is missing or longer than _MOST_BYTES.
   """
   try:
-    with zipfile.ZipFile(path) as file:
+    with path.open('rb') as stored, zipfile.ZipFile(stored) as file:
       return {name: _read_array(file, name) for name in names}
   except FileNotFoundError as error:
     raise UserError(f'{path} is missing; {_REMEDY}.') from error

@@ -33,7 +33,7 @@ import numpy as np
 
 from ttt_jax.audio import containers
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.storage import files, object_cache, remote, url_path
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 384_000  # Hz; other rates mean a broken header
 _PIECE = 2**20                              # samples read at once
@@ -41,6 +41,7 @@ SILENT_PEAK = 1e-4                          # -80 dB of full scale
 LOUDEST = 8.0                               # +18 dB, above the overshoot of any decoder
 LONGEST = 2**29                             # samples read from one file: 2 GiB, 3 hours at 48 kHz
 _UNKNOWN = 2**62                            # frames of a FLAC that was written into a pipe
+_IN_MEMORY = 2**26                          # bytes of an object
 BEYOND = 0.1                                # s; manifests round durations
 
 def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float | None = None,
@@ -49,7 +50,8 @@ def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float
   """Reads a file, or a part of it: (float32 [N], rate); the module's docstring has the rules.
 
   Args:
-    source: path of a file, or its contents.
+    source: path of a file, its URL in a bucket (gs://, s3://), or its contents. Parts of a
+      recording in a bucket are read from a local copy (storage/object_cache.py).
     offset: where the part begins [s].
     duration: length of the part [s]; None = to the end. A part may end up to BEYOND after the end
       of the file. If the part is not in the file, but the file has its length, it is all of it.
@@ -66,6 +68,8 @@ def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float
     return _read(_Bytes(source), len(source), f'recording {name or "in the record"}', offset,
                  duration, channel, longest)
   what = f'recording {name or _shown(source)}'
+  if url_path.is_url(source):
+    return _of_bucket(str(source), what, offset, duration, channel, longest)
   try:
     if not os.path.isfile(source):
       kind = 'is a folder' if os.path.isdir(source) else 'does not exist'
@@ -77,6 +81,19 @@ def read(source: str | os.PathLike | bytes, offset: float = 0.0, duration: float
                    None if duration is None else key)
   except OSError as error:
     raise UserError(f'{what} cannot be read: {error.strerror or error}.') from error
+
+
+def _of_bucket(url: str, what: str, offset: float, duration: float | None, channel: int | None,
+               longest: int) -> tuple[np.ndarray, int]:
+  """As ``read``, of an object: all of it goes through memory, parts are read from a local copy."""
+  entry = remote.stat(url)
+  if entry is None:
+    raise UserError(f'{what} {"is a folder" if remote.is_folder(url) else "does not exist"}.')
+  if not offset and duration is None and entry.size <= _IN_MEMORY:
+    data = remote.read_bytes(url)
+    return _read(_Bytes(data), len(data), what, offset, duration, channel, longest)
+  copy = object_cache.fetch(url, entry.size, version=entry.checksum)
+  return read(copy, offset, duration, channel, what.removeprefix('recording '), longest)
 
 
 def _shown(path: str | os.PathLike) -> str:

@@ -1,7 +1,6 @@
 """`ttt-jax prepare`."""
 
 import argparse
-import pathlib
 import re
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, config: config_lib.Config) -> None:
   worker = _worker(args.worker)
+  from ttt_jax.data import store
   from ttt_jax.data.prepare.prepare import prepare
   from ttt_jax.data.prepare.summary import table
   from ttt_jax.system.progress import Stages
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
   with Stages() as stages:
     manifest = prepare(config, args.workdir, stages, worker)
   config_lib.save(config, args.workdir)
-  print(f'prepared {pathlib.Path(args.workdir) / config.data.path}\n{table(manifest)}')
+  print(f'prepared {store.locate(args.workdir, config.data.path)}\n{table(manifest)}')
 
 
 def _worker(text: str | None) -> 'Worker | None':

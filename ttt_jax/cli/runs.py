@@ -205,7 +205,8 @@ def _sweep_all(args, config, wanted, members, path, rules) -> int:
 
 def _prepare_rows(args, config, path) -> int:
   """Prepare the rows that all members share, unless they exist; returns an exit code."""
-  rows = pathlib.Path(args.workdir) / config.data.path
+  from ttt_jax.data import store
+  rows = store.locate(args.workdir, config.data.path)
   if (rows / 'manifest.json').is_file():
     return 0
   print(f'Preparing the data of all members: {rows}', file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from ttt_jax.config import paths
 from ttt_jax.errors import UserError
-from ttt_jax.storage import schema
+from ttt_jax.storage import schema, url_path
 from ttt_jax.storage.schema import key_text, shown
 
 MARK = '@'
@@ -41,11 +41,12 @@ def expanded(sources: Any) -> Any:
 
 
 def _entries(name: str) -> list[dict[str, Any]]:
-  path = pathlib.Path(paths.local(name[len(MARK):], 'config key data.sources'))
+  path = url_path.place(paths.local(name[len(MARK):], 'config key data.sources', True))
   if not path.is_file():
     raise UserError(f'config key data.sources is {name!r}, but '
                     + (f'{path} is a folder; name a file.' if path.is_dir() else
-                       f'there is no file {str(path)!r} in {pathlib.Path.cwd()}.'))
+                       f'there is no file {str(path)!r}'
+                       + ('.' if url_path.is_url(path) else f' in {pathlib.Path.cwd()}.')))
   what = f'data config {path}'
   data = schema.read_bytes(path, _REMEDY)
   found = schema.parse(data or b'', what, _REMEDY, unique=True)
@@ -77,4 +78,4 @@ def _source(entry: Any, where: str) -> dict[str, Any]:
                     'least 0.')
   if kind not in _TYPES:
     raise UserError(f"{where} has the data_type {shown(kind)}; use 'IT' or 'PT'.")
-  return {'path': paths.local(path, f'{where}: path'), 'repeat': float(ratio), 'type': kind}
+  return {'path': paths.local(path, f'{where}: path', True), 'repeat': float(ratio), 'type': kind}

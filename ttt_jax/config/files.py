@@ -180,16 +180,16 @@ def of_values(values: dict[str, Any], overrides: dict[str, str] | None = None) -
 
 def _with_local_paths(config: Config) -> Config:
   """``config`` with ``~`` expanded in every path; UserError for an address of the network."""
-  def one(settings: Any, prefix: str, *names: str) -> Any:
-    found = {name: paths.local(getattr(settings, name), f'config key {prefix}.{name}')
+  def one(settings: Any, prefix: str, *names: str, bucket: bool = False) -> Any:
+    found = {name: paths.local(getattr(settings, name), f'config key {prefix}.{name}', bucket)
              for name in names}
     return dataclasses.replace(settings, **found)
-  sources = tuple(one(source, f'data.sources[{number}]', 'path')
+  sources = tuple(one(source, f'data.sources[{number}]', 'path', bucket=True)
                   for number, source in enumerate(config.data.sources))
-  roots = tuple(paths.local(root, 'config key data.audio_roots')
+  roots = tuple(paths.local(root, 'config key data.audio_roots', True)
                 for root in config.data.audio_roots)
-  data = dataclasses.replace(one(config.data, 'data', 'path', 'root'), sources=sources,
-                             audio_roots=roots)
+  data = dataclasses.replace(one(config.data, 'data', 'path', 'root', bucket=True),
+                             sources=sources, audio_roots=roots)
   return dataclasses.replace(
       config, vocab=one(config.vocab, 'vocab', 'tokenizer'),
       codec=one(config.codec, 'codec', 'weights', 'decoder_weights'), data=data,

@@ -1,32 +1,37 @@
-"""Paths that users write: ``~`` is expanded; addresses of the network, and names that the libraries
-which write files cannot take, are rejected."""
+"""Paths that users write: ``~`` is expanded; names that the libraries which write files cannot take
+are rejected, and addresses of the network, but for those of buckets where they are taken."""
 
 import os
 import re
 
 from ttt_jax.errors import UserError
+from ttt_jax.storage import remote
 
+_BUCKET = re.compile(r'(gs|gcs|s3|s3a|s3n)://')
 _ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+://')
 _REMEDY = {
-    'gs': 'mount the bucket (gcsfuse, Filestore) and name the mount',
-    's3': 'mount the bucket (s3fs, Mountpoint for S3) and name the mount',
+    'gs': 'copy it, or mount the bucket (gcsfuse, Filestore) and name the mount',
+    's3': 'copy it, or mount the bucket (s3fs, Mountpoint for S3) and name the mount',
     'hf': 'download it (`hf download`) and name the folder',
     'file': 'leave file:// out',
 }
 _DOWNLOAD = 'download it and name the copy on a disk'
 
 
-def local(path: str, what: str) -> str:
+def local(path: str, what: str, bucket: bool = False) -> str:
   """``path`` with ``~`` expanded.
 
   Args:
     path: of a file or folder that the user named; '' stays ''.
     what: how the user named it, for the message: a flag or a config key.
+    bucket: whether it may be a URL of a bucket, gs://BUCKET/NAME or s3://BUCKET/NAME.
 
   Raises:
-    UserError: it is an address such as gs://bucket/run, which no command reads, or has a NUL
-      character or bytes that are not UTF-8.
+    UserError: it is an address such as hf://NAME, which no command reads, or has a NUL character
+      or bytes that are not UTF-8.
   """
+  if bucket and _BUCKET.match(path):
+    return remote.check(path, what, connected=False)
   if _ADDRESS.match(path):
     scheme = path.partition(':')[0].lower()
     raise UserError(f'{what} is {path}, which is not a path on a disk; '

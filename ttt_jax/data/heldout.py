@@ -7,6 +7,7 @@ from ttt_jax.data import store
 from ttt_jax.data.records import readers, records, sources, tasks
 from ttt_jax.data.records.records import Record
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 
 def load_records(data_dir: str | pathlib.Path, split: str = 'heldout',
@@ -26,7 +27,7 @@ def load_records(data_dir: str | pathlib.Path, split: str = 'heldout',
     UserError: no such set or split, the split is one for training, or a record names a recording
       outside of data_dir, which `prepare` never writes.
   """
-  data_dir = pathlib.Path(data_dir)
+  data_dir = url_path.place(data_dir)
   manifest = store.read_manifest(data_dir)
   stored = [name for name in manifest['splits'] if sources.is_heldout(name)]
   if split not in stored:

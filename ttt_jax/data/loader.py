@@ -24,6 +24,7 @@ from ttt_jax.tokens.batch import Batch, stack
 from ttt_jax.tokens.vocab import Vocabulary
 
 _AHEAD = 8        # batches prefetched
+_NEXT = 4096      # rows whose files are fetched first
 _FOREVER = 2**48  # batches; stands for no end
 
 
@@ -43,6 +44,7 @@ class _Part(NamedTuple):
   start: int    # first row number that this stage reads
   rows: int     # rows of an epoch
   dataset: Any  # grain.MapDataset: row number -> row, without end
+  source: store.Rows
 
 
 class _Stage(NamedTuple):
@@ -107,12 +109,13 @@ class Loader:
           raise UserError(f'config key data.stages: split {split!r} of {data_dir} has no rows.')
         seed, start = _begin(stage, split, number, len(parts), left, self.seed)
         left[split] = seed, start + given
-        parts.append(_Part(seed, start, len(rows[split]), self._endless(rows[split], seed)))
+        parts.append(_Part(seed, start, len(rows[split]), self._endless(rows[split], seed),
+                           rows[split]))
       stages.append(_Stage(first, mixture, parts))
       first += stage.steps
     return stages
 
-  def _endless(self, rows: store.Rows, seed: int):
+  def _endless(self, rows: Any, seed: int):
     """Random access to endless epochs of rows, each in another order."""
     import grain.python as grain  # imports jax; a plain import of this module must stay cheap
     dataset = grain.MapDataset.source(rows)
@@ -150,11 +153,29 @@ class Loader:
   def _read_from(self, start: int):
     """Batches start, start + 1, ... in order, read ahead by Grain's threads."""
     import grain.python as grain
+    self._fetch_ahead(start)
     if not self.config.threads:
       return map(self.batch_at, range(start, _FOREVER))
     options = grain.ReadOptions(num_threads=self.config.threads, prefetch_buffer_size=_AHEAD)
     return iter(grain.MapDataset.range(start, _FOREVER).map(self.batch_at)
                 .to_iter_dataset(options))
+
+  def _fetch_ahead(self, start: int) -> None:
+    """Let the files of a set in a bucket be fetched in the order in which the batches from
+    ``start`` on need them."""
+    begun: set[str] = set()
+    for number, stage in enumerate(self._stages):
+      if number + 1 < len(self._stages) and self._stages[number + 1].first <= start:
+        continue
+      at = max(0, start - stage.first) * self._rows
+      which, numbers = stage.mixture.place(np.arange(at, at + _NEXT))
+      for i, part in enumerate(stage.parts):
+        if not part.source.fetched or part.source.split in begun:
+          continue
+        begun.add(part.source.split)
+        order = self._endless(range(part.rows), part.seed)
+        mine = numbers[which == i][:part.rows] + part.start
+        part.source.fetch_ahead(order[n] for n in mine.tolist())
 
   def state(self) -> dict[str, Any]:
     """{'next': index of the global batch after the last one that was returned}."""

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Iterable, Required, Sequence, cast
 import numpy as np
 
 from ttt_jax.config import Config
+from ttt_jax.data.shards import Shards, check
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files as storage, schema
+from ttt_jax.storage import files as storage, schema, url_path
 from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary, VocabularyFile
 
@@ -132,6 +133,12 @@ def write_rows(path: pathlib.Path, rows: Iterable[Batch]) -> int:
   return count
 
 
+def _opened(paths: list[Any]) -> Sequence[bytes]:
+  import grain.python as grain  # imports jax; a plain import of this module must stay cheap
+  # The class has __len__ only where array_record is installed, which pyright cannot see.
+  return cast(Sequence[bytes], grain.ArrayRecordDataSource(paths))
+
+
 class Rows:
   """Random access to the rows of one split: ``len(rows)``, ``rows[i] -> Batch`` of [T]."""
 
@@ -141,8 +148,7 @@ class Rows:
     Raises:
       UserError: no such split, its file is missing, unreadable or has another row count.
     """
-    import grain.python as grain  # imports jax; a plain import of this module must stay cheap
-    data_dir = pathlib.Path(data_dir)
+    data_dir = url_path.place(data_dir)
     manifest = read_manifest(data_dir)
     known = manifest['splits']
     if split not in known:
@@ -150,12 +156,15 @@ class Rows:
                       '(config keys data.stages and evaluate.split choose among them).')
     self.split, self.folder = split, data_dir
     entries = known[split]['files']
-    for entry in entries:
-      _check_file(data_dir / entry['name'], entry)
-    paths = [str(data_dir / entry['name']) for entry in entries]
+    self._shards = Shards(data_dir, entries) if url_path.is_url(data_dir) else None
+    if self._shards:
+      paths = self._shards.paths
+    else:
+      for entry in entries:
+        _check_file(data_dir / entry['name'], entry)
+      paths = [str(data_dir / entry['name']) for entry in entries]
     try:
-      # The class has __len__ only where array_record is installed, which pyright cannot see.
-      self._source = cast(Sequence[bytes], grain.ArrayRecordDataSource(paths))
+      self._source = _opened(paths)
       found = len(self._source)
     except (RuntimeError, ValueError, OSError) as error:
       raise UserError(f'the rows of split {split!r} in {data_dir} cannot be read ({error}); run '
@@ -169,19 +178,36 @@ class Rows:
 
   def __getitem__(self, index: int) -> Batch:
     where = f'split {self.split!r} of {self.folder}, row {index},'
+    if self._shards:
+      self._shards.require(int(index))
     try:
-      data = self._source[int(index)]
+      data = self._read(int(index))
     except (RuntimeError, ValueError, OSError) as error:
       raise UserError(f'{where} cannot be read ({error}); run `ttt-jax prepare` again.') from error
     return unpack_row(data, where)
 
+  def _read(self, index: int) -> bytes:
+    try:
+      return self._source[index]
+    except (RuntimeError, ValueError, OSError):
+      if not self._shards or not self._shards.lost(index):
+        raise
+      self._source = _opened(self._shards.paths)  # a reader that failed stays so
+      return self._source[index]
+
+  @property
+  def fetched(self) -> bool:
+    """Whether the rows are in a bucket, so that ``fetch_ahead`` is of use."""
+    return self._shards is not None
+
+  def fetch_ahead(self, rows: Iterable[int]) -> None:
+    """Fetch the files of a set in a bucket in the background, first those of ``rows``."""
+    if self._shards:
+      self._shards.fetch_ahead(rows)
+
 
 def _check_file(path: pathlib.Path, entry: dict[str, Any]) -> None:
-  if not path.is_file():
-    raise UserError(f'{path} is missing from the prepared set; run `ttt-jax prepare` again.')
-  if path.stat().st_size != entry['bytes']:
-    raise UserError(f'{path} has {path.stat().st_size:,} bytes but the manifest says '
-                    f'{entry["bytes"]:,}; copy it again, or run `ttt-jax prepare` again.')
+  check(path, path.stat().st_size if path.is_file() else None, entry)
 
 
 def file_entry(path: pathlib.Path, rows: int) -> dict[str, Any]:
@@ -220,7 +246,7 @@ def read_manifest(path: str | pathlib.Path, expected: Vocabulary | None = None) 
   Raises:
     UserError: no set, an unreadable manifest or one of another version, or another vocabulary.
   """
-  path = pathlib.Path(path)
+  path = url_path.place(path)
   file = path / MANIFEST if path.suffix != '.json' else path
   if not file.is_file():
     raise UserError(f'there is no prepared data in {file.parent} (no manifest.json); run '
@@ -297,9 +323,11 @@ def proven_files(folder: pathlib.Path) -> set[str]:
   return found
 
 
-def locate(workdir: str | pathlib.Path, path: str) -> pathlib.Path:
-  """The prepared set of a run: config key data.path, relative to the workdir."""
-  folder = pathlib.Path(workdir) / path
+def locate(workdir: str | os.PathLike, path: str) -> pathlib.Path:
+  """The prepared set of a run: config key data.path, relative to the workdir, or a URL."""
+  folder = url_path.join(workdir, path)
+  if url_path.is_url(folder):
+    return folder
   # A new workdir does not exist yet, and no file system goes through it to '..'.
   return folder if pathlib.Path(workdir).exists() else pathlib.Path(os.path.normpath(folder))
 

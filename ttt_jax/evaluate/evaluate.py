@@ -26,7 +26,7 @@ from ttt_jax.evaluate import items as items_file, metrics, summary
 from ttt_jax.evaluate.losses import losses
 from ttt_jax.evaluate.metrics import Item
 from ttt_jax.generate.engine import Engine
-from ttt_jax.storage import files, names, owned
+from ttt_jax.storage import files, names, owned, url_path
 from ttt_jax.system.progress import Progress
 from ttt_jax.tokens import words
 from ttt_jax.train import metrics as metrics_file, trained_model
@@ -138,7 +138,7 @@ def _sample_name(name: str, kind: str) -> str:
 
 def _data_place(run: TrainedModel, folder: pathlib.Path) -> str:
   """The prepared set as evaluation.json names it, relative to ``folder`` if it can be."""
-  if (folder / run.config.data.path).is_dir():
+  if not url_path.is_url(run.data_dir) and (folder / run.config.data.path).is_dir():
     return run.config.data.path
   return str(run.data_dir.resolve())
 

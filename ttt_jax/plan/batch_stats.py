@@ -63,8 +63,8 @@ def take(config: Config, vocab: Vocabulary,
   if workdir is None:
     batch, source = synthetic(config, vocab), 'synthetic documents like speech data'
   else:
-    batch = _prepared(config, vocab, pathlib.Path(workdir) / config.data.path)
-    source = str(pathlib.Path(workdir) / config.data.path)
+    data_dir = store.locate(workdir, config.data.path)
+    batch, source = _prepared(config, vocab, data_dir), str(data_dir)
   return count(batch, config, vocab, source)
 
 

@@ -1,7 +1,6 @@
 """The id space that `ttt-jax prepare` would make, without preparing anything."""
 
 import os
-import pathlib
 
 from ttt_jax.audio import codec as codecs
 from ttt_jax.config import Config
@@ -21,7 +20,7 @@ def planned_vocabulary(config: Config, workdir: str | os.PathLike | None = None)
     UserError: an unknown codec, or one whose size only its prepared data knows.
   """
   if workdir is not None:
-    return store.vocabulary(pathlib.Path(workdir) / config.data.path)
+    return store.vocabulary(store.locate(workdir, config.data.path))
   try:
     size = codecs.planned_codebook_size(config.codec)
   except UserError as error:

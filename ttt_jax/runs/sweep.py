@@ -27,7 +27,7 @@ from typing import Any, NotRequired
 
 from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files, owned, schema
+from ttt_jax.storage import files, owned, schema, url_path
 
 FILE, MEMBER = 'sweep.json', 'member.json'
 WAITING, RUNNING, DONE, FAILED, STOPPED = 'waiting', 'running', 'done', 'failed', 'stopped'
@@ -274,7 +274,8 @@ def members(sweep: Sweep, path: str | os.PathLike, overrides: Mapping[str, str])
     shared = {}
     if 'data.path' not in own:  # rows are prepared once, next to the members' workdirs
       data = pathlib.PurePath(base.data.path)
-      shared['data.path'] = str(data if data.is_absolute() else '..' / data)
+      shared['data.path'] = base.data.path if url_path.is_url(base.data.path) else str(
+          data if data.is_absolute() else '..' / data)
     shared.setdefault('name', f'{base.name}-{name}')
     try:
       config = config_lib.load(path, {**overrides, **shared, **own})

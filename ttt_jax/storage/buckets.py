@@ -65,6 +65,7 @@ class Store(Protocol):
   """Requests of one kind of store; each raises the exceptions above."""
 
   def list(self, bucket: str, prefix: str, most: int) -> dict[str, Entry]: ...
+  def children(self, bucket: str, prefix: str) -> dict[str, Entry | None]: ...
   def stat(self, bucket: str, key: str) -> Entry: ...
   def read(self, bucket: str, key: str) -> bytes: ...
   def read_range(self, bucket: str, key: str, start: int, end: int, entry: Entry) -> bytes: ...
@@ -87,6 +88,12 @@ class Bucket:
     """Objects whose names begin with ``prefix``; ``most``: at most so many, in one request."""
     with _translated(self.scheme):
       return self.store.list(self.name, prefix, most)
+
+  def children(self, prefix: str) -> dict[str, Entry | None]:
+    """As ``list`` without what is in folders below; a folder's name ends with '/', its value is
+    None."""
+    with _translated(self.scheme):
+      return self.store.children(self.name, prefix)
 
   def stat(self, key: str) -> Entry:
     with _translated(self.scheme):
@@ -193,6 +200,19 @@ class Gcs:
       if not token or most:
         return found
 
+  def children(self, bucket, prefix):
+    found, token = {}, None
+    while True:
+      page = self._fs.call(
+          'GET', 'b/{}/o', bucket, prefix=prefix or None, delimiter='/', pageToken=token,
+          fields='nextPageToken,prefixes,items(name,size,crc32c,generation,updated)',
+          json_out=True)
+      found |= {item['name']: self._entry(item) for item in page.get('items', [])}
+      found |= dict.fromkeys(page.get('prefixes', []))
+      token = page.get('nextPageToken')
+      if not token:
+        return found
+
   def stat(self, bucket, key):
     return self._entry(self._fs.call('GET', 'b/{}/o/{}', bucket, key, json_out=True))
 
@@ -260,6 +280,17 @@ class S3:
                               MaxKeys=most or 1000, **token)
       found |= {item['Key']: self._entry(item, 'Size') for item in page.get('Contents', [])}
       if most or not page.get('IsTruncated'):
+        return found
+      token = {'ContinuationToken': page['NextContinuationToken']}
+
+  def children(self, bucket, prefix):
+    found, token = {}, {}
+    while True:
+      page = self._fs.call_s3('list_objects_v2', Bucket=bucket, Prefix=prefix, Delimiter='/',
+                              **token)
+      found |= {item['Key']: self._entry(item, 'Size') for item in page.get('Contents', [])}
+      found |= dict.fromkeys(one['Prefix'] for one in page.get('CommonPrefixes', []))
+      if not page.get('IsTruncated'):
         return found
       token = {'ContinuationToken': page['NextContinuationToken']}
 

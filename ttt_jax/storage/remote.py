@@ -37,9 +37,10 @@ _BUCKET = re.compile(r'[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]')
 _SCHEMES = ('gs', 's3')
 T = TypeVar('T')
 
-__all__ = ['Entry', 'cached', 'check', 'create', 'download', 'download_folder', 'exists', 'files',
-           'is_folder', 'is_url', 'join', 'name', 'open_reader', 'parent', 'read_bytes', 'remove',
-           'remove_folder', 'stat', 'upload', 'upload_folder', 'write_bytes', 'write_bytes_if']
+__all__ = ['Entry', 'cached', 'check', 'children', 'create', 'download', 'download_folder',
+           'exists', 'files', 'is_folder', 'is_url', 'join', 'name', 'open_reader', 'parent',
+           'read_bytes', 'remove', 'remove_folder', 'stat', 'upload', 'upload_folder',
+           'write_bytes', 'write_bytes_if']
 
 
 # -- names --------------------------------------------------------------------------------------
@@ -66,12 +67,13 @@ def parent(url: str) -> str:
   return url.rstrip('/') if above.endswith('/') else above
 
 
-def check(url: str, what: str = '') -> str:
+def check(url: str, what: str = '', connected: bool = True) -> str:
   """A URL of the user, without '/' at its end.
 
   Args:
     url: what the user wrote.
     what: where, for the sentence, such as '--workdir'.
+    connected: whether to try the package and the credentials, too, which takes a while.
 
   Raises:
     UserError: another scheme, no valid bucket or name, or the package for it is not installed.
@@ -96,7 +98,8 @@ def check(url: str, what: str = '') -> str:
   if any(part in ('', '.', '..') for part in key.split('/')) and key:
     raise UserError(f"{start}{_shown(url)} has an empty part, '.' or '..' in its name, which an "
                     'object store takes literally; write the whole name.')
-  connect(scheme)
+  if connected:
+    connect(scheme)
   return f'{scheme}://{bucket}/{key}'.rstrip('/')
 
 
@@ -163,6 +166,21 @@ def files(url: str) -> dict[str, Entry]:
           if not name.endswith('/')}
 
 
+def children(url: str) -> dict[str, Entry | None]:
+  """The objects in a folder, not below it, and its folders, whose value is None; sorted.
+
+  One request per 1,000 of them.
+  """
+  bucket, key = _split(url)
+  prefix = key + '/' if key else ''
+  try:
+    found = _asked('listed', url, lambda: bucket.children(prefix))
+  except Missing:
+    raise _no_bucket(url) from None
+  return {name[len(prefix):].rstrip('/'): entry for name, entry in sorted(found.items())
+          if name != prefix}
+
+
 def _no_bucket(url: str) -> UserError:
   scheme, rest = url.split('://')
   return UserError(f'the bucket of {url} does not exist: {scheme}://{rest.split("/")[0]}; create '
@@ -210,14 +228,19 @@ def read_bytes(url: str) -> bytes:
     raise _gone(url, 'read') from None
 
 
-def open_reader(url: str, block: int = _BLOCK) -> BinaryIO:
+def open_reader(url: str, block: int = _BLOCK, entry: Entry | None = None) -> BinaryIO:
   """A seekable, buffered reader; every ``block`` bytes read in order cost one request.
+
+  Args:
+    url: of the object.
+    block: bytes of a request.
+    entry: of the object, where it is known: saves a request.
 
   Raises:
     UserError: there is no such object.
   """
   bucket, key = _split(url)
-  entry = stat(url)
+  entry = entry or stat(url)
   if entry is None:
     raise _gone(url, 'read')
   raw = _Reader(bucket, key, url, entry)

@@ -18,13 +18,13 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import re
 import types
 import typing
 from typing import Annotated, Any, TypedDict
 
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 MOST_BYTES = 2**28  # of a JSON file that is read as one
 _PRESENCE = (typing.Required, typing.NotRequired)
@@ -128,7 +128,7 @@ def read_bytes(path: str | os.PathLike, remedy: str, optional: bool = False) -> 
   Raises:
     UserError: it is missing, a folder, longer than MOST_BYTES, or not readable.
   """
-  path = pathlib.Path(path)
+  path = url_path.place(path)
   try:
     with path.open('rb') as file:
       data = file.read(MOST_BYTES + 1)

@@ -77,7 +77,7 @@ def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float3
     UserError: no data or checkpoint, or one that does not fit the data or the config.
   """
   workdir = pathlib.Path(workdir)
-  data_dir = workdir / config.data.path
+  data_dir = store.locate(workdir, config.data.path)
   vocab = store.vocabulary(data_dir)
   tokenizer = tokenizers.create(config.vocab)
   model = Model(config.model, vocab.size)

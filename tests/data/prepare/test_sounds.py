@@ -203,7 +203,7 @@ def test_a_sound_in_a_message(folder, part):
 
 @pytest.mark.parametrize('value, sentence', [
     ('https://x.org/a.wav', "is the address 'https://x.org/a.wav'; download"),
-    ('s3://b/a.wav', 'is the address'), ('file://host/a.wav', "of the machine 'host'"),
+    ('ftp://b/a.wav', 'is the address'), ('file://host/a.wav', "of the machine 'host'"),
     ('sox a.mp3 -t wav - |', 'is the command'),
     ('data:image/png;base64,iVBOR', 'must be data:audio'),
     ('data:audio/wav;base64,@@@', 'is not base64'), ('data:audio/wav;base64,', 'is not base64'),

@@ -15,7 +15,7 @@ from ttt_jax.audio.codec import Codec
 from ttt_jax.config import CodecConfig
 from ttt_jax.data.prepare.jobs import Work, tick
 from ttt_jax.data.prepare.scan import Scanned
-from ttt_jax.data.records import embedded, places, sources
+from ttt_jax.data.records import embedded, places
 from ttt_jax.data.records.parts import Clip
 from ttt_jax.errors import UserError
 
@@ -119,7 +119,7 @@ def _stamps(config: CodecConfig) -> tuple[tuple[int, int], ...]:
       with contextlib.suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(name.partition(':')[0])
         paths += [spec.origin] if spec and spec.origin else []
-  return tuple(sources.stamp(path) for path in paths)
+  return tuple(places.stamp(path) for path in paths)
 
 
 def fit(job: FitJob, folder: pathlib.Path) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _blobs(scans) -> dict[str, Blob]:
 
 
 def _recordings(named: dict[Clip, str], blobs: dict[str, Blob]) -> list[Recording]:
-  return [(where, clip, (0, 0) if clip.path in blobs else sources.stamp(clip.path),
+  return [(where, clip, (0, 0) if clip.path in blobs else places.stamp(clip.path),
            blobs.get(clip.path)) for clip, where in named.items()]
 
 

@@ -37,10 +37,10 @@ from ttt_jax.data.prepare.jobs import FORMAT, Result, Work
 from ttt_jax.data.prepare.local_pool import LocalPool
 from ttt_jax.data.prepare.scan import Scanned
 from ttt_jax.data.prepare.team import Team, Worker, wait_for_assembly
-from ttt_jax.data.records import embedded, keys, readers, records, sources
+from ttt_jax.data.records import embedded, keys, places, readers, records, sources
 from ttt_jax.data.records.parts import Clip, Part
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files, owned
+from ttt_jax.storage import files, owned, url_path
 from ttt_jax.storage.names import FileNames
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.vocab import Vocabulary
@@ -83,6 +83,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
   if worker:
     wait_for_assembly(folder)
   _check_target(workdir / config.data.path, workdir, config.data.path)
+  places.forget()
   found = sources.inputs(config.data.sources, workdir, config.data.form, config.data.root)
   team = worker and Team(folder, worker, _identity(config, workdir, found),
                          target / store.MANIFEST)
@@ -121,8 +122,8 @@ def _prepare(config: Config, workdir: pathlib.Path, found: Sequence[sources.Inpu
   codec, saved = encode.choose(config.codec, scans, config.seed, strict, work, progress)
   vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
   settings = _settings(config, codec, vocab, tokenizer, work.folder, workdir)
-  places = encode.encode(codec, saved, scans, work, strict, progress)
-  jobs = _render_jobs(scans, settings, places, work.folder)
+  stored = encode.encode(codec, saved, scans, work, strict, progress)
+  jobs = _render_jobs(scans, settings, stored, work.folder)
   rows = sum(one.rows for one in scans)
   total = rows + sum(source.join_count for source in config.data.sources)
   rendered = list(work.run(render.render, jobs, lambda done: progress('rendering', done, total),
@@ -164,7 +165,7 @@ def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokeni
     # Recovering merges from ranks takes seconds, so it is done once and not in every process.
     text = dataclasses.replace(text, tokenizer=str(work / 'tokenizer.json'))
     files.write_text(text.tokenizer, json.dumps(tokenizer.definition()))
-  return render.Settings(text, sources.stamp(config.vocab.tokenizer), vocab, data.text_chunk,
+  return render.Settings(text, url_path.stamp(config.vocab.tokenizer), vocab, data.text_chunk,
                          data.audio_chunk, interleave.Fill.from_config(data, codec), data.seq_len,
                          data.truncate, data.strict, config.seed,
                          (str(pathlib.Path.cwd()), str(workdir),
@@ -182,13 +183,13 @@ def _check_empty(scans: Sequence[Scanned]) -> None:
 
 
 def _render_jobs(scans: Sequence[Scanned], settings: render.Settings,
-                 places: dict[Clip, encode.Place], work: pathlib.Path) -> list[render.Job]:
+                 stored: dict[Clip, encode.Place], work: pathlib.Path) -> list[render.Job]:
   heldout = tuple(sorted({text for one in scans for text in one.heldout_texts}))
   out: list[render.Job] = []
   first = {}  # (source, file) -> records before
   for one in scans:
     key = one.input.number, one.input.piece.path
-    codes = tuple((clip, places[clip]) for clip in one.named)
+    codes = tuple((clip, stored[clip]) for clip in one.named)
     out.append(render.Job(one.input, settings, first.get(key, 0), codes, str(work), heldout))
     first[key] = first.get(key, 0) + one.rows
   return out
@@ -340,7 +341,7 @@ class _Copies:
     """The name of the copy; None if there is no such file. A part of a file becomes a file."""
     if embedded.is_embedded(clip.path):
       return self._add_embedded(clip)
-    file = pathlib.Path(clip.path)
+    file = url_path.place(clip.path)
     if clip not in self._known:
       if not file.is_file():
         return None
@@ -348,7 +349,8 @@ class _Copies:
       name = self._names.new(file.stem, file.suffix if whole else '.wav')
       self.folder.mkdir(exist_ok=True)
       if whole:
-        shutil.copyfile(file, self.folder / name)
+        with file.open('rb') as source, (self.folder / name).open('wb') as copy:
+          shutil.copyfileobj(source, copy)
       else:
         io.write_wav(self.folder / name, *io.read(*clip))
       self._known[clip] = name

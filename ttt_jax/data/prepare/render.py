@@ -27,6 +27,7 @@ from ttt_jax.data.records.parts import Clip, Part, Record
 from ttt_jax.data.records.sources import Input, Reject
 from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.vocab import Vocabulary
 
@@ -40,7 +41,7 @@ _BLOCK_TOKENS, _BLOCK_DOCUMENTS = 2**21, 2**16
 class Settings:
   """The settings that determine how a record becomes a document."""
   vocab: VocabConfig
-  stamp: tuple[int, int]  # (bytes, mtime in ns) of the tokenizer's file, see sources.stamp
+  stamp: tuple[int, int]  # (bytes, mtime in ns) of the tokenizer's file, see url_path.stamp
   vocabulary: Vocabulary
   text_chunk: int
   audio_chunk: int
@@ -190,11 +191,12 @@ class _Documents:
     if path is None:
       return part
     if not embedded.is_embedded(path):
-      if not os.path.isfile(path):
+      if not places.is_file(path):
         self.absent += 1
         return dataclasses.replace(part, source=None)
-      real = os.path.realpath(path)
-      roots = [os.path.realpath(root) for root in (self.job.input.folder, *self.settings.roots)]
+      real = path if url_path.is_url(path) else os.path.realpath(path)
+      roots = [str(root) if url_path.is_url(root) else os.path.realpath(root)
+               for root in (self.job.input.folder, *map(url_path.place, self.settings.roots))]
       if not any(real.startswith(os.path.join(root, '')) for root in roots):
         raise UserError(f'recording {path} beside codes is in none of the folders '
                         f'{", ".join(roots)}, so it is not copied into the set; add its folder '

@@ -6,6 +6,7 @@ from typing import Any, Iterator
 
 from ttt_jax.data.records import limits
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 _ROWS, _BATCH = 256, 2**26  # rows and bytes converted at once
 
@@ -22,10 +23,20 @@ def _errors(path: pathlib.Path, kind: str):
     raise UserError(f'data file {path} cannot be read as {kind} ({reason}).') from error
 
 
+def _source(path: pathlib.Path) -> Any:
+  """What pyarrow opens: a path, or a reader of an object, which it closes."""
+  return path.open('rb') if url_path.is_url(path) else path
+
+
+def _arrow_file(path: pathlib.Path) -> Any:
+  import pyarrow as pa
+  return pa.PythonFile(path.open('rb'), 'r') if url_path.is_url(path) else pa.OSFile(str(path))
+
+
 def parquet(path: pathlib.Path, start: int, stop: int | None) -> Iterator[dict[str, Any] | str]:
   """The rows of row groups ``start`` to ``stop``; of a row that cannot be decoded the reason."""
   from pyarrow import parquet as files
-  with _errors(path, 'Parquet'), files.ParquetFile(path) as file:
+  with _errors(path, 'Parquet'), files.ParquetFile(_source(path)) as file:
     for group in range(file.num_row_groups)[start:stop]:
       about = file.metadata.row_group(group)
       size = about.total_byte_size // max(1, about.num_rows)
@@ -45,13 +56,13 @@ def names(path: pathlib.Path) -> frozenset[str]:
   """
   from pyarrow import parquet as files
   with _errors(path, 'Parquet'):
-    return frozenset(files.read_schema(path).names)
+    return frozenset(files.read_schema(_source(path)).names)
 
 
 def arrow(path: pathlib.Path) -> Iterator[dict[str, Any] | str]:
   """As ``parquet``, of an Arrow file or stream, as the package `datasets` saves them."""
   import pyarrow as pa
-  with _errors(path, 'Arrow'), pa.OSFile(str(path)) as file:
+  with _errors(path, 'Arrow'), _arrow_file(path) as file:
     try:
       reader = pa.ipc.open_file(file)
       batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
@@ -136,7 +147,7 @@ def cut(path: pathlib.Path, size: int) -> Iterator[tuple[int, int, int]]:
   """(first row group, last + 1, rows before) of pieces of at least ``size`` bytes."""
   from pyarrow import parquet as files
   start, before, rows, length = 0, 0, 0, 0
-  with _errors(path, 'Parquet'), files.ParquetFile(path) as file:
+  with _errors(path, 'Parquet'), files.ParquetFile(_source(path)) as file:
     for i in range(file.num_row_groups):
       group = file.metadata.row_group(i)
       rows, length = rows + group.num_rows, length + group.total_byte_size

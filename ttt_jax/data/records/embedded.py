@@ -3,7 +3,7 @@
 A part names its sound by one string, ``Part.source``: the path of a file, or a data: URI in base64,
 so that every record is plain JSON. Accepted forms of a value:
 
-  'a.wav', 'file:///x/a.wav'                           a file
+  'a.wav', 'file:///x/a.wav', 'gs://bucket/a.wav'      a file
   {'bytes': b'...', 'path': 'a.wav'}, b'...'           a column of Hugging Face
   {'array': [0.1, ...], 'sampling_rate': 16000}        the same, decoded
   'data:audio/wav;base64,UklGR...', 'UklGR...'         base64, known by its first bytes
@@ -23,6 +23,7 @@ import numpy as np
 from ttt_jax.audio import containers
 from ttt_jax.data.records import tables
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 _URI = 'data:audio/*;base64,'
 _KEY = 'sha256:'
@@ -61,8 +62,11 @@ def reference(value: Any, at: str) -> str | None:
       raise UserError(f'{at} is {_short(value)}, a file of the machine {found.netloc!r}; name a '
                       'local file.')
     return urllib.parse.unquote(found.path, errors='surrogateescape')
+  if url_path.is_url(value):
+    return value
   if _SCHEME.match(value):
-    raise UserError(f'{at} is the address {_short(value)}; download the file and name its path.')
+    raise UserError(f'{at} is the address {_short(value)}; download the file and name its path, or '
+                    'put it into a bucket (gs://, s3://).')
   if value.rstrip().endswith('|'):
     raise UserError(f'{at} is the command {_short(value)}; commands are not run: write the file '
                     'and name its path.')

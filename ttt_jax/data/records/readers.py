@@ -23,6 +23,7 @@ from typing import Any, Iterator
 
 from ttt_jax.data.records import columns, compression, folders, json_stream, limits, tables
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 Row = tuple[str, dict[str, Any]]
 Item = tuple[str, dict[str, Any] | UserError]
@@ -59,20 +60,37 @@ def find(pattern: str, places: list[pathlib.Path]) -> list[pathlib.Path]:
   Raises:
     UserError: a folder without a manifest, or with several.
   """
+  if url_path.is_url(pattern):
+    places = places[:1]
   for place in places:
-    path = place / pattern
+    path = url_path.join(place, pattern)
     if pattern and path.is_file():
       return [path]
     if pattern and path.is_dir():
       return folders.manifest(path)
     if any(mark in pattern for mark in '*?['):
       # The folder's own name may hold characters of patterns: run[1].
-      matched = glob.glob(os.path.join(glob.escape(str(place)), pattern), recursive=True)
-      found = sorted(p for p in map(pathlib.Path, matched)
-                     if p.is_file())
+      if url_path.is_url(path):
+        matched = _matched(place, pattern)
+      else:
+        matched = map(pathlib.Path, glob.glob(os.path.join(glob.escape(str(place)), pattern),
+                                              recursive=True))
+      found = sorted(p for p in matched if p.is_file())
       if found:
         return found
   return []
+
+
+def _matched(place: pathlib.Path, pattern: str) -> Iterator[pathlib.Path]:
+  """What matches a pattern in a bucket; as on a disk, * does not match a hidden name."""
+  if url_path.is_url(pattern):
+    scheme, _, rest = pattern.partition('://')
+    bucket, _, pattern = rest.partition('/')
+    place = url_path.place(f'{scheme}://{bucket}')
+  hidden = pattern.startswith('.') or '/.' in pattern
+  for path in place.glob(pattern):
+    if hidden or not any(part.startswith('.') for part in path.relative_to(place).parts):
+      yield path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +98,7 @@ class Piece:
   """A part of a file, or all of it.
 
   Attributes:
-    path: the file.
+    path: the file, or its URL.
     start, stop: bytes of a .jsonl, row groups of a .parquet; None = to the end.
     before: lines or rows of the file before it.
   """
@@ -96,7 +114,7 @@ def cut(path: str | pathlib.Path) -> list[Piece]:
   Raises:
     UserError: no such file, an unknown suffix, a Parquet file that cannot be read.
   """
-  path = pathlib.Path(path)
+  path = url_path.place(path)
   kind = _checked_kind(path)
   if path.stat().st_size > CUT and path.suffix.lower() not in compression.ENDINGS:
     if is_lines(path):
@@ -133,7 +151,7 @@ def items(piece: Piece) -> Iterator[Item]:
   Raises:
     UserError: a file that is unreadable from some place on, so that records may be missing.
   """
-  path = pathlib.Path(piece.path)
+  path = url_path.place(piece.path)
   kind = _checked_kind(path)
   if kind == '.parquet':
     return _rows(path, piece.before, columns.parquet(path, piece.start, piece.stop))
@@ -180,12 +198,11 @@ def is_lines(path: str | pathlib.Path) -> bool:
 
   A .jsonl may hold a list, and a .json, .list or .txt may hold lines: NeMo writes them so.
   """
-  path = pathlib.Path(path)
+  path = url_path.place(path)
   kind = kind_of(path)
   if kind not in (*_LINES, '.json', '.list', '.txt'):
     return False
-  status = path.stat()
-  return _holds_lines(path, kind, (status.st_size, status.st_mtime_ns))
+  return _holds_lines(path, kind, url_path.stamp(path))
 
 
 @functools.lru_cache(1000)
@@ -218,7 +235,7 @@ def lines(piece: Piece) -> Iterator[tuple[str, bytes | UserError]]:
   Raises:
     UserError: very many empty lines.
   """
-  path = pathlib.Path(piece.path)
+  path = url_path.place(piece.path)
   with compression.opened(path) as file:
     number, at, blanks = piece.before, piece.start, 0
     if at:

@@ -7,10 +7,11 @@
 readers.py finds and reads the files.
 """
 
+from concurrent import futures
 import dataclasses
 import os
 import pathlib
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
@@ -20,12 +21,13 @@ from ttt_jax.data.records.corpora import Skip
 from ttt_jax.data.records.parts import Clip, Part, Record
 from ttt_jax.data.records.tasks import Recording
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.storage import files, url_path
 from ttt_jax.tokens import words
 
 HELDOUT = 'heldout'      # prefix of the names of splits that are never trained on
 JOINED = ('asr', 'tts')  # tasks whose recordings are speech and its transcript
 _START = 2**12           # bytes; enough to distinguish most files of equal size
+_THREADS = 16            # that look at objects of a bucket
 
 
 def is_heldout(split: str) -> bool:
@@ -56,7 +58,7 @@ class Input:
   Attributes:
     source, number: the source, and its index in data.sources.
     piece: what to read.
-    stamp: (bytes, mtime in ns) of the file; it identifies the contents.
+    stamp: of the file, see url_path.stamp; it identifies the contents.
     form: of the strings of records, config key data.form.
   """
   source: Source
@@ -73,8 +75,8 @@ class Input:
   def folder(self) -> pathlib.Path:
     """The folder that paths of audio files are relative to."""
     if isinstance(self.piece, corpora.Piece):
-      return pathlib.Path(self.piece.root)
-    return pathlib.Path(self.piece.path).parent
+      return url_path.place(self.piece.root)
+    return url_path.place(self.piece.path).parent
 
   def items(self) -> Iterator[tuple[str, Item]]:
     """('file:line', item) of everything in the piece.
@@ -132,8 +134,9 @@ class Input:
     """A part whose path, if it has one, does not depend on the input's folder."""
     if part.source is None or embedded.is_embedded(part.source):
       return part
-    return dataclasses.replace(part, source=os.path.abspath(
-        places.located(self.folder, part.source)))
+    found = places.located(self.folder, part.source)
+    return dataclasses.replace(part, source=found if url_path.is_url(found)
+                               else os.path.abspath(found))
 
 
 def _parse(value: dict, where: str, source: Source, form: str) -> Recording | Record:
@@ -145,15 +148,6 @@ def _parse(value: dict, where: str, source: Source, form: str) -> Recording | Re
   return records.parse(value, where, source.type, task, form)
 
 
-def stamp(path: str | pathlib.Path) -> tuple[int, int]:
-  """(bytes, mtime in ns) of a file; (0, 0) if there is no such file."""
-  try:
-    found = pathlib.Path(path).stat()
-  except (OSError, ValueError):  # ValueError: a name with a NUL
-    return 0, 0
-  return found.st_size, found.st_mtime_ns
-
-
 def roots(workdir: pathlib.Path, root: str = '') -> list[pathlib.Path]:
   """The folders that relative paths of sources are looked up in, in order.
 
@@ -161,7 +155,7 @@ def roots(workdir: pathlib.Path, root: str = '') -> list[pathlib.Path]:
     workdir: of the run.
     root: config key data.root, '' = none.
   """
-  return [*([pathlib.Path(root)] if root else ()), pathlib.Path(), workdir]
+  return [*([url_path.place(root)] if root else ()), pathlib.Path(), workdir]
 
 
 def find(path: str, folders_: Sequence[pathlib.Path], key: str = 'config key data.sources'
@@ -169,12 +163,15 @@ def find(path: str, folders_: Sequence[pathlib.Path], key: str = 'config key dat
   """The files of a path: absolute, or relative to one of the folders that ``roots`` returns."""
   found = readers.find(path, list(folders_))
   if not found:
-    raise UserError(f'{key}: there is no file {path!r}, neither in {_named(folders_)}.')
+    raise UserError(f'{key}: there is no file {path!r}{_nowhere(path, folders_)}.')
   return found
 
 
-def _named(folders_: Sequence[pathlib.Path]) -> str:
-  return ' nor in '.join(str(folder.absolute()) for folder in folders_)
+def _nowhere(path: str, folders_: Sequence[pathlib.Path]) -> str:
+  """The end of a sentence: where a path was looked up."""
+  if url_path.is_url(path):
+    return ''
+  return ', neither in ' + ' nor in '.join(str(folder.absolute()) for folder in folders_)
 
 
 def inputs(sources: tuple[Source, ...], workdir: pathlib.Path,
@@ -195,13 +192,23 @@ def inputs(sources: tuple[Source, ...], workdir: pathlib.Path,
       out += [Input(source, number, piece, piece.stamp(), form) for piece in found]
       continue
     paths = find(source.path, places_, f'config key data.sources[{number}]')
+    stamps = {path: url_path.stamp(path) for path in paths}
     if source.join_count and len(paths) > 1:
       raise UserError(f'config key data.sources[{number}].join_count joins recordings of one file, '
                       f'but {source.path!r} matches {len(paths)}; merge them into one.')
-    for path in paths:
-      pieces = [readers.Piece(str(path))] if source.join_count else readers.cut(path)
-      out += [Input(source, number, piece, stamp(path), form) for piece in pieces]
+    cut = (lambda path: [readers.Piece(str(path))]) if source.join_count else readers.cut
+    for path, pieces in zip(paths, _each(cut, paths)):
+      out += [Input(source, number, piece, stamps[path], form) for piece in pieces]
   return out
+
+
+def _each(function: Callable[[pathlib.Path], Any], paths: Sequence[pathlib.Path]) -> Iterator[Any]:
+  """``map``; several objects of a bucket at once, since each waits for the network."""
+  if not paths or not url_path.is_url(paths[0]):
+    yield from map(function, paths)
+    return
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    yield from pool.map(function, paths)
 
 
 def duplicates(found: Sequence[Input]) -> list[tuple[str, str]]:
@@ -228,12 +235,12 @@ def duplicates(found: Sequence[Input]) -> list[tuple[str, str]]:
   for paths in groups.values():
     alike: dict[bytes, list[str]] = {}  # by their first bytes
     for path in paths if len(paths) > 1 else ():
-      with open(path, 'rb') as file:
+      with url_path.place(path).open('rb') as file:
         alike.setdefault(file.read(_START), []).append(path)
     for some in alike.values():
-      known: dict[str, str] = {}
+      known: dict[Any, str] = {}
       for path in some if len(some) > 1 else ():
-        digest = files.sha256(path)
+        digest = files.sha256(path) if not url_path.is_url(path) else url_path.stamp(path)
         if digest in known:
           out.append((known[digest], path))
         known.setdefault(digest, path)
@@ -252,16 +259,22 @@ def evaluated(found: Sequence[Input]) -> list[str]:
   return list(out.values())
 
 
+def _is_file(path: str) -> bool:
+  """Whether a URL is that of files by its name: no request is needed then."""
+  return url_path.is_url(path) and (
+      bool(readers.kind_of(url_path.place(path))) or any(mark in path for mark in '*?['))
+
+
 def _corpus(source: Source, number: int, places_: Sequence[pathlib.Path]
             ) -> list[corpora.Piece] | None:
   """The pieces of a source that names the folder of a public corpus; None if it does not."""
   key = f'config key data.sources[{number}]'
-  folder = next((place / source.path for place in places_ if (place / source.path).exists()),
-                None) if source.path else None
+  folder = next((path for path in (url_path.join(place, source.path) for place in places_)
+                 if path.exists()), None) if source.path and not _is_file(source.path) else None
   folder = folder if folder and folder.is_dir() else None
   if folder is None or folders.has_manifest(folder) and not source.corpus:
     if source.corpus and folder is None:
-      raise UserError(f'{key}: there is no folder {source.path!r}, neither in {_named(places_)}; '
+      raise UserError(f'{key}: there is no folder {source.path!r}{_nowhere(source.path, places_)}; '
                       f'corpus {source.corpus!r} is read from its folder.')
     found = None
   else:

@@ -9,12 +9,13 @@ import numpy as np
 
 from ttt_jax.audio import codec as codecs
 from ttt_jax.config import Config, Source
-from ttt_jax.data import interleave
+from ttt_jax.data import interleave, store
 from ttt_jax.data.records import places, readers, sources
 from ttt_jax.data.records.corpora.layout import Skip
 from ttt_jax.data.records.records import Part, Record
 from ttt_jax.errors import UserError
 from ttt_jax.runs.report.inspect_set import PreparedSet, Reader, describe
+from ttt_jax.storage import url_path
 from ttt_jax.tokens.batch import make_row
 
 
@@ -84,7 +85,7 @@ def _entries(config: Config, workdir: pathlib.Path, path: pathlib.Path, task: st
   for number, source in enumerate(config.data.sources):
     with contextlib.suppress(UserError):  # a folder without a manifest: `prepare` reports that
       if any(
-          path.samefile(other) for other in readers.find(
+          url_path.is_same(path, other) for other in readers.find(
               source.path, sources.roots(workdir, config.data.root))):
         out.append((number, source))
   if task and out:
@@ -98,14 +99,15 @@ def _entries(config: Config, workdir: pathlib.Path, path: pathlib.Path, task: st
 def _reader(config: Config, workdir: pathlib.Path, path: pathlib.Path) -> Reader:
   """With the vocabulary and codec of the prepared data, else the codec next to the file, else the
   one of the config."""
-  if (workdir / config.data.path / 'manifest.json').is_file():
+  data_dir = store.locate(workdir, config.data.path)
+  if (data_dir / 'manifest.json').is_file():
     return PreparedSet(config, workdir)
   beside = path.parent / 'codec'
   if (beside / codecs.FILE).is_file():
     return Reader(config, codecs.load(beside, config.codec))
   if config.codec.name == 'mel':
     raise UserError(f'codec mel is fitted by `ttt-jax prepare`, but there is no prepared data in '
-                    f'{workdir / config.data.path}; prepare first, or use another codec.name.')
+                    f'{data_dir}; prepare first, or use another codec.name.')
   return Reader(config, codecs.create(config.codec))
 
 

@@ -61,7 +61,7 @@ class PreparedSet(Reader):
   """The prepared data of a workdir."""
 
   def __init__(self, config: Config, workdir: str | os.PathLike):
-    self.folder = pathlib.Path(workdir) / config.data.path
+    self.folder = store.locate(workdir, config.data.path)
     self.manifest = store.read_manifest(self.folder)
     super().__init__(config, codecs.load(self.folder / 'codec', config.codec),
                      Vocabulary.from_dict(self.manifest['vocabulary']))

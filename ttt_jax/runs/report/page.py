@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ttt_jax import config as config_lib
+from ttt_jax.data import store
 from ttt_jax.errors import UserError
 from ttt_jax.evaluate import summary as summary_file
 from ttt_jax.evaluate.summary import value_text
@@ -264,10 +265,10 @@ def _curves(lines: Sequence[dict], workdir: pathlib.Path) -> str:
 
 
 def _staircase(config: config_lib.Config | None, workdir: pathlib.Path) -> str:
-  if config is None or not (workdir / config.data.path / 'manifest.json').is_file():
+  if config is None or not (store.locate(workdir, config.data.path) / 'manifest.json').is_file():
     return _missing('There are no prepared rows; run <code>ttt-jax prepare</code>.')
   full, detail = (workdir / PICTURES / f'staircase_{name}.png' for name in ('record', 'part'))
-  length = mask_plot.draw(workdir / config.data.path, config, full, detail)
+  length = mask_plot.draw(store.locate(workdir, config.data.path), config, full, detail)
   if not length:
     return _missing('The prepared data has no spoken answer to draw.')
   return (

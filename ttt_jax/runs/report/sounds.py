@@ -8,6 +8,9 @@ import pathlib
 
 import soundfile
 
+from ttt_jax.data import store
+from ttt_jax.storage import url_path
+
 
 class Sounds:
   """The sounds that a page embeds: audio files in the workdir or in its prepared set, no others.
@@ -17,7 +20,7 @@ class Sounds:
 
   def __init__(self, workdir: pathlib.Path, data: str):
     self._workdir = workdir
-    self._roots = [workdir.resolve(), (workdir / data).resolve()]
+    self._roots = [workdir.resolve(), store.locate(workdir, data).resolve()]
 
   def player(self, path: str, label: str, small: bool = False) -> str:
     """HTML of a player, or of a note where there is no such sound.
@@ -27,13 +30,14 @@ class Sounds:
       label: for screen readers.
       small: embed FLAC, about half of a WAV.
     """
-    file = (self._workdir / path.replace('\0', '')).resolve()
-    if not any(file.is_relative_to(root) for root in self._roots):
+    file = url_path.join(self._workdir, path.replace('\0', '')).resolve()
+    if not any(url_path.is_within(file, root) for root in self._roots):
       return f'<div class="note">{html.escape(path)} is outside of the workdir</div>'
     if not file.is_file():
       return f'<div class="note">{html.escape(file.name)} is missing</div>'
     try:
-      soundfile.info(file)
+      with file.open('rb') as opened:
+        soundfile.info(opened)
       source = _flac(file) if small else data_uri(file)
     except (soundfile.LibsndfileError, OSError):
       return f'<div class="note">{html.escape(file.name)} is not a sound</div>'
@@ -48,7 +52,8 @@ def data_uri(path: pathlib.Path) -> str:
 
 
 def _flac(path: pathlib.Path) -> str:
-  waveform, rate = soundfile.read(path, dtype='int16')
+  with path.open('rb') as file:
+    waveform, rate = soundfile.read(file, dtype='int16')
   out = io.BytesIO()
   soundfile.write(out, waveform, rate, format='FLAC')
   return _uri('audio/flac', out.getvalue())

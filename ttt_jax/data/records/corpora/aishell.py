@@ -19,6 +19,7 @@ from ttt_jax.data.records import folders, readers
 from ttt_jax.data.records.corpora.layout import (KINDS, Item, Layout, Piece, Root, Skip, groups,
                                                  lines, listed, relative)
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 _TRANSCRIPT = 'transcript/aishell_transcript_v0.8.txt'
 _SPEAKERS = 8  # speakers per piece: about 2,800 recordings
@@ -48,7 +49,7 @@ def _speakers(root: pathlib.Path) -> dict[str, dict[str, str]]:
   out: dict[str, dict[str, str]] = {part: {} for part in KINDS}
   for path in folders.visible(root / 'wav', 'S*.tar.gz'):
     try:
-      with tarfile.open(path, 'r:gz') as archive:
+      with path.open('rb') as file, tarfile.open(fileobj=file, mode='r:gz') as archive:
         first = next((one.name for one in archive if one.isfile() and _is_visible(one)), '')
     except (tarfile.TarError, OSError, EOFError) as error:
       raise UserError(f'archive {path} cannot be read ({error}); copy it again.') from error
@@ -83,7 +84,7 @@ def _transcripts(path: str, stamp: tuple[int, int]) -> dict[str, dict[str, tuple
   """Speaker -> ID -> (line, text)."""
   del stamp  # a part of the cache's key
   out: dict[str, dict[str, tuple[int, str]]] = {}
-  for number, (where, line) in enumerate(lines(pathlib.Path(path)), 1):
+  for number, (where, line) in enumerate(lines(url_path.place(path)), 1):
     if isinstance(line, UserError):
       raise line
     name, _, text = line.partition(' ')
@@ -95,15 +96,14 @@ def _transcripts(path: str, stamp: tuple[int, int]) -> dict[str, dict[str, tuple
 
 
 def _items(piece: Piece, task: str) -> Iterator[Item]:
-  status = pathlib.Path(piece.path).stat()
-  texts = _transcripts(piece.path, (status.st_size, status.st_mtime_ns))
+  texts = _transcripts(piece.path, url_path.stamp(piece.path))
   for place in piece.files:
     if place == 'wav':
       yield from _nowhere(piece, texts)
       continue
     speaker = pathlib.PurePosixPath(place).name.partition('.')[0]
     mine = dict(texts.get(speaker, {}))
-    for name, audio in _sounds(pathlib.Path(piece.root), place):
+    for name, audio in _sounds(url_path.place(piece.root), place):
       if name not in mine:
         yield f'{piece.root}/{place}:{name}', Skip('recording without a transcript')
         continue
@@ -113,7 +113,7 @@ def _items(piece: Piece, task: str) -> Iterator[Item]:
     for name, (number, _) in mine.items():
       where = f'{piece.path}:{number}'
       yield where, UserError(f'{where}: {name} has a transcript, but no recording in '
-                             f'{pathlib.Path(piece.root, place)}.')
+                             f'{url_path.join(piece.root, place)}.')
 
 
 def _is_visible(one: tarfile.TarInfo) -> bool:
@@ -128,7 +128,7 @@ def _sounds(root: pathlib.Path, place: str) -> Iterator[tuple[str, str | bytes]]
       yield wav.stem, relative(wav, root)
     return
   try:
-    with tarfile.open(path, 'r:gz') as archive:
+    with path.open('rb') as packed, tarfile.open(fileobj=packed, mode='r:gz') as archive:
       for one in archive:
         if one.isfile() and one.name.endswith('.wav') and _is_visible(one):
           file = archive.extractfile(one)
@@ -140,7 +140,7 @@ def _sounds(root: pathlib.Path, place: str) -> Iterator[tuple[str, str | bytes]]
 
 def _nowhere(piece: Piece, texts: dict[str, dict[str, tuple[int, str]]]) -> Iterator[Item]:
   """Errors for the transcripts of speakers who have neither a folder nor an archive."""
-  known = {speaker for found in _speakers(pathlib.Path(piece.root)).values() for speaker in found}
+  known = {speaker for found in _speakers(url_path.place(piece.root)).values() for speaker in found}
   for speaker in sorted(set(texts) - known):
     for name, (number, _) in texts[speaker].items():
       where = f'{piece.path}:{number}'
@@ -204,13 +204,13 @@ def _pieces2(root: pathlib.Path, part: str) -> list[Piece]:
 
 def _items2(piece: Piece, task: str) -> Iterator[Item]:
   said: list[tuple[str, str | UserError, str]] = []
-  for where, line in lines(pathlib.Path(piece.path), piece):
+  for where, line in lines(url_path.place(piece.path), piece):
     if isinstance(line, UserError):
       said.append((where, line, ''))
     else:
       name, _, text = line.strip().partition('\t' if '\t' in line else ' ')
       said.append((where, name, text.strip()))
-  scp = pathlib.Path(piece.root, _TABLES[1])
+  scp = url_path.join(piece.root, _TABLES[1])
   sounds = listed(scp, {name for _, name, _ in said if isinstance(name, str)})
   for where, name, text in said:
     if isinstance(name, UserError):

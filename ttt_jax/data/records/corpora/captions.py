@@ -17,6 +17,7 @@ from typing import Any, Iterator
 from ttt_jax.data.records import compression, json_stream
 from ttt_jax.data.records.corpora.layout import Item, Layout, Piece, Root
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 _CLOTHO = {'development': 'train', 'validation': 'dev', 'evaluation': 'test'}
 _CAPTIONS = tuple(f'caption_{i}' for i in range(1, 6))
@@ -41,7 +42,7 @@ def _pieces_clotho(root: pathlib.Path, part: str) -> list[Piece]:
 
 
 def _items_clotho(piece: Piece, task: str) -> Iterator[Item]:
-  with compression.opened(pathlib.Path(piece.path)) as file:
+  with compression.opened(url_path.place(piece.path)) as file:
     rows = csv.DictReader(io.TextIOWrapper(file, json_stream.encoding(file), newline=''))
     try:
       missing = {'file_name', *_CAPTIONS} - {name for name in rows.fieldnames or ()}
@@ -89,7 +90,7 @@ def _pieces_macs(root: pathlib.Path, part: str) -> list[Piece]:
 
 def _items_macs(piece: Piece, task: str) -> Iterator[Item]:
   import yaml
-  with open(piece.path, 'rb') as file:
+  with url_path.place(piece.path).open('rb') as file:
     try:
       found = yaml.load(file, getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -12,6 +12,7 @@ from typing import Iterator
 from ttt_jax.data.records import tables
 from ttt_jax.data.records.corpora.layout import KINDS, Item, Layout, Piece, Root
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 _OTHERS = ('validated', 'other', 'invalidated')
 
@@ -40,7 +41,7 @@ def _pieces(root: pathlib.Path, part: str) -> list[Piece]:
 
 
 def _items(piece: Piece, task: str) -> Iterator[Item]:
-  for where, value in tables.rows(pathlib.Path(piece.path)):
+  for where, value in tables.rows(url_path.place(piece.path)):
     if isinstance(value, dict) and isinstance(value.get('path'), str):
       value = {**value, 'path': f'clips/{value["path"]}'}
     yield where, value

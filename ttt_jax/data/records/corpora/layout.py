@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 from ttt_jax.data.records import compression, limits, readers
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 KINDS = ('train', 'dev', 'test')  # of the parts of a corpus
 
@@ -43,9 +44,10 @@ class Piece(readers.Piece):
   def stamp(self) -> tuple[int, int]:
     """(bytes, hash of sizes and times) of what is read; it identifies the contents."""
     found = []
-    for path in (pathlib.Path(self.path), *(pathlib.Path(self.root, name) for name in self.files)):
+    root = url_path.place(self.root)
+    for path in (url_path.place(self.path), *(root / name for name in self.files)):
       status = path.stat()
-      found.append((status.st_size if path.is_file() else 0, status.st_mtime_ns))
+      found.append((status.st_size if path.is_file() else 0, url_path.version_of(status)))
     digest = hashlib.sha256(repr(found).encode()).digest()
     return sum(size for size, _ in found), int.from_bytes(digest[:8], 'big') >> 1
 

@@ -16,6 +16,7 @@ from ttt_jax.data.records import folders
 from ttt_jax.data.records.corpora.layout import (Item, Layout, Piece, Root, groups, kind_of, lines,
                                                  relative)
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 _PARTS = ('train-clean-100', 'train-clean-360', 'train-other-500', 'train-clean-5', 'dev-clean',
           'dev-clean-2', 'dev-other', 'test-clean', 'test-other')
@@ -57,7 +58,7 @@ def _pieces(name: str, ending: str):
 
 def _speech(piece: Piece, task: str) -> Iterator[Item]:
   for name in piece.files:
-    path = pathlib.Path(piece.root, name)
+    path = url_path.join(piece.root, name)
     for where, line in lines(path):
       if isinstance(line, UserError):
         yield where, line
@@ -69,7 +70,7 @@ def _speech(piece: Piece, task: str) -> Iterator[Item]:
 
 def _tts(piece: Piece, task: str) -> Iterator[Item]:
   for name in piece.files:
-    path = pathlib.Path(piece.root, name)
+    path = url_path.join(piece.root, name)
     for where, line in lines(path):
       cells = line.split('\t') if isinstance(line, str) else []
       if isinstance(line, UserError):

@@ -19,6 +19,7 @@ from typing import Any, Iterator, NamedTuple
 from ttt_jax.data.records import json_stream, readers
 from ttt_jax.data.records.corpora.layout import Item, Layout, Piece, Root, Skip
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 _GARBAGE = ('<SIL>', '<MUSIC>', '<NOISE>', '<OTHER>')
 _MARKS = {'<COMMA>': ',', '<PERIOD>': '.', '<QUESTIONMARK>': '?', '<EXCLAMATIONPOINT>': '!'}
@@ -66,10 +67,9 @@ def _pieces(corpus: str, name: str):
   """``Layout.pieces``: stretches of at most readers.CUT from one element of the part to another."""
   def pieces(root: pathlib.Path, part: str) -> list[Piece]:
     path = root / name
-    status = path.stat()
     found: list[tuple[int, int, int]] = []  # start, stop, segments before
     count = 0
-    for one in _index(path, (status.st_size, status.st_mtime_ns)):
+    for one in _index(path, url_path.stamp(path)):
       if part in one.parts:
         if found and one.stop - found[-1][0] <= readers.CUT:
           found[-1] = found[-1][0], one.stop, found[-1][2]
@@ -83,7 +83,7 @@ def _pieces(corpus: str, name: str):
 def _items(key: str):
   """``Layout.items``; ``key`` is that of the text."""
   def items(piece: Piece, task: str) -> Iterator[Item]:
-    with open(piece.path, 'rb') as file:
+    with url_path.place(piece.path).open('rb') as file:
       file.seek(piece.start)
       data = file.read((piece.stop or 0) - piece.start)
     for audio in json_stream.joined(data, piece.path):
