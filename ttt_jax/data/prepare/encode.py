@@ -119,7 +119,7 @@ def _stamps(config: CodecConfig) -> tuple[tuple[int, int], ...]:
       with contextlib.suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(name.partition(':')[0])
         paths += [spec.origin] if spec and spec.origin else []
-  return tuple(places.stamp(path) for path in paths)
+  return tuple(places.stamp(str(path)) for path in paths)
 
 
 def fit(job: FitJob, folder: pathlib.Path) -> dict[str, Any]:
