@@ -35,6 +35,7 @@ def test_read_programs_answer_as_compiled_ones_and_none_is_missing(cache, monkey
   size = path.stat().st_size
   path.write_bytes(path.read_bytes()[:-100])
   second = served.engine()
+  second.store.read([name for name, _ in second.programs()])
   for _, ready in second.programs():
     ready()
   for name in ('steps', 'prefill', 'admit', 'release'):

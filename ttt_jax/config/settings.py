@@ -495,6 +495,9 @@ class ServeConfig(Settings, group='serve'):
   timeout: Positive = 300.0    # longest time for a request, its body included [s]
   shutdown: NonNegative = 30.0  # on SIGTERM, time to finish what is open before it is cut off [s]
   workers: Count = 2           # threads that encode and decode sound
+  # Length of the first piece of sound that is sent [s]: a player that starts with it has as much
+  # time until the next one. The larger it is, the later an answer may begin.
+  first_sound: NonNegative = 0.3
   # Earlier turns of a spoken conversation that the model reads, with their answers; a session may
   # set another number. 0 suits models that were trained on single turns.
   history: Natural = 1000

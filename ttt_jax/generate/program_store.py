@@ -11,7 +11,8 @@ nobody else may write to it. What cannot be read is compiled, and so is what fai
 (``distrust``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
@@ -30,6 +31,7 @@ from jax.experimental import serialize_executable
 from ttt_jax.storage import files
 
 _LOG = logging.getLogger(__name__)
+_READERS = 8  # threads
 _KEPT = 4  # keys; the least recently used ones are removed
 
 
@@ -49,6 +51,15 @@ class ProgramStore:
   def get(self, name: str) -> Any | None:
     """The compiled program of a name; None if ``ensure`` has not made it."""
     return self._programs.get(name)
+
+  def read(self, names: Sequence[str]) -> None:
+    """Read the programs of these names that are on disk, several at once; see ``ensure``."""
+    paths = {name: path for name in names if (path := self._path(name)) and path.is_file()}
+    with concurrent.futures.ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+      for name, program in zip(paths, pool.map(_read, paths.values())):
+        if program is not None:
+          self._programs[name] = program
+          self._was_read.add(name)
 
   def ensure(self, name: str, function: Any, *args: Any) -> None:
     """Make a program available: read it, or compile a jitted function for ``args``.

@@ -132,7 +132,7 @@ class EngineLoop:
   """See the module's docstring. Its methods belong to one asyncio event loop."""
 
   def __init__(self, served: ServedModel, queue: int = 64, workers: int = 2,
-               metrics: Metrics | None = None):
+               metrics: Metrics | None = None, first_sound: float = 0.0):
     """Makes the engine, and starts nothing.
 
     Args:
@@ -140,8 +140,10 @@ class EngineLoop:
       queue: requests that wait for a slot at most.
       workers: threads that encode and decode sound.
       metrics: to count in.
+      first_sound: length of the first Sound of an answer at least [s]; see PcmStream.
     """
     self.served, self.metrics = served, metrics or Metrics()
+    self.first_sound = first_sound
     self.queue = queue
     self.engine = served.engine()
     self._condition = threading.Condition()
@@ -351,7 +353,7 @@ class _Reader:
     self._loop, self._request = loop, request
     self._text = TextStream(loop.served.renderer.tokenizer, stop)
     codec = loop.served.codec
-    self._pcm = PcmStream(codec) if sound and codec is not None else None
+    self._pcm = PcmStream(codec, loop.first_sound) if sound and codec is not None else None
     self._vocab = loop.served.vocab
     self._began = began
     self._first: float | None = None

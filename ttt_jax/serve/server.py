@@ -61,6 +61,8 @@ def warm_up(loop: EngineLoop) -> None:
   began = time.monotonic()
   programs = loop.engine.programs()
   with Progress(len(programs), 'warm-up', unit='programs') as progress:
+    if loop.engine.store is not None:
+      loop.engine.store.read([name for name, _ in programs])
     for name, compile_it in programs:
       compile_it()
       progress.update(1, program=name)

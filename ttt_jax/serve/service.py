@@ -71,7 +71,8 @@ class Service:
   @classmethod
   def make(cls, served: ServedModel, config: ServeConfig) -> 'Service':
     metrics = Metrics()
-    return cls(served, EngineLoop(served, config.queue, config.workers, metrics), config, metrics)
+    loop = EngineLoop(served, config.queue, config.workers, metrics, config.first_sound)
+    return cls(served, loop, config, metrics)
 
   def name(self, asked: str | None) -> str:
     """The model's name, as the client calls it."""

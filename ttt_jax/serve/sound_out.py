@@ -20,20 +20,34 @@ _UNKNOWN = 0xFFFFFFFF  # length in the header of a WAV that is still being writt
 
 
 class PcmStream:
-  """PCM of one answer as its codes arrive: int16, little-endian, mono, at RATE."""
+  """PCM of one answer as its codes arrive: int16, little-endian, mono, at RATE.
 
-  def __init__(self, codec: Codec):
+  The first codes wait until they last for ``first`` seconds, or until the answer ends: one code of a
+  block may be final long before the others, and a player that starts with it would run dry.
+  """
+
+  def __init__(self, codec: Codec, first: float = 0.0):
     self._codec, self._stream = codec, codec.stream()
     self._resampler = Resampler(codec.sample_rate, RATE)
+    self._least = first * codec.tokens_per_second
+    self._waiting: list[np.ndarray] = []
 
   def push(self, codes: np.ndarray) -> bytes:
     """The samples that more codes [n] make final."""
-    return pcm16(self._resampler.push(self._stream.push(codes)))
+    self._waiting.append(codes)
+    if sum(map(len, self._waiting)) < self._least:
+      return b''
+    self._least = 0.0
+    return pcm16(self._resampler.push(self._flush()))
 
   def finish(self) -> bytes:
     """The remaining samples."""
-    rest = self._resampler.push(self._stream.finish())
+    rest = self._resampler.push(np.concatenate([self._flush(), self._stream.finish()]))
     return pcm16(np.concatenate([rest, self._resampler.finish()]))
+
+  def _flush(self) -> np.ndarray:
+    codes, self._waiting = self._waiting, []
+    return self._stream.push(np.concatenate(codes)) if codes else np.zeros(0, np.float32)
 
 
 def pcm16(samples: np.ndarray) -> bytes:
