@@ -66,8 +66,9 @@ def test_a_program_from_the_compilation_cache_is_stored_whole(cache):
     x = np.arange(8, dtype=np.float32)
     wanted = _loop().lower(x).compile()(x)
     assert list(cache.glob('jit_loop*'))
-    for _ in range(2):  # the second one reads what the first one has stored
-      store = program_store.ProgramStore('key')
+    # The second of each key reads what the first one has stored; the second key compiles again.
+    for key in ('key', 'key', 'other', 'other'):
+      store = program_store.ProgramStore(key)
       store.ensure('loop', _loop(), x)
       np.testing.assert_array_equal(store.get('loop')(x), wanted)
   finally:

@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 from ttt_jax.storage import files
 
@@ -104,11 +105,13 @@ def _without_compilation_cache() -> Iterator[None]:
   """Compiles anew: XLA loses functions of a CPU program that came from JAX's compilation cache
   when the program is serialised again ('Function wrapped_iota not found' when it runs)."""
   before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-  jax.config.update('jax_enable_compilation_cache', False)
   try:
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # JAX remembers whether the cache is used
     yield
   finally:
     jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
 
 
 def key_of(*parts: Any) -> str:
