@@ -68,6 +68,7 @@ def test_a_program_from_the_compilation_cache_is_stored_whole(cache):
     assert list(cache.glob('jit_loop*'))
     # The second of each key reads what the first one has stored; the second key compiles again.
     for key in ('key', 'key', 'other', 'other'):
+      np.testing.assert_array_equal(_loop().lower(x).compile()(x), wanted)  # the cache is in use
       store = program_store.ProgramStore(key)
       store.ensure('loop', _loop(), x)
       np.testing.assert_array_equal(store.get('loop')(x), wanted)
