@@ -17,6 +17,7 @@ import logging
 import os
 import pathlib
 import socket
+import time
 from typing import Any, Protocol
 
 from ttt_jax.errors import UserError
@@ -69,7 +70,7 @@ class Store(Protocol):
   def stat(self, bucket: str, key: str) -> Entry: ...
   def read(self, bucket: str, key: str) -> bytes: ...
   def read_range(self, bucket: str, key: str, start: int, end: int, entry: Entry) -> bytes: ...
-  def write(self, bucket: str, key: str, data: bytes, **condition: Any) -> None: ...
+  def write(self, bucket: str, key: str, data: bytes, **condition: Any) -> Entry: ...
   def create_condition(self) -> dict[str, Any]: ...
   def same_condition(self, entry: Entry) -> dict[str, Any]: ...
   def remove(self, bucket: str, key: str) -> None: ...
@@ -111,19 +112,19 @@ class Bucket:
       raise Transient(f'{len(data)} instead of {end - start} bytes arrived')
     return data
 
-  def write(self, key: str, data: bytes) -> None:
+  def write(self, key: str, data: bytes) -> Entry:
     with _translated(self.scheme):
-      self.store.write(self.name, key, data)
+      return self.store.write(self.name, key, data)
 
-  def create(self, key: str, data: bytes) -> None:
+  def create(self, key: str, data: bytes) -> Entry:
     with _translated(self.scheme):
-      self.store.write(self.name, key, data, **self.store.create_condition())
+      return self.store.write(self.name, key, data, **self.store.create_condition())
 
-  def write_if(self, key: str, data: bytes, entry: Entry) -> None:
+  def write_if(self, key: str, data: bytes, entry: Entry) -> Entry:
     """Replace the version ``entry``."""
     with _translated(self.scheme):
       try:
-        self.store.write(self.name, key, data, **self.store.same_condition(entry))
+        return self.store.write(self.name, key, data, **self.store.same_condition(entry))
       except FileNotFoundError:
         raise Exists from None  # removed by now (or the bucket is)
 
@@ -179,6 +180,7 @@ class Gcs:
     import aiohttp
     import gcsfs
     logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # it logs what it raises
+    logging.getLogger('google.auth').setLevel(logging.ERROR)  # places without credentials
     self._fs: Any = gcsfs.GCSFileSystem(
         skip_instance_cache=True, use_listings_cache=False,
         requests_timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS,
@@ -235,9 +237,10 @@ class Gcs:
     body = (f'--{line}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{about}\r\n--{line}'
             f'\r\nContent-Type: application/octet-stream\r\n\r\n').encode() + data + (
                 f'\r\n--{line}--').encode()
-    self._fs.call('POST', f'{self._fs._location}/upload/storage/v1/b/{{}}/o', bucket,
-                  uploadType='multipart', data=body, json_out=True,
-                  headers={'Content-Type': f'multipart/related; boundary={line}'}, **condition)
+    return self._entry(self._fs.call(
+        'POST', f'{self._fs._location}/upload/storage/v1/b/{{}}/o', bucket,
+        uploadType='multipart', data=body, json_out=True,
+        headers={'Content-Type': f'multipart/related; boundary={line}'}, **condition))
 
   def create_condition(self):
     return {'ifGenerationMatch': '0'}
@@ -308,7 +311,8 @@ class S3:
     return self._fs.cat_file(f'{bucket}/{key}', start=start, end=end)
 
   def write(self, bucket, key, data, **condition):
-    self._fs.call_s3('put_object', Bucket=bucket, Key=key, Body=data, **condition)
+    answer = self._fs.call_s3('put_object', Bucket=bucket, Key=key, Body=data, **condition)
+    return Entry(len(data), time.time(), answer['ETag'].strip('"'))
 
   def create_condition(self):
     return {'IfNoneMatch': '*'}

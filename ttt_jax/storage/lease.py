@@ -114,7 +114,7 @@ class Lease:
         raise self._in_use(found)
       elif not told:
         told = True
-        self._say(f'{self._what} belongs to {_owner(found)}, '
+        self._say(f'{self._what} belongs to {owner(found)}, '
                   + ('which is saving and exits; waiting for it.' if found.get('ending') else
                      f'which has ended if it is silent for {self._silence:.0f} s; waiting.'))
       time.sleep(_POLL)
@@ -161,7 +161,7 @@ class Lease:
         return gone
       if owner.is_local and free is not None:
         return free
-    job, start = _slurm()
+    job, start = slurm()
     if job and note.get('job') == job and isinstance(note.get('start'), int) and (
         note['start'] < start):
       return True
@@ -211,7 +211,7 @@ class Lease:
         path.unlink(missing_ok=True)
 
   def _text(self) -> str:
-    job, start = _slurm()
+    job, start = slurm()
     return json.dumps({'token': self._token, 'process': this().to_dict(), 'since': self._since,
                        'job': job, 'start': start, 'ending': bool(self._is_ending())}) + '\n'
 
@@ -219,7 +219,7 @@ class Lease:
     since = note.get('since')
     when = time.strftime(' since %Y-%m-%d %H:%M:%S', time.localtime(since)) if isinstance(
         since, (int, float)) else ''
-    return InUse(f'{self._what} is in use by {_owner(note)}{when}; wait for it, stop it, or use '
+    return InUse(f'{self._what} is in use by {owner(note)}{when}; wait for it, stop it, or use '
                  'another folder.')
 
   # -- keeping ------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ class Lease:
     try:
       note = self._read()
       if note and note['token'] != self._token:
-        self._lost = (f'{self._what} was taken over by {_owner(note)} while this process did not '
+        self._lost = (f'{self._what} was taken over by {owner(note)} while this process did not '
                       'run; nothing more is written there.')
       elif note:
         files.write_text(self.folder / NOTE, self._text())
@@ -301,12 +301,13 @@ def _parsed(path: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
-def _owner(note: dict[str, Any]) -> str:
+def owner(note: dict[str, Any]) -> str:
+  """Who owns the folder of a note, for a sentence."""
   process = Process.from_dict(note.get('process'))
   return 'another process' if process is None else f'process {process.pid} on {process.host}'
 
 
-def _slurm() -> tuple[str, int]:
+def slurm() -> tuple[str, int]:
   """(job, how often SLURM has started it again) of this process; ('', 0) outside of SLURM."""
   start = os.environ.get('SLURM_RESTART_COUNT', '0')
   return os.environ.get('SLURM_JOB_ID', ''), int(start) if start.isdecimal() else 0

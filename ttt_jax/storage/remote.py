@@ -40,7 +40,7 @@ T = TypeVar('T')
 __all__ = ['Entry', 'cached', 'check', 'children', 'create', 'download', 'download_folder',
            'exists', 'files', 'is_folder', 'is_url', 'join', 'name', 'open_reader', 'parent',
            'read_bytes', 'remove', 'remove_folder', 'stat', 'upload', 'upload_folder',
-           'write_bytes', 'write_bytes_if']
+           'write_bytes', 'write_bytes_if', 'write_version']
 
 
 # -- names --------------------------------------------------------------------------------------
@@ -289,38 +289,43 @@ class _Reader(io.RawIOBase):
 # -- writing ------------------------------------------------------------------------------------
 
 
-def write_bytes(url: str, data: bytes) -> None:
-  """Replace an object: readers see the old or the new content."""
+def write_bytes(url: str, data: bytes) -> Entry:
+  """Replace an object: readers see the old or the new content. Returns what was written."""
   bucket, key = _split(url)
   with _writing(url):
-    _asked('written', url, lambda: bucket.write(key, data))
+    return _asked('written', url, lambda: bucket.write(key, data))
 
 
 def create(url: str, data: bytes) -> bool:
   """Write an object that must not exist yet; False if it does. One of two writers wins."""
-  return _written_if(url, data, lambda bucket, key: bucket.create(key, data))
+  return write_version(url, data, None) is not None
 
 
 def write_bytes_if(url: str, data: bytes, entry: Entry) -> bool:
   """Replace the version of an object that ``entry`` describes; False if another is there by now."""
-  return _written_if(url, data, lambda bucket, key: bucket.write_if(key, data, entry))
+  return write_version(url, data, entry) is not None
 
 
-def _written_if(url: str, data: bytes, request: Callable[[Bucket, str], None]) -> bool:
+def write_version(url: str, data: bytes, entry: Entry | None) -> Entry | None:
+  """Replace the version ``entry`` of an object, or create it if that is None.
+
+  Returns:
+    The new version; None if another one is there: another process has written it.
+  """
   bucket, key = _split(url)
   tries = 0
 
   def ask():
     nonlocal tries
     tries += 1
-    request(bucket, key)
+    return bucket.create(key, data) if entry is None else bucket.write_if(key, data, entry)
   try:
     with _writing(url):
-      _asked('written', url, ask)
-    return True
+      return _asked('written', url, ask)
   except Exists:
     # An earlier try may have succeeded without its answer arriving.
-    return tries > 1 and stat(url) is not None and read_bytes(url) == data
+    found = stat(url) if tries > 1 else None
+    return found if found is not None and read_bytes(url) == data else None
 
 
 @contextlib.contextmanager
@@ -344,7 +349,7 @@ def remove_folder(url: str, first: Iterable[str] = ()) -> None:
   rest = [name for name in files(url) if name not in first]
   for relative in first:
     remove(join(url, relative))
-  _each(rest, lambda relative: remove(join(url, relative)))
+  each(rest, lambda relative: remove(join(url, relative)))
 
 
 # -- copies -------------------------------------------------------------------------------------
@@ -391,7 +396,7 @@ def upload(path: str | os.PathLike, url: str) -> None:
 def download_folder(url: str, folder: str | os.PathLike) -> list[str]:
   """Copy all objects below ``url`` into a folder; returns their relative names."""
   found = files(url)
-  _each(found, lambda relative: download(join(url, relative), pathlib.Path(folder) / relative,
+  each(found, lambda relative: download(join(url, relative), pathlib.Path(folder) / relative,
                                          found[relative]))
   return list(found)
 
@@ -406,14 +411,14 @@ def upload_folder(folder: str | os.PathLike, url: str,
   root = pathlib.Path(folder)
   names = [str(path.relative_to(root)) for path in sorted(root.rglob('*')) if path.is_file()]
   end = [relative for relative in last if relative in names]
-  _each([relative for relative in names if relative not in end],
+  each([relative for relative in names if relative not in end],
         lambda relative: upload(root / relative, join(url, relative)))
   for relative in end:
     upload(root / relative, join(url, relative))
   return names
 
 
-def _each(names: Iterable[str], action: Callable[[str], None]) -> None:
+def each(names: Iterable[str], action: Callable[[str], None]) -> None:
   """``action`` for every name, several at once; the first error ends it."""
   with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
     running = [pool.submit(action, name) for name in names]
