@@ -31,10 +31,11 @@ from ttt_jax.hf import import_hf, qwen_config
 from ttt_jax.model import sharding, staircase
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.objective import hybrid
+from ttt_jax.storage import mirror, remote
 from ttt_jax.tokens import batch as batches, hf_tokenizer
 from ttt_jax.tokens.tokenizer import ByteTokenizer, Tokenizer
 from ttt_jax.tokens.vocab import Vocabulary
-from ttt_jax.train import trained_model
+from ttt_jax.train import checkpoint, trained_model
 
 _STEP = 32  # sequences are padded to multiples of this, so that similar lengths share programs
 
@@ -280,7 +281,8 @@ def load(path: str | os.PathLike, dtype: str = 'float32',
 
   Args:
     path: a directory with config.json and safetensors (plain Qwen2.5, whose vocabulary is
-      extended, or an exported model); or a workdir in which a model was trained.
+      extended, or an exported model); or a workdir in which a model was trained, which may be at
+      a URL of a bucket.
     dtype: compute dtype of a Hugging Face directory, 'float32' or 'bfloat16'.
     mesh: devices of the parameters: axis sizes, as MeshConfig(fsdp=2), or a mesh of
       model/sharding.py. None: the first device for a Hugging Face directory; for a workdir the
@@ -290,10 +292,11 @@ def load(path: str | os.PathLike, dtype: str = 'float32',
     UserError: neither of the two, or an invalid or incomplete one; a mesh that does not fit the
       devices or the model.
   """
-  path = pathlib.Path(path).expanduser()
   if isinstance(mesh, MeshConfig):
     mesh = sharding.make_mesh(mesh)
-  if (path / 'checkpoints').is_dir():
+  url = remote.is_url(path)
+  path = mirror.copied(remote.check(str(path))) if url else pathlib.Path(path).expanduser()
+  if checkpoint.is_trained(path):
     return _from_workdir(path, mesh)
   if not (path / 'config.json').is_file():
     raise UserError(f'{path} is neither a Hugging Face directory (config.json and safetensors) '

@@ -91,15 +91,26 @@ def s3() -> Iterator[Server]:
 @contextlib.contextmanager
 def used(server: Server, monkeypatch: pytest.MonkeyPatch, address: str = '') -> Iterator[Server]:
   """This process and its children use ``server``, or the proxy at ``address`` before it."""
-  from ttt_jax.storage import buckets
   with monkeypatch.context() as patch:
     for key, value in server.through(address or server.address).items():
       patch.setenv(key, value)
-    buckets._connect.cache_clear()
+    _forget_connections()
     try:
       yield server
     finally:
-      buckets._connect.cache_clear()
+      _forget_connections()
+
+
+def _forget_connections() -> None:
+  """Libraries read the variables once: this project, fsspec, and etils for Orbax."""
+  from ttt_jax.storage import buckets
+  buckets._connect.cache_clear()
+  for module, name in (('gcsfs', 'GCSFileSystem'), ('s3fs', 'S3FileSystem')):
+    if module in sys.modules:
+      getattr(sys.modules[module], name).clear_instance_cache()
+  if 'etils.epath.backend' in sys.modules:
+    kind = type(sys.modules['etils.epath.backend'].fsspec_backend)
+    kind._get_filesystem.cache_clear()
 
 
 @pytest.fixture(scope='session')

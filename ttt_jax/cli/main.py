@@ -14,10 +14,11 @@ import sys
 
 from ttt_jax import config as config_lib
 from ttt_jax.cli import (
-    cluster, environment, evaluate as cli_evaluate, generate, inspect, plan,
+    bucket_workdirs, cluster, environment, evaluate as cli_evaluate, generate, inspect, plan,
     prepare as cli_prepare, profile, runs, serve, train as cli_train, weights)
 from ttt_jax.config import paths, user_classes
 from ttt_jax.errors import RetryableError, UserError
+from ttt_jax.storage import mirror
 from ttt_jax.system import exit_codes
 
 PROG = 'ttt-jax'
@@ -73,7 +74,7 @@ def _build_parser() -> argparse.ArgumentParser:
     more = {'plan': '; its prepared data is sampled', 'evaluate': '; with --suite several'}
     several = {'nargs': '+', 'action': 'extend'} if name == 'evaluate' else {}
     sub.add_argument('--workdir', required=name != 'plan', metavar='DIR',
-                     help='folder of this run' + more.get(name, ''), **several)
+                     help='folder or URL of this run' + more.get(name, ''), **several)
     if takes_config:
       sub.add_argument('--config', metavar='FILE', required=name == 'prepare',
                        help='Python file with get_config()' + (
@@ -147,13 +148,14 @@ def _expand_paths(args: argparse.Namespace) -> None:
   for name in ('workdir', 'config', 'out', 'hf', 'adapter', 'sweep', 'json', 'records', 'record',
                'audio', 'data', 'api_key_file'):
     value = getattr(args, name, None)
+    local = bucket_workdirs.local if name == 'workdir' else paths.local
     empty = value == '' or isinstance(value, list) and '' in value
     if empty and name in ('workdir', 'out', 'hf', 'config', 'sweep', 'data'):
       raise UserError(f'--{name} is empty; an unset variable of the shell gives this.')
     if isinstance(value, str):
-      setattr(args, name, paths.local(value, f'--{name}'))
+      setattr(args, name, local(value, f'--{name}'))
     elif isinstance(value, list):
-      setattr(args, name, [paths.local(item, f'--{name}') for item in value])
+      setattr(args, name, [local(item, f'--{name}') for item in value])
 
 
 def _closest(word: str, known) -> str:
@@ -176,6 +178,9 @@ def _configure_process(devices: int | None) -> None:
       # NumPy's matrix products are small here: OpenBLAS' threads would mostly wait for each other.
       # JAX has threads of its own, and `prepare` has processes.
       'OPENBLAS_NUM_THREADS': '1',
+      # TensorStore gives up a request to a bucket that is silent for so many seconds.
+      'TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS': '60',
+      'TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES': '1',
   }.items():
     os.environ.setdefault(name, value)
   if not (environment.has_accelerator_files() or environment.accelerator_plugins()):
@@ -243,15 +248,16 @@ VERBS = {'prepare': cli_prepare.run, **inspect.VERBS, 'train': cli_train.run,
 
 def main(argv: list[str] | None = None) -> int:
   """Run one command; returns the exit code."""
-  verb, config = '', None
+  verb, config, args = '', None, None
   try:
     args, overrides = _parse(sys.argv[1:] if argv is None else argv)
     verb = args.verb
     if verb in environment.WITH_JAX:
       environment.check_xla_flags(os.environ)
     _configure_process(getattr(args, 'devices', None))
-    config = _load_config(args, overrides) if hasattr(args, 'config') else None
-    code = VERBS[verb](args, config)  # None = success
+    with bucket_workdirs.opened(args):
+      config = _load_config(args, overrides) if hasattr(args, 'config') else None
+      code = VERBS[verb](args, config)  # None = success
   except UserError as error:
     return _failed(error, exit_codes.USER_ERROR)
   except RetryableError as error:
@@ -260,13 +266,14 @@ def main(argv: list[str] | None = None) -> int:
     print('ttt-jax: interrupted.', file=sys.stderr)
     return exit_codes.INTERRUPTED
   except Exception as error:
-    known = environment.explain(error, verb, config)
+    known = environment.explain(error, verb, config) or bucket_workdirs.explain(error, args)
     if known is None:
       raise  # a bug: its traceback helps
-    return _failed(known, exit_codes.USER_ERROR)
+    return _failed(known, exit_codes.FAILURE if isinstance(known, RetryableError)
+                   else exit_codes.USER_ERROR)
   return code or exit_codes.SUCCESS
 
 
 def _failed(error: Exception, code: int) -> int:
-  print(f'ttt-jax: error: {error}', file=sys.stderr)
+  print(f'ttt-jax: error: {mirror.in_urls(str(error))}', file=sys.stderr)
   return code

@@ -17,8 +17,8 @@ from ttt_jax.cli import environment
 from ttt_jax.errors import UserError
 from ttt_jax.runs import (
     comparison, status as status_lib, supervisor, sweep as sweep_lib, sweep_runner, sweep_table)
-from ttt_jax.storage import files
-from ttt_jax.storage.lease import Lease
+from ttt_jax.storage import files, mirror
+from ttt_jax.storage.bucket_lease import of_workdir
 from ttt_jax.system import machine, version
 
 POLL = 0.1  # seconds
@@ -187,8 +187,11 @@ def _sweep(args: argparse.Namespace, config: config_lib.Config) -> int | None:
     return _one_member(args, wanted, members, path, rules)
   if args.launcher == 'slurm':
     _check_queue(args.workdir)
+    if mirror.url_of(args.workdir) and not args.config:
+      raise UserError(f'--workdir is {mirror.named(args.workdir)}, whose config.json the nodes of '
+                      'the job cannot read; name a config on a shared disk with --config.')
   config_lib.check_saved(args.workdir)
-  with Lease(args.workdir, f'workdir {args.workdir}', say=_say):
+  with of_workdir(args.workdir, say=_say):
     return _sweep_all(args, config, wanted, members, path, rules)
 
 
@@ -210,8 +213,8 @@ def _prepare_rows(args, config, path) -> int:
   if (rows / 'manifest.json').is_file():
     return 0
   print(f'Preparing the data of all members: {rows}', file=sys.stderr, flush=True)
-  command = resolve_command(['ttt-jax', 'prepare', '--config', path, '--workdir', args.workdir,
-                         *_words(args.overrides)])
+  command = resolve_command(['ttt-jax', 'prepare', '--config', path, '--workdir',
+                             mirror.named(args.workdir), *_words(args.overrides)])
   return subprocess.run(command, check=False).returncode
 
 
@@ -222,7 +225,7 @@ def _words(overrides: dict[str, str]) -> list[str]:
 def _commands(args, wanted, path) -> Callable[[sweep_lib.Member], list[list[str]]]:
   """Member -> its commands: train, then evaluate if the sweep asks for it."""
   def commands(member):
-    place = ['--config', path, '--workdir', str(member.folder(args.workdir)),
+    place = ['--config', path, '--workdir', mirror.named(member.folder(args.workdir)),
              *_words(args.overrides | member.overrides)]
     train = resolve_command(['ttt-jax', 'train', *place, *args.command])
     is_helper = args.member is not None and os.environ.get('SLURM_PROCID', '0') != '0'
@@ -323,7 +326,8 @@ def _submit(args, members, path) -> int:
     print('All members are done.')
     return 0
   array = ','.join(map(str, waiting)) + (f'%{args.jobs}' if args.jobs else '')
-  words = ['sweep', '--sweep', args.sweep, '--config', path, '--workdir', args.workdir,
+  workdir = mirror.named(args.workdir)
+  words = ['sweep', '--sweep', args.sweep, '--config', path, '--workdir', workdir,
            '--failures', str(args.failures), '--wait', f'{args.wait:g}', *_words(args.overrides)]
   passed = ['--', *args.command] if args.command else []
   found = subprocess.run(
@@ -336,7 +340,7 @@ def _submit(args, members, path) -> int:
   sweep_lib.write(pathlib.Path(args.workdir) / 'slurm_job', job + '\n')
   members_are = 'members are' if len(waiting) > 1 else 'member is'
   print(f'Job {job}: {len(waiting)} {members_are} queued; see `ttt-jax status --workdir '
-        f'{args.workdir}`.')
+        f'{workdir}`.')
   return 0
 
 

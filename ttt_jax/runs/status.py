@@ -17,6 +17,7 @@ from typing import Any
 from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
 from ttt_jax.runs import sweep
+from ttt_jax.storage import mirror
 from ttt_jax.system.progress import duration
 from ttt_jax.train import metrics, profile_files, status_file
 
@@ -48,7 +49,8 @@ def status(workdir: str | os.PathLike, now: Callable[[], float] = time.time) -> 
   """
   workdir = pathlib.Path(workdir)
   if not workdir.is_dir():
-    raise UserError(f'workdir {workdir} does not exist; name the folder of a run or a sweep.')
+    raise UserError(f'workdir {mirror.named(workdir)} does not exist; name the folder of a run or '
+                    'a sweep.')
   lines = _sweep(workdir, now()) if sweep.is_sweep(workdir) else _run(workdir, now())
   return '\n'.join(line for long in lines for line in _fit(long)) + '\n'
 
@@ -90,7 +92,7 @@ def _run(workdir: pathlib.Path, now: float) -> list[str]:
   fields = read(workdir)
   name = workdir.resolve().name
   if not fields:
-    return [f'{name}: not trained yet; run `ttt-jax train --workdir {workdir}`.']
+    return [f'{name}: not trained yet; run `ttt-jax train --workdir {mirror.named(workdir)}`.']
   return [f'{name}: {_state(fields)}', *_rows({
       'step': _step(fields),
       'updated': last_update(fields, now),

@@ -20,7 +20,7 @@ import socket
 import time
 from typing import Any, Protocol
 
-from ttt_jax.errors import UserError
+from ttt_jax.errors import RetryableError, UserError
 
 CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 30.0        # without a byte from the server
@@ -365,6 +365,57 @@ def _translated(scheme: str):
     if _is_broken(error):
       raise Transient(f'no connection or no answer ({type(error).__name__})') from None
     raise
+
+
+_TENSORSTORE = {  # words of TensorStore's status codes
+    'denied': ('PERMISSION_DENIED', 'UNAUTHENTICATED'),
+    'transient': ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'ABORTED', 'INTERNAL:'),
+    'missing': ('NOT_FOUND',),
+}
+
+
+def kind(error: BaseException) -> str:
+  """What an error of a library that reads and writes buckets by itself, such as Orbax, means:
+  'missing', 'exists', 'denied', 'transient', or '' for an error of another kind."""
+  for one in _causes(error):
+    found = next((meaning for meaning, words in _TENSORSTORE.items()
+                  if any(word in str(one) for word in words)), '')
+    if found:
+      return found
+    if not isinstance(one, Exception):
+      continue
+    try:
+      with _translated('gs'):
+        raise one
+    except (Missing, Exists, Denied, Transient) as known:
+      return type(known).__name__.lower()
+    except Exception:
+      continue
+  return ''
+
+
+def explained(error: BaseException, what: str, doing: str) -> BaseException:
+  """The error for a failed read or write by a library that uses buckets by itself; an error of
+  another kind is returned as it is.
+
+  Args:
+    error: of Orbax, TensorStore or fsspec.
+    what: was read or written.
+    doing: 'read' or 'written'.
+  """
+  if isinstance(error, UserError | RetryableError):
+    return error
+  found = kind(error)
+  if found == 'denied':
+    return UserError(f'{what} could not be {doing}: permission denied; give this account the right '
+                     'to list, read, create and delete objects of the bucket.')
+  if found == 'transient':
+    return RetryableError(f'{what} could not be {doing}: the store does not answer, or with '
+                          'errors; run the same command again.')
+  if found == 'missing':
+    return RetryableError(f'{what} could not be {doing}: an object or the bucket is missing; if '
+                          'nobody removes it at this moment, the checkpoint is damaged.')
+  return error
 
 
 def _causes(error: BaseException | None):

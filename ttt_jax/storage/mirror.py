@@ -15,7 +15,7 @@ Every write names the version that it replaces, so that a process learns when an
 written. Beside the folder, workdirs.sync/ notes which version of an object a local file equals.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import fcntl
@@ -67,6 +67,13 @@ def url_of(path: str | os.PathLike) -> str | None:
     return None
   scheme, _, rest = path[len(root):].partition('/')
   return f'{scheme}://{rest}' if rest else None
+
+
+def copied(url: str) -> pathlib.Path:
+  """The local folder of a workdir in a bucket, with its small files as they are there."""
+  copies = Mirror(folder_of(url))
+  copies.download()
+  return copies.folder
 
 
 def named(path: str | os.PathLike) -> str:
@@ -125,20 +132,23 @@ class Lost(UserError):
 class Mirror:
   """Keeps the local folder and the bucket equal. As a context manager it copies in a thread."""
 
-  def __init__(self, folder: str | os.PathLike, *, is_run: bool = False, every: float = EVERY):
+  def __init__(self, folder: str | os.PathLike, *, is_run: bool = False,
+               every: float | None = None, say: Callable[[str], None] = _LOG.warning):
     """Nothing is copied yet.
 
     Args:
       folder: of ``folder_of``.
       is_run: whether this process owns the workdir: it alone copies status.json, and another
         version of it in the bucket means that another run has taken the workdir over.
-      every: seconds between two copies.
+      every: seconds between two copies; None: ``EVERY``.
+      say: takes a sentence when copies begin to fail, and when they succeed again.
     """
     self.folder = pathlib.Path(folder)
     url = url_of(folder)
     assert url is not None, folder
-    self.url, self._is_run, self._every = url, is_run, every
-    self.problem = ''   # why the last copy failed; '' if it did not
+    self.url, self._is_run, self._every = url, is_run, every or EVERY
+    self._say = say
+    self.lost = ''      # the sentence, once another run has taken the workdir over
     self._copied: set[str] = set()   # names that this object has seen on both sides
     self._over = threading.Event()
     self._busy = threading.Lock()
@@ -356,15 +366,21 @@ class Mirror:
       self._thread = None
 
   def _run(self) -> None:
+    failing = False
     while not self._over.wait(self._every):
       try:
         self.upload()
-        self.problem = ''
+        if failing:
+          self._say(f'files of {self.url} are copied again.')
+        failing = False
       except Lost as error:
-        self.problem = str(error)
+        self.lost = str(error)
         return
       except (UserError, RetryableError) as error:
-        self.problem = str(error)
+        if not failing:  # the bucket may be out of reach for a while: the work goes on
+          self._say(f'{str(error).rstrip(".")}; the work goes on, and copying is tried again '
+                    f'every {self._every:g} seconds.')
+        failing = True
 
 
 def _version(entry: Entry) -> tuple[int, str]:

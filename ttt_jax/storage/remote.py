@@ -343,13 +343,16 @@ def remove(url: str) -> None:
     _asked('removed', url, lambda: bucket.remove(key))
 
 
-def remove_folder(url: str, first: Iterable[str] = ()) -> None:
-  """Remove all objects below ``url``: those named ``first`` one after the other, then the rest."""
-  first = list(first)
-  rest = [name for name in files(url) if name not in first]
+def remove_folder(url: str, first: Iterable[str] = (), last: Iterable[str] = ()) -> None:
+  """Remove all objects below ``url``: those named ``first`` one after the other, then the others,
+  then those named ``last``."""
+  first, last = list(first), list(last)
+  rest = [name for name in files(url) if name not in (*first, *last)]
   for relative in first:
     remove(join(url, relative))
   each(rest, lambda relative: remove(join(url, relative)))
+  for relative in last:
+    remove(join(url, relative))
 
 
 # -- copies -------------------------------------------------------------------------------------

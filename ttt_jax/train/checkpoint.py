@@ -14,6 +14,9 @@ of the bytes. Version 0.1 wrote all of it into one folder, state/, which is stil
   80.orbax-...-tmp     not committed by Orbax; removed at start
   20.damaged           corrupt, renamed so that it is not tried again
 
+In a bucket (gs://, s3://) the same parts have other means: train/bucket_folders.py and
+train/bucket_checksums.py.
+
 Old checkpoints are removed here and not by Orbax: a checkpoint may replace older ones only once
 its checksums are written, which is after Orbax has finished with it.
 """
@@ -23,7 +26,6 @@ from concurrent import futures
 import logging
 import math
 import pathlib
-import shutil
 import time
 from typing import Any, TypeVar
 
@@ -34,11 +36,12 @@ from orbax.checkpoint import v1 as ocp
 
 from ttt_jax.config import upgraded
 from ttt_jax.data import store
-from ttt_jax.errors import UserError
+from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.model.transformer import Params
-from ttt_jax.storage import files, schema
+from ttt_jax.storage import buckets, files, mirror, remote, schema
 from ttt_jax.tokens.vocab import Vocabulary, VocabularyFile
-from ttt_jax.train import checksums, state as train_state
+from ttt_jax.train import bucket_checksums, checksums, orbax_buckets, state as train_state
+from ttt_jax.train.bucket_folders import BucketFolders
 from ttt_jax.train.checkpoint_folders import Folders
 from ttt_jax.train.state import TrainState
 
@@ -88,23 +91,31 @@ class Checkpoints:
 
   def __init__(self, directory: str | pathlib.Path, keep: int = 2, keep_every: int = 0,
                keep_best: str = '', log: Callable[[str], None] = _LOG.warning,
-               verify: str = 'checksums'):
+               verify: str = 'checksums', confirm: Callable[[], None] = lambda: None):
     """Nothing is read or written yet; the directory need not exist.
 
     Args:
-      directory: on a disk that all processes share.
+      directory: on a disk that all processes share, a URL of a bucket, or the local folder of one
+        (storage/mirror.py).
       keep: how many of the newest are kept.
       keep_every: checkpoints at multiples of this step are never removed; 0 = none.
       keep_best: name of a score; the checkpoint with the lowest is kept, too. '' = none.
       log: takes sentences about corrupt and unfinished checkpoints.
       verify: train.verify: what is compared before a checkpoint is read, 'checksums' or 'sizes'.
+      confirm: called before a checkpoint becomes complete; it raises if this run may not write.
     """
-    self.directory = pathlib.Path(directory).absolute()
+    url = mirror.url_of(directory)
+    self.directory = url or pathlib.Path(directory).absolute()
+    if url:
+      orbax_buckets.prepare(url)
     self.last_good: tuple[int, float] | None = None  # (step, seconds since the epoch)
     self.bytes_verified = 0  # read by this process to compare checksums
     self._keep, self._keep_every, self._keep_best = keep, keep_every, keep_best
     self._log, self._verify = log, verify
-    self._folders = Folders(self.directory, log)
+    self._folders: Folders | BucketFolders = (
+        BucketFolders(url, log) if url else Folders(pathlib.Path(directory).absolute(), log))
+    self._sums: Any = bucket_checksums if url else checksums
+    self._confirm = confirm
     self._process, self._processes = jax.process_index(), jax.process_count()
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='checksums')
     self._pending: tuple[int, futures.Future] | None = None
@@ -129,7 +140,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The steps of all complete checkpoints, ascending; their files are not read."""
-    return [step for step in self._folders.steps() if checksums.is_complete(self._path(step))]
+    return self._folders.complete()
 
   def latest(self) -> int | None:
     """The newest complete step, or None; its files are not read."""
@@ -204,7 +215,7 @@ class Checkpoints:
           self._set_last_good(step)
           return step
         continue
-      if not set_aside and not self._path(step).exists():
+      if not set_aside and not self._folders.exists(step):
         continue  # the run has removed it meanwhile
       self._log(f'checkpoint {step} is corrupt: {problem}; trying the next older one.')
       if set_aside and self._process == 0:
@@ -214,9 +225,9 @@ class Checkpoints:
   def _metadata(self, step: int) -> dict[str, Any] | None:
     """What is stored beside the arrays; None if the checkpoint was removed meanwhile."""
     try:
-      return checksums.read_metadata(self._path(step))
+      return self._sums.read_metadata(self._path(step))
     except checksums.CorruptCheckpoint:
-      if self._path(step).exists():
+      if self._folders.exists(step):
         raise
       return None
 
@@ -225,7 +236,7 @@ class Checkpoints:
     wanted = lambda name: not (params_only and name.startswith(f'{_OPTIMIZER}/'))
     problem = ''
     try:
-      self.bytes_verified += checksums.check(
+      self.bytes_verified += self._sums.check(
           self._path(step), self._process, self._processes, verify=self._verify, wanted=wanted)
     except checksums.CorruptCheckpoint as error:
       problem = str(error)
@@ -239,13 +250,11 @@ class Checkpoints:
                 '')
 
   def _set_last_good(self, step: int) -> None:
-    try:
-      self.last_good = step, (self._path(step) / checksums.SEAL).stat().st_mtime
-    except FileNotFoundError:  # a reader's, which the run has removed
-      self.last_good = None
+    when = self._folders.saved_at(step)  # None: a reader's, which the run has removed
+    self.last_good = (step, when) if when is not None else None
 
-  def _path(self, step: int) -> pathlib.Path:
-    return self.directory / str(step)
+  def _path(self, step: int) -> pathlib.Path | str:
+    return self._folders.path(step)
 
   # -- removing and renaming: process 0 ---------------------------------------------------
 
@@ -254,9 +263,9 @@ class Checkpoints:
     without checksums once had them, so it is corrupt."""
     folders, began = self._folders, self._folders.saving()
     folders.remove_leftovers()
-    committed = folders.steps()
+    committed, complete = folders.steps(), set(folders.complete())
     for step in committed:
-      if checksums.is_complete(self._path(step)):
+      if step in complete:
         continue
       if step == began:
         self._log(f'checkpoint {step} is unfinished and is removed.')
@@ -265,8 +274,8 @@ class Checkpoints:
         self._log(f'checkpoint {step} has no checksums; it is renamed to {step}.unfinished.')
         folders.set_aside(step, 'unfinished')
       else:
-        self._log(f'checkpoint {step} is corrupt: {self._path(step) / checksums.SEAL} or its sums '
-                  'are missing.')
+        self._log(f'checkpoint {step} is corrupt: {checksums.SEAL} or the sums of '
+                  f'{self._path(step)} are missing.')
         folders.set_aside(step, 'damaged')
     folders.done()
 
@@ -276,7 +285,7 @@ class Checkpoints:
     metadata = {}
     for step in self.steps():
       try:
-        metadata[step] = checksums.read_metadata(self._path(step))
+        metadata[step] = self._sums.read_metadata(self._path(step))
       except checksums.CorruptCheckpoint:
         continue  # not ours to delete: its arrays may still be readable
     wanted = kept(metadata, self._keep, self._keep_every, self._keep_best)
@@ -311,17 +320,15 @@ class Checkpoints:
     self.wait()
     metadata = {'meta': meta, 'clean': clean, 'scores': dict(scores or {}), 'saved': time.time()}
     try:
-      self.directory.mkdir(parents=True, exist_ok=True)
+      self._folders.create()
       if self._process == 0:
-        if self._path(step).exists() and not checksums.is_complete(self._path(step)):
-          self._folders.set_aside(step, 'unfinished')  # not of this run: it would be replaced
         self._folders.begin(step)
       items = {_PARAMS: state.params}
       if state.opt_state is not None:
         items[_OPTIMIZER] = {'step': state.step, 'opt_state': state.opt_state}
       with _write_options(items):
         writing = ocp.save_checkpointables_async(str(self._path(step)), items, overwrite=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, RetryableError) as error:
       self._remove_unfinished(step)
       raise self._as_user_error(step, error) from error
     self._pending = step, self._pool.submit(self._finish, writing, step, metadata)
@@ -331,7 +338,9 @@ class Checkpoints:
     done = False
     try:
       writing.result()
-      checksums.write(self._path(step), self._process, self._processes, metadata)
+      if self._process == 0:
+        self._confirm()
+      self._sums.write(self._path(step), self._process, self._processes, metadata)
       done = True
     finally:
       if not done:
@@ -349,13 +358,8 @@ class Checkpoints:
     new files appear."""
     quiet = 0
     while self._process == 0 and quiet < _QUIET_POLLS:
-      found = [path for path in (*self._folders.leftovers(step), self._path(step))
-               if path.exists()]
-      for path in found:
-        shutil.rmtree(path, ignore_errors=True)
       # What cannot be removed is left: the next start tries again.
-      removed = [path for path in found if not path.exists()]
-      quiet = 0 if removed else quiet + 1
+      quiet = 0 if self._folders.remove_unfinished(step) else quiet + 1
       time.sleep(0.05)
 
   def saving(self) -> bool:
@@ -381,6 +385,9 @@ class Checkpoints:
       raise self._as_user_error(step, error) from error
 
   def _as_user_error(self, step: int, error: BaseException) -> BaseException:
+    what = f'checkpoint {self._path(step)}'
+    if isinstance(self.directory, str):
+      return buckets.explained(error, what, 'written')
     if not isinstance(error, UserError) and files.system_code(error):
       return files.cannot_write(f'checkpoint {self._path(step)}', error,
                                 'older checkpoints are intact')
@@ -390,7 +397,7 @@ class Checkpoints:
 
   def meta(self, step: int) -> dict[str, Any]:
     """What was passed to ``save`` as meta."""
-    meta = checksums.read_metadata(self._path(step))['meta']
+    meta = self._sums.read_metadata(self._path(step))['meta']
     if 'course' in meta:  # version 0.1
       meta['progress'] = meta.pop('course')
     schema.check(meta, MetaFile, f'checkpoint {self._path(step)}, note',
@@ -410,7 +417,7 @@ class Checkpoints:
 
   def scores(self, step: int) -> dict[str, float]:
     """What was passed to ``save`` as scores."""
-    return checksums.read_metadata(self._path(step))['scores']
+    return self._sums.read_metadata(self._path(step))['scores']
 
   def stored(self, step: int) -> dict[str, Any]:
     """'params' and, unless weights alone were saved, 'step' and 'opt_state' of a complete step,
@@ -546,6 +553,22 @@ def read_step(directory: str | pathlib.Path, step: int, read: Callable[['Checkpo
   with open_existing(directory, verify) as checkpoints:
     checkpoints.check_intact(step)
     return read(checkpoints, step)
+
+
+def is_trained(workdir: pathlib.Path) -> bool:
+  """Whether a workdir, or the bucket that it is a copy of, has a folder of checkpoints."""
+  url = mirror.url_of(workdir)
+  return remote.is_folder(f'{url}/checkpoints') if url else (workdir / 'checkpoints').is_dir()
+
+
+def digest(workdir: pathlib.Path, step: int) -> str:
+  """What distinguishes a complete checkpoint from others of its step; the step if it is gone."""
+  url = mirror.url_of(workdir)
+  if url:
+    entry = remote.stat(f'{url}/checkpoints/{step}/{checksums.SEAL}')
+    return entry.checksum if entry else str(step)
+  seal = workdir / 'checkpoints' / str(step) / checksums.SEAL
+  return files.sha256(seal)[:16] if seal.is_file() else str(step)
 
 
 def _write_options(items: dict[str, Any]) -> ocp.Context:

@@ -21,6 +21,7 @@ import uuid
 
 from ttt_jax.storage import files
 from ttt_jax.storage.process import Process, this
+from ttt_jax.train import checksums
 
 _STEP = re.compile(r'0|[1-9][0-9]{0,8}')  # processes send the number as int32
 _LEFTOVER = re.compile(r'([0-9]+)\.(orbax-checkpoint-tmp.*|deleting(-[0-9]+)?)')
@@ -56,6 +57,25 @@ class Folders:
     return sorted(step for entry in self._entries()
                   if (step := step_of(entry.name)) is not None and entry.is_dir())
 
+  def complete(self) -> list[int]:
+    """The steps that have all checksum files, ascending."""
+    return [step for step in self.steps() if checksums.is_complete(self.path(step))]
+
+  def exists(self, step: int) -> bool:
+    """Whether a step has a folder."""
+    return self.path(step).exists()
+
+  def saved_at(self, step: int) -> float | None:
+    """When a step became complete, seconds since the epoch; None if it is not."""
+    try:
+      return (self.path(step) / checksums.SEAL).stat().st_mtime
+    except FileNotFoundError:
+      return None
+
+  def create(self) -> None:
+    """Make the folder of all checkpoints."""
+    self.directory.mkdir(parents=True, exist_ok=True)
+
   def damaged(self) -> bool:
     """Whether a checkpoint was set aside because it is corrupt."""
     return any('.damaged' in entry.name for entry in self._entries())
@@ -79,6 +99,14 @@ class Folders:
     """Remove temporary folders of all steps; what cannot be removed stays."""
     for path in self.leftovers():
       self._remove_folder(path, f'checkpoint {path.name.partition(".")[0]}')
+
+  def remove_unfinished(self, step: int) -> bool:
+    """Remove what there is of a step whose save has failed; whether there was something that
+    could be removed."""
+    found = [path for path in (*self.leftovers(step), self.path(step)) if path.exists()]
+    for path in found:
+      shutil.rmtree(path, ignore_errors=True)
+    return any(not path.exists() for path in found)
 
   def remove(self, step: int) -> None:
     """Remove a checkpoint. It is renamed first, so that one that is half removed is not taken for
@@ -117,6 +145,8 @@ class Folders:
 
   def begin(self, step: int) -> None:
     """Note that ``step`` is being saved."""
+    if self.exists(step) and not checksums.is_complete(self.path(step)):
+      self.set_aside(step, 'unfinished')  # not of this run: it would be replaced
     files.write_text(self.directory / _SAVING, json.dumps({'step': step}) + '\n')
 
   def done(self) -> None:

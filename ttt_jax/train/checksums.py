@@ -14,7 +14,7 @@ from concurrent import futures
 import json
 import pathlib
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 import zlib
 
 from ttt_jax.errors import UserError
@@ -44,6 +44,7 @@ class SealFile(schema.Kind):
   processes: Annotated[int, schema.Range(1, 2**20)]
   files: dict[_Inside, schema.Count]
   notes: Notes
+  sums: NotRequired[dict[_Inside, str]]  # of the store, in a checkpoint that was in a bucket
 
 
 SumsFile = dict[str, Annotated[int, schema.Range(0, 2**32 - 1)]]
@@ -90,8 +91,13 @@ def write(folder: pathlib.Path, process: int, processes: int, metadata: dict[str
 
 
 def _write_signed(path: pathlib.Path, body: Any) -> None:
+  files.write_text(path, signed(body).decode(), durable=True)
+
+
+def signed(body: Any) -> bytes:
+  """JSON after the CRC-32 of its own text."""
   text = json.dumps(body, sort_keys=True)
-  files.write_text(path, f'{zlib.crc32(text.encode()):08x} {text}\n', durable=True)
+  return f'{zlib.crc32(text.encode()):08x} {text}\n'.encode()
 
 
 def _wait_for(path: pathlib.Path) -> None:
@@ -122,9 +128,10 @@ def is_complete(folder: pathlib.Path) -> bool:
     # Sums are written after the seal: one without the other was lost, so ``check`` must see it.
     return (folder / sums_name(0)).is_file()
   try:
-    processes = _read_seal(folder)['processes']
+    seal = _read_seal(folder)
   except CorruptCheckpoint:
     return True
+  processes = 0 if 'sums' in seal else seal['processes']
   return all((folder / sums_name(process)).is_file() for process in range(processes))
 
 
@@ -157,8 +164,11 @@ def check(folder: pathlib.Path, process: int = 0, processes: int = 1, *, verify:
   """
   seal = _read_seal(folder)
   sums: dict[str, int] = {}
-  for writer in range(seal['processes']):
-    sums |= _read_signed(folder / sums_name(writer), SumsFile)
+  if 'sums' in seal:  # copied from a bucket, whose checksums are of another kind
+    verify, sums = 'sizes', dict.fromkeys(seal['files'], 0)
+  else:
+    for writer in range(seal['processes']):
+      sums |= _read_signed(folder / sums_name(writer), SumsFile)
   missing = sorted(set(seal['files']) - set(sums))
   if missing:
     raise CorruptCheckpoint(f'no process has written a checksum for {folder / missing[0]}')
@@ -191,13 +201,28 @@ def _read_seal(folder: pathlib.Path) -> dict[str, Any]:
 def _read_signed(path: pathlib.Path, kind: Any) -> dict[str, Any]:
   try:
     text = path.read_bytes()
+  except OSError as error:
+    raise CorruptCheckpoint(f'{path} cannot be read ({error.strerror})') from error
+  return parse_signed(text, str(path), kind)
+
+
+def parse_signed(text: bytes, path: str, kind: Any) -> dict[str, Any]:
+  """The values of a file that ``signed`` made.
+
+  Args:
+    text: of the file.
+    path: of the file, for messages.
+    kind: the schema of its values.
+
+  Raises:
+    CorruptCheckpoint: it is not what was written.
+  """
+  try:
     signature, _, body = text.rstrip(b'\n').partition(b' ')
     if text[-1:] != b'\n' or signature != b'%08x' % zlib.crc32(body):
       raise CorruptCheckpoint(f'{path} does not match the checksum at its start')
-    values = schema.parse(body, str(path), 'it was not written by ttt-jax')
-    schema.check(values, kind, str(path), 'it was not written by ttt-jax')
-  except OSError as error:
-    raise CorruptCheckpoint(f'{path} cannot be read ({error.strerror})') from error
+    values = schema.parse(body, path, 'it was not written by ttt-jax')
+    schema.check(values, kind, path, 'it was not written by ttt-jax')
   except UserError as error:
     raise CorruptCheckpoint(str(error).rstrip('.')) from error
   return values

@@ -18,6 +18,7 @@ import numpy as np
 from ttt_jax.errors import UserError
 from ttt_jax.model import lora
 from ttt_jax.model.transformer import Model, Params
+from ttt_jax.storage import mirror, remote
 from ttt_jax.train import checkpoint, checkpoint_folders, checksums, resume, state as train_state
 
 _LOG = logging.getLogger(__name__)
@@ -28,13 +29,16 @@ def initial(path: str, read: Callable[[checkpoint.Checkpoints, int], _T], verify
   """``read(checkpoints, step)`` of the intact checkpoint that config key train.init_from names.
 
   Args:
-    path: the workdir of a run, its folder of checkpoints, or one checkpoint.
+    path: the workdir of a run, its folder of checkpoints, or one checkpoint; on a disk or at a URL.
     read: reads its parameters.
     verify: as in ``Checkpoints``.
 
   Raises:
     UserError: there is none, or it is corrupt.
   """
+  url = mirror.url_of(path)
+  if url:
+    return _initial_at(url, read, verify)
   folder = pathlib.Path(os.path.realpath(os.path.expanduser(path)))  # a link to a checkpoint, too
   if any(folder.glob('*.safetensors')):
     raise UserError(f'config key train.init_from is {path}, which holds safetensors; import it '
@@ -45,10 +49,25 @@ def initial(path: str, read: Callable[[checkpoint.Checkpoints, int], _T], verify
     return checkpoint.read_step(folder.parent, step, read, verify)
   where = inside if inside.is_dir() else folder
   if checkpoint.Checkpoints(where).latest() is None:
-    raise UserError(f'config key train.init_from is {path}, where there is no complete '
-                    'checkpoint; name the workdir of a run, its folder checkpoints/, or one of '
-                    'the checkpoints in it.')
+    raise _nothing_at(path)
   return checkpoint.read_newest(where, read, verify)
+
+
+def _nothing_at(path: str) -> UserError:
+  return UserError(f'config key train.init_from is {path}, where there is no complete '
+                   'checkpoint; name the workdir of a run, its folder checkpoints/, or one of '
+                   'the checkpoints in it.')
+
+
+def _initial_at(url: str, read: Callable[[checkpoint.Checkpoints, int], _T], verify: str) -> _T:
+  """As ``initial``, at a URL."""
+  step = checkpoint_folders.step_of(remote.name(url))
+  if step is not None and step in checkpoint.Checkpoints(remote.parent(url)).steps():
+    return checkpoint.read_step(remote.parent(url), step, read, verify)
+  for where in (remote.join(url, 'checkpoints'), url):
+    if checkpoint.Checkpoints(where).latest() is not None:
+      return checkpoint.read_newest(where, read, verify)
+  raise _nothing_at(url)
 
 
 def load(checkpoints: checkpoint.Checkpoints, step: int, model: Model, target: Params,

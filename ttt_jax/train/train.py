@@ -15,6 +15,7 @@ from ttt_jax.data import loader, store
 from ttt_jax.errors import UserError
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model, Params
+from ttt_jax.storage import mirror
 from ttt_jax.system import hardware
 from ttt_jax.train import (
     checkpoint, fault_injection, metrics, optimizer as optimizers, ownership, preemption, restore,
@@ -46,8 +47,8 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
 
   Args:
     config: of the run.
-    workdir: holds the prepared data; config.json, metrics.jsonl, status.json, tensorboard/ and
-      checkpoints/ are written there.
+    workdir: a folder, or a URL of a bucket; holds the prepared data; config.json, metrics.jsonl,
+      status.json, tensorboard/ and checkpoints/ are written there.
     stop: requests that the run save and exit; ``stop.agreed`` says afterwards whether it did.
     faults: injected faults, for tests.
 
@@ -61,7 +62,7 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
   """
   clock = telemetry.Clock()
   metrics.check(config.train.wandb)
-  workdir = pathlib.Path(workdir)
+  workdir = mirror.folder_of(os.fspath(workdir))
   data_dir = store.locate(workdir, config.data.path)
   vocab = store.vocabulary(data_dir)
   store.check_data(config, data_dir, vocab)
@@ -82,14 +83,15 @@ def train(config: Config, workdir: str | os.PathLike, stop: preemption.Stop | No
     enter = stack.enter_context
     config_lib.check_saved(workdir)
     status_file.check_kind(workdir)
-    check = enter(ownership.owned(workdir, lambda: stop is not None and stop.requested))
+    owner = enter(ownership.owned(workdir, lambda: stop is not None and stop.requested))
     status = enter(status_file.Status(workdir, config.train.steps, jax.process_index(),
-                                      jax.process_count(), check))
+                                      jax.process_count(), owner.check))
+    owner.say = status.event
     dog = enter(watchdog.Watchdog(settings.stuck_minutes, workdir, jax.process_index(),
                                   lambda text: _stuck(text, settings.stuck_exit, status, stop)))
     checkpoints = enter(checkpoint.Checkpoints(
         workdir / 'checkpoints', settings.keep, settings.keep_every, settings.keep_best,
-        status.event, settings.verify))
+        status.event, settings.verify, owner.confirm))
     enter(jax.set_mesh(mesh))
     validator = (Validator(config, setup.model, vocab, mesh, data_dir)
                  if settings.eval_every else None)

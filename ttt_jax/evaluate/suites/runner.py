@@ -23,7 +23,7 @@ from ttt_jax.evaluate.suites.results import ResultsFile
 from ttt_jax.evaluate.suites.suite import Item, Result, Suite
 from ttt_jax.storage import files, names, owned, schema
 from ttt_jax.system.progress import Progress
-from ttt_jax.train import checkpoint as checkpoints, checksums, trained_model
+from ttt_jax.train import checkpoint as checkpoints, trained_model
 
 KIND = 'results of a benchmark'
 
@@ -205,12 +205,11 @@ def _evaluation(suite: Suite, every: Sequence[Item], model: Model, step: int,
   digest = hashlib.sha256()
   for number, item in enumerate(every):
     digest.update(json.dumps([number, item.id, item.references], ensure_ascii=True).encode())
-  seal = model.workdir / 'checkpoints' / str(step) / checksums.SEAL
   config = model.config
   generate = {key: value for key, value in dataclasses.asdict(config.generate).items()
               if key not in ('slots', 'memory')}
   return {'suite': suite.name, 'data': str(data.resolve()), 'items': digest.hexdigest()[:16],
-          'checkpoint': files.sha256(seal)[:16] if seal.is_file() else str(step),
+          'checkpoint': checkpoints.digest(model.workdir, step),
           'step': step, 'mode': config.objective.mode, 'generate': generate,
           'settings': suite.settings}
 

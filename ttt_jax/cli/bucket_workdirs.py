@@ -1,0 +1,57 @@
+"""--workdir gs://BUCKET/NAME, s3://BUCKET/NAME: commands work on a local copy of its small files.
+
+See storage/mirror.py. Checkpoints and prepared data are read and written in the bucket itself.
+"""
+
+import argparse
+from collections.abc import Iterator
+import contextlib
+import os
+
+from ttt_jax.config import paths
+from ttt_jax.storage import buckets, mirror, remote
+
+# `train` and `import-hf` copy their files as the owner of the workdir; `status` writes nothing.
+_NO_COPIES = ('train', 'import-hf', 'status')
+
+
+def local(workdir: str, flag: str) -> str:
+  """The local folder of --workdir: that of a URL, or the path itself.
+
+  Raises:
+    UserError: it is neither a path nor a URL of a bucket, or the package for it is missing.
+  """
+  if workdir.startswith(('gs://', 's3://')):
+    return str(mirror.folder_of(remote.check(workdir, flag)))
+  return paths.local(workdir, flag)
+
+
+@contextlib.contextmanager
+def opened(args: argparse.Namespace) -> Iterator[None]:
+  """A context in which the local folders of workdirs in buckets are as the bucket, and what the
+  command changes there is copied to it.
+
+  Raises:
+    UserError, RetryableError: a bucket cannot be read or written.
+  """
+  with contextlib.ExitStack() as stack:
+    for workdir in _in_buckets(args):
+      copies = mirror.Mirror(workdir)
+      copies.download()
+      if args.verb not in _NO_COPIES:
+        stack.enter_context(copies)
+    yield
+
+
+def _in_buckets(args: argparse.Namespace | None) -> list[str]:
+  found = getattr(args, 'workdirs', None) or [getattr(args, 'workdir', None)]
+  return [one for one in dict.fromkeys(found) if one and mirror.url_of(one)]
+
+
+def explain(error: Exception, args: argparse.Namespace | None) -> Exception | None:
+  """The sentence for an exception of a library that reads or writes a bucket; None for others."""
+  for workdir in _in_buckets(args):
+    known = buckets.explained(error, f'workdir {mirror.named(os.fspath(workdir))}',
+                              'read or written')
+    return known if known is not error else None
+  return None
