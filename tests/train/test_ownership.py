@@ -22,8 +22,8 @@ jax.distributed.initialize(f'127.0.0.1:{port}', 2, int(rank), initialization_tim
 from ttt_jax.errors import UserError
 from ttt_jax.train import ownership
 try:
-  with ownership.owned(workdir) as check:
-    check()
+  with ownership.owned(workdir) as owner:
+    owner.check()
     print('owned', (pathlib.Path(workdir) / '.owner.json').exists())
 except UserError as error:
   print(error)
@@ -31,8 +31,8 @@ except UserError as error:
 
 
 def test_one_process_owns_a_workdir_and_gives_it_back(tmp_path):
-  with ownership.owned(tmp_path) as check:
-    check()
+  with ownership.owned(tmp_path) as owner:
+    owner.check()
     with pytest.raises(UserError, match=f'^workdir {tmp_path} is in use by process {os.getpid()} '):
       with ownership.owned(tmp_path):
         pass

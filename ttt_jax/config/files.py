@@ -193,7 +193,7 @@ def _with_local_paths(config: Config) -> Config:
   return dataclasses.replace(
       config, vocab=one(config.vocab, 'vocab', 'tokenizer'),
       codec=one(config.codec, 'codec', 'weights', 'decoder_weights'), data=data,
-      train=one(config.train, 'train', 'init_from'),
+      train=one(config.train, 'train', 'init_from', bucket=True),
       evaluate=one(config.evaluate, 'evaluate', 'judge_model', 'transcripts', 'dnsmos',
                    'speaker_model'))
 

@@ -17,7 +17,7 @@ import numpy as np
 from ttt_jax.config import Config
 from ttt_jax.data.shards import Shards, check
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files as storage, schema, url_path
+from ttt_jax.storage import files as storage, mirror, schema, url_path
 from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary, VocabularyFile
 
@@ -325,7 +325,7 @@ def proven_files(folder: pathlib.Path) -> set[str]:
 
 def locate(workdir: str | os.PathLike, path: str) -> pathlib.Path:
   """The prepared set of a run: config key data.path, relative to the workdir, or a URL."""
-  folder = url_path.join(workdir, path)
+  folder = url_path.join(mirror.url_of(workdir) or workdir, path)
   if url_path.is_url(folder):
     return folder
   # A new workdir does not exist yet, and no file system goes through it to '..'.

@@ -39,8 +39,8 @@ T = TypeVar('T')
 
 __all__ = ['Entry', 'cached', 'check', 'children', 'create', 'download', 'download_folder',
            'exists', 'files', 'is_folder', 'is_url', 'join', 'name', 'open_reader', 'parent',
-           'read_bytes', 'remove', 'remove_folder', 'stat', 'upload', 'upload_folder',
-           'write_bytes', 'write_bytes_if', 'write_version']
+           'read_bytes', 'remove', 'remove_folder', 'replace_folder', 'stat', 'upload',
+           'upload_folder', 'write_bytes', 'write_bytes_if', 'write_version']
 
 
 # -- names --------------------------------------------------------------------------------------
@@ -419,6 +419,17 @@ def upload_folder(folder: str | os.PathLike, url: str,
   for relative in end:
     upload(root / relative, join(url, relative))
   return names
+
+
+def replace_folder(folder: str | os.PathLike, url: str, last: Iterable[str]) -> None:
+  """``upload_folder`` in place of what is there: objects named ``last`` are removed first, so that
+  no reader takes half of each for a whole."""
+  there, last = files(url), list(last)
+  for relative in last:
+    if relative in there:
+      remove(join(url, relative))
+  names = set(upload_folder(folder, url, last))
+  each(set(there) - names, lambda relative: remove(join(url, relative)))
 
 
 def each(names: Iterable[str], action: Callable[[str], None]) -> None:

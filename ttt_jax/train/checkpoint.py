@@ -253,6 +253,10 @@ class Checkpoints:
     when = self._folders.saved_at(step)  # None: a reader's, which the run has removed
     self.last_good = (step, when) if when is not None else None
 
+  def place(self, step: int) -> str:
+    """Path or URL of a step."""
+    return str(self._path(step))
+
   def _path(self, step: int) -> pathlib.Path | str:
     return self._folders.path(step)
 

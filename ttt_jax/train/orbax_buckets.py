@@ -27,7 +27,7 @@ def prepare(url: str) -> None:
   """
   scheme = url.partition('://')[0]
   buckets.connect(scheme)
-  import fsspec
+  import fsspec.config
   # Orbax lists folders through fsspec, which would answer from memory.
   for name in {'gs': ('gs', 'gcs'), 's3': ('s3', 's3a')}[scheme]:
     fsspec.config.conf.setdefault(name, {}).update(
@@ -80,7 +80,7 @@ def _accept_s3() -> None:
 def _s3_spec(url: str) -> dict[str, Any]:
   """TensorStore's key-value store of a URL; its driver does not read AWS_ENDPOINT_URL."""
   found = parse.urlparse(url)
-  spec = {'driver': 's3', 'bucket': found.netloc, 'path': found.path.lstrip('/')}
+  spec: dict[str, Any] = {'driver': 's3', 'bucket': found.netloc, 'path': found.path.lstrip('/')}
   endpoint = os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL')
   region = os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION')
   if endpoint:

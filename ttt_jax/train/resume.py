@@ -101,7 +101,7 @@ def check(checkpoints: checkpoint.Checkpoints, step: int, config: Config,
   changed = _changes(config, note, (*fatal, *ARRAYS) if wrong else fatal)
   if changed or wrong:
     new_sizes = {*SIZES, 'model.vocab_multiple'} & {change.key for change in changed}
-    source = checkpoints.directory / str(step)
+    source = checkpoints.place(step)
     remedy = '' if new_sizes else f' with train.init_from={source}'
     raise UserError(checkpoint.mismatch(
         f'checkpoint {source}', changed, wrong,
@@ -124,7 +124,7 @@ def check_weights(checkpoints: checkpoint.Checkpoints, step: int, model: ModelCo
   config = dataclasses.replace(Config(), model=model)
   wrong = checkpoints.differences(step, {'params': target}, dtypes=False)
   changed = _changes(config, note, (*SIZES, *ADAPTERS, 'model.vocab_multiple') if wrong else SIZES)
-  where = f'checkpoint {checkpoints.directory / str(step)}'
+  where = f'checkpoint {checkpoints.place(step)}'
   if changed or wrong:
     raise UserError(checkpoint.mismatch(where, changed, wrong, 'use the values of the checkpoint'))
   return [f'{where} was trained with {change.key}={change.old!r}, and {change.new!r} is in use.'
