@@ -60,7 +60,7 @@ def _in_buckets(args: argparse.Namespace | None) -> list[str]:
   return [one for one in dict.fromkeys(found) if one and mirror.url_of(one)]
 
 
-def explain(error: Exception, args: argparse.Namespace | None) -> Exception | None:
+def explain(error: Exception, args: argparse.Namespace | None) -> BaseException | None:
   """The sentence for an exception of a library that reads or writes a bucket; None for others."""
   for workdir in _in_buckets(args):
     known = buckets.explained(error, f'workdir {mirror.named(os.fspath(workdir))}',

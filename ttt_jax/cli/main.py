@@ -274,6 +274,6 @@ def main(argv: list[str] | None = None) -> int:
   return code or exit_codes.SUCCESS
 
 
-def _failed(error: Exception, code: int) -> int:
+def _failed(error: BaseException, code: int) -> int:
   print(f'ttt-jax: error: {mirror.in_urls(str(error))}', file=sys.stderr)
   return code
