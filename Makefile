@@ -8,6 +8,7 @@
 # make test-recipes docs/recipes.md on tiny corpora (a minute or two)
 # make test-slurm   two nodes of a SLURM installation (5 to 15 minutes)
 # make test-storage workdirs and data in buckets, on a GCS emulator and an S3 server (a few minutes)
+# make test-ray     prepare on a Ray cluster of two nodes, one of which is killed (installs ray; a minute)
 # make test-serve   the server: 1,000 malformed requests, memory over 2,000, SIGTERM (a few minutes)
 # make fuzz         damages files of every kind and opens them (FUZZ='--seconds 600 --seed 3')
 # make full-size    import, one step and export at 0.5B and 1.5B (about 10 minutes, 25 GB of disk)
@@ -32,7 +33,7 @@ PYTHON_HERE = $(or $(PYTHON),python3)
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo paper serve smoke test test-slow test-torch test-recipes test-slurm test-serve test-storage full-size faults fuzz together test-disks lint types docs clean distclean
+.PHONY: demo paper serve smoke test test-slow test-torch test-recipes test-slurm test-ray test-serve test-storage full-size faults fuzz together test-disks lint types docs clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
@@ -58,6 +59,9 @@ test-torch: .venv/test.installed .venv/torch.installed
 
 test-slurm: .venv/test.installed
 	$(PYTEST) -m slow -s tests/launch/test_slurm.py
+
+test-ray: .venv/test.installed .venv/ray.installed
+	$(PYTEST) -m slow tests/data/prepare/test_ray.py tests/data/prepare/test_team.py
 
 test-recipes: .venv/test.installed
 	$(PYTEST) -m slow tests/test_recipes.py

@@ -65,6 +65,8 @@ EXTRAS = {
     'gpu': ['jax[cuda13]>=0.10', 'tokamax==0.0.12'],
     # The TPU compiler without a TPU, for `ttt-jax plan`.
     'plan': ['jax[tpu]>=0.10'],
+    # `prepare` with data.runner='ray'.
+    'ray': ['ray>=2.50'],
     'wandb': ['wandb>=0.19'],
     # The published way beside ours: exported models, benchmarks, Qwen2.5's real vocabulary.
     'torch': ['torch>=2.4', 'transformers>=4.51', 'safetensors>=0.5', 'peft>=0.15',

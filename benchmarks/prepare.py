@@ -2,10 +2,14 @@
 
   python -m benchmarks.prepare                      a corpus of 2 GB beside one of 250 MB
   python -m benchmarks.prepare --gigabytes 0.2      a tenth of it
+  python -m benchmarks.prepare --records 1000000    that many short records beside an eighth of them
+  python -m benchmarks.prepare --runner ray         on a Ray cluster of two nodes of this machine
+  python -m benchmarks.prepare --runner workers     by two processes of `prepare --worker K/2`
 
 The corpus is conversations with GLM-4-Voice's codes as `<|audio_123|>`, 2 to 20 seconds of
 speech each, in one .jsonl; it is made from a few thousand lines that repeat. Each run is a
-process of its own, and so are its workers: their peaks (VmHWM) are read while they live.
+process of its own, and so are its workers: their peaks (VmHWM) are read while they live; those of
+Ray's workers, and their CPU time, are not.
 """
 
 import argparse
@@ -23,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import common
+from benchmarks import common, ray_cluster
 
 _LOOK = 0.1        # seconds between looks at the memory
 _LINES = 4_000     # different ones
@@ -39,13 +43,13 @@ def get_config():
   config.vocab = ConfigDict({vocab})
   config.codec = ConfigDict({{'name': 'glm4_voice'}})
   config.data = ConfigDict({{'path': 'data', 'seq_len': 2048, 'workers': {workers},
-                            'sources': ({{'path': {corpus!r}}},)}})
+                            'runner': {runner!r}, 'sources': ({{'path': {corpus!r}}},)}})
   return config
 """
 
 
-def lines(count: int, seed: int = 0) -> list[bytes]:
-  """Conversations of one to three turns, as lines of JSON."""
+def lines(count: int, seed: int = 0, short: bool = False) -> list[bytes]:
+  """Conversations of one to three turns, or of one short turn, as lines of JSON."""
   rng = np.random.default_rng(seed)
   def words(seconds):
     return ' '.join(_WORDS[i] for i in rng.integers(len(_WORDS), size=int(2.5 * seconds) + 1))
@@ -55,8 +59,8 @@ def lines(count: int, seed: int = 0) -> list[bytes]:
   out = []
   for i in range(count):
     messages = []
-    for _ in range(1 + i % 3):
-      asked, answered = rng.uniform(2, 8), rng.uniform(2, 20)
+    for _ in range(1 if short else 1 + i % 3):
+      asked, answered = rng.uniform(1, 2, 2) if short else (rng.uniform(2, 8), rng.uniform(2, 20))
       user = f'<|begin_of_audio|>{speech(asked)}<|end_of_audio|>' if i % 2 else words(asked)
       messages += [{'role': 'user', 'content': user},
                    {'role': 'assistant', 'content': words(answered) + speech(answered)}]
@@ -65,12 +69,14 @@ def lines(count: int, seed: int = 0) -> list[bytes]:
   return out
 
 
-def write_corpus(path: pathlib.Path, size: int) -> None:
-  """About ``size`` bytes of the lines, again and again."""
-  block = b''.join(lines(_LINES))
+def write_corpus(path: pathlib.Path, size: int, records: int = 0) -> None:
+  """About ``size`` bytes of the lines, again and again; or so many short records."""
+  made = lines(_LINES, short=bool(records))
+  block = b''.join(made)
   with path.open('wb') as file:
-    for _ in range(max(1, round(size / len(block)))):
+    for _ in range(records // _LINES if records else max(1, round(size / len(block)))):
       file.write(block)
+    file.write(b''.join(made[:records % _LINES]))
 
 
 def _family(pid: int) -> list[int]:
@@ -86,31 +92,38 @@ def _family(pid: int) -> list[int]:
   return out
 
 
-def run(folder: pathlib.Path, size: int, workers: int, ranks: str) -> dict[str, Any]:
-  """Prepare a corpus of ``size`` bytes; counts, times, peaks."""
+def run(folder: pathlib.Path, size: int, workers: int, ranks: str, runner: str = 'local',
+        records: int = 0) -> dict[str, Any]:
+  """Prepare a corpus of ``size`` bytes, or so many records; counts, times, peaks."""
   corpus = folder / 'corpus.jsonl'
-  write_corpus(corpus, size)
+  write_corpus(corpus, size, records)
   vocab = {'text': 'qwen2.5', 'tokenizer': ranks} if ranks else {}
   config = folder / 'config.py'
-  config.write_text(CONFIG.format(vocab=vocab, workers=workers, corpus=str(corpus)))
+  together = 2 if runner == 'workers' else 1
+  config.write_text(CONFIG.format(vocab=vocab, workers=max(1, workers // together),
+                                  corpus=str(corpus), runner='ray' if runner == 'ray' else 'local'))
   cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
   start = time.perf_counter()
-  process = subprocess.Popen([sys.executable, '-m', 'ttt_jax.cli', 'prepare', '--config',
-                              str(config), '--workdir', str(folder)], cwd=common.ROOT,
-                             stdout=subprocess.DEVNULL)
+  command = [sys.executable, '-m', 'ttt_jax.cli', 'prepare', '--config', str(config), '--workdir',
+             str(folder)]
+  processes = [subprocess.Popen(
+      command + ([f'--worker={k}/{together}'] if together > 1 else []), cwd=common.ROOT,
+      stdout=subprocess.DEVNULL) for k in range(together)]
   peaks: dict[int, int] = {}
-  while process.poll() is None:
-    for pid in _family(process.pid):
-      peaks[pid] = max(peaks.get(pid, 0), common.peak_bytes(pid))
+  while any(process.poll() is None for process in processes):
+    for process in processes:
+      for pid in _family(process.pid):
+        peaks[pid] = max(peaks.get(pid, 0), common.peak_bytes(pid))
     time.sleep(_LOOK)
   seconds = time.perf_counter() - start
-  if process.returncode:
-    raise common.SideFailed(f'prepare ended with exit code {process.returncode}')
+  for process in processes:
+    if process.returncode:
+      raise common.SideFailed(f'prepare ended with exit code {process.returncode}')
   after = resource.getrusage(resource.RUSAGE_CHILDREN)
   manifest = json.loads((folder / 'data' / 'manifest.json').read_text())['splits']['train']
   tokens = manifest['tokens']['text'] + manifest['tokens']['audio']
   used = after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime
-  main = peaks.pop(process.pid)
+  main = max(peaks.pop(process.pid) for process in processes)
   out = {'bytes': corpus.stat().st_size, 'documents': manifest['documents'], 'tokens': tokens,
          'padding': manifest['padding'], 'shards': len(manifest['files']), 'seconds': seconds,
          'cpu_seconds': used, 'main_bytes': main, 'worker_bytes': max(peaks.values(), default=0)}
@@ -121,14 +134,16 @@ def run(folder: pathlib.Path, size: int, workers: int, ranks: str) -> dict[str, 
 
 def table(results: list[dict[str, Any]], workers: int) -> str:
   """In 80 columns; rates are per core."""
-  rows = [(f'{one["bytes"] / 1e6:,.0f} MB', f'{one["tokens"] / 1e6:,.1f} M',
-           f'{one["padding"]:.1%}', f'{one["tokens"] / one["seconds"] / workers:,.0f}',
+  rows = [(f'{one["bytes"] / 1e6:,.0f} MB', f'{one["documents"]:,}',
+           f'{one["tokens"] / 1e6:,.1f} M', f'{one["seconds"]:,.1f}',
+           f'{one["tokens"] / one["seconds"] / workers:,.0f}',
            f'{one["tokens"] / one["cpu_seconds"]:,.0f}', f'{one["main_bytes"] / 2**20:,.0f} MiB',
            f'{one["worker_bytes"] / 2**20:,.0f} MiB') for one in results]
   small, large = results
   return '\n'.join([
-      common.table(('corpus', 'tokens', 'padding', 'per s, core', 'per CPU s', 'parent',
+      common.table(('corpus', 'records', 'tokens', 'seconds', 'per s, core', 'per CPU s', 'parent',
                     'a worker'), rows),
+      f'padding of the large corpus: {large["padding"]:.1%}',
       f'the large corpus is {large["bytes"] / small["bytes"]:.1f}x the small one',
       *(f'memory of {name}: {large[key] / small[key]:.2f}x' for name, key in (
           ('the parent', 'main_bytes'), ('a worker', 'worker_bytes')) if small[key])])
@@ -146,14 +161,22 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=common.description(__doc__))
   parser.add_argument('--gigabytes', type=float, default=2.0, help='of the large corpus')
   parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes')
+  parser.add_argument('--runner', choices=('local', 'ray', 'workers'), default='local')
+  parser.add_argument('--records', type=int, default=0, help='of the large corpus, instead')
   parser.add_argument('--json', metavar='FILE')
   args = parser.parse_args(argv)
+  if args.runner == 'ray' and 'RAY_ADDRESS' not in os.environ:
+    sys.exit(subprocess.run(ray_cluster.command(
+        max(1, args.workers // 2), sys.executable, '-m', 'benchmarks.prepare',
+        *(sys.argv[1:] if argv is None else argv)), check=False, cwd=common.ROOT).returncode)
   ranks = _ranks()
-  print(json.dumps(common.machine(args.workers)), f'text: {"qwen2.5" if ranks else "bytes"}')
+  print(json.dumps(common.machine(args.workers)), f'text: {"qwen2.5" if ranks else "bytes"}',
+        f'runner: {args.runner}')
   results = []
   with tempfile.TemporaryDirectory() as folder:
-    for size in (args.gigabytes / 8, args.gigabytes):
-      results.append(run(pathlib.Path(folder), int(size * 1e9), args.workers, ranks))
+    for part in (1 / 8, 1):
+      results.append(run(pathlib.Path(folder), int(part * args.gigabytes * 1e9), args.workers,
+                         ranks, args.runner, int(part * args.records)))
   print(table(results, args.workers))
   if args.json:
     common.write_json(args.json, {'machine': common.machine(args.workers), 'runs': results})

@@ -19,7 +19,7 @@ from ttt_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / 'launch'
-SCRIPTS = sorted(LAUNCH.glob('*.sh'))
+SCRIPTS = sorted([*LAUNCH.glob('*.sh'), *LAUNCH.glob('ray/*.sh')])
 MANIFESTS = sorted((LAUNCH / 'gke').glob('*.yaml'))
 UNIT = LAUNCH / 'serve' / 'ttt-serve.service'
 
@@ -103,7 +103,7 @@ def test_first_host(nodes, first):
 # -- scripts ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: str(path.relative_to(LAUNCH)))
 def test_shell_passes_shellcheck(script):
   beside = pathlib.Path(sys.executable).parent
   program = shutil.which('shellcheck', path=f'{beside}{os.pathsep}{os.environ["PATH"]}')
@@ -114,7 +114,7 @@ def test_shell_passes_shellcheck(script):
   assert found.returncode == 0, found.stdout
 
 
-@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: str(path.relative_to(LAUNCH)))
 def test_shell_parses(script):
   subprocess.run(['bash', '-n', str(script)], check=True)
 
@@ -135,7 +135,7 @@ def test_tpu_vm_prints_what_it_would_do():
   assert 'ttt-jax supervise --workdir runs/big --log $(hostname) --' in run
   assert 'ttt-jax train --workdir runs/big --config configs/ttt_3b.py >run.log' in run
   prepare = tpu_vm('prepare', 'runs/big', '--config', 'configs/ttt_3b.py', SLICES='2').stdout
-  assert prepare.count('--worker=all') == 2 and prepare.count('--worker $worker/$((hosts * 2))') == 2
+  assert prepare.count('--worker=all') == prepare.count('--worker $worker/$((hosts * 2))') == 2
   assert 'worker=$((0 * hosts' in prepare and 'worker=$((1 * hosts' in prepare
   assert 'ttt-jax prepare --workdir runs/big' in prepare
   assert tpu_vm('run').returncode == 2
@@ -145,7 +145,7 @@ def test_tpu_vm_prints_what_it_would_do():
 
 
 def test_local_and_slurm_say_how_they_are_used():
-  for script in ('local.sh', 'slurm.sh', 'prepare_slurm.sh'):
+  for script in ('local.sh', 'slurm.sh', 'prepare_slurm.sh', 'ray/slurm.sh'):
     env = {key: value for key, value in os.environ.items() if not key.startswith('SLURM_')}
     found = subprocess.run(['bash', str(LAUNCH / script)], capture_output=True, text=True, env=env,
                            check=False)
@@ -161,8 +161,9 @@ def test_tasks_of_an_array_are_workers(tmp_path, last, ok):
   found = subprocess.run(
       ['bash', str(LAUNCH / 'prepare_slurm.sh'), 'runs/big', '--config', 'configs/ttt_3b.py'],
       capture_output=True, text=True, check=False, env=os.environ | {
-          'SLURM_SUBMIT_DIR': str(tmp_path), 'SLURM_ARRAY_TASK_ID': '3', 'SLURM_ARRAY_TASK_MIN': '0',
-          'SLURM_ARRAY_TASK_MAX': last, 'SLURM_ARRAY_TASK_COUNT': '32'})
+          'SLURM_SUBMIT_DIR': str(tmp_path), 'SLURM_ARRAY_TASK_ID': '3',
+          'SLURM_ARRAY_TASK_MIN': '0', 'SLURM_ARRAY_TASK_MAX': last,
+          'SLURM_ARRAY_TASK_COUNT': '32'})
   if not ok:
     assert found.returncode == 2 and 'without gaps' in found.stderr
     return
@@ -300,6 +301,82 @@ def test_the_commands_of_manifests_parse():
       assert train.processes == job['spec']['completions'], name
       port = int(train.coordinator.rpartition(':')[2])
       assert {'containerPort': port} in container['ports'], name
+
+
+# The fields of ray.io/v1 RayJob that may be used here, after KubeRay's own types.
+RAYJOB = {
+    'spec': {'activeDeadlineSeconds', 'backoffLimit', 'entrypoint', 'rayClusterSpec',
+             'runtimeEnvYAML', 'shutdownAfterJobFinishes', 'submissionMode',
+             'submitterPodTemplate', 'suspend', 'ttlSecondsAfterFinished'},
+    'rayClusterSpec': {'autoscalerOptions', 'enableInTreeAutoscaling', 'headGroupSpec',
+                       'rayVersion', 'workerGroupSpecs'},
+    'head': {'rayStartParams', 'serviceType', 'template'},
+    'workers': {'groupName', 'maxReplicas', 'minReplicas', 'numOfHosts', 'rayStartParams',
+                'replicas', 'template'},
+}
+
+
+def rayjob():
+  return yaml.safe_load((LAUNCH / 'ray' / 'rayjob.yaml').read_text(encoding='utf-8'))
+
+
+def test_the_rayjob_has_the_fields_that_kuberay_knows():
+  found = rayjob()
+  spec = found['spec']
+  cluster_spec = spec['rayClusterSpec']
+  assert (found['apiVersion'], found['kind']) == ('ray.io/v1', 'RayJob')
+  assert set(spec) <= RAYJOB['spec'] and set(cluster_spec) <= RAYJOB['rayClusterSpec']
+  head, workers = cluster_spec['headGroupSpec'], cluster_spec['workerGroupSpecs']
+  assert set(head) <= RAYJOB['head'] and all(set(one) <= RAYJOB['workers'] for one in workers)
+  for group in (head, *workers):
+    assert all(isinstance(value, str) for value in group['rayStartParams'].values())
+    pod = group['template']['spec']
+    container, = pod['containers']
+    assert {mount['name'] for mount in container['volumeMounts']} == {
+        volume['name'] for volume in pod['volumes']}
+    assert {'name': 'RAY_USAGE_STATS_ENABLED', 'value': '0'} in container['env']
+  assert f'\nray=={cluster_spec["rayVersion"]}\n' in (ROOT / 'constraints.txt').read_text()
+  assert f'=={cluster_spec["rayVersion"]}"' in (LAUNCH / 'ray' / 'Dockerfile').read_text()
+  args, overrides = main._parse(spec['entrypoint'].split()[1:])
+  assert args.verb == 'prepare' and overrides == {'data.runner': 'ray'}
+  assert (ROOT / args.config).is_file()
+
+
+def test_pods_of_the_rayjob_follow_the_published_schema():
+  validate = pytest.importorskip('kubernetes_validate', reason='kubernetes-validate is not '
+                                 'installed; the [manifests] extra brings it')
+  cluster_spec = rayjob()['spec']['rayClusterSpec']
+  for group in (cluster_spec['headGroupSpec'], *cluster_spec['workerGroupSpecs']):
+    validate.validate({'apiVersion': 'v1', 'kind': 'Pod', 'metadata': {'name': 'x'},
+                       **group['template']}, '1.33', strict=True)
+
+
+RAY_PROGRAMS = {
+    'scontrol': 'case "$2" in hostnames) echo n1; echo n2;; *) echo "NodeAddr=127.0.0.1";; esac',
+    'srun': 'shift 4; echo "srun $@" >> "$CALLS"; exec sleep 60',
+    'ray': 'exit 0',
+    'ttt-jax': 'echo "ttt-jax $@ at $RAY_ADDRESS" >> "$CALLS"; sleep 1; exit 2',
+}
+
+
+def test_ray_on_slurm_starts_a_cluster_and_ends_it(tmp_path):
+  bin_ = tmp_path / '.venv' / 'bin'
+  bin_.mkdir(parents=True)
+  for name, script in RAY_PROGRAMS.items():
+    (bin_ / name).write_text(f'#!/bin/bash\n{script}\n')
+    (bin_ / name).chmod(0o755)
+  found = subprocess.run(
+      ['bash', str(LAUNCH / 'ray' / 'slurm.sh'), 'runs/big', '--config', 'configs/ttt_3b.py'],
+      capture_output=True, text=True, check=False, timeout=50, env=os.environ | {
+          'SLURM_SUBMIT_DIR': str(tmp_path), 'SLURM_JOB_ID': '7', 'SLURM_JOB_NODELIST': 'n[1-2]',
+          'SLURM_JOB_NUM_NODES': '2', 'CALLS': str(tmp_path / 'calls')})
+  assert found.returncode == 2, found.stderr  # that of prepare
+  calls = (tmp_path / 'calls').read_text()
+  assert 'ray start --head --block --node-ip-address=127.0.0.1 --port=20049' in calls
+  assert 'ray start --block --address=127.0.0.1:20049' in calls
+  command = re.search('ttt-jax (.*) at 127.0.0.1:20049', calls).group(1)
+  args, overrides = main._parse(command.split())
+  assert (args.verb, args.workdir, overrides['data.runner']) == ('prepare', 'runs/big', 'ray')
 
 
 def deployment():

@@ -173,6 +173,7 @@ def _configure_process(devices: int | None) -> None:
       'JAX_COMPILATION_CACHE_DIR': cache,
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1',
       'ORT_DISABLE_TELEMETRY': '1',  # onnxruntime sends telemetry by default
+      'RAY_USAGE_STATS_ENABLED': '0',  # of a cluster that is started from here
       'HF_HUB_OFFLINE': '1',         # ASR models come from wheels or local folders
       'TF_CPP_MIN_LOG_LEVEL': '2',
       # NumPy's matrix products are small here: OpenBLAS' threads would mostly wait for each other.

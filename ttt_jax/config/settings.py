@@ -159,6 +159,9 @@ class DataConfig(Settings, group='data'):
   max_rejects: Probability = 0.01  # largest share of records that may be left out, in [0, 1]
   audio_roots: tuple[str, ...] = ()  # folders of held-out recordings beside codes, see docs/data.md
   workers: Natural = 0         # processes of `ttt-jax prepare`; 0 = one per CPU core
+  runner: str = 'local'        # what computes the jobs of `prepare`: 'local' (this machine), 'ray'
+  # address of the Ray cluster; '' = RAY_ADDRESS, or else the cluster that runs on this machine
+  ray_address: str = ''
   sst: Probability = 0.5       # SST: probability of cutting a document's last quad span, in [0, 1]
   shuffle: bool = True         # shuffle the rows anew in every epoch
   threads: Natural = 4         # reader threads of the loader; 0 = read in the training thread
@@ -170,6 +173,7 @@ class DataConfig(Settings, group='data'):
              "'no'.")
     _require(self.form in ('default', 'published'),
              f"config key data.form is {self.form!r}; use 'default' or 'published'.")
+    _choice('data.runner', self.runner, ('local', 'ray'))
     _require(all(stage.steps > 0 for stage in self.stages[:-1]) and bool(self.stages),
              'config key data.stages: every stage but the last needs a positive number of steps.')
 

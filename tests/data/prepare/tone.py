@@ -1,5 +1,9 @@
 """A codec whose codes can be read by eye: the loudest frequency of each tenth of a second."""
 
+import os
+import pathlib
+import time
+
 import numpy as np
 
 from ttt_jax.audio import codec, io
@@ -28,6 +32,17 @@ class Tone(codec.Codec):
     t = np.arange(800) / 8000
     return np.concatenate([0.3 * np.sin(2 * np.pi * 62.5 * c * t) for c in codes] or
                           [np.zeros(0)]).astype(np.float32)
+
+
+class OnDevices(Tone):
+  """Wants a process for itself, and leaves the number of each in the folder $TONE_PROCESSES."""
+  own_devices, at_once = True, 2
+
+  def encode_many(self, recordings):
+    if 'TONE_PROCESSES' in os.environ:
+      pathlib.Path(os.environ['TONE_PROCESSES'], str(os.getpid())).touch()
+      time.sleep(0.3)
+    return super().encode_many(recordings)
 
 
 def tone(hertz, seconds=0.5, rate=RATE):

@@ -105,8 +105,10 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
   found = _recordings(named, _blobs(scans))
   order = np.random.default_rng(seed).permutation(len(found))
   job = FitJob(config, _stamps(config), tuple(found[i] for i in order), strict)
-  result, = work.run(fit, [job], lambda done: progress(
-      'reading speech to fit the codec', done, len(found)), apart=False)
+  def read(done: int) -> None:
+    if done:  # most codecs are not fitted
+      progress('reading speech to fit the codec', done, len(found))
+  result, = work.run(fit, [job], read, apart=False)
   return codecs.load(result.folder, config), result.folder
 
 
@@ -201,8 +203,10 @@ def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: W
   """
   named = _named(scans)
   clips = _recordings(named, _blobs(scans))
-  size = work.pool.at_once(codec) if clips else 1
   identity = (folder / codecs.FILE).read_text(encoding='utf-8')
+  elsewhere = codec.own_devices and work.pool.has_devices and bool(clips)
+  size = (work.pool.call(_at_once, str(folder), identity) if elsewhere else
+          codec.at_once if clips else 1)
   jobs = [Job(str(folder), identity, tuple(clips[i:i + size]))
           for i in range(0, len(clips), size)]
   out: dict[Clip, Place] = {}
@@ -224,6 +228,11 @@ def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: W
 def _load(folder: str, identity: str) -> Codec:
   kind = json.loads(identity)['kind']  # ``choose`` may import it, and saved it there
   return codecs.load(folder, CodecConfig(kind))
+
+
+def _at_once(folder: str, identity: str) -> int:
+  """Recordings per job, which may depend on the accelerators of a process."""
+  return _load(folder, identity).at_once
 
 
 def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -83,8 +84,8 @@ class Pool(abc.ABC):
     """Starts ``do(function, job, folder)``; ``devices``: it uses the accelerators of a process."""
 
   @abc.abstractmethod
-  def begin(self) -> None:
-    """Sets ``count`` to 0: before the jobs of a phase."""
+  def begin(self, devices: bool) -> None:
+    """Sets ``count`` to 0: before the jobs of a phase, which use accelerators or not."""
 
   @abc.abstractmethod
   def count(self) -> int:
@@ -98,9 +99,9 @@ class Pool(abc.ABC):
   def close(self, at_once: bool) -> None:
     """Ends the processes; ``at_once``: without waiting for the jobs that they compute."""
 
-  def at_once(self, codec: Any) -> int:
-    """Recordings per job that suit a codec and the devices it will run on."""
-    return codec.at_once
+  def call(self, function: Callable, *arguments: Any) -> Any:
+    """What a function returns where jobs with ``devices`` are computed."""
+    return function(*arguments)
 
 
 class Sharing(Protocol):
@@ -200,7 +201,8 @@ class Work:
     waiting = [i for i, folder in enumerate(folders) if not (folder / INFO).is_file()]
     if devices:
       apart = self.pool.has_devices
-    pool = self.pool if apart and (devices or self.pool.width > 1 and len(waiting) > 1) else None
+    pool = self.pool if apart and (devices or len(waiting) > 1 and (
+        self.pool.has_devices or self.pool.width > 1)) else None
     if self._team and waiting:
       self._team.compute(function, jobs, folders, pool, devices, progress)
       waiting, progress = [], lambda done: None
@@ -243,19 +245,17 @@ class Work:
 
   def _run_apart(self, pool: Pool, function, jobs, folders, waiting, devices, progress
                  ) -> Iterator[Result]:
-    pool.begin()
+    pool.begin(devices)
     known = 0  # units of results that were stored before
     in_flight: collections.deque = collections.deque()
     order = iter(range(len(jobs)))
-    def start():
-      for i in order:
-        in_flight.append((i, pool.submit(function, jobs[i], folders[i], devices)
-                          if i in waiting else None))
-        return
-    for _ in range(AHEAD * pool.width):
-      start()
     try:
-      while in_flight:
+      while True:
+        for i in itertools.islice(order, max(0, AHEAD * pool.width - len(in_flight))):
+          in_flight.append((i, pool.submit(function, jobs[i], folders[i], devices)
+                            if i in waiting else None))
+        if not in_flight:
+          return
         i, future = in_flight.popleft()
         if future is None:
           result = stored(folders[i])
@@ -267,7 +267,6 @@ class Work:
           result = future.result()
         progress(known + pool.count())
         yield result
-        start()
     except Exception as error:
       if explained := pool.explain(error):
         raise explained from error

@@ -35,7 +35,7 @@ class LocalPool(jobs.Pool):
   def width(self) -> int:
     return self._processes
 
-  def begin(self) -> None:
+  def begin(self, devices: bool) -> None:
     if self._executor is None:
       self._others = set(multiprocessing.active_children())  # the caller's own
       context = multiprocessing.get_context('spawn')

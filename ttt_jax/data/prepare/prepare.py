@@ -30,10 +30,10 @@ import numpy as np
 
 from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec
-from ttt_jax.config import Config
+from ttt_jax.config import Config, DataConfig
 from ttt_jax.data import interleave, store
 from ttt_jax.data.prepare import encode, pack, render, scan
-from ttt_jax.data.prepare.jobs import FORMAT, Result, Work
+from ttt_jax.data.prepare.jobs import FORMAT, Pool, Result, Work
 from ttt_jax.data.prepare.local_pool import LocalPool
 from ttt_jax.data.prepare.scan import Scanned
 from ttt_jax.data.prepare.team import Team, Worker, wait_for_assembly
@@ -88,12 +88,29 @@ def prepare(config: Config, workdir: str | pathlib.Path,
   team = worker and Team(folder, worker, _identity(config, workdir, found),
                          target / store.MANIFEST)
   try:
-    with Work(folder, LocalPool(config.data.workers), team) as work:
+    with Work(folder, _pool(config.data, folder, worker), team) as work:
       return _prepare(config, workdir, found, work, progress)
   except Exception:
     if team and team.finished():  # and so the results that this worker was about to read are gone
       return store.read_manifest(target)
     raise
+
+
+def _pool(data: DataConfig, folder: pathlib.Path, worker: Worker | None) -> Pool:
+  """What computes the jobs, by config key data.runner."""
+  if data.runner == 'local':
+    return LocalPool(data.workers)
+  if worker:
+    raise UserError("--worker shares the jobs without Ray; set data.runner to 'local', or leave "
+                    '--worker out.')
+  try:
+    from ttt_jax.data.prepare.ray_pool import RayPool
+  except ModuleNotFoundError as error:
+    if (error.name or '').partition('.')[0] != 'ray':
+      raise
+    raise UserError("config key data.runner is 'ray', but the package ray is not installed: "
+                    "`pip install 'ttt_jax[ray]'` (the extra 'ray').") from error
+  return RayPool(data.ray_address, folder)
 
 
 def _identity(config: Config, workdir: pathlib.Path, found: Sequence[sources.Input]) -> str:

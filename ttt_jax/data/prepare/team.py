@@ -252,7 +252,7 @@ class _Phase:
   def run(self) -> None:
     team, pool = self._team, self._pool
     if pool:
-      pool.begin()
+      pool.begin(self._devices)
     try:
       while True:
         team.check()
