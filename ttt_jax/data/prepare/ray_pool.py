@@ -84,8 +84,8 @@ class RayPool(jobs.Pool):
     if self._counter is None:
       _check_nodes(self._folder)
       here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-      self._counter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(
-          _Counter).remote()
+      counters: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Counter)
+      self._counter = counters.options(scheduling_strategy=here).remote()
     self._counter.clear.remote()
     self._counted, self._looked = 0, 0.0
 
@@ -107,7 +107,8 @@ class RayPool(jobs.Pool):
     if now - self._looked > _REPORT:
       self._looked = now
       with contextlib.suppress(exceptions.RayError):  # its node was lost: it starts again elsewhere
-        self._counted = ray.get(self._counter.total.remote())
+        found: Any = ray.get(self._counter.total.remote())
+        self._counted = found
     return self._counted
 
   def explain(self, error: BaseException) -> Exception | None:
