@@ -1,9 +1,12 @@
 """Phase 2 of prepare: chooses or fits the codec and encodes every stretch of an audio file once."""
 
+import collections
+from concurrent import futures
 import contextlib
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import pathlib
 from typing import Any, Callable, Iterator, Sequence
@@ -18,10 +21,12 @@ from ttt_jax.data.prepare.scan import Scanned
 from ttt_jax.data.records import embedded, places
 from ttt_jax.data.records.parts import Clip
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 Blob = tuple[str, int, int]  # (file, start, bytes)
 FILE = 'codes.int32'
 _EMBEDDED = 'inside the record'
+_AHEAD = 16  # recordings of a bucket
 _MANY = 100  # recordings; fewer are encoded in this process
 
 
@@ -129,11 +134,11 @@ def fit(job: FitJob, folder: pathlib.Path) -> dict[str, Any]:
   count = 0
   def waveforms():
     nonlocal count
-    for where, clip, _, blob in job.recordings:
+    for reading in _readings(job.recordings):
       count += 1
       tick()
       try:
-        yield _read(clip, where, blob)
+        yield reading()
       except UserError:
         if job.strict:
           raise
@@ -177,6 +182,25 @@ def _read(clip: Clip, where: str, blob: Blob | None) -> tuple[np.ndarray, int]:
     raise UserError(f'{where}: {sentence}.') from error
   io.check(waveform, rate, f'{where}: recording {_name(clip)}')
   return waveform, rate
+
+
+def _readings(clips: Sequence[Recording]) -> Iterator[Callable[[], tuple[np.ndarray, int]]]:
+  """For each recording what reads it: call it before the next one is taken.
+
+  Recordings of a bucket are read ahead, several at once, since each waits for the network.
+  """
+  order = (functools.partial(_read, clip, where, blob) for where, clip, _, blob in clips)
+  if not any(url_path.is_url(clip.path) for _, clip, *_ in clips):
+    yield from order
+    return
+  with futures.ThreadPoolExecutor(_AHEAD) as pool:
+    waiting = collections.deque(map(pool.submit, itertools.islice(order, _AHEAD)))
+    try:
+      while waiting:
+        yield waiting.popleft().result
+        waiting.extend(map(pool.submit, itertools.islice(order, 1)))
+    finally:
+      pool.shutdown(cancel_futures=True)
 
 
 def _name(clip: Clip) -> str:
@@ -245,9 +269,9 @@ def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   errors: dict[int, str] = {}
   read: list[int] = []
   def waveforms() -> Iterator[tuple[np.ndarray, int]]:
-    for i, (where, clip, _, blob) in enumerate(job.clips):
+    for i, reading in enumerate(_readings(job.clips)):
       try:
-        recording = _read(clip, where, blob)
+        recording = reading()
       except UserError as error:
         errors[i] = str(error)
         tick()
