@@ -2,7 +2,8 @@
 # A run on Cloud TPU VMs through gcloud, one step at a time (--dry-run VERB prints its commands):
 #   bash launch/tpu_vm.sh create                    request the TPU; it is created when capacity is free
 #   bash launch/tpu_vm.sh state                     state of the request
-#   bash launch/tpu_vm.sh mount SERVER:/SHARE       mount a shared folder (NFS) as runs/
+#   bash launch/tpu_vm.sh mount SERVER:/SHARE       mount a shared folder (NFS) as runs/; not needed
+#                                                   for a WORKDIR at gs://BUCKET/NAME
 #   bash launch/tpu_vm.sh copy                      copy the last commit of this checkout to all hosts
 #   bash launch/tpu_vm.sh install                   install Python and packages on all hosts
 #   bash launch/tpu_vm.sh run runs/big [flags of `ttt-jax train`]      train on all hosts, supervised
@@ -90,7 +91,7 @@ case "$verb" in
     on_all 'mkdir -p ttt_jax && tar -xzf ttt_jax.tar.gz -C ttt_jax' ;;
   install)  # the image's Python is too old; uv installs one
     on_all "cd ttt_jax && python3 -m pip install -q --user uv && \
-      ~/.local/bin/uv venv -q --python 3.12 .venv && ~/.local/bin/uv pip install -q -e '.[tpu]'" ;;
+      ~/.local/bin/uv venv -q --python 3.12 .venv && ~/.local/bin/uv pip install -q -e '.[tpu,gcs]'" ;;
   run)
     need WORKDIR "$@"
     workdir=$(printf %q "$1")
@@ -132,6 +133,6 @@ case "$verb" in
   delete)  # --force: includes the VMs
     gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force --quiet ;;
   *)
-    sed -n 2,13p "$0" >&2
+    sed -n 2,14p "$0" >&2
     exit 2 ;;
 esac

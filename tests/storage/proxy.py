@@ -10,8 +10,8 @@ import threading
 import time
 import urllib.parse
 
-# What happens to a request: None = nothing, an HTTP status, 'reset', or seconds of silence before
-# it is answered.
+# What happens to a request: None = nothing, an HTTP status, 'reset' before it is forwarded, 'lost'
+# after it, or seconds of silence before it is forwarded.
 Disturbance = int | str | float | None
 WRITES = ('POST', 'PUT', 'DELETE', 'PATCH')
 
@@ -28,6 +28,7 @@ class Proxy:
     self.requests: list[tuple[str, str]] = []
     self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), self._handler())
     self._server.daemon_threads = True
+    self._server.handle_error = lambda request, client: None  # a client that was killed
     self.address = f'http://127.0.0.1:{self._server.server_address[1]}'
     self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
     self._thread.start()
@@ -56,9 +57,7 @@ class Proxy:
         proxy.requests.append((self.command, self.path))
         what = proxy.disturb(self.command, self.path)
         if what == 'reset':
-          self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-          self.connection.close()
-          self.close_connection = True
+          self._reset()
           return
         if isinstance(what, int):
           self._answer(what, {'Content-Type': 'text/plain'}, b'disturbed')
@@ -77,8 +76,16 @@ class Proxy:
           data = answer.read()
           if self.command in WRITES:
             proxy.after(self.command, self.path)
-        self._answer(answer.status, dict(answer.getheaders()), data)
         target.close()
+        if what == 'lost':
+          self._reset()
+        else:
+          self._answer(answer.status, dict(answer.getheaders()), data)
+
+      def _reset(self):
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
 
       def _body(self) -> bytes:
         if self.headers.get('Expect', '').lower() == '100-continue':

@@ -1,9 +1,8 @@
 """The local copies of a workdir in a bucket."""
 
-import pathlib
-
 import pytest
 
+from ttt_jax.errors import UserError
 from ttt_jax.storage import mirror, remote
 
 
@@ -159,4 +158,10 @@ def test_one_failed_copy_is_repeated(machine, monkeypatch):
     one.upload()
   one.url = url
   assert one.upload() == ['a.txt'] and remote.exists(url + '/a.txt')
-  assert isinstance(one.folder, pathlib.Path)
+  one.url = url.replace('://bucket', '://nobody')
+  with pytest.raises(UserError, match='nobody'):  # at the end it is an error
+    with one:
+      write(one, a_txt='aa')
+  one.url = url
+  one.upload()
+  assert remote.read_bytes(url + '/a.txt') == b'aa'

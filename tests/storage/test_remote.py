@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from tests.storage import servers
+from tests.storage import proxy as proxies, servers
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import remote
+from ttt_jax.storage import buckets, remote
 
 def test_names():
   assert remote.is_url('gs://a/b') and not remote.is_url('a/b') and not remote.is_url('C:\\x')
@@ -127,3 +127,47 @@ def test_no_server_is_one_sentence(gcs_server, monkeypatch):
   with servers.used(gcs_server, monkeypatch, nobody):
     with pytest.raises(RetryableError, match='for 0.5 seconds: no connection'):
       remote.read_bytes(f'{gcs_server.url}/x')
+
+
+@pytest.fixture
+def proxy(bucket, request, monkeypatch):
+  """A proxy before the server of ``bucket``, which requests go through from now on."""
+  kind = {'gs': 'gcs_server', 's3': 's3_server'}[bucket[:2]]
+  server = request.getfixturevalue(kind)
+  monkeypatch.setattr(buckets, 'SILENT_SECONDS', 0.5)
+  running = proxies.Proxy(server.address)
+  with servers.used(server, monkeypatch, running.address):
+    yield running
+  running.close()
+
+
+@pytest.mark.parametrize('what', [503, 429, 'reset', 'lost', 1.0])
+def test_what_passes_is_repeated(bucket, proxy, what):
+  remote.write_bytes(bucket + '/a', b'a')  # the connection stands
+  count = 0
+
+  def first(method, path):
+    nonlocal count
+    count += 1
+    return what if count % 2 else None
+  with proxy.disturbed(first):
+    assert remote.create(bucket + '/b', b'b')  # also if the answer to the first try was lost
+    count = 0
+    assert remote.read_bytes(bucket + '/a') == b'a'
+    count = 0
+    assert set(remote.files(bucket)) == {'a', 'b'}
+
+
+@pytest.mark.parametrize('what, kind, says', [
+    (403, UserError, 'permission denied'), (401, UserError, 'permission denied'),
+    (503, RetryableError, 'HTTP 503'), (1.0, RetryableError, 'no answer')])
+def test_what_stays_is_one_sentence(bucket, proxy, what, kind, says, tmp_path):
+  remote.write_bytes(bucket + '/a', b'a')
+  with proxy.disturbed(lambda method, path: what):
+    for action in (lambda: remote.read_bytes(bucket + '/a'),
+                   lambda: remote.write_bytes(bucket + '/a', b''),
+                   lambda: remote.download(bucket + '/a', tmp_path / 'a')):
+      with pytest.raises(kind, match=says) as found:
+        action()
+      assert servers.SECRET not in str(found.value) and '\n' not in str(found.value)
+  assert not (tmp_path / 'a').exists() and not list(tmp_path.glob('.a*'))

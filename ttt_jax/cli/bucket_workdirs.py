@@ -21,9 +21,8 @@ def local(workdir: str, flag: str) -> str:
   Raises:
     UserError: it is neither a path nor a URL of a bucket, or the package for it is missing.
   """
-  if workdir.startswith(('gs://', 's3://')):
-    return str(mirror.folder_of(remote.check(workdir, flag)))
-  return paths.local(workdir, flag)
+  found = paths.local(workdir, flag, bucket=True)
+  return str(mirror.folder_of(found)) if remote.is_url(found) else found
 
 
 @contextlib.contextmanager

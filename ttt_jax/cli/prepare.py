@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ttt_jax import config as config_lib
 from ttt_jax.cli import bucket_workdirs
 from ttt_jax.errors import UserError
+from ttt_jax.storage import mirror
 
 if TYPE_CHECKING:
   from ttt_jax.data.prepare.team import Worker
@@ -19,6 +20,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, config: config_lib.Config) -> None:
   worker = _worker(args.worker)
+  if worker and mirror.url_of(args.workdir):
+    raise UserError(f'--workdir is {mirror.named(args.workdir)}, and --worker needs a disk that '
+                    'all workers share; prepare the set there, and copy it to the bucket.')
   from ttt_jax.data import store
   from ttt_jax.data.prepare.prepare import prepare
   from ttt_jax.data.prepare.summary import table

@@ -23,10 +23,11 @@ import subprocess
 import sys
 import time
 
-from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.errors import RetryableError, UserError
+from ttt_jax.storage import files, mirror
 from ttt_jax.system.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, USER_ERROR
 from ttt_jax.train import status_file
+from ttt_jax.train.bucket_folders import BucketFolders
 from ttt_jax.train.checkpoint_folders import Folders
 
 LOGS = 'logs'  # in the workdir
@@ -236,7 +237,14 @@ def _kill(child: subprocess.Popen) -> None:
 
 def newest_checkpoint(workdir: pathlib.Path) -> int:
   """Step of the newest checkpoint: last_good_checkpoint of status.json, else the newest folder
-  under checkpoints/; -1 if there is none."""
+  under checkpoints/; of a workdir in a bucket, where other machines write, the newest one there.
+  -1 if there is none."""
+  url = mirror.url_of(workdir)
+  if url is not None:
+    try:
+      return max(BucketFolders(f'{url}/checkpoints', lambda text: None).complete(), default=-1)
+    except (UserError, RetryableError):  # the run itself says what is wrong
+      return -1
   try:
     step = status_file.read(workdir).get('last_good_checkpoint')
     if step is not None:
