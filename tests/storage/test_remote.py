@@ -1,6 +1,5 @@
 """storage/remote.py against a GCS emulator, and in `make test-storage` an S3 server."""
 
-import hashlib
 import os
 
 import pytest
@@ -94,23 +93,6 @@ def test_folders_are_copied(bucket, tmp_path):
   assert not list((tmp_path / 'copy').rglob('*.partial'))
   remote.remove_folder(remote.join(bucket, 'set'), first=['manifest.json'])
   assert remote.files(bucket) == {}
-
-
-def test_a_cached_copy_is_checked_and_limited(bucket, tmp_path, monkeypatch):
-  url = remote.join(bucket, 'rows')
-  remote.write_bytes(url, b'rows')
-  with pytest.raises(UserError, match='not the object that was expected'):
-    remote.cached(url, hashlib.sha256(b'others').hexdigest(), 4)
-  path = remote.cached(url, remote.stat(url).checksum, 4)
-  assert path.read_bytes() == b'rows' and path.is_relative_to(tmp_path / 'cache')
-  checksum = remote.stat(url).checksum
-  remote.remove(url)
-  assert remote.cached(url, checksum, 4) == path  # without a request
-  os.utime(path, (0, 0))
-  monkeypatch.setattr(remote, 'CACHE_BYTES', 10)
-  other = remote.join(bucket, 'more')
-  remote.write_bytes(other, b'more rows')
-  assert remote.cached(other, 'v1', 9).is_file() and not path.exists()
 
 
 def test_a_missing_bucket_is_one_sentence(bucket):

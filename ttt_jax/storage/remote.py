@@ -13,8 +13,6 @@ never cached, since other machines write, too.
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 import contextlib
-import fcntl
-import hashlib
 import io
 import os
 import pathlib
@@ -28,8 +26,6 @@ from ttt_jax.storage import files as local_files
 from ttt_jax.storage.buckets import Bucket, Denied, Entry, Exists, Missing, Transient, connect
 
 RETRY_SECONDS = 60.0         # how long a failing request is repeated
-CACHE_BYTES = 64 * 2**30     # of ``cached``: the oldest copies beyond it are removed
-_IN_USE = 3600.0             # seconds; a copy used since then is not removed
 _BLOCK = 4 * 2**20           # bytes of a ranged read
 _AT_ONCE = 16                # requests
 _URL = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://(.*)', re.S)
@@ -37,7 +33,7 @@ _BUCKET = re.compile(r'[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]')
 _SCHEMES = ('gs', 's3')
 T = TypeVar('T')
 
-__all__ = ['Entry', 'cached', 'check', 'children', 'create', 'download', 'download_folder',
+__all__ = ['Entry', 'cache_folder', 'check', 'children', 'create', 'download', 'download_folder',
            'exists', 'files', 'is_folder', 'is_url', 'join', 'name', 'open_reader', 'parent',
            'read_bytes', 'remove', 'remove_folder', 'replace_folder', 'stat', 'upload',
            'upload_folder', 'write_bytes', 'write_bytes_if', 'write_version']
@@ -444,70 +440,6 @@ def each(names: Iterable[str], action: Callable[[str], None]) -> None:
       raise
 
 
-def cached(url: str, checksum: str, size: int) -> pathlib.Path:
-  """A local copy of an object that does not change, shared by the processes of this machine.
-
-  Copies are in $TTT_JAX_CACHE/objects (default ~/.cache/ttt_jax/objects). Beyond ``CACHE_BYTES``
-  those that were not used for the longest time are removed, but none of the last hour.
-
-  Args:
-    url: of the object.
-    checksum: what the content must be: 64 hexadecimal digits are compared as its SHA-256; another
-      text, such as that of a listing, only distinguishes versions.
-    size: bytes.
-
-  Raises:
-    UserError: there is no such object, or its content is another one.
-  """
-  folder = cache_folder() / 'objects'
-  key = hashlib.sha256(f'{url}\n{checksum}\n{size}'.encode()).hexdigest()[:32]
-  path = folder / key / name(url)
-  if _is_copy(path, size):
-    return path
-  with local_files.writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = (folder / f'{key}.lock').open('a')
-  with lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    if _is_copy(path, size):  # another process was first
-      return path
-    download(url, path)
-    right = path.stat().st_size == size and (
-        not re.fullmatch('[0-9a-f]{64}', checksum) or local_files.sha256(path) == checksum)
-    if not right:
-      path.unlink()
-      raise UserError(f'{url} is not the object that was expected: its size or checksum differs '
-                      f'({size:,} bytes, {checksum}); write it again.')
-    _shrink(folder, CACHE_BYTES)
-  return path
-
-
 def cache_folder() -> pathlib.Path:
   """The folder of this account for copies of objects: $TTT_JAX_CACHE or ~/.cache/ttt_jax."""
   return pathlib.Path(os.environ.get('TTT_JAX_CACHE') or '~/.cache/ttt_jax').expanduser()
-
-
-def _is_copy(path: pathlib.Path, size: int) -> bool:
-  try:
-    if path.stat().st_size != size:
-      return False
-    os.utime(path)  # it is in use
-    return True
-  except OSError:
-    return False
-
-
-def _shrink(folder: pathlib.Path, limit: int) -> None:
-  """Remove the copies that were not used for the longest time until ``limit`` bytes are left."""
-  copies = []
-  for path in folder.glob('*/*'):
-    with contextlib.suppress(OSError):
-      copies.append((path.stat().st_mtime, path.stat().st_size, path))
-  total = sum(size for _, size, _ in copies)
-  for used, size, path in sorted(copies, key=lambda copy: copy[:2]):
-    if total <= limit or time.time() - used < _IN_USE:
-      return
-    with contextlib.suppress(OSError):
-      path.unlink()
-      path.parent.rmdir()
-    total -= size
