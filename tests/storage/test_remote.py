@@ -142,7 +142,8 @@ def test_what_passes_is_repeated(bucket, proxy, what):
 
 @pytest.mark.parametrize('what, kind, says', [
     (403, UserError, 'permission denied'), (401, UserError, 'permission denied'),
-    (503, RetryableError, 'HTTP 503'), (1.0, RetryableError, 'no answer')])
+    (400, UserError, 'HTTP 400'), (503, RetryableError, 'HTTP 503'),
+    (1.0, RetryableError, 'no answer')])
 def test_what_stays_is_one_sentence(bucket, proxy, what, kind, says, tmp_path):
   remote.write_bytes(bucket + '/a', b'a')
   with proxy.disturbed(lambda method, path: what):

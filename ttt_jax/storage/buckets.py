@@ -362,6 +362,9 @@ def _translated(scheme: str):
       raise Denied(f'no usable credentials; {_HELP[scheme]}') from None
     if status in _TRANSIENT:
       raise Transient(f'the server answers HTTP {status}') from None
+    if status >= 300:
+      raise Denied(f'the store answers HTTP {status}{_code(error)}; check the name of the bucket, '
+                   'its region and the credentials') from None
     if _is_broken(error):
       raise Transient(f'no connection or no answer ({type(error).__name__})') from None
     raise
@@ -438,6 +441,16 @@ def _status(error: BaseException) -> int:
     if type(one).__name__ == 'ProxyError':  # gcsfs, for 502
       return 502
   return 0
+
+
+def _code(error: BaseException) -> str:
+  """The name that S3 gives an error, such as ' (PermanentRedirect)'."""
+  for one in _causes(error):
+    response = getattr(one, 'response', None)
+    if isinstance(response, dict):
+      name = str(response.get('Error', {}).get('Code', ''))
+      return f' ({name})' if name.isalnum() else ''
+  return ''
 
 
 def _is_credentials(error: BaseException) -> bool:

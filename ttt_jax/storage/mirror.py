@@ -293,14 +293,16 @@ class Mirror:
                    f'{_RUN}; nothing more is written there.')
       else:
         if name.endswith('.jsonl'):
-          data += self._take_lines(name, _lines(theirs, number) - _lines(data, number))
+          ours = set(_lines(data, number))
+          data += self._take_lines(name, [line for line in _lines(theirs, number)
+                                          if line not in ours])
           crc = zlib.crc32(data)
         written = remote.write_version(url, data, there)
     note.parts[number:number + 1] = [(written, crc)]
 
-  def _take_lines(self, name: str, lines: set[bytes]) -> bytes:
+  def _take_lines(self, name: str, lines: list[bytes]) -> bytes:
     """Add lines that another process has added in the bucket, such as those of an evaluation."""
-    text = b''.join(sorted(lines))
+    text = b''.join(lines)
     if text:
       with contextlib.closing(files.Appender(self.folder / name)) as file:
         file.write(text.decode(errors='replace'))
@@ -397,7 +399,7 @@ def _without_data(found: dict[str, Entry]) -> dict[str, Entry]:
   return {name: entry for name, entry in found.items() if is_copied(name)}
 
 
-def _lines(data: bytes, number: int) -> set[bytes]:
+def _lines(data: bytes, number: int) -> list[bytes]:
   """The whole lines of part ``number`` of a file."""
   lines = data.splitlines(keepends=True)[1 if number else 0:]
-  return {line for line in lines if line.endswith(b'\n')}
+  return [line for line in lines if line.endswith(b'\n')]

@@ -293,7 +293,8 @@ def write_bytes(url: str, data: bytes) -> Entry:
 
 
 def create(url: str, data: bytes) -> bool:
-  """Write an object that must not exist yet; False if it does. One of two writers wins."""
+  """Write an object that must not exist yet; False if it does. One of two writers
+  wins, if their data differ; see ``write_version``."""
   return write_version(url, data, None) is not None
 
 
@@ -305,22 +306,24 @@ def write_bytes_if(url: str, data: bytes, entry: Entry) -> bool:
 def write_version(url: str, data: bytes, entry: Entry | None) -> Entry | None:
   """Replace the version ``entry`` of an object, or create it if that is None.
 
+  Args:
+    url: of the object.
+    data: differs from what another process would write, for example by a token: an object with
+      these bytes counts as written.
+    entry: the version that is replaced.
+
   Returns:
     The new version; None if another one is there: another process has written it.
   """
   bucket, key = _split(url)
-  tries = 0
-
-  def ask():
-    nonlocal tries
-    tries += 1
-    return bucket.create(key, data) if entry is None else bucket.write_if(key, data, entry)
   try:
     with _writing(url):
-      return _asked('written', url, ask)
+      return _asked('written', url, lambda: bucket.create(key, data) if entry is None
+                    else bucket.write_if(key, data, entry))
   except Exists:
-    # An earlier try may have succeeded without its answer arriving.
-    found = stat(url) if tries > 1 else None
+    # An earlier try, of this function or of a library, may have succeeded without its answer
+    # arriving.
+    found = stat(url)
     return found if found is not None and read_bytes(url) == data else None
 
 
