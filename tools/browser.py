@@ -135,13 +135,12 @@ class Browser:
     assert 'exceptionDetails' not in found, found['exceptionDetails']
     return found['result'].get('value')
 
-  def wait(self, condition: str, patience: float | None = None) -> Any:
-    """Until an expression is true; returns its value."""
+  def wait(self, condition: str, patience: float | None = None) -> None:
+    """Until an expression is true in the sense of JavaScript, such as an element that exists."""
     end = time.monotonic() + (patience or self._patience)
-    while not (value := self.run(condition)):
+    while not self.run(f'Boolean({condition})'):
       assert time.monotonic() < end, (condition, self.problems)
       time.sleep(0.05)
-    return value
 
   def key(self, name: str, down: bool, code: int = 0, text: str = '') -> None:
     """Press or release a key, such as 'Space', 'Tab', 'Enter'."""

@@ -499,6 +499,9 @@ class ServeConfig(Settings, group='serve'):
   timeout: Positive = 300.0    # longest time for a request, its body included [s]
   shutdown: NonNegative = 30.0  # on SIGTERM, time to finish what is open before it is cut off [s]
   workers: Count = 2           # threads that encode and decode sound
+  # Silence that stays at both ends of a user's recording [s]. Models are mostly trained on trimmed
+  # recordings, and a microphone is opened before and closed after the words.
+  silence: NonNegative = 0.1
   # Length of the first piece of sound that is sent [s]: a player that starts with it has as much
   # time until the next one. The larger it is, the later an answer may begin.
   first_sound: NonNegative = 0.3

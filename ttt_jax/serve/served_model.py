@@ -6,12 +6,13 @@ Requests become records and are rendered as the model's training data was.
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 
 import numpy as np
 
-from ttt_jax.audio import codec as codecs
+from ttt_jax.audio import codec as codecs, silence
 from ttt_jax.audio.codec import Codec
 from ttt_jax.config import Config, GenerateConfig, MeshConfig, ObjectiveConfig
 from ttt_jax.data import heldout
@@ -57,6 +58,7 @@ class ServedModel:
     prompts: system prompt of a task, '' for none.
     known: tasks that the model was trained on; () if unknown.
     created: seconds since the epoch of its newest file.
+    silence: what stays of it at both ends of a recording [s].
   """
   name: str
   model: Model
@@ -69,6 +71,7 @@ class ServedModel:
   prompts: Callable[[str], str]
   known: tuple[str, ...] = ()
   created: int = 0
+  silence: float = math.inf
 
   def engine(self) -> Engine:
     """A new engine; ``generate.slots`` requests are decoded together."""
@@ -87,6 +90,8 @@ class ServedModel:
     """
     if self.codec is None:
       raise UserError(f'the model {self.name} has no codec, so it reads and speaks no audio.')
+    if math.isfinite(self.silence):
+      waveform = silence.trimmed(waveform, rate, self.silence)
     return Part('audio', codes=codecs.checked(self.codec.encode(waveform, rate), self.codec))
 
   def prompt(self, messages: Sequence[Message], task: str = '') -> np.ndarray:
@@ -146,7 +151,8 @@ def load(config: Config, workdir: str | os.PathLike, step: int | None = None) ->
       run.data_dir, task, config.data.text_chunk, config.data.audio_chunk))
   created = int((run.data_dir / 'manifest.json').stat().st_mtime)
   return ServedModel(config.name, run.model, run.params, run.vocab, run.renderer, run.codec,
-                     config.objective, config.generate, prompts, tuple(sorted(known)), created)
+                     config.objective, config.generate, prompts, tuple(sorted(known)), created,
+                     config.serve.silence)
 
 
 def load_directory(config: Config, directory: str | os.PathLike) -> ServedModel:
@@ -177,4 +183,5 @@ def load_directory(config: Config, directory: str | os.PathLike) -> ServedModel:
   prompts = lambda task: tasks.wording(task, found.text_chunk, found.audio_chunk)
   return ServedModel(path.resolve().name, found.model, found.params, found.vocab, renderer, codec,
                      found.objective, config.generate, prompts,
-                     created=int((path / 'config.json').stat().st_mtime))
+                     created=int((path / 'config.json').stat().st_mtime),
+                     silence=config.serve.silence)

@@ -178,7 +178,7 @@ async function openMic() {
     throw new Error('this browser gives no microphone to pages that are not served over https or from localhost');
   }
   const stream = await navigator.mediaDevices.getUserMedia({audio: {
-    channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true}});
+    channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: false}});
   let context, source;
   try {
     context = await openContext({sampleRate: RATE});
