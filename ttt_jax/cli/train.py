@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 
 from ttt_jax.cli import cluster, environment
@@ -21,6 +22,9 @@ from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.system import exit_codes
 from ttt_jax.train import preemption
 
+# Seconds that process 0 outlives a failure: JAX aborts the others as soon as it is gone, and they
+# may have the same to say.
+_TIME_TO_FAIL = 2.0
 _CODES = {preemption.NONE: exit_codes.SUCCESS, preemption.PREEMPTED: exit_codes.PREEMPTED,
           preemption.INTERRUPTED: exit_codes.INTERRUPTED}
 
@@ -129,6 +133,10 @@ class _ExitTogether:
         error, 'train', self._config)
     if known is not None:
       print(f'ttt-jax: error: {known}', file=sys.stderr)
+    else:
+      traceback.print_exception(kind, error, trace)
+    if jax.process_index() == 0:
+      time.sleep(_TIME_TO_FAIL)
+    if known is not None:
       exit_now(exit_codes.USER_ERROR)
-    traceback.print_exception(kind, error, trace)
     exit_now(exit_codes.INTERRUPTED if kind is KeyboardInterrupt else exit_codes.FAILURE)

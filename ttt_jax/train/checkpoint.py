@@ -119,6 +119,7 @@ class Checkpoints:
     self._process, self._processes = jax.process_index(), jax.process_count()
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='checksums')
     self._pending: tuple[int, futures.Future] | None = None
+    self._begun: int | None = None  # the step of ``begin``
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -307,6 +308,24 @@ class Checkpoints:
 
   # -- saving -----------------------------------------------------------------------------
 
+  def begin(self, step: int) -> None:
+    """What a save does first, and alone: several processes call this and agree that all can write
+    before they call ``save``, in which they wait for each other.
+
+    Raises:
+      UserError: the save before could not be written, or nothing can be written there.
+    """
+    self.wait()
+    if self._begun == step:
+      return
+    try:
+      self._folders.create()
+      if self._process == 0:
+        self._folders.begin(step)
+    except (OSError, ValueError, RuntimeError, RetryableError) as error:
+      raise self._as_user_error(step, error) from error
+    self._begun = step
+
   def save(self, step: int, state: TrainState, meta: dict[str, Any], *, clean: bool = True,
            scores: Mapping[str, float] | None = None) -> None:
     """Start saving; returns once the arrays are copied off the device.
@@ -321,12 +340,9 @@ class Checkpoints:
     Raises:
       UserError: this save, or the one before it, could not be written.
     """
-    self.wait()
+    self.begin(step)
     metadata = {'meta': meta, 'clean': clean, 'scores': dict(scores or {}), 'saved': time.time()}
     try:
-      self._folders.create()
-      if self._process == 0:
-        self._folders.begin(step)
       items = {_PARAMS: state.params}
       if state.opt_state is not None:
         items[_OPTIMIZER] = {'step': state.step, 'opt_state': state.opt_state}
@@ -335,6 +351,8 @@ class Checkpoints:
     except (OSError, ValueError, RuntimeError, RetryableError) as error:
       self._remove_unfinished(step)
       raise self._as_user_error(step, error) from error
+    finally:
+      self._begun = None
     self._pending = step, self._pool.submit(self._finish, writing, step, metadata)
 
   def _finish(self, writing: Any, step: int, metadata: dict[str, Any]) -> None:

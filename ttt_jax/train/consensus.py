@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-REQUESTS = ('stop', 'save', 'time', 'failed')
+REQUESTS = ('stop', 'save', 'time', 'failed', 'saving')
 _NAME_BYTES = 64  # of a host
 
 
@@ -26,7 +26,8 @@ class Consensus:
     stop    preemption.INTERRUPTED or preemption.PREEMPTED: save and exit
     save    1: train.checkpoint_minutes have passed since the last save
     time    1: train.max_minutes have passed
-    failed  1: this process cannot write to its disk
+    failed  1: this process cannot go on, for example because its disk is full
+    saving  1: this process is still writing a checkpoint
   """
 
   def __init__(self, mesh: Mesh):

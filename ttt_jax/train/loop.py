@@ -102,6 +102,9 @@ class TrainContext:
   profiler: profiling.Profiler
 
 
+_POLL = 0.1  # seconds between two looks of all processes at a save that is still being written
+
+
 class Loop:
   """Trains one run from its first step to its last: construct it, then call ``run``."""
 
@@ -124,7 +127,7 @@ class Loop:
     self._started = self._saved = time.monotonic()
     self._saved_step = progress.step
     self._given = 0  # steps of this start, also those that a rollback takes back
-    self._failure: UserError | None = None
+    self._failure: Exception | None = None
     self._stopping = False
     self._status_is_saving = False
 
@@ -158,7 +161,7 @@ class Loop:
         self._given += 1
         with jax.profiler.StepTraceAnnotation('train', step_num=progress.step + 1):
           self._advance()
-      context.checkpoints.wait()
+      self._wait_for_save()
       context.clock.lap('checkpoint')
     return self._finish(context.stop.agreed)
 
@@ -316,16 +319,38 @@ class Loop:
     that none of them waits for the others in a collective operation."""
     try:
       write()
-    except UserError as error:
+    except Exception as error:
       if self._consensus.single:
         raise
       self._failure = self._failure or error
 
   def _raise_failure(self) -> None:
-    if self._failure is None:
+    if self._failure is None and self.context.checkpoints.failed():
       self._try(self.context.checkpoints.wait)
-    raise self._failure or UserError('another process of this run could not write to its disk; '
-                                     'see the error in its log.')
+    raise self._failure or UserError('another process of this run failed, for example because it '
+                                     'could not write to its disk; see the error in its log.')
+
+  def _agree(self, saving: bool = False) -> bool:
+    """Raise the failure of any process in all of them; whether one of them is ``saving``."""
+    answer = self._consensus.now({'failed': int(self._failure is not None), 'saving': int(saving)})
+    if answer['failed']:
+      self._raise_failure()
+    return bool(answer['saving'])
+
+  def _wait_for_save(self) -> None:
+    """Wait until the last save is complete; if one process fails, all of them do. A process that
+    waited by itself would wait for the file of one that has failed."""
+    checkpoints = self.context.checkpoints
+    if not self._consensus.single:
+      while True:
+        saving = checkpoints.saving()
+        if not saving:
+          self._try(checkpoints.wait)
+        if not self._agree(saving):
+          break
+        self.context.watchdog.beat()
+        time.sleep(_POLL)
+    checkpoints.wait()
 
   def _diverged(self) -> bool:
     return self.progress.in_a_row >= self.settings.nonfinite_limit
@@ -341,7 +366,7 @@ class Loop:
       raise UserError(
           f'{what}, and the run has rolled back {progress.rollbacks} times already (config '
           'key train.rollback_limit); lower optimizer.learning_rate, or check the data.')
-    context.checkpoints.wait()
+    self._wait_for_save()
     target = context.checkpoints.newest_clean()
     if target is None:
       raise UserError(f'{what}, and there is no checkpoint to roll back to; lower '
@@ -411,11 +436,11 @@ class Loop:
     jax.block_until_ready(self.state)  # so that this wait counts as 'step', not 'checkpoint'
     context.clock.lap('step')
     self._update_status('saving', step=step)
-    self._try(context.checkpoints.wait)
-    if self._consensus.now({'failed': int(self._failure is not None)})['failed']:
-      self._raise_failure()
-    context.checkpoints.save(step, self.state, self._metadata(),
-                             clean=self.progress.in_a_row == 0, scores=scores)
+    self._wait_for_save()
+    self._try(lambda: context.checkpoints.begin(step))
+    self._agree()
+    self._try(lambda: context.checkpoints.save(
+        step, self.state, self._metadata(), clean=self.progress.in_a_row == 0, scores=scores))
     self._saved, self._saved_step = time.monotonic(), step
     context.watchdog.beat()
     context.clock.lap('checkpoint')
