@@ -1,13 +1,15 @@
 """Makes docs/images/talk.png: the page of `ttt-jax serve` during an answer of the demo's model.
 
   ttt-jax serve --workdir demo &
-  python docs/screenshots.py --address http://127.0.0.1:8000
+  python docs/screenshots.py --address http://127.0.0.1:8000 demo/data/heldout_wav/QUESTION.wav ...
 
+The recordings are sent one after another, as if they were spoken.
 Needs Chromium and the packages of the extra 'test'. The picture differs a little between runs, so
 no test compares it.
 """
 
 import argparse
+import base64
 import io
 import pathlib
 import sys
@@ -19,7 +21,6 @@ sys.path.insert(0, str(ROOT))
 
 from tools.browser import Browser  # noqa: E402
 
-ASKED = ('2 + 3', '7 - 4')
 # The last turn is frozen when this share of its tokens is set.
 _HALF = '''(() => {
   const turns = document.querySelectorAll('.turn.model');
@@ -40,6 +41,7 @@ _FREEZE = '''(() => {
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('recordings', nargs='+', type=pathlib.Path)
   parser.add_argument('--address', default='http://127.0.0.1:8000')
   parser.add_argument('--out', default=str(ROOT / 'docs' / 'images' / 'talk.png'))
   parser.add_argument('--all', metavar='DIR', help='also wide and phone, light and dark')
@@ -48,11 +50,12 @@ def main() -> None:
     browser.size(860, 700, scale=1.5)
     browser.open(args.address)
     browser.wait('document.querySelector("#connection").dataset.state === "on"')
-    for number, text in enumerate(ASKED, 1):
-      if number == len(ASKED):
+    for number, recording in enumerate(args.recordings, 1):
+      if number == len(args.recordings):
         browser.run(_FREEZE % (_HALF % number))
-      browser.run(f'(document.querySelector("#message").value = {text!r}, '
-                  'document.querySelector("#compose").requestSubmit())')
+      data = base64.b64encode(recording.read_bytes()).decode()
+      browser.run(f'recording(new File([Uint8Array.from(atob("{data}"), (c) => c.charCodeAt(0))], '
+                  f'{recording.name!r}))')
       browser.wait('window.frozen || document.querySelectorAll(".turn.model audio").length >= '
                    f'{number}')
     browser.picture(args.out)

@@ -9,8 +9,8 @@ _BELOW = 0.01  # a frame is silent 40 dB below the loudest one
 def trimmed(waveform: np.ndarray, rate: int, margin: float) -> np.ndarray:
   """A recording with at most ``margin`` seconds of silence at each end.
 
-  A frame of 20 ms is silent if its energy is 40 dB below that of the loudest one; so steady noise is
-  silent only if it is that much below the speech.
+  A frame of 20 ms is silent if its energy is 40 dB below that of the loudest one; so steady noise
+  is silent only if it is that much below the speech.
 
   Args:
     waveform: float32 [N].

@@ -22,8 +22,8 @@ _UNKNOWN = 0xFFFFFFFF  # length in the header of a WAV that is still being writt
 class PcmStream:
   """PCM of one answer as its codes arrive: int16, little-endian, mono, at RATE.
 
-  The first codes wait until they last for ``first`` seconds, or until the answer ends: one code of a
-  block may be final long before the others, and a player that starts with it would run dry.
+  The first codes wait until they last for ``first`` seconds, or until the answer ends: one code of
+  a block may be final long before the others, and a player that starts with it would run dry.
   """
 
   def __init__(self, codec: Codec, first: float = 0.0):
