@@ -9,7 +9,7 @@ import contextlib
 import os
 
 from ttt_jax.config import paths
-from ttt_jax.storage import buckets, mirror, remote, url_path
+from ttt_jax.storage import buckets, mirror, remote
 
 # `train` and `import-hf` copy their files as the owner of the workdir; `status` writes nothing.
 _NO_COPIES = ('train', 'import-hf', 'status')
@@ -40,18 +40,6 @@ def opened(args: argparse.Namespace) -> Iterator[None]:
       if args.verb not in _NO_COPIES:
         stack.enter_context(copies)
     yield
-
-
-def put_data(workdir: str, path: str) -> None:
-  """Copy a prepared set that was written into the local folder of a workdir to its bucket.
-
-  Raises:
-    UserError, RetryableError: the bucket cannot be written.
-  """
-  url = mirror.url_of(workdir)
-  if url and not os.path.isabs(path) and not remote.is_url(path):
-    remote.replace_folder(os.path.join(workdir, path), str(url_path.join(url, path)),
-                          last=('manifest.json',))
 
 
 def _in_buckets(args: argparse.Namespace | None) -> list[str]:

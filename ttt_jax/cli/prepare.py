@@ -5,7 +5,6 @@ import re
 from typing import TYPE_CHECKING
 
 from ttt_jax import config as config_lib
-from ttt_jax.cli import bucket_workdirs
 from ttt_jax.errors import UserError
 from ttt_jax.storage import mirror
 
@@ -30,7 +29,6 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
   config_lib.check_saved(args.workdir)
   with Stages() as stages:
     manifest = prepare(config, args.workdir, stages, worker)
-  bucket_workdirs.put_data(args.workdir, config.data.path)
   config_lib.save(config, args.workdir)
   print(f'prepared {store.locate(args.workdir, config.data.path)}\n{table(manifest)}')
 

@@ -485,6 +485,17 @@ def crc32c(path: pathlib.Path) -> str:
   return base64.b64encode(sum_.digest()).decode()
 
 
+def etags(path: pathlib.Path) -> tuple[str, str]:
+  """The ETags that S3 gives a file that was uploaded at once, or in parts of _PART bytes."""
+  whole, parts = hashlib.md5(usedforsecurity=False), []
+  with path.open('rb') as file:
+    while data := file.read(_PART):
+      whole.update(data)
+      parts.append(hashlib.md5(data, usedforsecurity=False).digest())
+  joined = hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()
+  return whole.hexdigest(), f'{joined}-{len(parts)}'
+
+
 def _crc32c_of(data: bytes) -> str:
   import google_crc32c
   return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()

@@ -293,6 +293,6 @@ class Appender:
 
 
 def sha256(path: str | os.PathLike) -> str:
-  """Hex digest of a file's bytes."""
-  with open(path, 'rb') as file:
+  """Hex digest of the bytes of a file, or of an object that a url_path.UrlPath names."""
+  with (path.open('rb') if hasattr(path, 'open') else open(path, 'rb')) as file:  # type: ignore
     return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -44,13 +44,17 @@ def _signature(body: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps([_AUTHOR, body], sort_keys=True).encode()).hexdigest()
 
 
+def marker_text(body: Mapping[str, Any]) -> str:
+  """The marker of a folder: {'kind', 'files': {name: entry, or None while it is written}}."""
+  return json.dumps({'written_by': _AUTHOR, **body, 'signature': _signature(body)}, indent=0,
+                    ensure_ascii=True, sort_keys=True) + '\n'
+
+
 def _write_marker(folder: pathlib.Path, body: dict[str, Any]) -> None:
-  files.write_text(folder / MARKER, json.dumps(
-      {'written_by': _AUTHOR, **body, 'signature': _signature(body)}, indent=0,
-      ensure_ascii=True, sort_keys=True) + '\n')
+  files.write_text(folder / MARKER, marker_text(body))
 
 
-def _read_marker(folder: pathlib.Path) -> dict[str, Any]:
+def read_marker(folder: pathlib.Path) -> dict[str, Any]:
   """The body of a folder's marker; {} without one that is whole."""
   try:
     values = json.loads((folder / MARKER).read_text(encoding='utf-8'))
@@ -110,7 +114,7 @@ def foreign(folder: str | os.PathLike, earlier: Earlier | None = None) -> str | 
     earlier: what proves files of a folder without a marker.
   """
   folder = pathlib.Path(folder)
-  marker = _read_marker(folder)
+  marker = read_marker(folder)
   proven = set() if marker or earlier is None else set(earlier(folder))
   for name in _walk(folder):
     if str(name) == MARKER and marker:
@@ -136,7 +140,7 @@ def remove(folder: str | os.PathLike) -> str | None:
 
 def _remove_proven(folder: pathlib.Path, earlier: Earlier | None) -> None:
   """Remove the files that are proven to be ours, and the folders that are empty then."""
-  marker = _read_marker(folder)
+  marker = read_marker(folder)
   names = set(marker.get('files', {})) if marker else set(earlier(folder) if earlier else ())
   for name in _walk(folder):
     if str(name) in names and (not marker or _is_listed(
@@ -197,7 +201,7 @@ class Building:
         raise UserError(f'{where}: {named} is a mount point, which cannot be replaced; choose a '
                         'folder in it.')
       found = foreign(self.target, self._earlier)
-      kind = _read_marker(self.target).get('kind', self._kind)
+      kind = read_marker(self.target).get('kind', self._kind)
     if kind != self._kind:  # ours, but made for something else: a set is not replaced by an export
       raise UserError(f'{where}: {named} exists and is not {self._kind} but {kind} of ttt-jax; '
                       'choose another path.')
@@ -268,7 +272,7 @@ class Building:
     form = re.compile(re.escape(self._prefix('#')).replace('\\#', r'(\d+)') + r'\w+\.new')
     for folder in self.target.parent.iterdir():
       found = form.fullmatch(folder.name)
-      if found and _read_marker(folder) and dataclasses.replace(
+      if found and read_marker(folder) and dataclasses.replace(
           this(), pid=int(found.group(1)), started='').is_gone():
         shutil.rmtree(folder, ignore_errors=True)
     old = self.target.with_name(f'.{self.target.name}.old')
@@ -324,7 +328,7 @@ class Output:
     """
     self.folder = pathlib.Path(folder)
     self._kind, self._where = kind, where
-    marker = _read_marker(self.folder)
+    marker = read_marker(self.folder)
     if marker.get('kind', kind) != kind:
       raise UserError(f'{where}: {folder} holds {marker["kind"]} that ttt-jax made; choose another '
                       'folder.')

@@ -22,7 +22,7 @@ import time
 from typing import Any, BinaryIO, TypeVar, cast
 
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import files as local_files
+from ttt_jax.storage import buckets, files as local_files
 from ttt_jax.storage.buckets import Bucket, Denied, Entry, Exists, Missing, Transient, connect
 
 RETRY_SECONDS = 60.0         # how long a failing request is repeated
@@ -34,8 +34,8 @@ _SCHEMES = ('gs', 's3')
 T = TypeVar('T')
 
 __all__ = ['Entry', 'cache_folder', 'check', 'children', 'create', 'download', 'download_folder',
-           'exists', 'files', 'is_folder', 'is_url', 'join', 'name', 'open_reader', 'parent',
-           'read_bytes', 'remove', 'remove_folder', 'replace_folder', 'stat', 'upload',
+           'each', 'exists', 'files', 'is_copy', 'is_folder', 'is_url', 'join', 'name',
+           'open_reader', 'parent', 'read_bytes', 'remove', 'remove_folder', 'stat', 'upload',
            'upload_folder', 'write_bytes', 'write_bytes_if', 'write_version']
 
 
@@ -420,15 +420,12 @@ def upload_folder(folder: str | os.PathLike, url: str,
   return names
 
 
-def replace_folder(folder: str | os.PathLike, url: str, last: Iterable[str]) -> None:
-  """``upload_folder`` in place of what is there: objects named ``last`` are removed first, so that
-  no reader takes half of each for a whole."""
-  there, last = files(url), list(last)
-  for relative in last:
-    if relative in there:
-      remove(join(url, relative))
-  names = set(upload_folder(folder, url, last))
-  each(set(there) - names, lambda relative: remove(join(url, relative)))
+def is_copy(path: pathlib.Path, url: str, entry: Entry) -> bool:
+  """Whether an object below ``url`` has the bytes of a file, by its size and checksum."""
+  if path.stat().st_size != entry.size:
+    return False
+  scheme = url.partition(':')[0]
+  return entry.checksum in (buckets.etags(path) if scheme == 's3' else (buckets.crc32c(path),))
 
 
 def each(names: Iterable[str], action: Callable[[str], None]) -> None:

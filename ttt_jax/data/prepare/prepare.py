@@ -13,7 +13,8 @@ process per core (local_pool.py), or by several machines: by workers that share 
 on a Ray cluster (ray_pool.py).
 Results are stored in .DATA-work until the set is complete, so that an interrupted run resumes.
 The set is assembled in a temporary folder beside DATA and renamed, so DATA is never incomplete.
-Where DATA is a symbolic link, all of this happens where it points to.
+Where DATA is a symbolic link, all of this happens where it points to. Where it is in a bucket, all
+of this happens in the workdir, and then the set is uploaded; see publish.py.
 The same sources and config give the same bytes, whatever the number of processes and machines.
 """
 
@@ -32,7 +33,7 @@ from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec
 from ttt_jax.config import Config, DataConfig
 from ttt_jax.data import interleave, store
-from ttt_jax.data.prepare import encode, pack, render, scan
+from ttt_jax.data.prepare import encode, pack, publish, render, scan
 from ttt_jax.data.prepare.jobs import FORMAT, Pool, Result, Work
 from ttt_jax.data.prepare.local_pool import LocalPool
 from ttt_jax.data.prepare.scan import Scanned
@@ -40,7 +41,7 @@ from ttt_jax.data.prepare.team import Team, Worker, wait_for_assembly
 from ttt_jax.data.records import embedded, keys, places, readers, records, sources
 from ttt_jax.data.records.parts import Clip, Part
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files, owned, url_path
+from ttt_jax.storage import files, owned, remote, url_path
 from ttt_jax.storage.names import FileNames
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.vocab import Vocabulary
@@ -78,22 +79,33 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     RetryableError: a process of this worker died; the others go on.
   """
   workdir = pathlib.Path(workdir)
-  target = owned.resolve(workdir / config.data.path)
+  named, place = _named(config, workdir), store.locate(workdir, config.data.path)
+  target = owned.resolve(named)
   folder = target.with_name(f'.{target.name}-work')
   if worker:
     wait_for_assembly(folder)
-  _check_target(workdir / config.data.path, workdir, config.data.path)
+  _check_target(named, workdir, config.data.path)
+  if url_path.is_url(place):
+    publish.check(str(place), _KIND, _WHERE, _SENTENCE)
+  else:
+    place = target
   places.forget()
   found = sources.inputs(config.data.sources, workdir, config.data.form, config.data.root)
   team = worker and Team(folder, worker, _identity(config, workdir, found),
-                         target / store.MANIFEST)
+                         place / store.MANIFEST)
   try:
     with Work(folder, _pool(config.data, folder, worker), team) as work:
       return _prepare(config, workdir, found, work, progress)
   except Exception:
     if team and team.finished():  # and so the results that this worker was about to read are gone
-      return store.read_manifest(target)
+      return store.read_manifest(place)
     raise
+
+
+def _named(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+  """The folder on the disk in which the set is assembled: DATA, or one in the workdir."""
+  place = store.locate(workdir, config.data.path)
+  return workdir / (f'{place.name}.upload' if url_path.is_url(place) else config.data.path)
 
 
 def _pool(data: DataConfig, folder: pathlib.Path, worker: Worker | None) -> Pool:
@@ -123,7 +135,7 @@ def _identity(config: Config, workdir: pathlib.Path, found: Sequence[sources.Inp
 
 def _prepare(config: Config, workdir: pathlib.Path, found: Sequence[sources.Input], work: Work,
              progress: Progress) -> dict[str, Any]:
-  named = workdir / config.data.path
+  named = _named(config, workdir)
   tokenizer = tokenizers.create(config.vocab)
   for one, other in sources.duplicates(found):
     _log.warning('%s is read twice for the same split and task%s; set repeat if that is intended.',
@@ -169,6 +181,9 @@ def _prepare(config: Config, workdir: pathlib.Path, found: Sequence[sources.Inpu
   with work.assembling() as mine:
     if mine:
       _assemble(named, manifest, codec, packed, scans, rendered)
+      place = store.locate(workdir, config.data.path)
+      if url_path.is_url(place):
+        _upload(named, str(place), progress)
   return manifest
 
 
@@ -219,7 +234,7 @@ def _rejects(target: pathlib.Path, rendered: Sequence[Result], total: int,
   Raises:
     UserError: more than the share ``max_rejects`` of the records.
   """
-  path = target.with_name(f'{target.name}.rejects.jsonl')
+  path = _rejects_file(target)
   counts: dict[str, int] = {}
   for one in rendered:
     for reason, count in one.info['rejects'].items():
@@ -335,6 +350,22 @@ def _assemble(target: pathlib.Path, manifest, codec: Codec, packed, scans, rende
     building.commit()
 
 
+def _upload(named: pathlib.Path, url: str, progress: Progress) -> None:
+  """Moves the set, and the list of rejected records, from the disk to a bucket."""
+  rejects = _rejects_file(named)
+  if rejects.is_file():
+    remote.upload(rejects, publish.rejects_url(url))
+  else:
+    remote.remove(publish.rejects_url(url))
+  publish.publish(named, url, lambda done, total: progress('uploading (bytes)', done, total))
+  owned.remove(named)
+  rejects.unlink(missing_ok=True)
+
+
+def _rejects_file(named: pathlib.Path) -> pathlib.Path:
+  return named.with_name(f'{named.name}.rejects.jsonl')
+
+
 def _link(source: pathlib.Path, target: pathlib.Path) -> None:
   """Links a file, or copies it where the file system has no hard links.
 
@@ -410,6 +441,6 @@ def _check_target(named: pathlib.Path, workdir: pathlib.Path, path: str) -> None
     raise UserError(f'{_WHERE} is {path!r}, but {inside[0]} in a workdir is for other files of a '
                     'run; name another folder, such as data.')
   owned.Building(named, _KIND, _WHERE, store.proven_files)
-  owned.check_text(named.with_name(f'{named.name}.rejects.jsonl'), _SENTENCE, _WHERE)
+  owned.check_text(_rejects_file(named), _SENTENCE, _WHERE)
   files.require_writable(target.parent)
   files.require_writable(named.parent)
