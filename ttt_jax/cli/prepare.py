@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--worker', metavar='K/N', help='this is process K (0 to N-1) of N that '
                       'prepare one set together, on any machines that share a disk')
+  parser.add_argument('--dry-run', action='store_true', help='write nothing; estimate tokens, '
+                      'size and time from a sample of the sources')
 
 
 def run(args: argparse.Namespace, config: config_lib.Config) -> None:
@@ -22,6 +24,12 @@ def run(args: argparse.Namespace, config: config_lib.Config) -> None:
   if worker and mirror.url_of(args.workdir):
     raise UserError(f'--workdir is {mirror.named(args.workdir)}, and --worker needs a disk that '
                     'all workers share; prepare the set there, and copy it to the bucket.')
+  if args.dry_run:
+    if worker:
+      raise UserError('--worker has no effect on `ttt-jax prepare --dry-run`; remove it.')
+    from ttt_jax.data.prepare import dry_run
+    print(dry_run.table(dry_run.plan(config, args.workdir)))
+    return
   from ttt_jax.data import store
   from ttt_jax.data.prepare.prepare import prepare
   from ttt_jax.data.prepare.summary import table

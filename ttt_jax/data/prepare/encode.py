@@ -90,22 +90,8 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
     UserError: codes whose codec is unknown, or a class that the config does not name; two codecs
       in one set; too little to fit on; if strict, a recording that cannot be read.
   """
-  beside: dict[pathlib.Path, Codec] = {}
-  for one in scans:
-    directory = one.input.folder / 'codec'
-    if directory in beside:
-      continue
-    if (directory / codecs.FILE).is_file() and (one.coded or not one.audio):
-      beside[directory] = codecs.load(directory, config)
-    elif one.coded and config.name == 'mel':
-      raise UserError(f'{one.coded}: the audio is given as codes, but there is no codec in '
-                      f'{directory}; save the codec that made them there.')
-  saved = {codec.name: (codec, directory) for directory, codec in reversed(beside.items())}
-  if len(saved) > 1:
-    raise UserError(f'config key data.sources: the sources hold codes of different codecs '
-                    f'({", ".join(sorted(saved))}); a prepared set has one codec.')
-  if saved:
-    return next(iter(saved.values()))
+  if (known := beside(config, scans)) is not None:
+    return known
   named = _named(one for one in scans if not one.input.heldout)
   found = _recordings(named, _blobs(scans))
   order = np.random.default_rng(seed).permutation(len(found))
@@ -115,6 +101,29 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
       progress('reading speech to fit the codec', done, len(found))
   result, = work.run(fit, [job], read, apart=False)
   return codecs.load(result.folder, config), result.folder
+
+
+def beside(config: CodecConfig, scans: Sequence[Scanned]) -> tuple[Codec, pathlib.Path] | None:
+  """The codec saved beside sources that hold codes, and its folder; None = it is to be created.
+
+  Raises:
+    UserError: as ``choose``.
+  """
+  found: dict[pathlib.Path, Codec] = {}
+  for one in scans:
+    directory = one.input.folder / 'codec'
+    if directory in found:
+      continue
+    if (directory / codecs.FILE).is_file() and (one.coded or not one.audio):
+      found[directory] = codecs.load(directory, config)
+    elif one.coded and config.name == 'mel':
+      raise UserError(f'{one.coded}: the audio is given as codes, but there is no codec in '
+                      f'{directory}; save the codec that made them there.')
+  saved = {codec.name: (codec, directory) for directory, codec in reversed(found.items())}
+  if len(saved) > 1:
+    raise UserError(f'config key data.sources: the sources hold codes of different codecs '
+                    f'({", ".join(sorted(saved))}); a prepared set has one codec.')
+  return next(iter(saved.values()), None)
 
 
 def _stamps(config: CodecConfig) -> tuple[tuple[int, int], ...]:

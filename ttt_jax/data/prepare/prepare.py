@@ -192,11 +192,18 @@ def _prepare(config: Config, workdir: pathlib.Path, found: Sequence[sources.Inpu
 
 def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokenizers.Tokenizer,
               work: pathlib.Path, workdir: pathlib.Path) -> render.Settings:
-  data, text = config.data, config.vocab
+  text = config.vocab
   if isinstance(tokenizer, tokenizers.BpeTokenizer) and text.tokenizer.endswith('.tiktoken'):
     # Recovering merges from ranks takes seconds, so it is done once and not in every process.
     text = dataclasses.replace(text, tokenizer=str(work / 'tokenizer.json'))
     files.write_text(text.tokenizer, json.dumps(tokenizer.definition()))
+  return dataclasses.replace(render_settings(config, codec, vocab, workdir), vocab=text)
+
+
+def render_settings(config: Config, codec: Codec, vocab: Vocabulary, workdir: pathlib.Path
+                    ) -> render.Settings:
+  """What decides how records become documents."""
+  data, text = config.data, config.vocab
   return render.Settings(text, url_path.stamp(config.vocab.tokenizer), vocab, data.text_chunk,
                          data.audio_chunk, interleave.Fill.from_config(data, codec), data.seq_len,
                          data.truncate, data.strict, config.seed,

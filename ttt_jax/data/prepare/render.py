@@ -93,7 +93,7 @@ def render(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: strict, and a record cannot be used.
   """
-  return _Documents(job, folder).run()
+  return Documents(job, folder).run()
 
 
 @functools.lru_cache(1)
@@ -101,7 +101,7 @@ def _tokenizer(config: VocabConfig) -> tokenizers.Tokenizer:
   return tokenizers.create(config)  # takes seconds for a large vocabulary
 
 
-class _Documents:
+class Documents:
   """The state of one job: documents waiting for a block, and counts."""
 
   def __init__(self, job: Job, folder: pathlib.Path):

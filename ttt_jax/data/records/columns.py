@@ -154,3 +154,10 @@ def cut(path: pathlib.Path, size: int) -> Iterator[tuple[int, int, int]]:
       if length >= size or i == file.num_row_groups - 1:
         yield start, i + 1, before
         start, before, rows, length = i + 1, before + rows, 0, 0
+
+
+def count(path: pathlib.Path, start: int, stop: int | None) -> int:
+  """The number of rows of row groups ``start`` to ``stop`` of a Parquet file."""
+  from pyarrow import parquet as files
+  with _errors(path, 'Parquet'), files.ParquetFile(_source(path)) as file:
+    return sum(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)[start:stop])
