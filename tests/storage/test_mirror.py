@@ -3,7 +3,7 @@
 import pytest
 
 from ttt_jax.errors import UserError
-from ttt_jax.storage import mirror, remote
+from ttt_jax.storage import mirror, owned, remote
 
 
 @pytest.fixture
@@ -42,9 +42,12 @@ def test_files_go_up_and_come_down(machine):
   write(one, config_json='{}', status_json='1', samples__a_txt='a', checkpoints__4__x='no',
         data__manifest_json='no', data__rows='no', _hidden='no')
   one.download()
-  assert sorted(one.upload()) == ['config.json', 'samples/a.txt', 'status.json']
+  (one.folder / 'samples' / owned.MARKER).write_text('{}')
+  assert sorted(one.upload()) == ['config.json', 'samples/.ttt-jax.json', 'samples/a.txt',
+                                  'status.json']
   assert one.upload() == []
-  assert sorted(remote.files(one.url)) == ['config.json', 'samples/a.txt', 'status.json']
+  assert sorted(remote.files(one.url)) == ['config.json', 'samples/.ttt-jax.json',
+                                           'samples/a.txt', 'status.json']
   other = machine(2)
   other.download()
   assert (other.folder / 'samples/a.txt').read_text() == 'a'

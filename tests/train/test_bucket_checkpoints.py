@@ -68,6 +68,7 @@ def test_save_restore_retention_and_damage(url):
     checkpoint.open_existing(url)
 
 
+@pytest.mark.slow
 def test_a_reader_keeps_its_checkpoint(url):
   with checkpoint.Checkpoints(url, keep=1) as run:
     save(run, 4)
@@ -80,6 +81,7 @@ def test_a_reader_keeps_its_checkpoint(url):
   assert not [name for name in remote.files(url) if name.startswith('.')]
 
 
+@pytest.mark.slow
 def test_who_may_not_commit_does_not(url):
   def refuse():
     raise UserError('taken over')
@@ -89,6 +91,7 @@ def test_who_may_not_commit_does_not(url):
   assert not remote.exists(f'{url}/4/{SEAL}')
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_between_disk_and_bucket(url, tmp_path):
   with checkpoint.Checkpoints(tmp_path / 'disk') as checkpoints:
     save(checkpoints, 4)

@@ -53,6 +53,25 @@ def config(small_config):
   return small_config
 
 
+def test_a_run_goes_on_in_a_bucket_from_the_newest_good_checkpoint(
+    gs_bucket, config, ten_steps, monkeypatch, tmp_path, capsys):
+  """A run that was copied there, one of whose objects is lost."""
+  url = gs_bucket + '/run'
+  names = remote.upload_folder(ten_steps, url)
+  remote.remove(url + '/' + next(name for name in names
+                                 if name.startswith('checkpoints/10/params/d/')))
+  train.train(config, url)
+  assert_equal(arrays(url + '/checkpoints', 10), arrays(ten_steps / 'checkpoints', 10))
+  machine(monkeypatch, tmp_path, 2)
+  assert cli.main(['status', '--workdir', url]) == 0
+  shown = capsys.readouterr().out
+  assert 'run: done' in shown and 'checkpoint 10 is corrupt' in shown, shown
+  lines = metrics.read(mirror.folder_of(url))
+  assert [line['step'] for line in lines if 'loss' in line] == list(range(1, 11))
+
+
+@pytest.mark.storage
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere_from_the_newest_good_checkpoint(
     gs_bucket, config, ten_steps, monkeypatch, tmp_path, capsys):
   url = gs_bucket + '/run'
@@ -199,7 +218,9 @@ def test_every_command_takes_a_url(store, tmp_path):
       ['prepare', '--config', file], ['train', '--devices', '1'], ['status'],
       ['evaluate', '--devices', '1'], ['score', '--config.score.items=2'],
       ['generate', '--task', 'tts', '--text', 'one two', '--out', str(tmp_path / 'answers')],
-      ['inspect', '--document', '1'], ['report'])):
+      ['inspect', '--document', '1'], ['report'],
+      ['evaluate', '--devices', '1'],  # replaces what the first one wrote
+      ['export-hf', '--out', str(tmp_path / 'export')])):
     code, out, err = run(server, tmp_path, number, *words, '--workdir', url)
     assert code == 0, (words, out, err)
     assert str(tmp_path / f'machine{number}') not in err or code == 0

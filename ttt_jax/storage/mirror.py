@@ -4,7 +4,7 @@ A workdir gs://bucket/run has a local folder, $TTT_JAX_CACHE/workdirs/gs/bucket/
 and write their files there as in any workdir: config.json, status.json, metrics.jsonl, reports,
 samples. ``Mirror`` downloads them first and copies what changed to the bucket, every few seconds
 and at the end. Not copied: checkpoints and prepared data, which are read and written in the bucket
-itself, and hidden files.
+itself, and hidden files but the marks of folders (storage/owned.py).
 
   run/status.json          a file is one object, replaced as a whole
   run/metrics.jsonl        of a file that grows: its first MiB
@@ -28,7 +28,7 @@ import threading
 import zlib
 
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import files, remote
+from ttt_jax.storage import files, owned, remote
 from ttt_jax.storage.remote import Entry
 
 _LOG = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ class Mirror:
       for name in sorted(names):
         path = pathlib.Path(top) / name
         relative = str(path.relative_to(self.folder))
-        if not name.startswith('.') and path.is_file() and not path.is_symlink() and (
+        if not _is_hidden(name) and path.is_file() and not path.is_symlink() and (
             everything or self._is_run or name != _RUN):
           yield relative, path
 
@@ -389,12 +389,16 @@ def _version(entry: Entry) -> tuple[int, str]:
   return entry.generation, entry.checksum
 
 
+def _is_hidden(name: str) -> bool:
+  return name.startswith('.') and name != owned.MARKER  # which says that a folder is ours
+
+
 def _without_data(found: dict[str, Entry]) -> dict[str, Entry]:
   """The objects of a listing that are copied."""
   sets = {os.path.dirname(name) for name in found if os.path.basename(name) == _PREPARED}
   def is_copied(name: str) -> bool:
     parts = name.split('/')
-    return not (any(part.startswith('.') for part in parts) or _NOT_COPIED in parts[:-1] or any(
+    return not (any(map(_is_hidden, parts)) or _NOT_COPIED in parts[:-1] or any(
         '/'.join(parts[:depth]) in sets for depth in range(len(parts))))
   return {name: entry for name, entry in found.items() if is_copied(name)}
 
