@@ -9,11 +9,13 @@ array_record and child processes find one.
 
 from collections.abc import Iterator
 import contextlib
+import ctypes
 import dataclasses
 import importlib.util
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -159,7 +161,11 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def _running(command: list[str], address: str) -> Iterator[None]:
-  process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  def end_with_parent():  # also if the tests are killed
+    if sys.platform == 'linux':
+      ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+  process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             preexec_fn=end_with_parent)
   try:
     until = time.monotonic() + 60
     while True:
