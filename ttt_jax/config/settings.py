@@ -345,7 +345,7 @@ class TrainConfig(Settings, group='train'):
   # all bytes that are used; 'sizes' compares sizes alone, which is fast and misses changed bytes
   verify: str = 'checksums'
   preemption: bool = True      # SIGTERM, SIGUSR1, Ctrl-C: save, then exit; False = exit at once
-  init_from: str = ''          # run, or checkpoint, with the initial parameters; '' = random
+  init_from: str = ''          # run, checkpoint or URL with the first parameters; '' = random
   max_minutes: NonNegative = 0.0  # stop with a checkpoint after this wall time; 0 = no limit [min]
   nonfinite_limit: Count = 5   # skipped (non-finite) updates in a row that cause a rollback
   rollback_limit: Natural = 3  # rollbacks to an earlier checkpoint before the run fails
