@@ -180,6 +180,7 @@ def _configure_process(devices: int | None) -> None:
       # JAX has threads of its own, and `prepare` has processes.
       'OPENBLAS_NUM_THREADS': '1',
       # TensorStore gives up a request to a bucket that is silent for so many seconds.
+      'TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS': '10',
       'TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS': '60',
       'TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES': '1',
   }.items():
