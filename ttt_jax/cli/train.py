@@ -19,6 +19,7 @@ import traceback
 from ttt_jax.cli import cluster, environment
 from ttt_jax.config import Config
 from ttt_jax.errors import RetryableError, UserError
+from ttt_jax.storage import mirror
 from ttt_jax.system import exit_codes
 from ttt_jax.train import preemption
 
@@ -129,14 +130,15 @@ class _ExitTogether:
     import jax
     if kind is None or jax.process_count() == 1:
       return
-    known = error if issubclass(kind, UserError) else environment.explain(
+    retryable = issubclass(kind, RetryableError)
+    known = error if retryable or issubclass(kind, UserError) else environment.explain(
         error, 'train', self._config)
     if known is not None:
-      print(f'ttt-jax: error: {known}', file=sys.stderr)
+      print(f'ttt-jax: error: {mirror.in_urls(str(known))}', file=sys.stderr)
     else:
       traceback.print_exception(kind, error, trace)
     if jax.process_index() == 0:
       time.sleep(_TIME_TO_FAIL)
     if known is not None:
-      exit_now(exit_codes.USER_ERROR)
+      exit_now(exit_codes.FAILURE if retryable else exit_codes.USER_ERROR)
     exit_now(exit_codes.INTERRUPTED if kind is KeyboardInterrupt else exit_codes.FAILURE)

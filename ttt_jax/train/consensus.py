@@ -26,7 +26,8 @@ class Consensus:
     stop    preemption.INTERRUPTED or preemption.PREEMPTED: save and exit
     save    1: train.checkpoint_minutes have passed since the last save
     time    1: train.max_minutes have passed
-    failed  1: this process cannot go on, for example because its disk is full
+    failed  1: this process cannot go on, for example because its disk is full; 2: nor can it, but
+            a restart may help, for example because its bucket does not answer
     saving  1: this process is still writing a checkpoint
   """
 

@@ -14,7 +14,7 @@ import optax
 
 from ttt_jax.config import Config, to_dict
 from ttt_jax.data import loader
-from ttt_jax.errors import UserError
+from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.model import flops, sharding
 from ttt_jax.model.transformer import Model
 from ttt_jax.system import hardware
@@ -256,7 +256,7 @@ class Loop:
     return {'stop': self.context.stop.level,
             'save': due(self.settings.checkpoint_minutes, self._saved),
             'time': due(self.settings.max_minutes, self._started),
-            'failed': int(self._failure is not None or self.context.checkpoints.failed())}
+            'failed': self._failed()}
 
   def _read(self, finished: telemetry.Finished | None, own: dict[str, int],
             always: bool = False) -> dict[str, int]:
@@ -283,7 +283,7 @@ class Loop:
       if finished.step % self.settings.log_every == 0 or always:
         self._log(finished)
     if requests['failed']:
-      self._raise_failure()
+      self._raise_failure(requests['failed'])
     return requests
 
   def _log(self, finished: telemetry.Finished) -> None:
@@ -324,17 +324,26 @@ class Loop:
         raise
       self._failure = self._failure or error
 
-  def _raise_failure(self) -> None:
+  def _failed(self) -> int:
+    """Whether this process cannot go on, for the others: 1, or 2 if a restart may help."""
+    if not self._consensus.single and self._failure is None and self.context.checkpoints.failed():
+      self._try(self.context.checkpoints.wait)
+    if self._failure is None:
+      return int(self.context.checkpoints.failed())
+    return 1 if isinstance(self._failure, UserError) else 2
+
+  def _raise_failure(self, kind: int) -> None:
     if self._failure is None and self.context.checkpoints.failed():
       self._try(self.context.checkpoints.wait)
-    raise self._failure or UserError('another process of this run failed, for example because it '
-                                     'could not write to its disk; see the error in its log.')
+    other = RetryableError if kind == 2 else UserError
+    raise self._failure or other('another process of this run failed, for example because it '
+                                 'could not write to its disk; see the error in its log.')
 
   def _agree(self, saving: bool = False) -> bool:
     """Raise the failure of any process in all of them; whether one of them is ``saving``."""
-    answer = self._consensus.now({'failed': int(self._failure is not None), 'saving': int(saving)})
+    answer = self._consensus.now({'failed': self._failed(), 'saving': int(saving)})
     if answer['failed']:
-      self._raise_failure()
+      self._raise_failure(answer['failed'])
     return bool(answer['saving'])
 
   def _wait_for_save(self) -> None:
