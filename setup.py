@@ -103,6 +103,8 @@ EXTRAS = {
         ],
     # `make test-storage`: s3:// and a server of it on loopback.
     'storage': ['s3fs>=2025.3', 'moto[server]>=5.1'],
+    # The viewer of traces, for `make test-profile`; users may install it elsewhere.
+    'profile': ['xprof>=2.24'],
     'docs': ['mkdocs-material>=9.6', 'mkdocstrings-python>=2.0', 'ziamath>=0.12'],
     # The published schemas of Kubernetes (100 MB), for the test of launch/gke/.
     'manifests': ['kubernetes-validate>=1.33'],

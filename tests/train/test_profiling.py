@@ -21,6 +21,7 @@ from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
 from ttt_jax.runs import live_profile
+from ttt_jax.storage import mirror, remote
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import (
     optimizer as optimizers, profile_files, profiling, state as train_state, step as train_step,
@@ -156,12 +157,26 @@ def test_a_live_run_is_traced_and_its_memory_is_shown(tmp_path, capsys):
   assert left == {'answer.0.json', 'answer.1.json', 'memory', 'plugins'}
 
 
+def test_a_run_whose_workdir_is_in_a_bucket(bucket, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('TTT_JAX_CACHE', str(tmp_path / 'cache'))
+  url = f'{bucket}/run'
+  run = live(tmp_path / 'local')
+  remote.write_bytes(f'{url}/status.json', (run / 'status.json').read_bytes())
+  with profiler(mirror.folder_of(url)):
+    assert not main.main(['profile', '--workdir', url, '--seconds', '0.01'])
+  said = capsys.readouterr().out
+  path = said.split(' (')[0]
+  assert path.startswith(f'{url}/profile/plugins/profile/') and remote.stat(path).size > 100
+  assert f'xprof --logdir {url}/profile' in said
+  assert not remote.exists(f'{url}/profile/request.json')
+
+
 def test_a_run_that_ends_writes_what_it_has(tmp_path):
   run, found = live(tmp_path / 'run'), []
   with profiler(run):
     asking = threading.Thread(target=lambda: found.extend(live_profile.profile(run, seconds=60)))
     asking.start()
-    while (answer := profile_files.answer_path(run, 0)) and not answer.exists():
+    while not (run / 'profile' / 'answer.0.json').exists():
       time.sleep(0.01)
   asking.join()
   assert [(path, path.stat().st_size) for path, _ in found] == found

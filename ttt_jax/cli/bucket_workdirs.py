@@ -11,8 +11,9 @@ import os
 from ttt_jax.config import paths
 from ttt_jax.storage import buckets, mirror, remote
 
-# `train` and `import-hf` copy their files as the owner of the workdir; `status` writes nothing.
-_NO_COPIES = ('train', 'import-hf', 'status')
+# `train` and `import-hf` copy their files as the owner of the workdir; `status` writes nothing, and
+# `profile` writes to the bucket itself.
+_NO_COPIES = ('train', 'import-hf', 'status', 'profile')
 
 
 def local(workdir: str, flag: str) -> str:

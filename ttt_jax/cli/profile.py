@@ -28,6 +28,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _profile(args: argparse.Namespace, config: None) -> None:
   from ttt_jax.runs import live_profile
+  from ttt_jax.storage import mirror
   from ttt_jax.train import profile_files
   process = profile_files.ALL if args.process == 'all' else _index(args.process)
   if not 0 < args.seconds <= profile_files.SECONDS:
@@ -42,9 +43,13 @@ def _profile(args: argparse.Namespace, config: None) -> None:
   finally:
     line.clear()
   for path, size in found:
-    print(f'{path} ({size / 1e6:.1f} MB)')
-  print('Open with: ' + (f'pprof -http=127.0.0.1:8792 {shlex.quote(str(found[0][0]))}'
+    print(f'{mirror.named(path)} ({_size(size)})')
+  print('Open with: ' + (f'pprof -http=127.0.0.1:8792 {shlex.quote(mirror.named(found[0][0]))}'
                          if args.memory else profile_files.viewer(pathlib.Path(args.workdir))))
+
+
+def _size(count: int) -> str:
+  return f'{count / 1e6:.1f} MB' if count >= 1e6 else f'{count / 1e3:.1f} kB'
 
 
 def _index(text: str) -> int:

@@ -248,9 +248,10 @@ def _verify(folder: pathlib.Path, model: Model, mesh: Any, writer: safetensors_i
     UserError: a tensor is missing or differs, or the logits of ``probe`` differ.
   """
   found = safetensors_io.Folder(folder)
-  for name, tensor in tensor_names.tensors(model).items():
-    if name not in found or found[name].shape != tensor.shape or (
-        safetensors_io.checksum(found, name) != writer.sums[name]):
+  tensors = tensor_names.tensors(model)
+  sums = safetensors_io.checksums(found, (name for name in tensors if name in found))
+  for name, tensor in tensors.items():
+    if name not in found or found[name].shape != tensor.shape or sums[name] != writer.sums[name]:
       raise UserError(f'tensor {name} in {folder} differs from what was written; the disk may be '
                       'damaged, so export to another one.')
   qwen_config.compare(qwen_config.read(folder), model.config, folder)

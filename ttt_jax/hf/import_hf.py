@@ -1,9 +1,9 @@
 """Import a Qwen2 directory: parameters on the mesh, and from them an initial checkpoint.
 
-Tensors are read one at a time, in the order of the files, and written into their slice of the
-stacked parameter on the devices, so the host never holds more than one tensor (of the embedding
-table two copies) beside its own devices' arrays. The checkpoint has only weights: training
-initialises the optimizer state.
+Tensors are read in the order of the files, the next ones by threads, and written into their slice
+of the stacked parameter on the devices. So the host never holds more than 256 MiB of tensors and
+the largest one (of the embedding table two copies) beside its own devices' arrays. The checkpoint
+has only weights: training initialises the optimizer state.
 """
 
 import dataclasses
@@ -155,17 +155,17 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh, dtype: str = ''
   shapes = lora.without(jax.eval_shape(model.init, jax.random.key(0)))
   places = sharding.shardings(mesh, lora.without(model.axes()), shapes)
   leaves: dict[tuple[str, ...], jax.Array] = {}
-  for name in (name for name in folder if name in plan):
+  for name, array in safetensors_io.read_ahead(folder, (name for name in folder if name in plan)):
     tensor = plan[name]
     shape, place = tensor_names.leaf(shapes,
                                      tensor.path).shape, tensor_names.leaf(places, tensor.path)
     if tensor.is_table:
-      leaves[tensor.path] = _table(folder, name, shape, model.vocab_size, place, dtype, seed)
+      leaves[tensor.path] = _table(array, name, shape, model.vocab_size, place, dtype, seed)
     elif tensor.layer is None:
-      leaves[tensor.path] = _put(folder.read_finite(name), place).astype(dtype)
+      leaves[tensor.path] = _put(array, place).astype(dtype)
     else:
       before = leaves.pop(tensor.path, None)
-      leaves[tensor.path] = _into(before, folder.read_finite(name), tensor, shape, place, dtype)
+      leaves[tensor.path] = _into(before, array, tensor, shape, place, dtype)
   rows = folder[tensor_names.EMBEDDING].shape[0]
   report = Report(str(directory), len(plan), sum(folder[name].nbytes // folder[name].dtype.itemsize
                                                  for name in plan),
@@ -245,13 +245,12 @@ def _writer(place: NamedSharding, transposed: bool):
   return jax.jit(write, donate_argnums=0, out_shardings=place)
 
 
-def _table(folder: safetensors_io.Folder, name: str, shape: tuple[int, ...], size: int,
+def _table(array: np.ndarray, name: str, shape: tuple[int, ...], size: int,
            place: NamedSharding, dtype: str, seed: int) -> jax.Array:
   """Embedding or head [rows, E]: the directory's rows, new rows, and padding rows of zeros."""
-  entry = folder[name]
-  kept = min(entry.shape[0], size)
-  table = np.zeros(shape, entry.dtype)
-  table[:kept] = folder.read_finite(name)[:kept]
+  kept = min(array.shape[0], size)
+  table = np.zeros(shape, array.dtype)
+  table[:kept] = array[:kept]
   if kept < size:
     _fill(table, kept, size, np.random.default_rng([seed, len(name)]))
   return _put(table, place).astype(dtype)

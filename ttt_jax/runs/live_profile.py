@@ -12,7 +12,7 @@ import uuid
 
 from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.runs import status, sweep
-from ttt_jax.storage import files
+from ttt_jax.storage import mirror
 from ttt_jax.train import profile_files, status_file
 from ttt_jax.train.profile_files import Answer, Request
 
@@ -61,13 +61,13 @@ def _processes(workdir: pathlib.Path, process: int) -> list[int]:
     UserError: the run is not live, or has no such process.
   """
   if not workdir.is_dir():
-    raise UserError(f'workdir {workdir} does not exist; name the folder of a run.')
+    raise UserError(f'workdir {mirror.named(workdir)} does not exist; name the folder of a run.')
   if sweep.is_sweep(workdir):
-    raise UserError(f'{workdir} is a sweep; name the folder of one of its members.')
-  fields = status_file.read(workdir)
+    raise UserError(f'{mirror.named(workdir)} is a sweep; name the folder of one of its members.')
+  fields = _status(workdir)
   if not fields:
-    raise UserError(f'{workdir} has no status.json: nothing was trained there; start '
-                    f'`ttt-jax train --workdir {workdir}` first.')
+    raise UserError(f'{mirror.named(workdir)} has no status.json: nothing was trained there; start '
+                    f'`ttt-jax train --workdir {mirror.named(workdir)}` first.')
   _require_live(workdir, fields)
   count = fields.get('process_count') or 1
   if process >= count:
@@ -76,14 +76,21 @@ def _processes(workdir: pathlib.Path, process: int) -> list[int]:
   return list(range(count)) if process == profile_files.ALL else [process]
 
 
+def _status(workdir: pathlib.Path) -> dict[str, Any]:
+  """The fields of status.json, as in the bucket where the workdir is in one."""
+  if mirror.url_of(workdir) is not None:
+    mirror.copied(mirror.named(workdir))
+  return status_file.read(workdir)
+
+
 def _require_live(workdir: pathlib.Path, fields: Mapping[str, Any]) -> None:
   state = fields.get('state')
   if state in status.ENDED:
-    raise UserError(f'the run in {workdir} is not live: it {_ENDS[state]} at step '
+    raise UserError(f'the run in {mirror.named(workdir)} is not live: it {_ENDS[state]} at step '
                     f'{fields.get("step") or 0:,}; profile one that trains.')
   if status.gone(fields):
-    raise UserError(f'the run in {workdir} is not live: its process {fields["pid"]} is gone; run '
-                    'the command of the run again to resume it.')
+    raise UserError(f'the run in {mirror.named(workdir)} is not live: its process '
+                    f'{fields["pid"]} is gone; run the command of the run again to resume it.')
 
 
 _ENDS = {'done': 'was done', 'failed': 'failed', 'preempted': 'was preempted',
@@ -97,15 +104,15 @@ def _send(workdir: pathlib.Path, request: Request) -> None:
     other = profile_files.read_request(workdir)
   except UserError:
     other = None  # damaged
-  path = profile_files.folder(workdir) / profile_files.REQUEST
+  path = mirror.named(profile_files.folder(workdir) / profile_files.REQUEST)
   if other is not None and request.time < other.expires + other.seconds:
-    raise RetryableError(f'another profile of {workdir} is being taken: {path} was written '
-                         f'{max(request.time - other.time, 0):.0f} s ago; try again when it is '
-                         'done, or remove that file.')
-  with files.writing(path):  # a command that was killed has left it
-    path.unlink(missing_ok=True)
+    raise RetryableError(f'another profile of {mirror.named(workdir)} is being taken: {path} '
+                         f'was written {max(request.time - other.time, 0):.0f} s ago; try again '
+                         'when it is done, or remove that file.')
+  profile_files.clear(workdir)  # a command that was killed has left it
   if not profile_files.write_request(workdir, request):
-    raise RetryableError(f'another profile of {workdir} has just been asked for; try again.')
+    raise RetryableError(f'another profile of {mirror.named(workdir)} has just been asked for; '
+                         'try again.')
 
 
 def _wait(workdir: pathlib.Path, request: Request, processes: list[int], timeout: float,
@@ -131,20 +138,20 @@ def _wait(workdir: pathlib.Path, request: Request, processes: list[int], timeout
               for process in processes]
     if now - looked > LIVE:
       looked = now
-      fields = status_file.read(workdir)
+      fields = _status(workdir)
       if silent or status.gone(fields):
         _require_live(workdir, fields)
     if silent and now - started > timeout:
       raise RetryableError(
-          f'process {silent[0]} of the run in {workdir} has not answered within {timeout:g} s '
-          '(--timeout); `ttt-jax status` shows whether it is alive; an older version of ttt-jax '
-          'does not answer.')
+          f'process {silent[0]} of the run in {mirror.named(workdir)} has not answered within '
+          f'{timeout:g} s (--timeout); `ttt-jax status` shows whether it is alive; an '
+          'older version of ttt-jax does not answer.')
     late = [process for process, when in begun.items()
             if answers[process].state != profile_files.DONE
             and now - when > request.seconds + WRITING]
     if late:
-      raise RetryableError(f'process {late[0]} of the run in {workdir} began the profile, but has '
-                           f'not written it within {WRITING:.0f} s; see its log.')
+      raise RetryableError(f'process {late[0]} of the run in {mirror.named(workdir)} began the '
+                           f'profile, but has not written it within {WRITING:.0f} s; see its log.')
     say(_what(request, processes, answers, begun, now, now - started))
     time.sleep(POLL)
 

@@ -1,4 +1,4 @@
-"""Reads and writes safetensors files tensor by tensor, with one tensor in memory at a time.
+"""Reads and writes safetensors files tensor by tensor, with a few tensors in memory at a time.
 
 A file is eight bytes of length N, N bytes of JSON, and the bytes of the tensors, little-endian:
 
@@ -8,16 +8,19 @@ Large models have several files and an index from tensors to files. The safetens
 headers and reads. Its backend 'pread' is used: tensor by tensor it takes as long as the mapped one
 (0.7 s for 1 GiB in tensors of 128 MiB), and the peak is one tensor instead of the whole file.
 Writing is done here, because the library writes all tensors of a file at once. The format is that
-of the README of safetensors 0.5.
+of the README of safetensors 0.5. Several threads read, check and write: reads, writes and
+``zlib.crc32`` release the interpreter lock.
 """
 
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
 import dataclasses
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any, NotRequired
+from typing import Any, NotRequired, TypeVar
 import zlib
 
 import ml_dtypes
@@ -34,6 +37,9 @@ DTYPES = {'BF16': np.dtype(ml_dtypes.bfloat16), 'F16': np.dtype(np.float16),
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 2**24  # bytes; the tensors of a model of 1,000 layers need a tenth
 _CHUNK = 2**24       # bytes written or checked at once
+_THREADS = 4
+_AHEAD = 2**28       # bytes of tensors that wait, beside the largest
+_T = TypeVar('_T')
 # Of the bits of a number, those of the exponent: all are set in NaN and infinity.
 _EXPONENT = {'BF16': (np.uint16, 0x7F80), 'F16': (np.uint16, 0x7C00),
              'F32': (np.uint32, 0x7F800000), 'F64': (np.uint64, 0x7FF0000000000000)}
@@ -47,10 +53,11 @@ class IndexFile(schema.Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A stored tensor: its file, dtype and shape."""
+  """A stored tensor: its file, dtype, shape, and the place of its bytes in the file."""
   file: pathlib.Path
   dtype: np.dtype
   shape: tuple[int, ...]
+  start: int = 0
 
   @property
   def nbytes(self) -> int:
@@ -185,7 +192,8 @@ def _open(file: pathlib.Path) -> tuple[Any, dict[str, Entry]]:
                       + ', '.join(DTYPES) + '.')
     if any(length >= 2**40 for length in shape):  # next to a 0, with no bytes to read
       raise UserError(f'tensor {name} in {file} has shape {list(shape)}; download it again.')
-    entries[name] = Entry(file, DTYPES[dtype], shape)
+    start = 8 + len(header) + names[name]['data_offsets'][0]
+    entries[name] = Entry(file, DTYPES[dtype], shape, start)
   assert set(entries) == set(names) - {'__metadata__'}, file
   return handle, entries
 
@@ -248,7 +256,8 @@ class Writer:
     """Write all files.
 
     Args:
-      get: name -> array of the planned shape and dtype; called once per tensor, in order.
+      get: name -> array of the planned shape and dtype; called once per tensor, in order, while
+        other threads write the tensors before.
       single: name of the file if there is only one.
     """
     names = self.names() if len(self._shards) > 1 else [single]
@@ -262,18 +271,30 @@ class Writer:
 
   def _write_file(self, path: pathlib.Path, plans: list[Plan], get: Any) -> None:
     with path.open('wb') as file:
-      file.write(_header(plans))
-      for plan in plans:
-        array = np.asarray(get(plan.name))
-        assert array.shape == plan.shape and array.dtype == plan.dtype, (plan, array.shape)
+      header = _header(plans)
+      file.write(header)
+      file.flush()
+      number, at = file.fileno(), len(header)
+
+      def write(array: np.ndarray, start: int) -> int:
         view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         total = 0
-        for at in range(0, plan.nbytes, _CHUNK):
-          total = zlib.crc32(view[at:at + _CHUNK], total)
-          file.write(view[at:at + _CHUNK])
+        for begin in range(0, len(view), _CHUNK):
+          chunk = view[begin:begin + _CHUNK]
+          total = zlib.crc32(chunk, total)
+          _write_at(number, chunk, start + begin)
+        return total
+
+      def tasks() -> Iterator[tuple[int, Callable[[], int]]]:
+        nonlocal at
+        for plan in plans:
+          array = np.asarray(get(plan.name))
+          assert array.shape == plan.shape and array.dtype == plan.dtype, (plan, array.shape)
+          yield plan.nbytes, lambda array=array, start=at: write(array, start)
+          at += plan.nbytes
+      for plan, total in zip(plans, _in_threads(tasks())):
         self.sums[plan.name] = total
-      file.flush()
-      os.fsync(file.fileno())
+      os.fsync(number)
 
 
 def _header(plans: list[Plan]) -> bytes:
@@ -288,6 +309,71 @@ def _header(plans: list[Plan]) -> bytes:
   return len(text).to_bytes(8, 'little') + text
 
 
+def _write_at(number: int, data: memoryview, start: int) -> None:
+  """Write all of ``data`` at an offset of an open file."""
+  while data:
+    count = os.pwrite(number, data, start)
+    data, start = data[count:], start + count
+
+
 def checksum(folder: Folder, name: str) -> int:
   """CRC-32 of a tensor's bytes."""
-  return zlib.crc32(np.ascontiguousarray(folder.read(name)).reshape(-1).view(np.uint8).data)
+  return checksums(folder, [name])[name]
+
+
+def checksums(folder: Folder, names: Iterable[str]) -> dict[str, int]:
+  """CRC-32 of the bytes of some tensors, read by several threads.
+
+  Raises:
+    UserError: a file became shorter, or cannot be read.
+  """
+  names = list(names)
+  return dict(zip(names, _in_threads(
+      (0, lambda entry=folder[name]: _sum_of(entry)) for name in names)))
+
+
+def _sum_of(entry: Entry) -> int:
+  total, left = 0, entry.nbytes
+  try:
+    with entry.file.open('rb') as file:
+      file.seek(entry.start)
+      while left:
+        data = file.read(min(_CHUNK, left))
+        if not data:
+          raise UserError(f'{entry.file} is shorter than its header says; it is truncated or being '
+                          'replaced.')
+        total, left = zlib.crc32(data, total), left - len(data)
+  except OSError as error:
+    raise UserError(f'{entry.file} cannot be read ({error.strerror}).') from error
+  return total
+
+
+def read_ahead(folder: Folder, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, ``read_finite``) of some tensors in order, the next ones being read meanwhile."""
+  names = list(names)
+  yield from zip(names, _in_threads(
+      (folder[name].nbytes, lambda name=name: folder.read_finite(name)) for name in names))
+
+
+def _in_threads(tasks: Iterable[tuple[int, Callable[[], _T]]]) -> Iterator[_T]:
+  """The results of tasks in order, a few of which run at once.
+
+  Args:
+    tasks: (bytes that a task holds, task); one is taken while those before hold at most _AHEAD.
+  """
+  waiting: collections.deque[tuple[int, futures.Future[_T]]] = collections.deque()
+  held = 0
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    try:
+      for size, task in tasks:
+        waiting.append((size, pool.submit(task)))
+        held += size
+        while len(waiting) > 1 and (held > _AHEAD or len(waiting) > 2 * _THREADS):
+          size, future = waiting.popleft()
+          yield future.result()
+          held -= size
+      while waiting:
+        yield waiting.popleft()[1].result()
+    finally:
+      for _, future in waiting:
+        future.cancel()

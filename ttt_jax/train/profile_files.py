@@ -18,7 +18,7 @@ import time
 from typing import Annotated, Any
 
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files, schema
+from ttt_jax.storage import files, mirror, remote, schema
 
 FOLDER = 'profile'
 REQUEST = 'request.json'
@@ -114,7 +114,7 @@ def newest(workdir: str | os.PathLike) -> pathlib.Path | None:
 
 def viewer(workdir: str | os.PathLike) -> str:
   """The command that shows the traces of a run."""
-  return f'xprof --logdir {shlex.quote(str(folder(workdir)))} --port 8791'
+  return f'xprof --logdir {shlex.quote(mirror.named(folder(workdir)))} --port 8791'
 
 
 def read_request(workdir: str | os.PathLike) -> Request | None:
@@ -123,8 +123,20 @@ def read_request(workdir: str | os.PathLike) -> Request | None:
   Raises:
     UserError: it is damaged.
   """
-  found = schema.read(folder(workdir) / REQUEST, RequestFile, 'remove it', optional=True)
+  found = _read(workdir, REQUEST, RequestFile)
   return _made(Request, found) if found else None
+
+
+def version(workdir: str | os.PathLike) -> Any:
+  """Differs between two requests, and is cheap to ask for; None if there is none."""
+  url = mirror.url_of(workdir)
+  if url is not None:
+    return remote.stat(_url(url, REQUEST))
+  try:
+    found = (folder(workdir) / REQUEST).stat()
+  except OSError:
+    return None
+  return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def write_request(workdir: str | os.PathLike, request: Request) -> bool:
@@ -133,6 +145,9 @@ def write_request(workdir: str | os.PathLike, request: Request) -> bool:
   Raises:
     UserError: it cannot be written.
   """
+  url = mirror.url_of(workdir)
+  if url is not None:
+    return remote.create(_url(url, REQUEST), _text(request).encode())
   path = folder(workdir) / REQUEST
   with files.writing(path):
     files.make_folder(path.parent)
@@ -147,6 +162,16 @@ def write_request(workdir: str | os.PathLike, request: Request) -> bool:
   return True
 
 
+def clear(workdir: str | os.PathLike) -> None:
+  """Remove the request that is there."""
+  url = mirror.url_of(workdir)
+  if url is not None:
+    return remote.remove(_url(url, REQUEST))
+  path = folder(workdir) / REQUEST
+  with files.writing(path):
+    path.unlink(missing_ok=True)
+
+
 def remove_request(workdir: str | os.PathLike, request: Request) -> None:
   """Remove a request, unless another one has taken its place."""
   try:
@@ -154,17 +179,17 @@ def remove_request(workdir: str | os.PathLike, request: Request) -> None:
   except UserError:
     return
   if found is not None and found.id == request.id:
-    (folder(workdir) / REQUEST).unlink(missing_ok=True)
+    clear(workdir)
 
 
-def answer_path(workdir: str | os.PathLike, process: int) -> pathlib.Path:
-  """Where a process answers."""
-  return folder(workdir) / f'answer.{process}.json'
+def answer_name(process: int) -> str:
+  """The file of a process in WORKDIR/profile."""
+  return f'answer.{process}.json'
 
 
 def read_answer(workdir: str | os.PathLike, process: int, request: Request) -> Answer | None:
   """What a process has answered to a request; None if it has not yet."""
-  found = schema.read(answer_path(workdir, process), AnswerFile, 'remove it', optional=True)
+  found = _read(workdir, answer_name(process), AnswerFile)
   return _made(Answer, found) if found and found['id'] == request.id else None
 
 
@@ -174,10 +199,39 @@ def write_answer(workdir: str | os.PathLike, answer: Answer) -> None:
   Raises:
     UserError: it cannot be written.
   """
-  path = answer_path(workdir, answer.process)
+  url, name = mirror.url_of(workdir), answer_name(answer.process)
+  if url is not None:
+    remote.write_bytes(_url(url, name), _text(answer).encode())
+    return
+  path = folder(workdir) / name
   with files.writing(path):
     files.make_folder(path.parent)
   files.write_text(path, _text(answer))
+
+
+def publish(workdir: str | os.PathLike, path: pathlib.Path) -> None:
+  """Copy a profile to the bucket of a workdir that is in one."""
+  url = mirror.url_of(workdir)
+  if url is not None:
+    remote.upload(path, _url(url, path.relative_to(folder(workdir)).as_posix()))
+
+
+def _url(workdir: str, name: str) -> str:
+  return remote.join(workdir, FOLDER, *name.split('/'))
+
+
+def _read(workdir: str | os.PathLike, name: str, kind: type) -> dict[str, Any]:
+  """A small file of the folder, as in the bucket where the workdir is in one; {} if it is missing.
+  The local copy of another process is as old as its last look there."""
+  url = mirror.url_of(workdir)
+  if url is None:
+    return schema.read(folder(workdir) / name, kind, 'remove it', optional=True)
+  where = _url(url, name)
+  if not remote.exists(where):
+    return {}
+  values = schema.parse(remote.read_bytes(where), where, 'remove it')
+  schema.check(values, kind, where, 'remove it')
+  return values
 
 
 def _text(value: Any) -> str:

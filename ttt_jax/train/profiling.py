@@ -14,15 +14,17 @@ import shutil
 import socket
 import threading
 import time
+from typing import Any
 
 import jax
 
-from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.errors import RetryableError, UserError
+from ttt_jax.storage import files, mirror
 from ttt_jax.train import profile_files
 from ttt_jax.train.profile_files import Answer, Request
 
 POLL = 1.0  # seconds between two looks for a request
+POLL_BUCKET = 5.0  # in a bucket, where each look is a request that is paid for
 _LOG = logging.getLogger(__name__)
 
 
@@ -31,7 +33,7 @@ class Profiler:
 
   def __init__(self, workdir: str | os.PathLike, steps: tuple[int, int] | None = None,
                process: int = 0, processes: int = 1,
-               say: Callable[[str], None] = _LOG.warning, poll: float = POLL):
+               say: Callable[[str], None] = _LOG.warning, poll: float | None = None):
     """Nothing is recorded yet.
 
     Args:
@@ -40,17 +42,18 @@ class Profiler:
         until ``until`` are done; None = no steps.
       process, processes: index and count.
       say: takes sentences about profiles that could not be made.
-      poll: seconds between two looks for a request.
+      poll: seconds between two looks for a request; None: POLL, or POLL_BUCKET.
     """
     self.workdir, self._say = pathlib.Path(workdir), say
-    self._process, self._poll = process, poll
+    self._process = process
+    self._poll = poll or (POLL if mirror.url_of(workdir) is None else POLL_BUCKET)
     self._host = socket.gethostname() + (f'-p{process}' if processes > 1 else '')
     self._after, self._until = steps or (-1, -1)
     self._recording = False           # of train.profile
     self._date = ''
     self._lock = threading.Lock()     # JAX records one trace at a time
     self._over = threading.Event()
-    self._seen: tuple[int, ...] = ()  # of the request file that was looked at last
+    self._seen: Any = None            # version of the request that was looked at last
     self._last = ''                   # id of the last request
     self._thread = threading.Thread(target=self._serve, name='profile', daemon=True)
 
@@ -94,7 +97,8 @@ class Profiler:
     self._recording, self._after = False, -1
     try:
       path, _ = self._stop(self._date)
-      _LOG.info('train.profile: wrote %s; open it with `%s`.', path,
+      profile_files.publish(self.workdir, path)
+      _LOG.info('train.profile: wrote %s; open it with `%s`.', mirror.named(path),
                 profile_files.viewer(self.workdir))
     except Exception as error:  # a profile is not worth a run
       self._say(f'train.profile: the trace could not be written: {_sentence(error)}')
@@ -111,15 +115,13 @@ class Profiler:
 
   def _new_request(self) -> Request | None:
     """A request to this process that has not been answered."""
-    path = profile_files.folder(self.workdir) / profile_files.REQUEST
     try:
-      found = path.stat()
-      seen = found.st_mtime_ns, found.st_size, found.st_ino
-      if seen == self._seen:
+      seen = profile_files.version(self.workdir)
+      if seen is None or seen == self._seen:
         return None
-      self._seen = seen
       request = profile_files.read_request(self.workdir)
-    except (OSError, UserError):  # none, or not one of ours
+      self._seen = seen
+    except (OSError, UserError, RetryableError):  # not one of ours, or out of reach for a while
       return None
     if request is None or request.id == self._last or time.time() > request.expires or (
         request.process not in (self._process, profile_files.ALL)):
@@ -135,12 +137,13 @@ class Profiler:
       with self._lock:
         make = self._memory if request.kind == profile_files.MEMORY else self._trace
         path, size = make(request, tell)
+      profile_files.publish(self.workdir, path)
       tell(profile_files.DONE, bytes=size,
            file=str(path.relative_to(profile_files.folder(self.workdir))))
     except Exception as error:  # a profile is not worth a run
       try:
         tell(profile_files.FAILED, error=_sentence(error))
-      except UserError as other:
+      except (UserError, RetryableError) as other:
         self._say(f'`ttt-jax profile` got no answer: {other}')
 
   def _trace(self, request: Request, tell: Callable[[str], None]) -> tuple[pathlib.Path, int]:
