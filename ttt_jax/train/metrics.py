@@ -43,8 +43,8 @@
 
   of the run so far, including earlier starts (telemetry.Clock):
   goodput                   seconds in steps that counted, as a fraction of the time since the
-                            first start: rolled back and repeated steps, restarts and the time
-                            between them are the rest (status_file.Status)
+                            first start; repeated steps and the time between starts are among
+                            the rest (status_file.Status)
   time/total                seconds
   time/PART                 fractions of them: start, compile, data, step, checkpoint, eval,
                             profile, lost, other

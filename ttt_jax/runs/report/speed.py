@@ -74,7 +74,7 @@ def _rates(lines: Sequence[dict]) -> str:
     if np.isfinite(value):
       what = f'{note}, of the latest {metrics.WINDOW:,}' if name == 'p50' else note
       rows += _row(f'Step time, {name}', status.seconds(value), what)
-  return _table(('Measure', 'Median', 'Meaning'), rows)
+  return _table(('Measure', 'Value', 'Meaning'), rows)
 
 
 def _slowest(fields: Mapping[str, Any]) -> str:
@@ -93,8 +93,8 @@ def _split(line: dict, fields: Mapping[str, Any]) -> str:
       rows += _row(label, _share(share), f'{duration(share * total)}: {note}', bar=share)
   goodput = status.goodput(fields)
   more = '' if not goodput else (
-      f' Goodput: {html.escape(goodput)} were steps that counted; rolled back and repeated steps, '
-      'restarts and the time between them are the rest.')
+      f' Goodput: {html.escape(goodput)} were steps that counted; start-up, compilation, '
+      'checkpoints, repeated steps and the time between starts are the rest.')
   return (f'<p class="note">Of {duration(total)} in total, including earlier starts of the run.'
           f'{more}</p>{_table(("Part", "Share", "Time and meaning"), rows)}')
 
