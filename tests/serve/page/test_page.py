@@ -75,6 +75,7 @@ def test_a_typed_turn(address):
   with browsers.Browser(patience=300) as browser:
     browser.open(address)
     browser.wait(CONNECTED)
+    browser.wait('document.querySelector("#history").placeholder === "1000"')
     browser.run('(document.querySelector("#message").value = "3 1 4", '
                 'document.querySelector("#compose").requestSubmit())')
     browser.wait(DONE)

@@ -308,12 +308,16 @@ function configure() {
       transcription: $('transcribe').checked ? {model: state.model} : null,
       turn_detection: state.handsFree
         ? {type: 'server_vad', silence_duration_ms: number('silence') ?? 500} : null}},
-    ttt: {block_events: $('watch').checked, history_turns: number('history'), sampling}}});
+    ttt: {block_events: $('watch').checked, history_turns: number('history') ?? state.history, sampling}}});
 }
 
 // -- events of the server -------------------------------------------------------------------------
 
 const handlers = {
+  'session.created': ({session}) => {  // the server's default, until another number is entered
+    state.history = session.ttt.history_turns;
+    $('history').placeholder = String(state.history ?? 'all');
+  },
   'error': ({error}) => {
     problem(error.message);
     const waiting = state.waiting;
