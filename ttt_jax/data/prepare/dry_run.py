@@ -127,14 +127,12 @@ def plan(config: Config, workdir: str | pathlib.Path) -> Plan:
   tokenizer = tokenizers.create(config.vocab)
   places.forget()
   found = sources.inputs(config.data.sources, workdir, config.data.form, config.data.root)
-  folder, left = None, 0
   replaced = _replaced(target)
-  if not url_path.is_url(target):
-    real = owned.resolve(target)
-    folder = real.with_name(f'.{real.name}-work')
-    left = sum(1 for _ in folder.glob(f'*/{jobs.INFO}')) if folder.is_dir() else 0
+  real = owned.resolve(prepare.named_folder(config, workdir))
+  folder = real.with_name(f'.{real.name}-work')
+  left = sum(1 for _ in folder.glob(f'*/{jobs.INFO}')) if folder.is_dir() else 0
   scan_jobs = [scan.Job(one, config.data.strict) for one in found]
-  stored = {one: result for one, job in zip(found, scan_jobs) if folder is not None and (
+  stored = {one: result for one, job in zip(found, scan_jobs) if (
       result := jobs.stored(folder / jobs.key(scan.scan, job)))}
   looks = {number: [_look(one, stored.get(one), config) for one in _spread(group)]
            for number, group in _groups(found)}

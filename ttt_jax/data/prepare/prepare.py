@@ -79,7 +79,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     RetryableError: a process of this worker died; the others go on.
   """
   workdir = pathlib.Path(workdir)
-  named, place = _named(config, workdir), store.locate(workdir, config.data.path)
+  named, place = named_folder(config, workdir), store.locate(workdir, config.data.path)
   target = owned.resolve(named)
   folder = target.with_name(f'.{target.name}-work')
   if worker:
@@ -102,7 +102,7 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     raise
 
 
-def _named(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+def named_folder(config: Config, workdir: pathlib.Path) -> pathlib.Path:
   """The folder on the disk in which the set is assembled: DATA, or one in the workdir."""
   place = store.locate(workdir, config.data.path)
   return workdir / (f'{place.name}.upload' if url_path.is_url(place) else config.data.path)
@@ -135,7 +135,7 @@ def _identity(config: Config, workdir: pathlib.Path, found: Sequence[sources.Inp
 
 def _prepare(config: Config, workdir: pathlib.Path, found: Sequence[sources.Input], work: Work,
              progress: Progress) -> dict[str, Any]:
-  named = _named(config, workdir)
+  named = named_folder(config, workdir)
   tokenizer = tokenizers.create(config.vocab)
   for one, other in sources.duplicates(found):
     _log.warning('%s is read twice for the same split and task%s; set repeat if that is intended.',

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -87,7 +88,11 @@ class Team:
     """Whether workers have completed the set, and it is still there."""
     done = _read(self.folder / DONE)
     return done.get('identity') == self.identity and self.manifest.is_file() and (
-        files.sha256(self.manifest) == done.get('manifest'))
+        self._digest() == done.get('manifest'))
+
+  def _digest(self) -> str:
+    """SHA-256 of the manifest, which may be an object in a bucket."""
+    return hashlib.sha256(self.manifest.read_bytes()).hexdigest()
 
   def join(self) -> None:
     """Announces this worker.
@@ -224,7 +229,7 @@ class Team:
   def finish(self) -> None:
     """The set is complete: tells the others, and deletes all results."""
     files.write_text(self.folder / DONE, json.dumps(
-        {'identity': self.identity, 'manifest': files.sha256(self.manifest)}), durable=True)
+        {'identity': self.identity, 'manifest': self._digest()}), durable=True)
     jobs_lib.clear(self.folder, keep=(DONE, WORKERS, ASSEMBLY))
 
 
