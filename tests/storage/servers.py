@@ -9,13 +9,11 @@ array_record and child processes find one.
 
 from collections.abc import Iterator
 import contextlib
-import ctypes
 import dataclasses
 import importlib.util
 import os
 import pathlib
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +25,10 @@ import pytest
 
 SECRET = 'fake-secret-access-key-Zq7'  # tests look for it in logs and files
 BUCKET = 'bucket'
+# Linux sends the server a SIGTERM when the tests end, also if they are killed.
+_TIED_TO_PARENT = ('import ctypes, os, sys\n'
+                   'if sys.platform == "linux": ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)\n'
+                   'os.execvp(sys.argv[1], sys.argv[1:])')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,11 +163,8 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def _running(command: list[str], address: str) -> Iterator[None]:
-  def end_with_parent():  # also if the tests are killed
-    if sys.platform == 'linux':
-      ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
-  process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                             preexec_fn=end_with_parent)
+  process = subprocess.Popen([sys.executable, '-c', _TIED_TO_PARENT, *command],
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   try:
     until = time.monotonic() + 60
     while True:
