@@ -2,6 +2,7 @@
 
   python -m benchmarks.loader --json loader.json   # 60 M tokens; about a minute
   python -m benchmarks.loader --quick              # seconds
+  python -m benchmarks.loader --buckets            # from servers on loopback beside the disk
 
 A prepared set of three splits in rows of 2,048 over 168,072 ids is made: 'asr' and 'tts' of 2 to
 20 s of speech (12.5 codes and 3.3 text tokens a second, interleaved 13:26 under their system
@@ -15,10 +16,12 @@ second, as much memory for the large set as for the small.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -95,6 +98,22 @@ def forget(folder: pathlib.Path) -> bool:
   return True
 
 
+class _Ranged:
+  """In place of data.shards.Shards: array_record reads the bucket itself."""
+
+  def __init__(self, folder, entries):
+    self.paths = [str(folder / entry['name']) for entry in entries]
+
+  def require(self, row: int) -> None:
+    pass
+
+  def lost(self, row: int) -> bool:
+    return False
+
+  def fetch_ahead(self, rows) -> None:
+    pass
+
+
 def serve(cores: int) -> None:
   """Answer 'read' requests: batches of one case, after a first one that is not counted."""
   common.stay_on(cores)
@@ -102,14 +121,18 @@ def serve(cores: int) -> None:
   from ttt_jax.data import store
   from ttt_jax.data.loader import Loader
 
-  def read(folder: str, name: str, sst: float, threads: int, batches: int, cold: bool) -> dict:
+  def read(folder: str, name: str, sst: float, threads: int, batches: int, cold: bool,
+           whole: bool = False, ranged: bool = False) -> dict:
+    start = time.perf_counter()
+    if ranged:
+      store.Shards = _Ranged  # type: ignore[misc]
     stage = Stage('asr') if name == 'one split' else Stage(mix=MIX)
     loader = Loader(folder, DataConfig(stages=(stage,), sst=sst, threads=threads), BATCH_ROWS, 0,
                     store.vocabulary(folder))
     if cold and not forget(pathlib.Path(folder)):
       return {}
     used, padded = 0, 0
-    if not cold:
+    if not cold and not whole:
       next(loader)  # opens the files and starts the threads
     def work():
       nonlocal used, padded
@@ -117,8 +140,10 @@ def serve(cores: int) -> None:
         batch = next(loader)
         used += int(np.count_nonzero(batch.document))
         padded += batch.document.size
-    _, time = common.timed(work)
-    return {'tokens': padded, 'used': used, **time}
+    _, took = common.timed(work)
+    if whole:
+      took['seconds'] = time.perf_counter() - start
+    return {'tokens': padded, 'used': used, **took}
 
   common.serve({'read': read})
 
@@ -127,9 +152,9 @@ def measure(tokens: int, batches: int, repetitions: int, cores: int) -> dict:
   """Everything; the result is what --json gets."""
   with tempfile.TemporaryDirectory() as name:
     large, small = pathlib.Path(name) / 'large', pathlib.Path(name) / 'small'
-    made, time = common.timed(lambda: make(large, tokens))
+    made, took = common.timed(lambda: make(large, tokens))
     result = {'machine': common.machine(cores), 'tokens': tokens,
-              'seconds_to_make': time['seconds'], 'splits': made, 'cases': {}, 'peak_bytes': {}}
+              'seconds_to_make': took['seconds'], 'splits': made, 'cases': {}, 'peak_bytes': {}}
     make(small, tokens // 4)
     turns: dict[str, list] = {case: [] for case in (*CASES, *COLD)}
     with common.Side('benchmarks.loader', 'serve', str(cores), threads=cores) as side:
@@ -150,6 +175,50 @@ def measure(tokens: int, batches: int, repetitions: int, cores: int) -> dict:
                           batches=count, cold=False)['peak_bytes']
         result['peak_bytes'][size] = {'after 2 batches': read(1), 'after all': read(4 * batches)}
   return result
+
+
+def measure_buckets(tokens: int, batches: int, repetitions: int, cores: int) -> dict:
+  """Tokens per second from the local disk and from buckets on loopback, in turns.
+
+  'first' is a machine without copies, from opening the set on: it fetches every file that its
+  batches need. 'again' is a process that finds the copies. 'by range' is array_record's own reader
+  of gs://, one request per row.
+  """
+  from tests.storage import servers
+  turns: dict[str, list] = {}
+  with contextlib.ExitStack() as stack:
+    root = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    made = make(root / 'set', tokens)
+    running = [stack.enter_context(servers.gcs()), stack.enter_context(servers.s3())]
+    for server in running:
+      os.environ.update(server.environment)
+    from ttt_jax.storage import remote
+    for server in running:
+      remote.upload_folder(root / 'set', f'{server.url}/set')
+    def turn(case: str, folder: str, **more) -> None:
+      with common.Side('benchmarks.loader', 'serve', str(cores), threads=cores) as side:
+        turns.setdefault(case, []).append(side.ask(
+            do='read', folder=folder, name='mix of 3', sst=0.5, threads=4, batches=batches,
+            **{'cold': False, **more}))
+    for number in range(repetitions):
+      turn('local disk', str(root / 'set'))
+      for server in running:
+        os.environ['TTT_JAX_CACHE'] = str(root / f'cache-{server.scheme}-{number}')
+        turn(f'{server.scheme}://, first', f'{server.url}/set', whole=True)
+        turn(f'{server.scheme}://, again', f'{server.url}/set')
+      turn('gs://, by range', f'{running[0].url}/set', ranged=True)
+  speed = {case: common.median([a['tokens'] / a['seconds'] for a in answers])
+           for case, answers in turns.items()}
+  return {'machine': common.machine(cores), 'tokens': tokens, 'batches': batches,
+          'bytes': sum(found['bytes'] for found in made.values()), 'cases': {
+              case: {'tokens_per_second': value, 'of_local': value / speed['local disk']}
+              for case, value in speed.items()}}
+
+
+def report_buckets(result: dict) -> str:
+  return common.table(('batches of 32 x 2,048', 'M tokens/s', 'of local'), [
+      (case, f'{found["tokens_per_second"] / 1e6:.2f}', f'{found["of_local"]:.2f}')
+      for case, found in result['cases'].items()])
 
 
 def report(result: dict) -> str:
@@ -180,12 +249,15 @@ def main(words: list[str] | None = None) -> None:
   parser.add_argument('--batches', type=int, default=80, help='per case and turn')
   parser.add_argument('--repetitions', type=int, default=3)
   parser.add_argument('--cores', type=int, default=2)
+  parser.add_argument('--buckets', action='store_true', help='from gs:// and s3:// servers on '
+                      'loopback, beside the local disk')
   parser.add_argument('--json', metavar='FILE')
   args = parser.parse_args(words)
   if args.quick:
     args.tokens, args.batches, args.repetitions = 1_000_000, 4, 1
-  result = measure(args.tokens, args.batches, args.repetitions, args.cores)
-  print(report(result))
+  run, shown = (measure_buckets, report_buckets) if args.buckets else (measure, report)
+  result = run(args.tokens, args.batches, args.repetitions, args.cores)
+  print(shown(result))
   if args.json:
     common.write_json(args.json, result)
   return None
