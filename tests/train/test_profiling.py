@@ -261,16 +261,19 @@ print(json.dumps({'tools': list(names), 'names': sorted(map(str, found))}))
 
 
 @pytest.mark.slow  # compiles, and xprof is an extra
-def test_xprof_opens_a_trace_of_a_real_run(prepared, tmp_path, monkeypatch):
+def test_xprof_opens_a_trace_of_a_real_run(prepared, tmp_path):
   """XPROF_PYTHON: an interpreter with the package xprof; default: this one."""
   python = os.environ.get('XPROF_PYTHON') or sys.executable
   if subprocess.run([python, '-c', 'import xprof'], capture_output=True).returncode:
     pytest.skip('the package xprof is not installed; `make test-profile` does')
-  # Programs of the cache have the names of the code that compiled them.
-  monkeypatch.setattr(jax.config, 'jax_enable_compilation_cache', False)
   config = small_run.replace(small_run.config(steps=6, profile='3:5'), 'data', path=str(prepared))
-  with small_run.one_device():
-    train.train(config, tmp_path)
+  # Programs of the cache have the names of the code that compiled them, unless these are in the key.
+  jax.config.update('jax_compilation_cache_include_metadata_in_key', True)
+  try:
+    with small_run.one_device():
+      train.train(config, tmp_path)
+  finally:
+    jax.config.update('jax_compilation_cache_include_metadata_in_key', False)
   (path,) = traces(tmp_path)
   assert steps_in(path) == [4, 5]
   assert b'jvp(layers)/while/body/closed_call/attention/qkv' in path.read_bytes()
