@@ -267,7 +267,7 @@ def test_xprof_opens_a_trace_of_a_real_run(prepared, tmp_path):
   if subprocess.run([python, '-c', 'import xprof'], capture_output=True).returncode:
     pytest.skip('the package xprof is not installed; `make test-profile` does')
   config = small_run.replace(small_run.config(steps=6, profile='3:5'), 'data', path=str(prepared))
-  # Programs of the cache have the names of the code that compiled them, unless these are in the key.
+  # Programs of the cache have the names of the code that compiled them, unless the key has these.
   jax.config.update('jax_compilation_cache_include_metadata_in_key', True)
   try:
     with small_run.one_device():
@@ -281,4 +281,4 @@ def test_xprof_opens_a_trace_of_a_real_run(prepared, tmp_path):
                         cwd=docs.ROOT, check=True)
   found = json.loads(done.stdout.splitlines()[-1])
   assert {'trace_viewer@', 'hlo_stats', 'overview_page'} <= set(found['tools'])
-  assert {'train', 'batch', 'wait for the device'} <= set(found['names'])
+  assert {'train 4', 'train 5', 'batch', 'wait for the device'} <= set(found['names'])

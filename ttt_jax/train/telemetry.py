@@ -230,10 +230,11 @@ class StepTimes:
     self._steps += 1
 
   def percentiles(self) -> dict[str, float]:
-    """'step_seconds/pN' of the latest steps; NaN before the second one."""
+    """'step_seconds/pN' of the latest steps; {} before the second one."""
+    if not self._times:
+      return {}
     names = metrics_lib.PERCENTILES
-    values = (np.percentile(np.fromiter(self._times, float), names) if self._times else
-              np.full(len(names), np.nan))
+    values = np.percentile(np.fromiter(self._times, float), names)
     return {f'step_seconds/p{name}': float(value) for name, value in zip(names, values)}
 
   def take_host(self) -> list[float]:
