@@ -31,7 +31,7 @@ from ttt_jax.hf import import_hf, qwen_config
 from ttt_jax.model import sharding, staircase
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.objective import hybrid
-from ttt_jax.storage import mirror, remote
+from ttt_jax.storage import folder_copies, mirror, remote
 from ttt_jax.tokens import batch as batches, hf_tokenizer
 from ttt_jax.tokens.tokenizer import ByteTokenizer, Tokenizer
 from ttt_jax.tokens.vocab import Vocabulary
@@ -281,8 +281,8 @@ def load(path: str | os.PathLike, dtype: str = 'float32',
 
   Args:
     path: a directory with config.json and safetensors (plain Qwen2.5, whose vocabulary is
-      extended, or an exported model); or a workdir in which a model was trained, which may be at
-      a URL of a bucket.
+      extended, or an exported model); or a workdir in which a model was trained. Both may be at a
+      URL of a bucket.
     dtype: compute dtype of a Hugging Face directory, 'float32' or 'bfloat16'.
     mesh: devices of the parameters: axis sizes, as MeshConfig(fsdp=2), or a mesh of
       model/sharding.py. None: the first device for a Hugging Face directory; for a workdir the
@@ -294,13 +294,15 @@ def load(path: str | os.PathLike, dtype: str = 'float32',
   """
   if isinstance(mesh, MeshConfig):
     mesh = sharding.make_mesh(mesh)
-  url = remote.is_url(path)
-  path = mirror.copied(remote.check(str(path))) if url else pathlib.Path(path).expanduser()
+  url = remote.check(str(path)) if remote.is_url(path) else ''
+  path = mirror.folder_of(url) if url else pathlib.Path(path).expanduser()
   if checkpoint.is_trained(path):
-    return _from_workdir(path, mesh)
+    return _from_workdir(mirror.copied(url) if url else path, mesh)
+  if url:
+    path = folder_copies.folder(url, import_hf.PATTERNS)
   if not (path / 'config.json').is_file():
-    raise UserError(f'{path} is neither a Hugging Face directory (config.json and safetensors) '
-                    'nor a workdir with checkpoints.')
+    raise UserError(f'{url or path} is neither a Hugging Face directory (config.json and '
+                    'safetensors) nor a workdir with checkpoints.')
   config, vocab, params = import_hf.read(path, dtype, mesh)
   values = qwen_config.read(path)
   objective = ObjectiveConfig(mode=values.get('ttt_mode', 'hybrid'),

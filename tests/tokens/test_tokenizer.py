@@ -9,6 +9,7 @@ import pytest
 
 from ttt_jax.config import VocabConfig
 from ttt_jax.errors import UserError
+from ttt_jax.storage import remote
 from ttt_jax.tokens import tokenizer as tokenizers
 
 CORPUS = ['the quick brown fox jumps over the lazy dog', 'the dog barks; the fox does not',
@@ -59,6 +60,16 @@ def test_bytes_that_are_no_utf8_become_a_mark_not_an_exception():
   tokenizer = tokenizers.create(VocabConfig())
   assert tokenizer.decode([0xC3, 0x41]) == '\ufffdA'
   assert tokenizer.encode('a\ud800') == [0x61, 0xEF, 0xBF, 0xBD]
+
+
+@pytest.mark.storage
+@pytest.mark.parametrize('name', ['tokenizer.json', 'small.tiktoken'])
+def test_bpe_in_a_bucket(gs_bucket, bpe_files, name):
+  url, path = f'{gs_bucket}/{name}', str(bpe_files[0] / name)
+  remote.upload(path, url)
+  assert tokenizers.load_bpe(url, 'x').pieces() == tokenizers.load_bpe(path, 'x').pieces()
+  with pytest.raises(UserError, match=f'key vocab.tokenizer: {gs_bucket}/no does not exist'):
+    tokenizers.load_bpe(f'{gs_bucket}/no', 'x')
 
 
 @pytest.mark.parametrize('name', ['tokenizer.json', 'small.tiktoken'])

@@ -6,6 +6,7 @@ system/exit_codes.py lists the exit codes.
 import argparse
 import ctypes
 import difflib
+import functools
 import io
 import logging
 import os
@@ -148,7 +149,8 @@ def _expand_paths(args: argparse.Namespace) -> None:
   for name in ('workdir', 'config', 'out', 'hf', 'adapter', 'sweep', 'json', 'records', 'record',
                'audio', 'data', 'api_key_file'):
     value = getattr(args, name, None)
-    local = bucket_workdirs.local if name == 'workdir' else paths.local
+    local = bucket_workdirs.local if name == 'workdir' else functools.partial(
+        paths.local, bucket=name in weights.URLS.get(args.verb, ()))
     empty = value == '' or isinstance(value, list) and '' in value
     if empty and name in ('workdir', 'out', 'hf', 'config', 'sweep', 'data'):
       raise UserError(f'--{name} is empty; an unset variable of the shell gives this.')

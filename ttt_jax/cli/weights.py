@@ -2,14 +2,15 @@
 
 import argparse
 from collections.abc import Callable
-import pathlib
 
 from ttt_jax.cli.checkpoint_flag import add_checkpoint
 from ttt_jax.config import Config
 from ttt_jax.errors import UserError
+from ttt_jax.storage import url_path
 
 DTYPES = ('float32', 'bfloat16')
 PARTS = ('merged', 'base', 'adapter')
+URLS = {'import-hf': ('hf', 'adapter')}  # flags that may be URLs of buckets
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -21,9 +22,9 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
   take = verb('import-hf', 'start a run from Qwen2 weights in a Hugging Face folder',
               'ttt-jax import-hf --hf Qwen2.5-0.5B --workdir runs/0p5b')
   take.add_argument('--hf', required=True, metavar='DIR',
-                    help='folder with config.json and safetensors')
+                    help='folder with config.json and safetensors, or its URL in a bucket')
   take.add_argument('--adapter', default='', metavar='DIR',
-                    help='a PEFT adapter folder, for config keys model.lora')
+                    help='a PEFT adapter folder or URL, for config keys model.lora')
   take.add_argument('--dtype', default='', choices=('', *DTYPES), metavar='DTYPE',
                     help='of the checkpoint: float32 or bfloat16 (default: as in the folder)')
   give = verb('export-hf', 'write a checkpoint as a Hugging Face folder for PyTorch',
@@ -57,7 +58,7 @@ def _export(args: argparse.Namespace, config: Config) -> None:
   facts = export_hf.export_hf(
       config, args.workdir, args.out, dtype=args.dtype, part=args.part, base=args.base,
       overwrite=args.overwrite, shard_bytes=int(args.shard_gb * 1e9), step=args.checkpoint)
-  print(f'{pathlib.Path(args.out)}: step {facts["step"]:,}, {facts["tensors"]} tensors, '
+  print(f'{url_path.place(args.out)}: step {facts["step"]:,}, {facts["tensors"]} tensors, '
         f'{facts["parameters"]:,} parameters in {facts["dtype"]}; read back and verified')
   if args.part == 'adapter' and not args.base:
     print('adapter_config.json names no base: the adapter fits what `ttt-jax export-hf --part '

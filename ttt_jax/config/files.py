@@ -191,8 +191,8 @@ def _with_local_paths(config: Config) -> Config:
   data = dataclasses.replace(one(config.data, 'data', 'path', 'root', bucket=True),
                              sources=sources, audio_roots=roots)
   return dataclasses.replace(
-      config, vocab=one(config.vocab, 'vocab', 'tokenizer'),
-      codec=one(config.codec, 'codec', 'weights', 'decoder_weights'), data=data,
+      config, vocab=one(config.vocab, 'vocab', 'tokenizer', bucket=True),
+      codec=one(config.codec, 'codec', 'weights', 'decoder_weights', bucket=True), data=data,
       train=one(config.train, 'train', 'init_from', bucket=True),
       evaluate=one(config.evaluate, 'evaluate', 'judge_model', 'transcripts', 'dnsmos',
                    'speaker_model'))

@@ -59,7 +59,7 @@ def _choice(key: str, value: str, known: tuple[str, ...]) -> None:
 @dataclasses.dataclass(frozen=True)
 class VocabConfig(Settings, group='vocab'):
   text: str = 'bytes'          # text tokenizer: 'bytes', or 'qwen2.5', read from `tokenizer`
-  tokenizer: str = ''          # path of the tokenizer.json or qwen.tiktoken of 'qwen2.5'
+  tokenizer: str = ''          # path or URL of the tokenizer.json or qwen.tiktoken of 'qwen2.5'
 
   def __post_init__(self):
     super().__post_init__()
@@ -77,9 +77,9 @@ class CodecConfig(Settings, group='codec'):
   codes: Count = 2048          # codec 'mel': codes per codebook
   frames: Count = 2            # codec 'mel': frames of 11.6 ms per patch; 2 = 43 patches/s
   mode: str = '1200'           # codec 'codec2': bit rate, '700C', '1200', '1300' or '3200' [bits/s]
-  weights: str = ''            # codec 'glm4_voice': folder of the tokenizer; '' = codes in sources
+  weights: str = ''            # codec 'glm4_voice': folder or URL of the tokenizer; '' = none
   decoder: str = ''            # codec 'glm4_voice': PyTorch decoder 'module:Class'; '' = no sound
-  decoder_weights: str = ''    # codec 'glm4_voice': folder of the decoder's weights
+  decoder_weights: str = ''    # codec 'glm4_voice': folder or URL of the decoder's weights
 
   def __post_init__(self):
     super().__post_init__()

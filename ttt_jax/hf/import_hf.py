@@ -26,7 +26,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.hf import peft, qwen_config, tensor_names
 from ttt_jax.model import lora, sharding
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.storage import files, owned, safetensors_io, schema
+from ttt_jax.storage import files, folder_copies, owned, safetensors_io, schema
 from ttt_jax.system.version import git_revision, version
 from ttt_jax.tokens import hf_tokenizer, tokenizer as tokenizers
 from ttt_jax.tokens.tokenizer import BpeTokenizer
@@ -39,6 +39,9 @@ IMPORT = 'import.json'  # the report, in that folder
 NOISE = 0.02            # of new rows, in standard deviations of the old rows, per column
 _KEPT = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
          'vocab.json', 'merges.txt', '*.tiktoken', 'LICENSE')
+# What is fetched of a directory in a bucket: first what is checked, then all.
+SMALL = (*_KEPT, safetensors_io.INDEX)
+PATTERNS = (*SMALL, '*.safetensors')
 _ROWS = 4096            # rows of a table per pass over it
 
 
@@ -285,23 +288,24 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
     config: of the run; vocabulary, data and model size must fit the directory.
     workdir: has the prepared data, whose vocabulary the model gets, and no checkpoint yet.
       `train`, `evaluate` and `generate` start from the checkpoint that is written.
-    directory: config.json and safetensors.
-    adapter: a PEFT adapter directory for ``config.model.lora``; '' = none.
+    directory: config.json and safetensors; may be at a URL of a bucket.
+    adapter: a PEFT adapter directory for ``config.model.lora``, or its URL; '' = none.
     dtype: of the checkpoint; '' = that of the directory.
 
   Raises:
     UserError: config, data and directory do not fit together, a file is missing or damaged, or the
       workdir cannot be written or is in use.
   """
+  named, directory = str(directory), folder_copies.folder(directory, SMALL, '--hf')
   values = qwen_config.read(directory)
   workdir = pathlib.Path(workdir)
-  _check_origin(workdir / ORIGIN, pathlib.Path(directory))
+  _check_origin(workdir / ORIGIN, directory)
   data_dir = store.locate(workdir, config.data.path)
   vocab = store.vocabulary(data_dir)
   store.check_data(config, data_dir, vocab)
   qwen_config.compare(values, config.model, directory)
   qwen_config.check_vocabulary(values, vocab, directory)
-  _check_text(pathlib.Path(directory), config, vocab)
+  _check_text(directory, config, vocab)
   model = Model(config.model, vocab.size)
   mesh = train_state.reading_mesh(model, config.mesh)  # the run may train on other machines
   config_lib.check_saved(workdir)
@@ -309,20 +313,23 @@ def import_hf(config: Config, workdir: str | os.PathLike, directory: str | os.Pa
     newest = checkpoints.recover()
     if newest is not None:
       again = checkpoints.meta(newest).get('imported') or {}
-      if (newest == 0 and schema.fits(again, ReportFile) and again['directory'] == str(directory)
+      if (newest == 0 and schema.fits(again, ReportFile) and again['directory'] == named
           and not (workdir / ORIGIN / IMPORT).exists()):  # killed before the small files
         known = {field.name for field in dataclasses.fields(Report)}
         report = Report(**{key: value for key, value in again.items() if key in known})
-        _keep_small_files(config, workdir, pathlib.Path(directory), report)
+        _keep_small_files(config, workdir, directory, report)
         return report
       raise UserError(f'{checkpoints.directory} has checkpoint {newest} already; import into '
                       'another workdir, or remove that folder.')
+    small, directory = directory, folder_copies.folder(named, PATTERNS, '--hf')
     params, report = load(directory, model, mesh, dtype, config.seed, values['vocab_size'])
+    report = dataclasses.replace(report, directory=named)
     if adapter:
-      params, base = peft.load(adapter, model, mesh, params)
+      params, base = peft.load(folder_copies.folder(adapter, peft.PATTERNS, '--adapter'), model,
+                               mesh, params)
       report = dataclasses.replace(report, adapter=str(adapter), adapter_base=base)
     # First the small files: once the checkpoint is complete, the import is.
-    _keep_small_files(config, workdir, pathlib.Path(directory), report)
+    _keep_small_files(config, workdir, small, report)
     checkpoints.save(0, train_state.TrainState(None, params, None), _note(config, vocab, report))
     checkpoints.wait()
   return report

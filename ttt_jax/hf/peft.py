@@ -22,6 +22,7 @@ from ttt_jax.storage import safetensors_io, schema
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
+PATTERNS = ('adapter_*',)  # the names of its files
 _PREFIX = 'base_model.model.'
 _LETTER = {'A': lora.A, 'B': lora.B}
 _INDEX = WEIGHTS + '.index.json'

@@ -28,7 +28,7 @@ import threading
 import zlib
 
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import files, owned, remote
+from ttt_jax.storage import files, folder_copies, owned, remote
 from ttt_jax.storage.remote import Entry
 
 _LOG = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ def named(path: str | os.PathLike) -> str:
 
 def in_urls(text: str) -> str:
   """A text with URLs in place of the paths of local folders."""
+  text = folder_copies.in_urls(text)
   return text.replace(f'{_root()}/gs/', 'gs://').replace(f'{_root()}/s3/', 's3://')
 
 

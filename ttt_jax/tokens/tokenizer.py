@@ -6,11 +6,11 @@ turn.
 """
 
 import json
-import pathlib
 from typing import Any, Protocol, Sequence
 
 from ttt_jax.config import VocabConfig
 from ttt_jax.errors import UserError
+from ttt_jax.storage import folder_copies
 from ttt_jax.tokens.vocab import BYTE_TEXT_RANKS, QWEN_TEXT_RANKS
 
 
@@ -90,16 +90,16 @@ def load_bpe(path: str, name: str, key: str = 'config key vocab.tokenizer: ') ->
   """Reads a byte-level BPE of any size from tokenizer.json or a .tiktoken rank file.
 
   Args:
-    path: the local file.
+    path: of the file, or its URL in a bucket.
     name: its identity.
     key: prefix of error messages.
 
   Raises:
     UserError: no such file, or a file that is not a BPE.
   """
-  file = pathlib.Path(path)
+  file = folder_copies.file(path, key.removesuffix(': '))
   if not file.is_file():
-    raise UserError(f'{key}the file {path} does not exist; name a local '
+    raise UserError(f'{key}the file {path} does not exist; name a '
                     'tokenizer.json or qwen.tiktoken.')
   if file.suffix == '.tiktoken':
     from ttt_jax.tokens import bpe_ranks

@@ -16,6 +16,7 @@ from ttt_jax.audio.glm4 import features
 from ttt_jax.audio.glm4.checkpoint import Checkpoint, places
 from ttt_jax.config import CodecConfig
 from ttt_jax.errors import UserError
+from ttt_jax.storage import remote
 
 SMALL = reference.SMALL
 
@@ -250,6 +251,24 @@ def test_a_bridge_that_leads_nowhere_says_so(decoder, tmp_path):
   for name in ('nowhere_at_all:AudioDecoder', 'glm4_test_flow_inference:Missing'):
     with pytest.raises(UserError, match='cannot be imported'):
       create(decoder=name).decode([1])
+
+
+@pytest.mark.storage
+def test_weights_in_a_bucket(gs_bucket, folder, decoder, tmp_path):
+  remote.upload_folder(folder, f'{gs_bucket}/tokenizer')
+  remote.upload_folder(tmp_path / 'weights', f'{gs_bucket}/decoder')
+  config = CodecConfig('glm4_voice', weights=f'{gs_bucket}/tokenizer',
+                       decoder=decoder['decoder'], decoder_weights=f'{gs_bucket}/decoder')
+  found, here = codecs.create(config), CodecConfig('glm4_voice', weights=str(folder))
+  assert found.settings()['weights'] == config.weights  # which holds on other machines
+  assert found.settings()['digest'] == codecs.create(here).settings()['digest']
+  assert codecs.planned_codebook_size(config) == codecs.planned_codebook_size(here)
+  remote.remove(f'{gs_bucket}/decoder/flow.pt')
+  with pytest.raises(UserError, match=f"'{gs_bucket}/decoder', a folder without flow.pt"):
+    codecs.create(config)
+  remote.remove_folder(f'{gs_bucket}/tokenizer')
+  with pytest.raises(UserError, match=f'codec.weights: {gs_bucket}/tokenizer does not exist'):
+    codecs.create(config)
 
 
 def test_tokens_come_at_their_published_rate():

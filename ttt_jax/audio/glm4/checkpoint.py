@@ -15,7 +15,7 @@ import numpy as np
 
 from ttt_jax.audio.glm4.encoder import Params, Shape
 from ttt_jax.errors import UserError
-from ttt_jax.storage import schema
+from ttt_jax.storage import folder_copies, schema
 from ttt_jax.storage.safetensors_io import Folder
 
 PREFIXES = ('', 'model.encoder.')
@@ -94,7 +94,7 @@ class Checkpoint:
       UserError: no such folder, a missing tensor or one of another shape, or settings of
         another network; the sentence names it.
     """
-    self.directory = pathlib.Path(directory)
+    self.directory = folder_copies.folder(directory, ('*.json', '*.safetensors'), _KEY)
     if not self.directory.is_dir():
       raise UserError(f'{_KEY} is {str(directory)!r}, which is not a folder; name the one with the '
                       "tokenizer's config.json and model.safetensors.")

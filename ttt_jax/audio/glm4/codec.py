@@ -12,7 +12,7 @@ other stereo files, extract their first channel.
 import collections
 import concurrent.futures
 import itertools
-import pathlib
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -29,6 +29,7 @@ from ttt_jax.audio.glm4.checkpoint import Checkpoint, shape_of
 from ttt_jax.audio.glm4.encoder import Encoder, Shape
 from ttt_jax.config import CodecConfig
 from ttt_jax.errors import UserError
+from ttt_jax.storage import folder_copies, url_path
 
 _WINDOW = 1_024  # recordings whose segments may share batches
 _ON_CPU = 16     # recordings per job on a CPU, where each takes seconds
@@ -66,7 +67,8 @@ class Glm4Voice(Codec):
   @classmethod
   def planned_codebook_size(cls, config: CodecConfig) -> int:
     """That of the folder's config.json; of the published tokenizer where there is none."""
-    return shape_of(pathlib.Path(config.weights, 'config.json')).codes
+    folder = folder_copies.folder(config.weights, ('config.json',), 'config key codec.weights')
+    return shape_of(folder / 'config.json').codes
 
   @classmethod
   def create(cls, config: CodecConfig,
@@ -79,12 +81,12 @@ class Glm4Voice(Codec):
     weights, codes, digest = '', None, ''
     if config.weights:
       checkpoint = Checkpoint(config.weights)
-      weights = str(pathlib.Path(config.weights).resolve())
+      weights = _absolute(config.weights)
       codes, digest = checkpoint.shape.codes, checkpoint.digest()
     decoder_weights = ''
     if config.decoder:
       decoder.Bridge(config.decoder, config.decoder_weights)  # reports errors here, early
-      decoder_weights = str(pathlib.Path(config.decoder_weights).resolve())
+      decoder_weights = _absolute(config.decoder_weights)
     return cls(weights, config.decoder, decoder_weights, codes, digest)
 
   @property
@@ -168,6 +170,11 @@ class Glm4Voice(Codec):
     return {'weights': self.weights, 'decoder_name': self.decoder_name,
             'decoder_weights': self.decoder_weights, 'codes': self.codebook_size,
             'digest': self.digest}
+
+
+def _absolute(path: str) -> str:
+  """A path that holds in every directory, since a prepared set keeps it; a URL does already."""
+  return path if url_path.is_url(path) else os.path.realpath(path)
 
 
 def _checked(waveform: np.ndarray, rate: int) -> np.ndarray:

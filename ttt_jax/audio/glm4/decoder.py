@@ -12,13 +12,13 @@ device) with offline_inference(tokens [1, n]) -> waveform [1, m].
 """
 
 import importlib
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from ttt_jax.config import user_classes
 from ttt_jax.errors import UserError
+from ttt_jax.storage import folder_copies
 
 RATE = 22_050
 FILES = ('config.yaml', 'flow.pt', 'hift.pt')
@@ -39,7 +39,8 @@ class Bridge:
     if name.count(':') != 1 or not all(name.split(':')):
       raise UserError(f'config key codec.decoder is {name!r}; use "module:Class", like '
                       '"flow_inference:AudioDecoder" of a GLM-4-Voice checkout on PYTHONPATH.')
-    self.name, self.folder = name, pathlib.Path(weights)
+    self.name, self.weights = name, weights
+    self.folder = folder_copies.folder(weights, FILES, 'config key codec.decoder_weights')
     missing = [file for file in FILES if not (self.folder / file).is_file()]
     if missing or not weights:
       raise UserError(f'config key codec.decoder_weights is {weights!r}, a folder without '
@@ -60,7 +61,8 @@ class Bridge:
       if self._decoder is None:
         module, _, cls = self.name.partition(':')
         make = getattr(importlib.import_module(module), cls)
-        config, flow, vocoder = (str(self.folder / file) for file in FILES)
+        folder = folder_copies.folder(self.weights, FILES)  # again: the cache may have lost it
+        config, flow, vocoder = (str(folder / file) for file in FILES)
         self._decoder = make(config_path=config, flow_ckpt_path=flow, hift_ckpt_path=vocoder,
                              device='cuda' if torch.cuda.is_available() else 'cpu')
     except (ImportError, AttributeError) as error:

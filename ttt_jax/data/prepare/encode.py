@@ -129,7 +129,7 @@ def beside(config: CodecConfig, scans: Sequence[Scanned]) -> tuple[Codec, pathli
 def _stamps(config: CodecConfig) -> tuple[tuple[int, int], ...]:
   """Stamps of the files that decide what a codec computes: weights, and a user's own module."""
   paths = [path for name in (config.weights, config.decoder_weights) if name
-           for path in sorted(pathlib.Path(name).glob('*'))]
+           for path in sorted(url_path.place(name).glob('*'), key=str)]
   for name in (config.name, config.decoder):
     if ':' in name:
       with contextlib.suppress(ImportError, ValueError):
