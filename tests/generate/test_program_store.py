@@ -35,9 +35,9 @@ def test_read_programs_answer_as_compiled_ones_and_none_is_missing(cache, monkey
   size = path.stat().st_size
   path.write_bytes(path.read_bytes()[:-100])
   second = served.engine()
-  second.store.read([name for name, _ in second.programs()])
-  for _, ready in second.programs():
-    ready()
+  programs = second.programs()
+  assert second.store.read(programs) == {name for name, _ in programs}
+  assert all(second.store.get(name) for name, _ in programs)
   for name in ('steps', 'prefill', 'admit', 'release'):
     monkeypatch.setattr(compiled, name, None)
   assert [answer.ids.tolist() for answer in second.generate(prompts)] == wanted

@@ -11,7 +11,7 @@ nobody else may write to it. What cannot be read is compiled, and so is what fai
 (``distrust``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import functools
@@ -23,6 +23,7 @@ import pathlib
 import pickle
 import platform
 import shutil
+import threading
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ from ttt_jax.storage import files
 
 _LOG = logging.getLogger(__name__)
 _READERS = 8  # threads
+_COMPILING = threading.Lock()  # _without_compilation_cache changes settings of the process
 _KEPT = 4  # keys; the least recently used ones are removed
 
 
@@ -43,6 +45,7 @@ class ProgramStore:
     """Reads nothing yet; ``key`` is of ``key_of``."""
     self._programs: dict[str, Any] = {}
     self._was_read: set[str] = set()
+    self._reading: dict[str, concurrent.futures.Future[None]] = {}
     self._key = key
 
   @functools.cached_property
@@ -50,17 +53,27 @@ class ProgramStore:
     return _folder(self._key)
 
   def get(self, name: str) -> Any | None:
-    """The compiled program of a name; None if ``ensure`` has not made it."""
+    """The compiled program of a name; None if it was not asked for. Waits for one that ``read``
+    has begun."""
+    if reading := self._reading.get(name):
+      concurrent.futures.wait([reading])
     return self._programs.get(name)
 
-  def read(self, names: Sequence[str]) -> None:
-    """Read the programs of these names that are on disk, several at once; see ``ensure``."""
-    paths = {name: path for name in names if (path := self._path(name)) and path.is_file()}
-    with concurrent.futures.ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-      for name, program in zip(paths, pool.map(_read, paths.values())):
-        if program is not None:
-          self._programs[name] = program
-          self._was_read.add(name)
+  def read(self, programs: Sequence[tuple[str, Callable[[], None]]]) -> set[str]:
+    """Begin to read the programs that are on disk, several at once, in this order.
+
+    Args:
+      programs: (name, function that calls ``ensure`` for it), for files that cannot be read.
+
+    Returns:
+      The names that are being read.
+    """
+    found = [(name, make) for name, make in programs
+             if name not in self._programs and (path := self._path(name)) and path.is_file()]
+    pool = concurrent.futures.ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1), 'programs')
+    self._reading |= {name: pool.submit(make) for name, make in found}
+    pool.shutdown(wait=False)
+    return {name for name, _ in found}
 
   def ensure(self, name: str, function: Any, *args: Any) -> None:
     """Make a program available: read it, or compile a jitted function for ``args``.
@@ -77,7 +90,7 @@ class ProgramStore:
     if program is not None:
       self._was_read.add(name)
     elif path:
-      with _without_compilation_cache():
+      with _COMPILING, _without_compilation_cache():
         program = function.lower(*args).compile()
       _write(path, program)
     else:
@@ -87,6 +100,7 @@ class ProgramStore:
   def distrust(self) -> int:
     """Forget and delete the programs that were read from disk; returns how many. Called when one
     has failed. They are compiled when they are needed again."""
+    concurrent.futures.wait(self._reading.values())
     for name in self._was_read:
       del self._programs[name]
       if path := self._path(name):

@@ -339,7 +339,7 @@ class EngineLoop:
       request.deliver([failed])
     self._open = {}
     store = self.engine.store
-    if count := store.distrust():
+    if store is not None and (count := store.distrust()):
       _LOG.warning('%d compiled programs from disk were deleted; they are compiled again.', count)
     self.engine = self.served.engine()
     self.engine.store = store

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from ttt_jax.serve.service import Service
 from ttt_jax.system.progress import Progress
 
 _LOG = logging.getLogger(__name__)
+_MANY = re.compile(r'decode (?!1 )\d')  # names of programs that decode several requests
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -57,17 +59,27 @@ def _taken(host: str, port: int, error: OSError) -> UserError:
 
 
 def warm_up(loop: EngineLoop) -> None:
-  """Compile every program of the engine, or load it from the compilation cache."""
+  """Compile every program of the engine that is not stored, and read those that one request needs
+  alone; the others are read while the server answers."""
   began = time.monotonic()
   programs = loop.engine.programs()
+  # Those that decode several requests together come last.
+  programs.sort(key=lambda program: _MANY.match(program[0]) is not None)
+  store = loop.engine.store
+  assert store is not None, 'an engine that is not long-lived'
+  reading = store.read(programs)
+  later = {name for name in reading if _MANY.match(name)}
   with Progress(len(programs), 'warm-up', unit='programs') as progress:
-    if loop.engine.store is not None:
-      loop.engine.store.read([name for name, _ in programs])
-    for name, compile_it in programs:
-      compile_it()
+    for name, make in programs:
+      if name in reading:
+        if name not in later:
+          store.get(name)
+      else:
+        make()
       progress.update(1, program=name)
   loop.metrics.programs.set(len(programs))
-  _LOG.info('warm-up: %d programs in %.1f s.', len(programs), time.monotonic() - began)
+  _LOG.info('warm-up: %d programs in %.1f s%s.', len(programs), time.monotonic() - began,
+            f'; {len(later)} of them are still being read' if later else '')
 
 
 class Server(uvicorn.Server):
