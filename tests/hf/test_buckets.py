@@ -13,8 +13,9 @@ from tests.hf import directories
 from ttt_jax.cli import main
 from ttt_jax.config import to_dict
 from ttt_jax.data import store
+from ttt_jax.errors import RetryableError
 from ttt_jax.hf import import_hf
-from ttt_jax.storage import remote
+from ttt_jax.storage import mirror, remote
 from ttt_jax.train import trained_model
 
 pytestmark = [pytest.mark.storage, pytest.mark.slow]
@@ -58,6 +59,85 @@ def test_import(bucket, model, tmp_path, capsys):
   assert import_(url, config, tmp_path / 'again') == 2
   said = capsys.readouterr().err
   assert f'{url}/model.safetensors.index.json names the file' in said and 'cache' not in said
+
+
+def files(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_export(bucket, model, tmp_path, capsys):
+  workdir, url = tmp_path / 'run', f'{bucket}/exports/a'
+  assert import_(*model, workdir) == 0
+  def export(out, *more):
+    return run('export-hf', '--workdir', workdir, '--out', out, *more)
+  assert export(tmp_path / 'here', '--shard-gb', '3e-5') == 0
+  assert export(url, '--shard-gb', '3e-5') == 0
+  assert f'{url}: step 0' in capsys.readouterr().out
+  remote.download_folder(url, tmp_path / 'there')
+  assert files(tmp_path / 'there') == files(tmp_path / 'here')
+  assert [*(remote.cache_folder() / 'uploads').rglob('*.json')] == []
+  assert import_(url, model[1], tmp_path / 'again') == 0
+  chex.assert_trees_all_equal(params(tmp_path / 'again'), params(workdir))
+  capsys.readouterr()
+  assert export(url) == 2
+  assert f'{url} holds an earlier export; add --overwrite' in capsys.readouterr().err
+  assert export(url, '--overwrite') == 0  # in one file: those of the shards are removed
+  assert [name for name in remote.files(url) if 'safetensors' in name] == ['model.safetensors']
+  remote.write_bytes(f'{url}/notes.txt', b'mine')
+  there = remote.files(url)
+  assert export(url, '--overwrite') == 2
+  assert 'notes.txt is not one of its files' in capsys.readouterr().err
+  assert remote.files(url) == there
+  assert export(f'{bucket.split("://")[0]}://no-such-bucket/a') == 2
+  assert 'bucket' in capsys.readouterr().err
+  assert export(url.partition('/exports')[0].rpartition('/')[0]) == 2
+  assert 'a whole bucket; name a folder in it' in capsys.readouterr().err
+
+
+def test_an_interrupted_upload_is_continued(gs_bucket, model, tmp_path, monkeypatch, capsys):
+  workdir, url = tmp_path / 'run', f'{gs_bucket}/a'
+  assert import_(*model, workdir) == 0
+  upload, sent = remote.upload, []
+  def broken(path, place):
+    sent.append(remote.name(place))
+    if sent[-1] == 'config.json' and fails:
+      raise RetryableError('the server is down')
+    upload(path, place)
+  monkeypatch.setattr(remote, 'upload', broken)
+  command = ['export-hf', '--workdir', workdir, '--out', url]
+  fails = True
+  assert run(*command) == 1 and 'model.safetensors' in sent
+  assert not remote.exists(f'{url}/config.json')
+  assert import_(url, model[1], tmp_path / 'none') == 2
+  capsys.readouterr()
+  fails = False
+  sent.clear()
+  assert run(*command) == 0
+  assert sent == ['.ttt-jax.json', 'config.json', 'training.json']  # the others had arrived
+
+
+def test_an_export_in_its_workdir(gs_bucket, model, tmp_path):
+  workdir = f'{gs_bucket}/run'
+  assert import_(*model, workdir) == 0
+  assert run('export-hf', '--workdir', workdir, '--out', f'{workdir}/export') == 0
+  assert run('status', '--workdir', workdir) == 0
+  assert run('export-hf', '--workdir', workdir, '--out', f'{workdir}/export', '--overwrite') == 0
+  assert remote.exists(f'{workdir}/export/model.safetensors')
+  assert not (mirror.folder_of(workdir) / 'export').exists()
+
+
+def test_adapter(bucket, model, tmp_path, capsys):
+  folder, config = model
+  lora = ('--config.model.lora.rank=2', '--config.model.lora.alpha=4')
+  assert import_(folder, config, tmp_path / 'a', *lora) == 0
+  url = f'{bucket}/adapter'
+  assert run('export-hf', '--workdir', tmp_path / 'a', '--out', url, '--part', 'adapter') == 0
+  assert 'adapter_config.json' in remote.files(url) and 'config.json' not in remote.files(url)
+  assert import_(folder, config, tmp_path / 'b', '--adapter', url, *lora) == 0
+  assert f'the adapter in {url} names no base' in capsys.readouterr().out
+  chex.assert_trees_all_equal(params(tmp_path / 'a'), params(tmp_path / 'b'))
+  assert import_(folder, config, tmp_path / 'c', '--adapter', f'{url}/no', *lora) == 2
+  assert f'--adapter: {url}/no does not exist' in capsys.readouterr().err
 
 
 def test_load(gs_bucket, model):

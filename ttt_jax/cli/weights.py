@@ -10,7 +10,7 @@ from ttt_jax.storage import url_path
 
 DTYPES = ('float32', 'bfloat16')
 PARTS = ('merged', 'base', 'adapter')
-URLS = {'import-hf': ('hf', 'adapter')}  # flags that may be URLs of buckets
+URLS = {'import-hf': ('hf', 'adapter'), 'export-hf': ('out',)}  # flags that may be URLs of buckets
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -29,7 +29,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
                     help='of the checkpoint: float32 or bfloat16 (default: as in the folder)')
   give = verb('export-hf', 'write a checkpoint as a Hugging Face folder for PyTorch',
               'ttt-jax export-hf --workdir demo --out demo/export')
-  give.add_argument('--out', required=True, metavar='DIR', help='output folder')
+  give.add_argument('--out', required=True, metavar='DIR', help='output folder or URL')
   add_checkpoint(give)
   give.add_argument('--dtype', default='', choices=('', *DTYPES), metavar='DTYPE',
                     help='of the tensors: float32 or bfloat16 (default: as in the checkpoint)')

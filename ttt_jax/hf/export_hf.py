@@ -8,7 +8,8 @@
   OUT/README.md, training.json               the model card, and its contents as JSON
 
 Everything is written to a temporary folder beside OUT, read back and compared, and renamed last,
-so OUT is complete or absent. An export that is replaced must be ours, file by file.
+so OUT is complete or absent. An export that is replaced must be ours, file by file. For a bucket
+the folder is made in the cache and uploaded, config.json and training.json last.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.hf import import_hf, model_card, peft, qwen_config, tensor_names
 from ttt_jax.model import lora, staircase
 from ttt_jax.model.transformer import Model, Params
-from ttt_jax.storage import files, owned, safetensors_io, schema
+from ttt_jax.storage import files, owned, publish, remote, safetensors_io, schema, url_path
 from ttt_jax.tokens import hf_tokenizer
 from ttt_jax.tokens.batch import make_row, stack
 from ttt_jax.tokens.vocab import Vocabulary
@@ -38,6 +39,9 @@ from ttt_jax.train import trained_model
 
 PARTS = ('merged', 'base', 'adapter')
 FACTS = 'training.json'  # its presence identifies a folder as an export
+_KIND = 'an earlier export'
+# Uploaded last: without them a folder is no model, and without FACTS no export that is complete.
+_HEADS = (peft.CONFIG, qwen_config.CONFIG, FACTS)
 TOLERANCE = 1e-5         # of the probe's logits, relative to the largest
 _SMALL = {FACTS, 'README.md', qwen_config.CONFIG, 'generation_config.json', 'tokenizer.json',
           'tokenizer_config.json', safetensors_io.INDEX, peft.CONFIG}
@@ -53,7 +57,7 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
 
   Args:
     config, workdir: of the run.
-    out: a folder that does not exist, or is empty.
+    out: a folder that does not exist, or is empty; or its URL in a bucket.
     dtype: of the tensors: 'float32', 'bfloat16' or 'float16'; '' = as in the checkpoint.
     part: of a run with adapters: 'merged', the 'base' without them, or the 'adapter' alone as
       a PEFT directory.
@@ -68,13 +72,18 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
     The contents of training.json: step, parameters, tensors, dtype, files and more.
 
   Raises:
-    UserError: no checkpoint, ``out`` is not empty, a disk that is full or cannot be written, or
-      files that read back differently from what was written.
+    UserError: no checkpoint, ``out`` is not empty, a disk that is full or cannot be written, files
+      that read back differently from what was written, or a bucket that refuses them.
+    RetryableError: the bucket cannot be reached.
   """
-  out = pathlib.Path(out).absolute()
-  building = owned.Building(out, 'an earlier export', '--out', _earlier)
-  if (out / FACTS).exists() and not overwrite:
-    raise UserError(f'{out} holds an earlier export; add --overwrite to replace it, or choose '
+  url = remote.check(str(out), '--out') if remote.is_url(out) else ''
+  if url:
+    publish.check(url, _KIND, '--out', _earlier, 'export')
+  out = publish.assembly(url) if url else pathlib.Path(out).absolute()
+  building = owned.Building(out, _KIND, '--out', _earlier)
+  place = url_path.place(url or out)
+  if (place / FACTS).exists() and not overwrite:
+    raise UserError(f'{place} holds an earlier export; add --overwrite to replace it, or choose '
                     'another --out.')
   files.require_writable(building.target.parent)
   if part == 'adapter' and not config.model.lora.rank:
@@ -85,7 +94,8 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
   run = trained_model.load(config, workdir, dtype=None, step=step)
   if base:
     _check_base(base, run)
-  with building, files.writing(out):
+  kept = 'the export is made there before it is uploaded (TTT_JAX_CACHE)' if url else ''
+  with building, files.writing(out, kept):
     folder = building.folder
     if part == 'adapter':
       facts = _adapter(run, pathlib.Path(workdir), folder, base)
@@ -94,6 +104,11 @@ def export_hf(config: Config, workdir: str | os.PathLike, out: str | os.PathLike
     _write(folder / FACTS, json.dumps(facts, indent=2))
     _write(folder / 'README.md', model_card.text(facts))
     building.commit()
+  if url:
+    try:
+      publish.publish(out, url, _HEADS)
+    finally:
+      owned.remove(out)
   return facts
 
 
@@ -117,7 +132,7 @@ class EarlierFacts(schema.Kind):
 
 def _check_base(base: str, run: trained_model.TrainedModel) -> None:
   """UserError if ``base`` is a folder of this machine and not the base of the run."""
-  path = pathlib.Path(base)
+  path = url_path.place(base)
   if not path.is_dir():
     return  # a name at a hub, or the place where the folder will be
   known = schema.read(path / FACTS, FactsFile, 'name a folder that `ttt-jax export-hf --part base` '

@@ -3,8 +3,8 @@
 A workdir gs://bucket/run has a local folder, $TTT_JAX_CACHE/workdirs/gs/bucket/run. Commands read
 and write their files there as in any workdir: config.json, status.json, metrics.jsonl, reports,
 samples. ``Mirror`` downloads them first and copies what changed to the bucket, every few seconds
-and at the end. Not copied: checkpoints and prepared data, which are read and written in the bucket
-itself, and hidden files but the marks of folders (storage/owned.py).
+and at the end. Not copied: checkpoints, prepared data and exports, which are read and written in
+the bucket itself, and hidden files but the marks of folders (storage/owned.py).
 
   run/status.json          a file is one object, replaced as a whole
   run/metrics.jsonl        of a file that grows: its first MiB
@@ -38,6 +38,7 @@ _GROWING = re.compile(r'.*\.(jsonl|log)|(.*/)?events\.out\.tfevents\..*')
 _PART_NAME = re.compile(r'(.+)\.([0-9]{4,})')
 _NOT_COPIED = 'checkpoints'
 _PREPARED = 'manifest.json'   # in every folder of prepared data
+_EXPORTED = 'training.json'   # in every export
 _RUN = 'status.json'          # only the run writes it
 _WORKDIRS, _NOTES = 'workdirs', 'workdirs.sync'
 
@@ -236,7 +237,7 @@ class Mirror:
     """The files that this object copies to the bucket, or ``everything`` that any does:
     (name, path)."""
     for top, folders, names in os.walk(self.folder):
-      if _PREPARED in names:
+      if _PREPARED in names or _EXPORTED in names and top != str(self.folder):
         folders.clear()
         continue
       folders[:] = sorted(name for name in folders
@@ -396,7 +397,8 @@ def _is_hidden(name: str) -> bool:
 
 def _without_data(found: dict[str, Entry]) -> dict[str, Entry]:
   """The objects of a listing that are copied."""
-  sets = {os.path.dirname(name) for name in found if os.path.basename(name) == _PREPARED}
+  sets = {os.path.dirname(name) for name in found if os.path.basename(name) == _PREPARED
+          or name.endswith(f'/{_EXPORTED}')}
   def is_copied(name: str) -> bool:
     parts = name.split('/')
     return not (any(map(_is_hidden, parts)) or _NOT_COPIED in parts[:-1] or any(

@@ -14,7 +14,8 @@ on a Ray cluster (ray_pool.py).
 Results are stored in .DATA-work until the set is complete, so that an interrupted run resumes.
 The set is assembled in a temporary folder beside DATA and renamed, so DATA is never incomplete.
 Where DATA is a symbolic link, all of this happens where it points to. Where it is in a bucket, all
-of this happens in the workdir, and then the set is uploaded; see publish.py.
+of this happens in the workdir, and then the set is uploaded; see
+storage/publish.py.
 The same sources and config give the same bytes, whatever the number of processes and machines.
 """
 
@@ -33,7 +34,7 @@ from ttt_jax.audio import io
 from ttt_jax.audio.codec import Codec
 from ttt_jax.config import Config, DataConfig
 from ttt_jax.data import interleave, store
-from ttt_jax.data.prepare import encode, pack, publish, render, scan
+from ttt_jax.data.prepare import encode, pack, render, scan
 from ttt_jax.data.prepare.jobs import FORMAT, Pool, Result, Work
 from ttt_jax.data.prepare.local_pool import LocalPool
 from ttt_jax.data.prepare.scan import Scanned
@@ -41,7 +42,7 @@ from ttt_jax.data.prepare.team import Team, Worker, wait_for_assembly
 from ttt_jax.data.records import embedded, keys, places, readers, records, sources
 from ttt_jax.data.records.parts import Clip, Part
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files, owned, remote, url_path
+from ttt_jax.storage import files, owned, publish, remote, url_path
 from ttt_jax.storage.names import FileNames
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.vocab import Vocabulary
@@ -86,7 +87,8 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     wait_for_assembly(folder)
   _check_target(named, workdir, config.data.path)
   if url_path.is_url(place):
-    publish.check(str(place), _KIND, _WHERE, _SENTENCE)
+    publish.check(str(place), _KIND, _WHERE, store.proven_files, 'data')
+    _check_rejects(_rejects_url(str(place)))
   else:
     place = target
   places.forget()
@@ -361,12 +363,25 @@ def _upload(named: pathlib.Path, url: str, progress: Progress) -> None:
   """Moves the set, and the list of rejected records, from the disk to a bucket."""
   rejects = _rejects_file(named)
   if rejects.is_file():
-    remote.upload(rejects, publish.rejects_url(url))
+    remote.upload(rejects, _rejects_url(url))
   else:
-    remote.remove(publish.rejects_url(url))
-  publish.publish(named, url, lambda done, total: progress('uploading (bytes)', done, total))
+    remote.remove(_rejects_url(url))
+  publish.publish(named, url, (store.MANIFEST,),
+                  lambda done, total: progress('uploading (bytes)', done, total))
   owned.remove(named)
   rejects.unlink(missing_ok=True)
+
+
+def _rejects_url(url: str) -> str:
+  """The list of rejected records beside a set in a bucket."""
+  return f'{url}.rejects.jsonl'
+
+
+def _check_rejects(url: str) -> None:
+  """UserError if the object is there and is no such list."""
+  if remote.exists(url) and _SENTENCE.encode() not in remote.read_bytes(url)[:2**16]:
+    raise UserError(f'{_WHERE}: {url} exists and was not written by ttt-jax; move it, or choose '
+                    'another name.')
 
 
 def _rejects_file(named: pathlib.Path) -> pathlib.Path:

@@ -1,36 +1,39 @@
-"""A prepared set is written to a bucket: it is assembled on the disk and uploaded, manifest last.
+"""Folders are written to a bucket: made on the disk and uploaded, first a marker, the head last.
 
 What is there is replaced if this program made it, by the rules of storage/owned.py: the marker
 lists every object with its size, and documents also with their SHA-256. While objects are replaced,
 the marker lists their names alone, so that an interrupted upload can be continued; an object that
-is there already, by its size and checksum, is not sent again. Without its manifest.json a set is
-no set, so readers see the old one, none, or the new one.
+is there already, by its size and checksum, is not sent again. Without its head a folder is none of
+its kind (a set without manifest.json, a model without config.json), so readers see the old one,
+none, or the new one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import hashlib
+import os
 import pathlib
 from typing import Any
 
-from ttt_jax.data import store
 from ttt_jax.errors import UserError
 from ttt_jax.storage import owned, remote, url_path
 
 _PROBE = '.ttt-jax.probe'
-_DOCUMENTS = ('.json', '.jsonl')
+_DOCUMENTS = ('.json', '.jsonl', '.md', '.py')
 
 
-def check(url: str, kind: str, where: str, sign: str) -> None:
-  """UserError unless a set may be written to ``url``.
+def check(url: str, kind: str, where: str, earlier: owned.Earlier, example: str) -> None:
+  """UserError unless a folder may be written to ``url``.
 
   Args:
-    url: of the set.
+    url: of the folder.
     kind: of the folder: 'a prepared set'.
     where: what names it, for the sentence: 'config key data.path'.
-    sign: what the list of rejected records beside the set holds.
+    earlier: what proves files of a folder without a marker; takes a place (see url_path.py).
+    example: a good name in the bucket: 'data'.
   """
   if remote.parent(url) == url:
-    raise UserError(f'{where} is {url}, a whole bucket; name a folder in it, such as {url}/data.')
+    raise UserError(f'{where} is {url}, a whole bucket; name a folder in it, such as '
+                    f'{url}/{example}.')
   if remote.exists(url):
     raise UserError(f'{where}: {url} exists and is not {kind} but an object; choose another name.')
   found = remote.files(url)
@@ -38,31 +41,32 @@ def check(url: str, kind: str, where: str, sign: str) -> None:
   if marker.get('kind', kind) != kind:
     raise UserError(f'{where}: {url} exists and is not {kind} but {marker["kind"]} of ttt-jax; '
                     'choose another name.')
-  proven = set() if marker or not found else store.proven_files(url_path.place(url))
+  proven = set() if marker or not found else set(earlier(url_path.place(url)))
   for name, entry in found.items():
     if not (name == owned.MARKER and marker or name == _PROBE or name in proven
             or _is_listed(url, name, entry, marker)):
       raise UserError(f'{where}: {url} exists and is not {kind} that ttt-jax made: {name} is not '
                       'one of its files, or was changed; move it or choose another name.')
-  rejects = rejects_url(url)
-  if remote.exists(rejects) and sign.encode() not in remote.read_bytes(rejects)[:2**16]:
-    raise UserError(f'{where}: {rejects} exists and was not written by ttt-jax; move it, or choose '
-                    'another name.')
   remote.write_bytes(remote.join(url, _PROBE), b'ttt-jax')  # before the work: may it be written?
   remote.remove(remote.join(url, _PROBE))
 
 
-def rejects_url(url: str) -> str:
-  """The URL of the list of rejected records beside a set."""
-  return f'{url}.rejects.jsonl'
+def assembly(url: str) -> pathlib.Path:
+  """Where on the disk the folder at ``url`` may be made: below $TTT_JAX_CACHE/uploads."""
+  root = pathlib.Path(os.path.abspath(remote.cache_folder() / 'uploads'))
+  # No two URLs share a folder, also if one is in the other.
+  return root / hashlib.sha256(url.encode()).hexdigest()[:16] / remote.name(url)
 
 
-def publish(folder: pathlib.Path, url: str, progress: Callable[[int, int], None]) -> None:
+def publish(folder: pathlib.Path, url: str, heads: Sequence[str],
+            progress: Callable[[int, int], None] = lambda done, total: None) -> None:
   """Make the objects below ``url`` those of a folder that ``check`` allows to be replaced.
 
   Args:
-    folder: the complete set, with its marker.
-    url: of the set.
+    folder: complete, with its marker.
+    url: of the folder in the bucket.
+    heads: names of the files without which it is none of its kind; removed first, sent last, in
+      this order. A folder need not have all of them.
     progress: called with (bytes sent, bytes to send).
   """
   there = remote.files(url)
@@ -73,12 +77,13 @@ def publish(folder: pathlib.Path, url: str, progress: Callable[[int, int], None]
   old = [name for name in there if name not in here]
   if not new and not old:
     return
-  last = [name for name in (owned.MARKER, store.MANIFEST) if name in here]
+  last = [name for name in (owned.MARKER, *heads) if name in here]
   names = dict.fromkeys([*here, *there])
   names.pop(owned.MARKER, None)
   remote.write_bytes(remote.join(url, owned.MARKER), owned.marker_text(
       {'kind': owned.read_marker(folder)['kind'], 'files': names}).encode())
-  remote.remove(remote.join(url, store.MANIFEST))
+  for name in heads:
+    remote.remove(remote.join(url, name))
   total, done = sum(here[name].stat().st_size for name in new), 0
   def send(name: str) -> None:
     nonlocal done
