@@ -180,5 +180,6 @@ def test_without_prepared_data(command):
 def test_every_command_ran():
   """Keeps the list above complete: a new command needs a test here."""
   text = pathlib.Path(__file__).read_text()
+  elsewhere = {'serve', 'profile'}  # tests/serve, tests/train/test_profiling.py
   assert set(re.findall(r"'ttt-jax ([a-z-]+) --", text)) | {
-      'train', 'evaluate', 'serve'} == set(main.VERBS)  # tests/serve starts the server
+      'train', 'evaluate'} | elsewhere == set(main.VERBS)

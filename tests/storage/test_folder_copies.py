@@ -1,5 +1,7 @@
 """Local copies of folders in buckets: complete, fetched once, and never a mixture of versions."""
 
+import os
+
 import pytest
 
 from ttt_jax.errors import UserError
@@ -76,8 +78,17 @@ def test_mistakes(gs_bucket, get, name, says):
 def test_no_room_is_found_before_anything_is_fetched(gs_bucket, fetched, monkeypatch):
   write(f'{gs_bucket}/m', config_json=b'{}', model_safetensors=bytes(1500))
   monkeypatch.setenv('TTT_JAX_CACHE_GB', '1e-6')
-  with pytest.raises(UserError, match='/m has 1,502 bytes that have no local copy yet, more than'):
+  with pytest.raises(UserError, match='/m has 1,502 bytes, but its local copy would take 502 bytes '
+                     f'more than there is room for in {object_cache.folder()}; set TTT_JAX_CACHE'):
     folder_copies.folder(f'{gs_bucket}/m', PATTERNS)
   assert not fetched
-  with pytest.raises(UserError, match=f'is room for in {object_cache.folder()}'):
-    folder_copies.folder(f'{gs_bucket}/m', PATTERNS)
+
+
+def test_room_is_made_for_all_at_once(gs_bucket, monkeypatch):
+  write(f'{gs_bucket}/old', a_json=bytes(900))
+  write(f'{gs_bucket}/m', a_json=bytes(400), b_json=bytes(400))
+  old = next(folder_copies.folder(f'{gs_bucket}/old', PATTERNS).iterdir()).resolve()
+  os.utime(old, (0, 0))
+  monkeypatch.setenv('TTT_JAX_CACHE_GB', '1e-6')
+  assert len(contents(folder_copies.folder(f'{gs_bucket}/m', PATTERNS))) == 2
+  assert not old.exists()

@@ -49,16 +49,17 @@ def folder(path: str | os.PathLike, patterns: Sequence[str], where: str = '') ->
   found = {name: entry for name, entry in listed.items()
            if entry and any(fnmatch.fnmatchcase(name, one) for one in patterns)}
   urls = {name: remote.join(url, name) for name in found}
-  missing = sum(entry.size for name, entry in found.items()
-                if not object_cache.has(urls[name], entry.size, version=entry.checksum))
-  if missing and missing > object_cache.room():
-    raise UserError(f'{prefix}{url} has {missing:,} bytes that have no local copy yet, more than '
-                    f'there is room for in {object_cache.folder()}; set TTT_JAX_CACHE to a folder '
-                    'on a larger disk, or TTT_JAX_CACHE_GB to more gigabytes.')
   copies: dict[str, pathlib.Path] = {}
   def fetch(name: str) -> None:
     copies[name] = object_cache.fetch(urls[name], found[name].size, version=found[name].checksum)
-  remote.each(found, fetch)
+  missing = [name for name, entry in found.items()
+             if not object_cache.has(urls[name], entry.size, version=entry.checksum)]
+  remote.each([name for name in found if name not in missing], fetch)  # first: keeps them
+  if missing:
+    with files.writing(object_cache.folder()):
+      # For all at once: each alone would not know of the others.
+      object_cache.make_room(sum(found[name].size for name in missing), url)
+  remote.each(missing, fetch)
   contents = json.dumps([url, sorted((name, entry.size, entry.checksum)
                                      for name, entry in found.items())])
   version = hashlib.sha256(contents.encode()).hexdigest()[:16]

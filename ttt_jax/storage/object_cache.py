@@ -78,7 +78,7 @@ def fetch(url: str, size: int, sha256: str = '', version: str = '') -> pathlib.P
 def _fetch(url: str, path: pathlib.Path, size: int, sha256: str) -> None:
   with contextlib.suppress(OSError):
     path.unlink()  # a damaged one
-  _make_room(size, url)
+  make_room(size, url)
   for attempt in range(2):  # an object may be replaced while it is read
     remote.download(url, path)
     if _is_right(path, size, sha256):
@@ -147,7 +147,12 @@ def _copies() -> list[tuple[int, float, pathlib.Path]]:
   return out
 
 
-def _make_room(size: int, url: str) -> None:
+def make_room(size: int, url: str) -> None:
+  """Remove what was not used for longest until ``size`` more bytes, of ``url``, have room.
+
+  Raises:
+    UserError: there is not enough that may be removed.
+  """
   copies, limit = _copies(), _limit()
   excess = sum(one for one, *_ in copies) + size - limit
   for one, used, path in sorted(copies, key=lambda copy: copy[1]):

@@ -22,7 +22,7 @@ from ttt_jax.data.prepare import jobs as jobs_lib, prepare, team as team_lib
 from ttt_jax.data.prepare.local_pool import LocalPool
 from ttt_jax.data.prepare.team import Team, Worker
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import lease, process
+from ttt_jax.storage import lease, owned, process, remote
 
 corpus, small = test_phases.corpus, test_phases.small  # fixtures
 ROOT = pathlib.Path(__file__).parents[3]
@@ -88,6 +88,23 @@ def test_three_workers_make_the_set_of_one_process(corpus, tmp_path, small):
   (folder / '.data-work').mkdir()
   (folder / '.data-work' / 'done.json').write_text('{"iden')  # of another set, or damaged
   assert prepare.prepare(setup, folder, worker=Worker(0, 1)) == whole
+
+
+@pytest.mark.storage
+def test_workers_share_a_workdir_and_write_the_set_to_a_bucket(bucket, corpus, tmp_path):
+  whole = prepare.prepare(config(corpus), tmp_path / 'one')
+  url, folder = f'{bucket}/data', tmp_path / 'two'
+  def work(k):
+    return prepare.prepare(config(corpus, path=url), folder, worker=Worker(k, 2))
+  assert at_once(*(lambda k=k: work(k) for k in range(2))) == [whole] * 2
+  remote.download_folder(url, tmp_path / 'copy')
+  found = contents(tmp_path / 'copy')
+  assert found.pop(owned.MARKER) and found == {
+      name: data for name, data in contents(tmp_path / 'one' / 'data').items()
+      if name != owned.MARKER}
+  assert [path.name for path in folder.iterdir()] == ['.data.upload-work']
+  made = remote.files(url)
+  assert work(1) == whole and remote.files(url) == made  # it comes late
 
 
 def test_jobs_are_computed_once_by_whoever_has_time(tmp_path):
