@@ -118,6 +118,26 @@ def test_an_address_is_refused(tmp_path, capsys, address, expected):
   assert not pathlib.Path(address.partition('/')[0]).exists()
 
 
+@pytest.mark.parametrize('written, right', [
+    ('gs:/bucket/x', 'gs://bucket/x'), ('gs:bucket/x', 'gs://bucket/x'), ('s3:/b', 's3://b'),
+    ('gs//bucket/x', 'gs://bucket/x'), (' gs://bucket/x', 'gs://bucket/x'),
+    ('s3:', 's3://BUCKET/NAME'), ('GS://bucket/x', 'gs://bucket/x')])
+def test_a_url_that_is_not_quite_one_names_no_folder(tmp_path, capsys, monkeypatch, written, right):
+  monkeypatch.chdir(tmp_path)
+  assert main.main(['status', '--workdir', written]) == 2
+  said = capsys.readouterr().err
+  assert written in said and f'write {right}' in said and said.count('\n') == 1, said
+  with pytest.raises(UserError, match=f'config key data.path .*write {right}'):
+    load(tmp_path, 'def get_config():\n  return {}\n', data__path=written)
+  assert main.main(['status', '--workdir', 'gs://bucket/']) == 2
+  assert '--workdir is gs://bucket, a whole bucket' in capsys.readouterr().err
+
+
+def test_folders_whose_names_resemble_urls(tmp_path):
+  for name in ('./gs:/x', 'gs/x', 'gs', 's3/x', '/a/gs://x', 'gs-data:x'):
+    assert paths.local(name, '--workdir', bucket=True) == name
+
+
 def test_data_may_be_in_a_bucket(tmp_path):
   text = 'def get_config():\n  return {"data": {"sources": [{"path": "s3://bucket/a/*.jsonl"}]}}\n'
   found = load(tmp_path, text, data__path='gs://bucket/data/')

@@ -24,6 +24,9 @@ def test_names():
     ('gs://Big/run', 'no valid bucket'),
     ('gs://bucket/a/../b', "'..'"),
     ('gs://bucket/a//b', 'empty part'),
+    ('gs://bucket/a\nb', r"'gs://bucket/a\nb' has a control character"),
+    ('gs://bucket/\udcff', r"'gs://bucket/\udcff' has a control character, or bytes that are"),
+    ('s3://key:hunter2@bucket/\0', r"'s3://...@bucket/\x00'"),
     ('s3://key:hunter2@bucket/run', 'credentials come from')])
 def test_urls_of_users_are_checked(url, says):
   with pytest.raises(UserError) as found:

@@ -9,6 +9,7 @@ import contextlib
 import os
 
 from ttt_jax.config import paths
+from ttt_jax.errors import UserError
 from ttt_jax.storage import buckets, mirror, remote
 
 # `train` and `import-hf` copy their files as the owner of the workdir; `status` writes nothing, and
@@ -20,9 +21,13 @@ def local(workdir: str, flag: str) -> str:
   """The local folder of --workdir: that of a URL, or the path itself.
 
   Raises:
-    UserError: it is neither a path nor a URL of a bucket, or the package for it is missing.
+    UserError: it is neither a path nor a URL of a folder in a bucket, or the package for it is
+      missing.
   """
   found = paths.local(workdir, flag, bucket=True)
+  if remote.is_url(found) and remote.parent(found) == found:
+    raise UserError(f'{flag} is {found}, a whole bucket; name a folder in it, such as '
+                    f'{found}/demo.')
   return str(mirror.folder_of(found)) if remote.is_url(found) else found
 
 

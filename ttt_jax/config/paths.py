@@ -7,7 +7,10 @@ import re
 from ttt_jax.errors import UserError
 from ttt_jax.storage import remote
 
-_BUCKET = re.compile(r'(gs|gcs|s3|s3a|s3n)://')
+_BUCKET = re.compile(r'(gs|gcs|s3|s3a|s3n)://', re.I)
+# 'gs:/b/x', 'gs:b/x', 'gs//b/x', ' gs://b/x': would be folders on a disk.
+_MISWRITTEN = re.compile(r'\s*(gs|gcs|s3|s3a|s3n)(?::/?|//)(?!/)(.*)|\s+(gs|s3)://(.*)',
+                         re.I | re.S)
 _ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+://')
 _REMEDY = {
     'gs': 'copy it, or mount the bucket (gcsfuse, Filestore) and name the mount',
@@ -27,11 +30,16 @@ def local(path: str, what: str, bucket: bool = False) -> str:
     bucket: whether it may be a URL of a bucket, gs://BUCKET/NAME or s3://BUCKET/NAME.
 
   Raises:
-    UserError: it is an address such as hf://NAME, which no command reads, or has a NUL character
-      or bytes that are not UTF-8.
+    UserError: it is an address such as hf://NAME, which no command reads, nearly a URL of a bucket,
+      or has a NUL character or bytes that are not UTF-8.
   """
   if bucket and _BUCKET.match(path):
     return remote.check(path, what, connected=False)
+  if bucket and (found := _MISWRITTEN.fullmatch(path)):
+    scheme = 'gs' if (found[1] or found[3]).lower() in ('gs', 'gcs') else 's3'
+    raise UserError(f'{what} is {path!r}, which is no URL of a bucket; write '
+                    f'{scheme}://{found[2] or found[4] or "BUCKET/NAME"}, or ./ before the name of '
+                    'a folder on a disk.')
   if _ADDRESS.match(path):
     scheme = path.partition(':')[0].lower()
     raise UserError(f'{what} is {path}, which is not a path on a disk; '

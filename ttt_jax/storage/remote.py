@@ -20,6 +20,7 @@ import random
 import re
 import time
 from typing import Any, BinaryIO, TypeVar, cast
+import unicodedata
 
 from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.storage import buckets, files as local_files
@@ -79,10 +80,14 @@ def check(url: str, what: str = '', connected: bool = True) -> str:
   scheme, rest = found.groups()
   start = f'{what} = ' if what else ''
   if scheme not in _SCHEMES:
-    like = {'gcs': 'gs', 's3a': 's3', 's3n': 's3'}.get(scheme.lower())
+    like = {'gs': 'gs', 'gcs': 'gs', 's3': 's3', 's3a': 's3', 's3n': 's3'}.get(scheme.lower())
     help_ = f'write {like}://{rest}' if like else 'gs://BUCKET/NAME, s3://BUCKET/NAME and local ' \
         'paths are supported'
     raise UserError(f'{start}{_shown(url)} has the scheme {scheme}://; {help_}.')
+  # os.fsdecode gives bytes that are not UTF-8 as surrogates (Cs).
+  if any(unicodedata.category(char) in ('Cc', 'Cs') for char in rest):
+    raise UserError(f'{start}{_shown(url)!r} has a control character, or bytes that are not UTF-8; '
+                    'write a name without them.')
   bucket, _, key = rest.partition('/')
   if '@' in bucket:
     raise UserError(f'{start}{scheme}://...@... holds a user name or key; credentials come from '
