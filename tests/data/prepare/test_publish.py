@@ -11,7 +11,7 @@ from ttt_jax.config import CodecConfig, Config, DataConfig, Source
 from ttt_jax.data import heldout, store
 from ttt_jax.data.prepare.prepare import prepare
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import remote
+from ttt_jax.storage import mirror, remote
 
 CONFIG = Config(codec=CodecConfig(tone.NAME), data=DataConfig(
     seq_len=256, workers=1, strict=False, max_rejects=1.0,
@@ -107,3 +107,14 @@ def test_an_edited_document_of_a_set_is_not_replaced(gs_bucket, workdir):
 def test_a_whole_bucket_is_refused(gs_bucket, workdir):
   with pytest.raises(UserError, match='gs://bucket, a whole bucket; name a folder in it'):
     prepare(to('gs://bucket'), workdir)
+
+
+def test_the_workdir_itself_is_refused(gs_bucket, tmp_path, monkeypatch):
+  monkeypatch.setenv('TTT_JAX_CACHE', str(tmp_path / 'cache'))
+  folder = mirror.folder_of(f'{gs_bucket}/a/run')
+  for path in (f'{gs_bucket}/a/run', '.', f'{gs_bucket}/a', '..'):
+    with pytest.raises(UserError, match='the workdir itself or a folder around it'):
+      prepare(to(path), folder)
+  with pytest.raises(UserError, match='checkpoints in a workdir is for other files of a run'):
+    prepare(to(f'{gs_bucket}/a/run/checkpoints'), folder)
+  assert not remote.files(gs_bucket)

@@ -42,7 +42,7 @@ from ttt_jax.data.prepare.team import Team, Worker, wait_for_assembly
 from ttt_jax.data.records import embedded, keys, places, readers, records, sources
 from ttt_jax.data.records.parts import Clip, Part
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files, owned, publish, remote, url_path
+from ttt_jax.storage import files, mirror, owned, publish, remote, url_path
 from ttt_jax.storage.names import FileNames
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.vocab import Vocabulary
@@ -87,6 +87,8 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     wait_for_assembly(folder)
   _check_target(named, workdir, config.data.path)
   if url_path.is_url(place):
+    if url := mirror.url_of(workdir):
+      _check_place(place, url_path.place(url), config.data.path)
     publish.check(str(place), _KIND, _WHERE, store.proven_files, 'data')
     _check_rejects(_rejects_url(str(place)))
   else:
@@ -451,17 +453,21 @@ def _keep_records(result: Result, folder: pathlib.Path, split: str, copies: _Cop
       out.write(line.encode('utf-8', 'backslashreplace'))  # as in render.py
 
 
-def _check_target(named: pathlib.Path, workdir: pathlib.Path, path: str) -> None:
-  """Raises UserError: what is there was not made by this program, or it cannot be written."""
-  target = owned.resolve(named)
-  if owned.resolve(workdir).is_relative_to(target):
+def _check_place(target: pathlib.Path, workdir: pathlib.Path, path: str) -> None:
+  """Raises UserError: other files of a run belong there. Both are on a disk, or in buckets."""
+  if workdir.is_relative_to(target):
     raise UserError(f'{_WHERE} is {path!r}, the workdir itself or a folder around it, which would '
                     'be replaced with all that it holds; name a folder in it, such as data.')
-  inside = target.relative_to(owned.resolve(workdir)).parts if target.is_relative_to(
-      owned.resolve(workdir)) else ()
+  inside = target.relative_to(workdir).parts if target.is_relative_to(workdir) else ()
   if inside and inside[0] in _OTHERS:
     raise UserError(f'{_WHERE} is {path!r}, but {inside[0]} in a workdir is for other files of a '
                     'run; name another folder, such as data.')
+
+
+def _check_target(named: pathlib.Path, workdir: pathlib.Path, path: str) -> None:
+  """Raises UserError: what is there was not made by this program, or it cannot be written."""
+  target = owned.resolve(named)
+  _check_place(target, owned.resolve(workdir), path)
   owned.Building(named, _KIND, _WHERE, store.proven_files)
   owned.check_text(_rejects_file(named), _SENTENCE, _WHERE)
   files.require_writable(target.parent)
