@@ -168,3 +168,12 @@ def test_one_failed_copy_is_repeated(machine, monkeypatch):
   one.url = url
   one.upload()
   assert remote.read_bytes(url + '/a.txt') == b'aa'
+
+
+def test_an_object_is_no_workdir(gs_bucket, on):
+  """A local folder of its name would hide the object from the workdir that it belongs to."""
+  on(1)
+  remote.write_bytes(f'{gs_bucket}/run/status.json', b'{}')
+  with pytest.raises(UserError, match='status.json is an object; name a folder, such as .*/run'):
+    mirror.copied(f'{gs_bucket}/run/status.json')
+  assert (mirror.copied(f'{gs_bucket}/run') / 'status.json').read_text() == '{}'

@@ -167,9 +167,14 @@ class Mirror:
     Raises:
       UserError, RetryableError: the bucket cannot be read.
     """
+    listed = remote.files(self.url)
+    if not listed and remote.parent(self.url) != self.url and remote.exists(self.url):
+      # A folder of this name would hide the object from the workdir that it belongs to.
+      raise UserError(f'workdir {self.url} is an object; name a folder, such as '
+                      f'{remote.parent(self.url)}.')
     with files.writing(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
-    found = _without_data(remote.files(self.url))
+    found = _without_data(listed)
     grouped: dict[str, list[str]] = {}
     for name in found:
       match = _PART_NAME.fullmatch(name)
