@@ -161,10 +161,16 @@ def test_a_run_whose_workdir_is_in_a_bucket(bucket, tmp_path, monkeypatch, capsy
   monkeypatch.setenv('TTT_JAX_CACHE', str(tmp_path / 'cache'))
   url = f'{bucket}/run'
   run = live(tmp_path / 'local')
+  assert main.main(['profile', '--workdir', url]) == 2
+  assert 'nothing was trained there (or its run began in the last 15' in capsys.readouterr().err
   remote.write_bytes(f'{url}/status.json', (run / 'status.json').read_bytes())
   with profiler(mirror.folder_of(url)):
     assert not main.main(['profile', '--workdir', url, '--seconds', '0.01'])
-  said = capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert not main.main(['profile', '--workdir', url, '--memory'])
+  name = f'{socket.gethostname()}.memory.pb.gz'
+  assert capsys.readouterr().out.endswith(
+      f'Copy it to a disk and open it with: pprof -http=127.0.0.1:8792 {name}\n')
   path = said.split(' (')[0]
   assert path.startswith(f'{url}/profile/plugins/profile/') and remote.stat(path).size > 100
   assert f'xprof --logdir {url}/profile' in said

@@ -242,7 +242,7 @@ def _read_config(args: argparse.Namespace, overrides: dict[str, str]) -> config_
 
 def _report(args: argparse.Namespace, config: None) -> None:
   from ttt_jax.runs.report.page import report
-  print(report(args.workdir))
+  print(mirror.named(report(args.workdir)))
 
 
 VERBS = {'prepare': cli_prepare.run, **inspect.VERBS, 'train': cli_train.run,

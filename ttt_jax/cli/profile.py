@@ -44,8 +44,12 @@ def _profile(args: argparse.Namespace, config: None) -> None:
     line.clear()
   for path, size in found:
     print(f'{mirror.named(path)} ({_size(size)})')
-  print('Open with: ' + (f'pprof -http=127.0.0.1:8792 {shlex.quote(mirror.named(found[0][0]))}'
-                         if args.memory else profile_files.viewer(pathlib.Path(args.workdir))))
+  if not args.memory:
+    print(f'Open with: {profile_files.viewer(pathlib.Path(args.workdir))}')
+    return
+  path, copy = found[0][0], mirror.url_of(found[0][0])  # pprof reads no buckets
+  print(f'{"Copy it to a disk and open it" if copy else "Open"} with: pprof -http=127.0.0.1:8792 '
+        f'{shlex.quote(path.name if copy else str(path))}')
 
 
 def _size(count: int) -> str:

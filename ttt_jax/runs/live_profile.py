@@ -66,8 +66,10 @@ def _processes(workdir: pathlib.Path, process: int) -> list[int]:
     raise UserError(f'{mirror.named(workdir)} is a sweep; name the folder of one of its members.')
   fields = _status(workdir)
   if not fields:
-    raise UserError(f'{mirror.named(workdir)} has no status.json: nothing was trained there; start '
-                    f'`ttt-jax train --workdir {mirror.named(workdir)}` first.')
+    late = f' (or its run began in the last {mirror.EVERY:g} seconds)' if mirror.url_of(
+        workdir) else ''  # status.json is copied that often
+    raise UserError(f'{mirror.named(workdir)} has no status.json: nothing was trained there{late}; '
+                    f'start `ttt-jax train --workdir {mirror.named(workdir)}` first.')
   _require_live(workdir, fields)
   count = fields.get('process_count') or 1
   if process >= count:
