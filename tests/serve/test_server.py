@@ -400,3 +400,27 @@ def test_a_port_in_use_is_one_sentence(tmp_path):
   for path, sentence in ((tmp_path / 'key', 'is empty'), (tmp_path / 'none', 'cannot be read')):
     with pytest.raises(UserError, match=sentence):
       server.read_key(path)
+
+
+def test_silence_at_the_ends_of_a_recording_is_not_read():
+  served = dataclasses.replace(tiny.served(), silence=0.1)
+  quiet = np.zeros(8000, np.float32)
+  sound = 0.5 * np.sin(np.arange(8000))
+  codes = served.encode(np.concatenate([quiet, sound, quiet]).astype(np.float32), 8000).known_codes
+  assert len(codes) == 60  # 50 codes per second
+  whole = tiny.served().encode(np.concatenate([quiet, sound, quiet]).astype(np.float32), 8000)
+  assert len(whole.known_codes) == 150
+
+
+def test_an_engine_that_failed_is_replaced_and_its_stored_programs_are_deleted(monkeypatch):
+  def fail(*args, **settings):
+    raise ZeroDivisionError
+  with tiny.running(tiny.served(tiny.small())) as (service, url):
+    deleted = []
+    monkeypatch.setattr(service.loop.engine.store, 'distrust', lambda: deleted.append(1) or 1)
+    monkeypatch.setattr(service.loop.engine, 'step', fail)
+    ask = lambda: httpx.post(f'{url}/v1/chat/completions', timeout=120, json={
+        'model': 'tiny', 'messages': [{'role': 'user', 'content': 'a'}]})
+    refused = ask()
+    assert refused.status_code == 500 and 'ZeroDivisionError' in refused.json()['error']['message']
+    assert deleted and ask().status_code == 200

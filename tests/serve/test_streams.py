@@ -47,8 +47,8 @@ def test_the_first_piece_lasts_as_long_as_asked():
   plain, held = (sound_out.PcmStream(tiny.Tones(), first) for first in (0.0, 0.1))
   whole = plain.push(codes[:1]) + plain.push(codes[1:]) + plain.finish()
   pieces = [held.push(codes[:1]), held.push(codes[1:4]), held.push(codes[4:6]),
-            held.push(codes[6:]), held.finish()]
-  assert pieces[:2] == [b'', b''] and all(pieces[2:4]) and b''.join(pieces) == whole
+            held.push(codes[6:7]), held.push(codes[7:]), held.finish()]
+  assert pieces[:2] == [b'', b''] and all(pieces[2:5]) and b''.join(pieces) == whole
   short = sound_out.PcmStream(tiny.Tones(), 1.0)
   assert short.push(codes[:2]) == b'' and len(short.finish()) == 2 * 2 * 480
 

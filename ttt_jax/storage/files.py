@@ -294,5 +294,6 @@ class Appender:
 
 def sha256(path: str | os.PathLike) -> str:
   """Hex digest of the bytes of a file, or of an object that a url_path.UrlPath names."""
-  with (path.open('rb') if hasattr(path, 'open') else open(path, 'rb')) as file:  # type: ignore
+  source: Any = path if hasattr(path, 'open') else pathlib.Path(path)
+  with source.open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()

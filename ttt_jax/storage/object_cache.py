@@ -25,7 +25,8 @@ from ttt_jax.storage import files, remote
 _FOLDER, _GB = 'TTT_JAX_CACHE', 'TTT_JAX_CACHE_GB'
 _SHARE = 0.9      # of the disk
 _RECENT = 3600.0  # seconds
-_known: dict[pathlib.Path, tuple[int, int, int]] = {}  # copies that were compared -> _identity
+# Copies that were compared -> _identity.
+_known: dict[pathlib.Path, tuple[int, int, int] | None] = {}
 
 
 def folder() -> pathlib.Path:
@@ -71,7 +72,7 @@ def fetch(url: str, size: int, sha256: str = '', version: str = '') -> pathlib.P
         _fetch(url, path, size, sha256)
       found = path.stat()
       os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
-      _known[path] = _identity(path)  # type: ignore[assignment]
+      _known[path] = _identity(path)
   return path
 
 

@@ -144,7 +144,8 @@ def _pass_on(reference: Any, out: concurrent.futures.Future) -> None:
 def _settle(out: concurrent.futures.Future, found: concurrent.futures.Future) -> None:
   error = found.exception()
   if isinstance(error, exceptions.RayTaskError):
-    cause: BaseException = error.cause  # pyright: ignore
+    failed: Any = error  # Ray's type is unknown where Ray is not installed
+    cause = failed.cause
     cause.__cause__ = error  # the traceback of the other process
     error = cause
   value = None if error else found.result()
