@@ -1,7 +1,9 @@
 """Generation equals a slow reference token for token, and does not depend on batching."""
 
+import collections
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -191,6 +193,35 @@ def test_an_answer_does_not_depend_on_the_other_requests():
     assert answer.spans == first[i].spans
   renamed = engine.generate(MODEL, params, V, prompts, SAMPLED, numbers=range(10, 16))
   assert any(a.ids.tolist() != b.ids.tolist() for a, b in zip(first, renamed))
+
+
+def test_a_short_lived_engine_computes_idle_rows_until_a_program_would_be_cheaper(monkeypatch):
+  rng = np.random.default_rng(43)
+  params = random_model(rng)
+  prompts = [np.array(p) for p in random_prompts(rng, 3)]
+  launched, steps = [], compiled.steps
+  def spy(setup, launch, weights, pool, slots, *limits):
+    launched.append(slots.size)
+    return steps(setup, launch, weights, pool, slots, *limits)
+  monkeypatch.setattr(compiled, 'steps', spy)
+  monkeypatch.setattr(engine, '_SPENT', collections.Counter())
+  make = lambda: engine.Engine(MODEL, params, V, dataclasses.replace(
+      SETTINGS['plain'], slots=8), short_lived=True)
+  found = make().generate(prompts)
+  assert set(launched) == {8}
+  usual = engine.generate(MODEL, params, V, prompts, SETTINGS['plain'])
+  assert [a.ids.tolist() for a in found] == [a.ids.tolist() for a in usual]
+
+  other, text = make(), compiled.Launch(1, compiled.NullContext())
+  idle = 2 * sum(leaf.size for leaf in jax.tree.leaves(params)) * (8 - 4)
+  program, spent = next((program, spent) for program, spent in engine._SPENT.items()
+                        if program[2:] == (text, 4))
+  assert spent >= idle and spent % idle == 0
+  monkeypatch.setattr(engine, '_COMPILING', spent + 2.5 * idle)
+  assert other._rows_for(text, 3, 100) == (8, 2, program, idle)  # two steps more
+  monkeypatch.setattr(engine, '_COMPILING', spent + 0.5 * idle)
+  assert other._rows_for(text, 3, 100)[:2] == (4, 100)
+  assert other._rows_for(text, 5, 100)[:2] == (8, 100)
 
 
 @pytest.mark.parametrize('prompt, word', [

@@ -7,7 +7,8 @@ first, so that requests gather in the same phase, but no row waits for more than
 ``_PATIENCE`` launches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import collections
+from collections.abc import Callable, Hashable, Iterator, Sequence
 import dataclasses
 import time
 from typing import Any
@@ -30,7 +31,11 @@ _PATIENCE = 8             # launches of other rows that a row waits for at most
 _UNTIL_EVENT = 1_000_000  # decode steps of a launch: no limit in practice
 _LONGEST = 512            # tokens of a prompt that are read at once, unless a span is longer
 _NULL_STEP = 256          # rows of the published guidance are rounded up to a multiple of this
-_CHEAP = 1e10             # operations of a step that take less time than compiling a program
+_COMPILING = 1e11         # operations that take about as long as compiling a program on a CPU
+
+# Operations that short-lived engines of this process spent on rows without a request, by the
+# program that has fewer rows. Compiled programs, too, are kept as long as the process.
+_SPENT: collections.Counter[Hashable] = collections.Counter()
 
 
 @dataclasses.dataclass
@@ -46,7 +51,7 @@ class _Request:
     spans: closed ones.
     opened, open: spans opened so far; whether one is open.
     waited: launches of other rows since its last step.
-    length, known, phase: as in decode_step.State.
+    length, known, phase, calls: as in decode_step.State.
     since: time.monotonic() at admission.
     first_audio: seconds from admission to the first final audio token.
     watched: the steps of its blocks are reported.
@@ -66,6 +71,7 @@ class _Request:
   length: int = 0
   known: int = 0
   phase: int = decode_step.TEXT
+  calls: int = 0
   since: float = 0.0
   first_audio: float | None = None
   watched: bool = False
@@ -97,9 +103,9 @@ class Engine:
       prompt_audio: as the model was trained.
       mixed: text rows share wide windows with spans. Default: True on accelerators, where a
         step of few tokens is bound by reading the weights; False on a CPU.
-      short_lived: the engine answers a few requests and ends. Launches of a small model then
-        have all slots as rows, idle ones included: one program per window instead of one per
-        window and number of rows, since compiling takes longer than the idle rows.
+      short_lived: the engine answers a few requests and ends. Launches then have all slots as
+        rows, idle ones included, which needs one program per window instead of one per window and
+        number of rows; but only until the idle rows have cost as much as compiling another program.
       long_lived: the engine answers requests for hours. There are more programs, so that fewer
         positions are computed in vain: windows of whole blocks, and numbers of rows in powers of 2.
 
@@ -132,9 +138,8 @@ class Engine:
         published=config.preset == 'published', causal_prompt=prompt_audio == 'causal')
     self._setup = compiled.Setup(model, rules, mixed or self._on_mesh)
     params = _cast(params, model.config.dtype)
-    per_token = 2 * sum(leaf.size for leaf in jax.tree.leaves(params))  # operations
-    # The widest window in which all slots together stay below _CHEAP.
-    self._full_width = _CHEAP / (per_token * config.slots) if short_lived else 0
+    self._short_lived = short_lived
+    self._per_token = 2 * sum(leaf.size for leaf in jax.tree.leaves(params))  # operations
     self._weights = compiled.Weights(params, sampling.make_head(rules, model.head_table(params)))
     cache = jax.jit(kv_cache.empty, static_argnums=(0, 1, 2))(
         model.config, config.slots, config.max_tokens)
@@ -143,6 +148,7 @@ class Engine:
         jax.tree.map(jnp.asarray, sampling_params.empty(config.slots))))
     arrays = [(x.shape, str(x.dtype), str(getattr(x, 'sharding', '')))
               for x in jax.tree.leaves((self._weights, self._pool))]
+    self._arrays = tuple(arrays)
     self.store = ProgramStore(key_of(
         model.config, model.vocab_size, model.platform, rules, self._setup.mixed, arrays,
         jax.tree.structure((self._weights, self._pool)))) if long_lived else None
@@ -446,26 +452,42 @@ class Engine:
     for slot, request in enumerate(self._slots):
       if request:
         request.waited = 0 if slot in group else request.waited + 1
-    slots = None
+    slots, program, idle = None, None, 0
     if not self._on_mesh:
-      count = self.config.slots if launch.width <= self._full_width else len(group)
-      rows_of_program = compiled.rows(count, self.config.slots, self._growth)
-      slots = np.full(rows_of_program, self.config.slots, np.int32)
+      count, max_steps, program, idle = self._rows_for(launch, len(group), max_steps)
+      slots = np.full(count, self.config.slots, np.int32)
       slots[:len(group)] = list(group)
     self._pool, rows = self._run(
         _name_of(launch, slots), compiled.steps, (self._setup, launch), self._weights, self._pool,
         slots, np.int32(max_steps), np.int32(_events_to_stop_at(blocks)))
     self.launches += 1
     rows = jax.tree.map(np.asarray, rows)
+    if idle:
+      first = next(iter(group.values()))
+      _SPENT[program] += idle * (int(rows.calls[0]) - first.calls)
     for number, (slot, request) in enumerate(group.items()):
       yield from self._events_of(slot, request, jax.tree.map(
           lambda x: x[slot if slots is None else number], rows))
+
+  def _rows_for(self, launch: compiled.Launch, count: int, max_steps: int
+                ) -> tuple[int, int, Hashable, int]:
+    """(rows, steps at most, program with fewer rows, operations of a step that it would save) of a
+    launch of ``count`` requests."""
+    fewest = compiled.rows(count, self.config.slots, self._growth)
+    if not self._short_lived or fewest == self.config.slots:
+      return fewest, max_steps, None, 0
+    program = self._setup, self._arrays, launch, fewest
+    idle = (self.config.slots - fewest) * (launch.width + launch.null.length) * self._per_token
+    left = int((_COMPILING - _SPENT[program]) // idle)
+    if left < 1:
+      return fewest, max_steps, None, 0
+    return self.config.slots, min(left, max_steps), program, idle
 
   def _events_of(self, slot: int, request: _Request, row: State) -> Iterator[Event]:
     """What a request's new state adds to what was reported of it."""
     token = np.asarray(row.token)
     request.length, request.known = int(row.length), int(row.known)
-    request.phase = int(row.phase)
+    request.phase, request.calls = int(row.phase), int(row.calls)
     request.answer = token[request.prompt.size:request.length].copy()
     closing = request.open or row.spans > request.opened
     open_now = request.phase == decode_step.SPAN

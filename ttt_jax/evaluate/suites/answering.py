@@ -52,14 +52,17 @@ def replies(run: TrainedModel, asked: Sequence[tuple[int, Item]],
                     prompt_audio=config.objective.prompt_audio,
                     short_lived=len(asked) < _MANY * slots)
     prompt = _Prompts(run)
-    parts = [asked[at:at + chunk] for at in range(0, len(asked), chunk)]
+    # The first part is small, so that decoding begins early.
+    parts = [asked[:slots], *(asked[at:at + chunk] for at in range(slots, len(asked), chunk))]
     ready = background.submit(prompt.of, parts.pop(0))
     open_requests: dict[int, tuple[int, Item]] = {}
 
     def submit() -> Iterator[tuple[int, Item, Reply]]:
-      """Queue more requests if few are left; yields those that cannot be asked."""
+      """Queue encoded requests if few are left, and wait for them if none is left; yields those
+      that cannot be asked."""
       nonlocal ready
-      while ready is not None and len(open_requests) <= slots:
+      while ready is not None and (
+          not open_requests or len(open_requests) <= slots and ready.done()):
         found = ready.result()
         ready = background.submit(prompt.of, parts.pop(0)) if parts else None
         for number, item, ids in found:
