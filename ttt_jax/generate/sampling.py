@@ -182,7 +182,7 @@ def _compacted(rules, table, first, head, sampling_params, hidden, want, place, 
   n = want.size
   narrow = table is head.audio
   sizes = [size for size in rules.sizes if size < n]
-  sizes += [size for size in rules.sizes if size >= n][:1]
+  sizes += [n] if n <= rules.sizes[-1] else []  # instead of the next size, which would be padding
   largest = sizes[-1]
   # order[k] is the k-th wanted position.
   at = jnp.cumsum(want, dtype=jnp.int32) - 1
