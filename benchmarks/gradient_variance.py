@@ -13,6 +13,10 @@ passes. The objective is the config's; a variant changes what its name says.
 A stratified t is spread over the visits of a document and means nothing in a single one. So it is
 measured as --visits visits of the batch with one model: that many times the variance of their mean.
 
+--density K first measures E |g|^2 with t in each of K equal parts of [0, 1), prints the density of t
+that is best for it (proportional to its root: objective.t_density), half of it uniform so that no
+weight exceeds 2, and adds it as a variant, "importance".
+
 "shift" compares the mean gradient with that of the first variant: |difference|^2 over what the
 noise of both means makes of it, about 1 for equal expectations. A t for each span has another one.
 """
@@ -23,6 +27,7 @@ import pathlib
 import sys
 import time
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -73,6 +78,42 @@ def _problem(args: argparse.Namespace):
   return config, model, vocab, params, source, jax.tree.map(jnp.asarray, batch)
 
 
+def _density(args: argparse.Namespace, config, model, vocab, params, batch, documents: int
+             ) -> tuple[float, ...]:
+  """The density of t, over --density parts, with which a document's gradient varies least."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  from ttt_jax.objective import diffusion
+  from ttt_jax.train import step as train_step
+  count = max(2, args.draws // args.density)
+  found = []
+  for part in range(args.density):
+    form = dataclasses.replace(config, objective=dataclasses.replace(
+        config.objective, t_density=(1.0,), banom=0.0))
+    inside = lambda uniform, _, part=part: ((part + uniform) / args.density, 1.0)
+
+    @jax.jit
+    def sums(keys):
+      def add(total, key):
+        with mock.patch.object(diffusion, 'importance', inside):
+          grads, _ = train_step.gradients(form, model, vocab, params, batch, key, None)
+        g = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)])
+        return (total[0] + g, total[1] + jnp.sum(g * g)), None
+      size = sum(leaf.size for leaf in jax.tree.leaves(params))
+      return jax.lax.scan(add, (jnp.zeros(size), jnp.float32(0)), keys)[0]
+
+    total, square = sums(jax.random.split(jax.random.key(part), count))
+    mean = np.asarray(total, np.float64) / count
+    variance = (float(square) / count - mean @ mean) * count / (count - 1)
+    # Of one document: the variance of a mean over n of them is an nth, its square is not.
+    found.append(float(np.sqrt(variance * documents + max(mean @ mean - variance / count, 0.0))))
+    print(f't in {part / args.density:.2f} to {(part + 1) / args.density:.2f}: {found[-1]:.4g}',
+          file=sys.stderr, flush=True)
+  best = np.array(found) / np.mean(found)
+  return tuple(round(float(x), 3) for x in (1 + best) / 2)
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
   """{'parameters', 'documents', 'variants': {name: numbers}}: the variance times the passes of a
   draw, its standard error, the squared length of the mean gradient, and how they were measured."""
@@ -86,8 +127,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
   out: dict[str, Any] = {'parameters': source, 'variants': {},
                          'documents': int(train_step.documents_in(batch))}
   base, base_noise = None, 0.0
-  for name in args.only or VARIANTS:
-    objective = dataclasses.replace(config.objective, **VARIANTS[name])
+  variants = {name: VARIANTS[name] for name in args.only or VARIANTS}
+  if args.density:
+    density = _density(args, config, model, vocab, params, batch, out['documents'])
+    out['density'] = density
+    print(f'config.objective.t_density = {density}', flush=True)
+    variants |= {'importance': {'t_density': density},
+                 'mirror draws, importance': {'t_density': density, 'mirror': 'draws'}}
+  for name, changes in variants.items():
+    objective = dataclasses.replace(config.objective, **changes)
     form = dataclasses.replace(config, objective=objective)
     spread = objective.t_sampling == 'stratified' and objective.t_unit == 'document'
     visits = args.visits if spread else 1
@@ -150,6 +198,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
   parser.add_argument('--draws', type=int, default=1000, help='forward passes of a variant')
   parser.add_argument('--visits', type=int, default=8)
   parser.add_argument('--only', nargs='*', choices=sorted(VARIANTS))
+  parser.add_argument('--density', type=int, default=0, metavar='K', help='parts; 0: none')
   parser.add_argument('--threads', type=int, default=2)
   parser.add_argument('--json', help='write the results to this file')
   return parser.parse_args(words)

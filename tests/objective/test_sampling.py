@@ -57,7 +57,13 @@ def outcomes(config):
   if config.mirror == 'masks':
     middle = (0.5 - FLOOR) / (1 - FLOOR)
     pieces = [(0.0, middle), (middle, 1.0)]
-  levels = [(low + (high - low) * t, (high - low) * w) for low, high in pieces for t, w in NODES]
+  density = [1.0] * len(pieces)
+  if config.t_density:
+    count = len(config.t_density)
+    pieces = [(i / count, (i + 1) / count) for i in range(count)]
+    density = [one * count / sum(config.t_density) for one in config.t_density]
+  levels = [(low + (high - low) * t, (high - low) * w * more)
+            for (low, high), more in zip(pieces, density) for t, w in NODES]
   unit = [0, 0, 0] if config.t_unit == 'document' else [0, 0, 1]
   for drawn in itertools.product(levels, repeat=1 + unit[-1]):
     t = [drawn[number][0] for number in unit]
@@ -87,6 +93,9 @@ class Enumerated:
                                  for at in range(0, PLACES, per_row)], SHAPE[1])
     level = np.zeros((count + 1, 2), np.float32)  # by document and span
     level[1:] = self.t[:, [0, 2]]
+    if config.t_density:  # what is drawn is the cumulative probability
+      ends = np.cumsum((0, *config.t_density)) / np.sum(config.t_density)
+      level[1:] = np.interp(level[1:], np.linspace(0, 1, len(ends)), ends)
     if config.t_sampling == 'stratified' and visit is not None:  # what is shifted to these levels
       level = (level - np.asarray(diffusion.spread(jnp.zeros(1), visit, 0))) % 1
     token = np.zeros((count + 1, len(IDS)), np.float32)
@@ -142,6 +151,8 @@ CASES = {
     'mirrored draws': {'mirror': 'draws'},
     'stratified': {'t_sampling': 'stratified'},
     'all three': {'mask_weight': 'count', 'mirror': 'draws', 't_sampling': 'stratified'},
+    'importance': {'t_density': (3.0, 1.0, 2.0)},
+    'stratified importance': {'t_density': (0.5, 4.0), 't_sampling': 'stratified'},
     'span': {'t_unit': 'span'}, 'span, count': {'t_unit': 'span', 'mask_weight': 'count'},
 }
 
@@ -190,6 +201,45 @@ def test_less_variance_with_weights_from_counts(monkeypatch):
 
 
 # -- weights and sequences ---------------------------------------------------------------------
+
+
+def test_a_density_of_t_and_its_weights():
+  density = (3.0, 1.0, 2.0, 0.5)
+  uniform = jnp.asarray([0.0, 0.3, 0.46154, 0.6, 0.99999994, *np.linspace(0, 1, 4001)[:-1]],
+                        jnp.float32)
+  t, weight = map(np.asarray, diffusion.importance(uniform, density))
+  assert (np.diff(t[5:]) > 0).all() and t.min() >= 0 and 0.99999 < t[4] <= 1
+  part = np.minimum((t * 4).astype(int), 3)
+  np.testing.assert_allclose(weight, 6.5 / (4 * np.array(density))[part], rtol=1e-6)
+  np.testing.assert_allclose(np.bincount(part[5:]) / 4000, np.array(density) / 6.5, atol=1e-3)
+  np.testing.assert_allclose(np.mean(weight[5:] * t[5:] ** 2), 1 / 3, rtol=3e-3)
+
+
+@pytest.mark.parametrize('settings, words', [
+    ({'t_density': (1.0, -1.0)}, 'positive'), ({'t_density': (1.0, float('nan'))}, 'positive'),
+    ({'t_density': (1.0,), 't_unit': 'span'}, "'document'"),
+    ({'t_density': (1.0,), 'mask_weight': 'count'}, "'rate'"),
+    ({'t_density': (1.0,), 'confidence_weight': 0.1}, '0.0'),
+    ({'t_density': (1.0,), 'mode': 'ar'}, 'no token is masked')])
+def test_what_a_density_of_t_does_not_go_with(settings, words):
+  with pytest.raises(UserError, match=words):
+    ObjectiveConfig(**settings)
+
+
+@pytest.mark.parametrize('banom', [0.0, 1.0 - 1e-7])
+def test_the_density_of_t_weighs_what_depends_on_t(banom):
+  """Both terms of a document with noisy audio; nothing where the audio stays clean."""
+  batch = test_noise.batch()
+  plain = dataclasses.replace(PLAIN, banom=banom)
+  draw = lambda config: jax.tree.map(np.asarray, quick.jit(
+      lambda key: hybrid.corrupt(batch, V, config, key))(jax.random.key(2)))
+  one, two = draw(plain), draw(dataclasses.replace(plain, t_density=(3.0, 1.0)))
+  weight = np.where((two.rate - FLOOR) / (1 - FLOOR) < 0.5, 2 / 3, 2.0)
+  weight = weight if banom == 0 else np.ones_like(weight)
+  np.testing.assert_allclose(two.next_weight, one.next_weight * weight, rtol=1e-5)
+  again = hybrid.targets(batch, V, 'hybrid', two.maskable, two.masked, two.rate)
+  np.testing.assert_allclose(two.self_weight, again.self_weight * weight, rtol=1e-5)
+  assert two.masked.any() == (banom == 0)
 
 
 @pytest.mark.parametrize('floor', [1e-3, 0.3, 0.9])

@@ -247,6 +247,7 @@ class ObjectiveConfig(Settings, group='objective'):
   # its audio to that over its text, as 'hybrid' weighs them
   ar_mean: str = 'tokens'
   t_sampling: str = 'uniform'  # how t is drawn: 'uniform', or 'stratified' (docs/method.md)
+  t_density: tuple[float, ...] = ()  # relative density of t over equal parts of [0, 1); () = flat
   t_unit: str = 'document'     # what a t is drawn for: 'document', or every maskable 'span'
   mask_weight: str = 'rate'    # weight of a masked token: 'rate' (1/p), 'count' (E[1/p | masks])
   # two passes per step whose draws are mirrored, u and 1 - u: 'masks' (which tokens, with one p for
@@ -262,8 +263,8 @@ class ObjectiveConfig(Settings, group='objective'):
 
   def plain(self) -> 'ObjectiveConfig':
     """The published objective with these probabilities and weights: one plain draw per pass."""
-    return dataclasses.replace(self, t_sampling='uniform', t_unit='document', mask_weight='rate',
-                               mirror='none', confidence_weight=0.0)
+    return dataclasses.replace(self, t_sampling='uniform', t_density=(), t_unit='document',
+                               mask_weight='rate', mirror='none', confidence_weight=0.0)
 
   def __post_init__(self):
     super().__post_init__()
@@ -283,10 +284,19 @@ class ObjectiveConfig(Settings, group='objective'):
     _choice('objective.mirror', self.mirror, MIRRORS)
     never = ("objective.mode is 'ar'" if self.mode == 'ar' else
              'objective.banom is 1.0' if self.mode == 'hybrid' and self.banom == 1 else '')
-    for key, default in (('mirror', 'none'), ('confidence_weight', 0.0)):
+    for key, default in (('mirror', 'none'), ('confidence_weight', 0.0), ('t_density', ())):
       value = getattr(self, key)
       _require(not never or value == default, f'config key objective.{key} is {value!r}, but '
                f'{never}, so no token is masked; leave one of the two out.')
+    object.__setattr__(self, 't_density', tuple(self.t_density))
+    _require(all(0 < density < math.inf for density in self.t_density),
+             f'config key objective.t_density is {self.t_density!r}; use positive numbers.')
+    # Their weights, or their expectations, are derived for a flat density.
+    for key, default in (('t_unit', 'document'), ('mask_weight', 'rate'),
+                         ('confidence_weight', 0.0)):
+      value = getattr(self, key)
+      _require(not self.t_density or value == default, f'config key objective.{key} is {value!r}, '
+               f'but objective.t_density needs {default!r}; leave one of the two out.')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ and so the variance.
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import betainc
+import numpy as np
 
 from ttt_jax.model.types import Array
 
@@ -86,6 +87,22 @@ def spread(uniform: jax.Array, visit: Array | int, place: Array | int) -> jax.Ar
   # 23 bits, as the draws have: so the sum of the two is exact.
   moved = uniform + (turns >> 9).astype(jnp.float32) * 2.0 ** -23
   return moved - jnp.floor(moved)
+
+
+def importance(uniform: jax.Array, density: tuple[float, ...]) -> tuple[jax.Array, jax.Array]:
+  """(t, weight) float32 [...]: t with a density that is constant on K equal parts of [0, 1), and
+  1 / density(t), with which means over t are those of a uniform t.
+
+  Args:
+    uniform: float32 [...] in [0, 1).
+    density: K positive numbers, up to a common factor.
+  """
+  share = np.array(density) / np.sum(density)   # probability of each part
+  ends = np.cumsum(share)
+  part = jnp.sum(uniform[..., None] >= ends[:-1].astype(np.float32), axis=-1)
+  inside = (uniform - jnp.float32(ends - share)[part]) / jnp.float32(share)[part]
+  t = (part + jnp.clip(inside, 0.0, 1.0)) / len(share)
+  return t, jnp.float32(1.0 / (len(share) * share))[part]
 
 
 def count_weight(masked: jax.Array, maskable: jax.Array, floor: float) -> jax.Array:

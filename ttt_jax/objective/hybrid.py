@@ -51,10 +51,11 @@ class Targets(NamedTuple):
   """Inputs, labels and weights of one noisy forward pass; arrays [B, T] but for ``documents``."""
   token: jax.Array         # int32: noisy inputs
   next_label: jax.Array    # int32: x[i+1]
-  next_weight: jax.Array   # float32: 1 / (text targets of the document), or 0
+  next_weight: jax.Array   # float32: 1 / (text targets of the document), or 0; see t_density
   self_label: jax.Array    # int32: x[i], clean
   # float32: 1 / (p * maskable tokens of the document), or 0; with mask_weight='count' the
-  # expectation of 1 / p given the masks stands for 1 / p
+  # expectation of 1 / p given the masks stands for 1 / p. With t_density both weights are over the
+  # density of the document's t.
   self_weight: jax.Array
   masked: Array            # bool: replaced by the mask
   maskable: Array          # bool: after BANOM and PPM
@@ -182,6 +183,9 @@ def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, key: jax.A
     draws = _Draws(*(diffusion.mirrored(draw, twin) for draw in draws))
   maskable, span = _maskable(batch, vocab, config, draws, segment)
   level = _levels(batch, config, key, draws.t, span, visit, twin)
+  importance = None
+  if config.t_density:
+    level, importance = diffusion.importance(level, config.t_density)
   rate = diffusion.mask_probability(level, config.mask_floor)
   uniform = diffusion.token_uniforms(key, batch.document, batch.position)
   if config.mirror != 'none':
@@ -192,7 +196,13 @@ def corrupt(batch: Batch, vocab: Vocabulary, config: ObjectiveConfig, key: jax.A
     unit = _segments(batch.document, batch.span) if spans else segment
     weight = diffusion.count_weight(_per_document(masked, unit), _per_document(maskable, unit),
                                     config.mask_floor)
-  return targets(batch, vocab, config.mode, maskable, masked, rate, weight, config.ar_mean)
+  drawn = targets(batch, vocab, config.mode, maskable, masked, rate, weight, config.ar_mean)
+  if importance is None:
+    return drawn
+  # Text reads the noisy audio, so both terms depend on t; without maskable tokens neither does.
+  importance = jnp.where(_per_document(maskable, segment) > 0, importance, 1.0)
+  return drawn._replace(next_weight=drawn.next_weight * importance,
+                        self_weight=drawn.self_weight * importance)
 
 
 def targets(batch: Batch, vocab: Vocabulary, mode: str, maskable: Array, masked: Array,
