@@ -13,9 +13,9 @@ passes. The objective is the config's; a variant changes what its name says.
 A stratified t is spread over the visits of a document and means nothing in a single one. So it is
 measured as --visits visits of the batch with one model: that many times the variance of their mean.
 
---density K first measures E |g|^2 with t in each of K equal parts of [0, 1), prints the density of t
-that is best for it (proportional to its root: objective.t_density), half of it uniform so that no
-weight exceeds 2, and adds it as a variant, "importance".
+--density K first measures E |g|^2 with t in each of K equal parts of [0, 1), prints the density of
+t that is best for it (proportional to its root: objective.t_density), half of it uniform so that
+no weight exceeds 2, and adds it as a variant, "importance".
 
 "shift" compares the mean gradient with that of the first variant: |difference|^2 over what the
 noise of both means makes of it, about 1 for equal expectations. A t for each span has another one.
