@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from ttt_jax import config as config_lib
-from ttt_jax.cli import main, train
+from ttt_jax.cli import main, processes
 from ttt_jax.system import exit_codes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -150,7 +150,7 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys, tmp_path):
 def test_late_callbacks_of_a_failed_save_print_nothing(monkeypatch, capsys, message, printed):
   for name in ('excepthook', 'unraisablehook'):
     monkeypatch.setattr(sys, name, getattr(sys, f'__{name}__'))
-  train._ignore_late_callbacks()
+  processes._ignore_late_callbacks()
   def fail(*_):
     raise RuntimeError(message)
   sys.excepthook(RuntimeError, RuntimeError(message), None)

@@ -15,7 +15,7 @@ from ttt_jax.cli import main
 from ttt_jax.config import MeshConfig, ModelConfig, to_dict
 from ttt_jax.data import store
 from ttt_jax.errors import UserError
-from ttt_jax.hf import import_hf, qwen_config, tensor_names
+from ttt_jax.hf import import_hf, qwen_config, read_weights, tensor_names
 from ttt_jax.model import sharding
 from ttt_jax.model.transformer import Model
 from ttt_jax.storage import safetensors_io
@@ -60,7 +60,7 @@ def test_new_rows_are_near_the_old_ones(tmp_path):
   table, old = np.asarray(params['trunk']['embedding']), values[tensor_names.EMBEDDING]
   np.testing.assert_array_equal(table[:300], old)
   new = table[300:V.size]
-  assert np.abs((new - old.mean(0)) / old.std(0)).max() < 6 * import_hf.NOISE
+  assert np.abs((new - old.mean(0)) / old.std(0)).max() < 6 * read_weights.NOISE
   assert len(np.unique(new, axis=0)) == V.size - 300, 'no two new tokens are alike'
   assert (table[V.size:] == 0).all()
   assert 'ids 0 to 299 have the rows of the directory, the new ones from 300 to' in '\n'.join(

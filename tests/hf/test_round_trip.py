@@ -165,8 +165,8 @@ def test_a_damaged_export_is_found(after_training, tmp_path, monkeypatch):
   workdir, config = after_training
   write = safetensors_io.Writer.write
 
-  def damaging(self, *args):
-    write(self, *args)
+  def damaging(self, *args, **more):
+    write(self, *args, **more)
     path = self.directory / self.names()[-1]
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -179,7 +179,7 @@ def test_a_damaged_export_is_found(after_training, tmp_path, monkeypatch):
 
 def test_a_full_disk_is_one_sentence(after_training, tmp_path, monkeypatch):
   workdir, config = after_training
-  def full(self, *args):
+  def full(self, *args, **more):
     raise OSError(28, 'No space left on device')
   monkeypatch.setattr(safetensors_io.Writer, 'write', full)
   with pytest.raises(UserError, match='out could not be written: the disk is full'):

@@ -2,7 +2,9 @@
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
+from ttt_jax.cli import cluster, processes
 from ttt_jax.cli.checkpoint_flag import add_checkpoint
 from ttt_jax.config import Config
 from ttt_jax.errors import UserError
@@ -27,6 +29,7 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
                     help='a PEFT adapter folder or URL, for config keys model.lora')
   take.add_argument('--dtype', default='', choices=('', *DTYPES), metavar='DTYPE',
                     help='of the checkpoint: float32 or bfloat16 (default: as in the folder)')
+  cluster.add_flags(take)
   give = verb('export-hf', 'write a checkpoint as a Hugging Face folder for PyTorch',
               'ttt-jax export-hf --workdir demo --out demo/export')
   give.add_argument('--out', required=True, metavar='DIR', help='output folder or URL')
@@ -42,22 +45,34 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
   give.add_argument('--overwrite', action='store_true',
                     help='replace an earlier export at --out')
   give.add_argument('--shard-gb', type=float, default=5.0, metavar='GB',
-                    help='maximum size of a tensor file in gigabytes (default: 5)')
+                    help='maximum size of a tensor file in gigabytes (default: 5); a file belongs '
+                         'to one process')
+  cluster.add_flags(give)
 
 
 def _import(args: argparse.Namespace, config: Config) -> None:
-  from ttt_jax.hf import import_hf
-  report = import_hf.import_hf(config, args.workdir, args.hf, args.adapter, args.dtype)
-  print('\n'.join(report.lines()))
+  with processes.several(args, config):
+    from ttt_jax.hf import import_hf
+    from ttt_jax.train import together
+    report = import_hf.import_hf(config, args.workdir, args.hf, args.adapter, args.dtype)
+    if together.is_first():
+      print('\n'.join(report.lines()))
 
 
 def _export(args: argparse.Namespace, config: Config) -> None:
   if args.shard_gb <= 0:
     raise UserError(f'--shard-gb is {args.shard_gb}; it must be positive.')
-  from ttt_jax.hf import export_hf
-  facts = export_hf.export_hf(
-      config, args.workdir, args.out, dtype=args.dtype, part=args.part, base=args.base,
-      overwrite=args.overwrite, shard_bytes=int(args.shard_gb * 1e9), step=args.checkpoint)
+  with processes.several(args, config):
+    from ttt_jax.hf import export_hf
+    from ttt_jax.train import together
+    facts = export_hf.export_hf(
+        config, args.workdir, args.out, dtype=args.dtype, part=args.part, base=args.base,
+        overwrite=args.overwrite, shard_bytes=int(args.shard_gb * 1e9), step=args.checkpoint)
+    if together.is_first():
+      _say(args, facts)
+
+
+def _say(args: argparse.Namespace, facts: dict[str, Any]) -> None:
   print(f'{url_path.place(args.out)}: step {facts["step"]:,}, {facts["tensors"]} tensors, '
         f'{facts["parameters"]:,} parameters in {facts["dtype"]}; read back and verified')
   if args.part == 'adapter' and not args.base:

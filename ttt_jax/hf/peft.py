@@ -19,6 +19,8 @@ from ttt_jax.hf import tensor_names
 from ttt_jax.model import lora, sharding
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.storage import safetensors_io, schema
+from ttt_jax.storage.safetensors_io import Folder
+from ttt_jax.train import together
 
 CONFIG = 'adapter_config.json'
 WEIGHTS = 'adapter_model.safetensors'
@@ -121,12 +123,11 @@ def _values(config: LoraConfig, base: str | None) -> dict[str, Any]:
 # -- import -----------------------------------------------------------------------------------
 
 
-def load(directory: str | os.PathLike, model: Model, mesh: Mesh,
-         params: Params) -> tuple[Params, str]:
-  """The adapters of a PEFT directory.
+def check(directory: str | os.PathLike, model: Model) -> tuple[dict[str, Any], Folder]:
+  """Compare a PEFT directory with the model; its tensors are not read.
 
   Returns:
-    (``params`` with the adapters, the name of the base that they were trained on or '').
+    (its adapter_config.json, its tensors).
 
   Raises:
     UserError: not such a directory, an adapter of another kind than LoRA on unchanged base
@@ -134,7 +135,7 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh,
   """
   values = read_config(directory)
   _check(values, model.config.lora, pathlib.Path(directory) / CONFIG)
-  folder = safetensors_io.Folder(directory, WEIGHTS, _INDEX)
+  folder = Folder(directory, WEIGHTS, _INDEX)
   planned = plan(model)
   names = {name for name, *_ in planned}
   for problem, found in (('lacks', sorted(names - set(folder))),
@@ -142,18 +143,38 @@ def load(directory: str | os.PathLike, model: Model, mesh: Mesh,
     if found:
       raise UserError(f'{directory} {problem} tensor {found[0]}; the adapter belongs to another '
                       'model or to other config keys model.lora.targets.')
-  leaves: dict[tuple[str, ...], list[np.ndarray]] = {}
-  for name, leaf_path, _, shape in planned:
+  for name, _, _, shape in planned:
     if folder[name].shape != shape:
       raise UserError(f'tensor {name} in {folder[name].file} has shape {list(folder[name].shape)}; '
                       f'the model asks for {list(shape)}.')
-    leaves.setdefault(leaf_path, []).append(folder.read_finite(name).astype(np.float32).T)
-  stacked = tensor_names.nested({path: np.stack(layers) for path, layers in leaves.items()})
+  return values, folder
+
+
+def load(directory: str | os.PathLike, model: Model, mesh: Mesh,
+         params: Params) -> tuple[Params, str]:
+  """The adapters of a PEFT directory; every process reads all of them.
+
+  Returns:
+    (``params`` with the adapters, the name of the base that they were trained on or '').
+
+  Raises:
+    UserError: as ``check``, or numbers that are not finite.
+  """
+  values, stacked = together.run(lambda: read(directory, model))
   places = sharding.shardings(mesh, lora.adapters(model.axes()), stacked)
   put = lambda array, place: jax.make_array_from_callback(
       array.shape, place, lambda index: array[index])
   return (lora.join(params, jax.tree.map(put, stacked, places)),
           values.get('base_model_name_or_path') or '')
+
+
+def read(directory: str | os.PathLike, model: Model) -> tuple[dict[str, Any], Params]:
+  """(adapter_config.json, adapters on the host) of a PEFT directory that fits ``model``."""
+  values, folder = check(directory, model)
+  leaves: dict[tuple[str, ...], list[np.ndarray]] = {}
+  for name, leaf_path, _, _ in plan(model):
+    leaves.setdefault(leaf_path, []).append(folder.read_finite(name).astype(np.float32).T)
+  return values, tensor_names.nested({path: np.stack(layers) for path, layers in leaves.items()})
 
 
 def read_config(directory: str | os.PathLike) -> dict[str, Any]:

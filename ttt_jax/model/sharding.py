@@ -85,6 +85,18 @@ def reading_mesh(config: MeshConfig, axes: Any, shapes: Any, devices: Any = None
   return make_mesh(MeshConfig(fsdp=count), found[:count])
 
 
+def converting_mesh(axes: Any, shapes: Any) -> Mesh:
+  """The mesh on which several processes import or export: every weight over as many of all devices
+  as divide it, along fsdp, so that no process holds all of it.
+
+  Args:
+    axes, shapes: as for ``shardings``.
+  """
+  count = len(jax.devices())
+  fsdp = next(n for n in range(count, 0, -1) if count % n == 0 and _divides(n, axes, shapes))
+  return make_mesh(MeshConfig(data=count // fsdp, fsdp=fsdp))
+
+
 def _divides(count: int, axes: Any, shapes: Any) -> bool:
   """Whether every weight can be sharded over ``count`` devices along fsdp."""
   try:

@@ -32,18 +32,20 @@ _POLL = 1.0
 class BucketLease:
   """The lease of a workdir at a URL; the methods of lease.Lease."""
 
-  def __init__(self, url: str, *, say: Callable[[str], None] = lambda sentence: None,
+  def __init__(self, url: str, what: str = '', *,
+               say: Callable[[str], None] = lambda sentence: None,
                is_ending: Callable[[], bool] = lambda: False, beat: float | None = None,
                silence: float | None = None, ending: float = lease.ENDING):
     """
     Args:
-      url: of the workdir.
+      url: of the workdir, or of another folder.
+      what: is owned, for sentences; '' = the workdir.
       say, is_ending: as in lease.Lease.
       beat, silence: seconds, as the constants of this module.
       ending: seconds that a new owner waits for one that saves and exits.
     """
     self.url, self._note_url = url, remote.join(url, NOTE)
-    self._what, self._say, self._is_ending = f'workdir {url}', say, is_ending
+    self._what, self._say, self._is_ending = what or f'workdir {url}', say, is_ending
     self._beat, self._silence = beat or BEAT, silence or SILENCE
     self._ending = ending
     self._token, self._since = uuid.uuid4().hex, time.time()
@@ -128,7 +130,7 @@ class BucketLease:
     when = time.strftime(' since %Y-%m-%d %H:%M:%S', time.localtime(since)) if isinstance(
         since, (int, float)) else ''
     return lease.InUse(f'{self._what} is in use by {lease.owner(note)}{when}; wait for it, stop '
-                       'it, or use another workdir.')
+                       'it, or use another folder.')
 
   # -- keeping --------------------------------------------------------------------------
 

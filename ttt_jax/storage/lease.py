@@ -23,13 +23,14 @@ one may create its own. An owner whose note was taken by another (it was suspend
 ``SILENCE``) learns it from ``check`` before it writes again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import fcntl
 import json
 import os
 import pathlib
+import shutil
 import threading
 import time
 from typing import Any
@@ -271,6 +272,29 @@ class Lease:
         (self.folder / NOTE).unlink()
     self._lock.close()  # releases it; the file stays, for others may have it open
     self._lock = None
+
+
+@contextlib.contextmanager
+def beside(folder: str | os.PathLike, what: str) -> Iterator[Lease]:
+  """A context in which no other process makes or replaces ``folder``. The lease is beside it, in
+  .NAME.lease, which is removed at the end.
+
+  Args:
+    folder: whose parent can be written.
+    what: as of ``Lease``.
+
+  Raises:
+    InUse: another process does.
+    UserError: the parent cannot be written.
+  """
+  folder = pathlib.Path(folder)
+  lease = Lease(folder.with_name(f'.{folder.name}.lease'), what)
+  with lease:
+    try:
+      yield lease
+    finally:
+      lease.stop()
+      shutil.rmtree(lease.folder, ignore_errors=True)
 
 
 def has_ended(folder: str | os.PathLike, silence: float = SILENCE) -> bool:

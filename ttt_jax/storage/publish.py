@@ -8,16 +8,18 @@ its kind (a set without manifest.json, a model without config.json), so readers 
 none, or the new one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import hashlib
 import os
 import pathlib
 from typing import Any
 
-from ttt_jax.errors import UserError
-from ttt_jax.storage import owned, remote, url_path
+from ttt_jax.errors import RetryableError, UserError
+from ttt_jax.storage import bucket_lease, owned, remote, url_path
 
 _PROBE = '.ttt-jax.probe'
+_LEASE = (bucket_lease.NOTE, bucket_lease.CLOCK)  # of the process that writes the folder
 _DOCUMENTS = ('.json', '.jsonl', '.md', '.py')
 
 
@@ -36,7 +38,7 @@ def check(url: str, kind: str, where: str, earlier: owned.Earlier, example: str)
                     f'{url}/{example}.')
   if remote.exists(url):
     raise UserError(f'{where}: {url} exists and is not {kind} but an object; choose another name.')
-  found = remote.files(url)
+  found = _files(url)
   marker = _marker(url, found)
   if marker.get('kind', kind) != kind:
     raise UserError(f'{where}: {url} exists and is not {kind} but {marker["kind"]} of ttt-jax; '
@@ -51,11 +53,40 @@ def check(url: str, kind: str, where: str, earlier: owned.Earlier, example: str)
   remote.remove(remote.join(url, _PROBE))
 
 
-def assembly(url: str) -> pathlib.Path:
-  """Where on the disk the folder at ``url`` may be made: below $TTT_JAX_CACHE/uploads."""
+@contextlib.contextmanager
+def leased(url: str, what: str) -> Iterator[bucket_lease.BucketLease]:
+  """A context in which no other process writes the folder at ``url``.
+
+  Args:
+    url: of the folder, which may not exist.
+    what: names it, for the sentence: '--out gs://bucket/export'.
+
+  Raises:
+    lease.InUse: another process does.
+    UserError, RetryableError: the bucket cannot be written.
+  """
+  lease = bucket_lease.BucketLease(url, what)
+  lease.acquire()
+  try:
+    yield lease
+  finally:
+    lease.release()
+    with contextlib.suppress(UserError, RetryableError):
+      for name in _LEASE:
+        remote.remove(remote.join(url, name))
+
+
+def assembly(url: str, process: int = 0) -> pathlib.Path:
+  """Where on the disk the folder at ``url`` may be made: below $TTT_JAX_CACHE/uploads.
+
+  Args:
+    url: of the folder in the bucket.
+    process: of several that make it, each its own files.
+  """
   root = pathlib.Path(os.path.abspath(remote.cache_folder() / 'uploads'))
   # No two URLs share a folder, also if one is in the other.
-  return root / hashlib.sha256(url.encode()).hexdigest()[:16] / remote.name(url)
+  name = hashlib.sha256(url.encode()).hexdigest()[:16] + (f'-{process}' if process else '')
+  return root / name / remote.name(url)
 
 
 def publish(folder: pathlib.Path, url: str, heads: Sequence[str],
@@ -69,32 +100,82 @@ def publish(folder: pathlib.Path, url: str, heads: Sequence[str],
       this order. A folder need not have all of them.
     progress: called with (bytes sent, bytes to send).
   """
-  there = remote.files(url)
-  here = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob('*'))
-          if path.is_file()}
-  new = [name for name, path in here.items()
-         if name not in there or not remote.is_copy(path, url, there[name])]
-  old = [name for name in there if name not in here]
-  if not new and not old:
+  upload = Upload(url, owned.read_marker(folder), heads)
+  new = upload.new(folder)
+  if not new and upload.is_there():
     return
-  last = [name for name in (owned.MARKER, *heads) if name in here]
-  names = dict.fromkeys([*here, *there])
-  names.pop(owned.MARKER, None)
-  remote.write_bytes(remote.join(url, owned.MARKER), owned.marker_text(
-      {'kind': owned.read_marker(folder)['kind'], 'files': names}).encode())
-  for name in heads:
-    remote.remove(remote.join(url, name))
-  total, done = sum(here[name].stat().st_size for name in new), 0
-  def send(name: str) -> None:
-    nonlocal done
-    remote.upload(here[name], remote.join(url, name))
-    done += here[name].stat().st_size
-    progress(done, total)
-  remote.each([name for name in new if name not in last], send)
-  remote.each([name for name in old if name != owned.MARKER],
-              lambda name: remote.remove(remote.join(url, name)))
-  for name in last:
-    remote.upload(here[name], remote.join(url, name))
+  upload.begin()
+  upload.send(folder, new, progress)
+  upload.finish(folder)
+
+
+class Upload:
+  """The objects below a URL become the files of a folder, or of those of several processes.
+
+  One process calls ``begin``, then each ``send`` with its folder, then one ``finish``.
+  """
+
+  def __init__(self, url: str, body: Mapping[str, Any], heads: Sequence[str]):
+    """
+    Args:
+      url: of the folder in the bucket; listed here.
+      body: of its marker: 'kind', and 'files' of all folders with their entries.
+      heads: as of ``publish``.
+    """
+    self._url, self._body, self._heads = url, dict(body), heads
+    self._there = _files(url)
+    self._old = [name for name in self._there
+                 if name not in body['files'] and name != owned.MARKER]
+
+  def new(self, folder: pathlib.Path) -> list[str]:
+    """The files of a folder that are not in the bucket."""
+    return [name for name in self._body['files'] if (folder / name).is_file() and (
+        name not in self._there
+        or not remote.is_copy(folder / name, self._url, self._there[name]))]
+
+  def is_there(self) -> bool:
+    """Whether nothing must be removed, and the marker is in place."""
+    return not self._old and owned.MARKER in self._there and remote.read_bytes(
+        self._at(owned.MARKER)) == self._marker()
+
+  def _at(self, name: str) -> str:
+    return remote.join(self._url, name)
+
+  def _marker(self) -> bytes:
+    return owned.marker_text(self._body).encode()
+
+  def begin(self) -> None:
+    """What is there is none of its kind from here on."""
+    names = dict.fromkeys([*self._body['files'], *self._there])
+    names.pop(owned.MARKER, None)
+    remote.write_bytes(self._at(owned.MARKER), owned.marker_text(
+        self._body | {'files': names}).encode())
+    for name in self._heads:
+      remote.remove(self._at(name))
+
+  def send(self, folder: pathlib.Path, new: Sequence[str],
+           progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Upload what is ``new`` of a folder, but for the heads."""
+    names = [name for name in new if name not in self._heads]
+    total, done = sum((folder / name).stat().st_size for name in names), 0
+    def one(name: str) -> None:
+      nonlocal done
+      remote.upload(folder / name, self._at(name))
+      done += (folder / name).stat().st_size
+      progress(done, total)
+    remote.each(names, one)
+
+  def finish(self, folder: pathlib.Path) -> None:
+    """Remove what does not belong to the folder, and complete it; ``folder`` has the heads."""
+    remote.each(self._old, lambda name: remote.remove(self._at(name)))
+    remote.write_bytes(self._at(owned.MARKER), self._marker())
+    for name in self._heads:
+      if name in self._body['files']:
+        remote.upload(folder / name, self._at(name))
+
+
+def _files(url: str) -> dict[str, Any]:
+  return {name: entry for name, entry in remote.files(url).items() if name not in _LEASE}
 
 
 def _marker(url: str, found: dict[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,14 @@ of the README of safetensors 0.5. Several threads read, check and write: reads, 
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent import futures
 import dataclasses
 import json
 import math
 import os
 import pathlib
+import tempfile
 from typing import Any, NotRequired, TypeVar
 import zlib
 
@@ -28,7 +29,7 @@ import numpy as np
 import safetensors
 
 from ttt_jax.errors import UserError
-from ttt_jax.storage import schema
+from ttt_jax.storage import remote, schema, url_path
 
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -63,6 +64,11 @@ class Entry:
   def nbytes(self) -> int:
     return math.prod(self.shape) * self.dtype.itemsize
 
+  @property
+  def rows(self) -> int:
+    """Length of the first axis."""
+    return self.shape[0] if self.shape else 1
+
 
 # -- reading ------------------------------------------------------------------------------
 
@@ -75,19 +81,22 @@ class Folder(Mapping):
 
     Args:
       directory: holds ``single``, or ``index`` with the files that it names. A file may be a link,
-        as in the cache of the Hugging Face hub; the index cannot name one outside.
+        as in the cache of the Hugging Face hub; the index cannot name one outside. At a URL, ranges
+        of the objects are read.
 
     Raises:
       UserError: neither exists or both do, a file is missing, truncated or not safetensors, a
         tensor is in two files, or the index and the files contradict each other.
     """
-    self.directory = pathlib.Path(directory)
+    self.directory = url_path.place(directory)
     if not self.directory.is_dir():
       raise UserError(f'{directory} is not a directory; name the folder of a model, with its '
                       'config.json and safetensors files.')
     self._entries: dict[str, Entry] = {}
     self._open: dict[pathlib.Path, Any] = {}
     for file, wanted in self._files(single, index):
+      if url_path.is_url(file):
+        file = url_path.UrlPath(str(file), remote.stat(str(file)))  # that version is read
       self._open[file], found = _open(file)
       for name in wanted:
         if name not in found:
@@ -103,7 +112,7 @@ class Folder(Mapping):
     """The files, each with the tensors that the index promises in it."""
     path = self.directory / index
     if not path.exists():
-      if not (self.directory / single).is_file():
+      if not _is_file(self.directory / single):
         raise UserError(f'{self.directory} has neither {single} nor {index}; weights in another '
                         'format must be converted to safetensors first.')
       return [(self.directory / single, [])]
@@ -116,7 +125,7 @@ class Folder(Mapping):
     for name, file in places.items():
       files.setdefault(file, []).append(name)
     for file in files:
-      if not os.path.isfile(self.directory / file):  # False for a name that is too long, too
+      if not _is_file(self.directory / file):
         raise UserError(f'{path} names the file {file[:80]}, which is not in {self.directory}; the '
                         'download is incomplete.')
     return [(self.directory / file, files[file]) for file in sorted(files)]
@@ -137,13 +146,42 @@ class Folder(Mapping):
       UserError: the file became shorter since it was opened, or cannot be read.
     """
     entry = self[name]
+    if url_path.is_url(entry.file):
+      return self.read_rows(name, 0, entry.rows)
     try:
       array = self._open[entry.file].get_tensor(name)
     except (OSError, safetensors.SafetensorError) as error:
-      raise UserError(f'tensor {name} in {entry.file} cannot be read ({error}); the file is '
-                      'truncated or being replaced.') from error
+      raise _cannot_read(name, entry, str(error)) from error
     assert array.dtype == entry.dtype and array.shape == entry.shape, (array.dtype, entry)
     return array
+
+  def read_rows(self, name: str, start: int, stop: int, into: np.ndarray | None = None
+                ) -> np.ndarray:
+    """Rows ``start`` to ``stop`` of a tensor, whose bytes alone are read.
+
+    Args:
+      name: of the tensor.
+      start, stop: along its first axis.
+      into: where to; contiguous, of the rows' shape and dtype; None = a new array.
+
+    Raises:
+      UserError: as ``read``.
+    """
+    entry = self[name]
+    out = np.empty((stop - start, *entry.shape[1:]), entry.dtype) if into is None else into
+    assert out.dtype == entry.dtype and out.flags.c_contiguous and len(out) == stop - start, entry
+    data = out.reshape(-1).view(np.uint8).data
+    begin = entry.start + start * math.prod(entry.shape[1:]) * entry.dtype.itemsize
+    try:
+      with entry.file.open('rb') as file:
+        file.seek(begin)
+        for at in range(0, len(data), _CHUNK):
+          piece = data[at:at + _CHUNK]
+          if file.readinto(piece) != len(piece):
+            raise _cannot_read(name, entry, 'it ends too early')
+    except OSError as error:
+      raise _cannot_read(name, entry, error.strerror or str(error)) from error
+    return out
 
   def read_finite(self, name: str) -> np.ndarray:
     """As ``read``, for weights.
@@ -152,11 +190,38 @@ class Folder(Mapping):
       UserError: also if a number is NaN or infinite.
     """
     array = self.read(name)
-    if bad := count_not_finite(array):
-      raise UserError(f'tensor {name} in {self[name].file} has {bad:,} of {array.size:,} numbers '
-                      'that are NaN or infinite; a model with such weights computes nothing, so '
-                      'use another checkpoint of it.')
+    self.check_finite(name, [array])
     return array
+
+  def check_finite(self, name: str, rows: Iterable[np.ndarray]) -> None:
+    """UserError if a number in some rows of a tensor is NaN or infinite."""
+    counts = [(count_not_finite(array), array.size) for array in rows]
+    if bad := sum(count for count, _ in counts):
+      raise UserError(f'tensor {name} in {self[name].file} has {bad:,} of '
+                      f'{sum(size for _, size in counts):,} numbers that are NaN or infinite; a '
+                      'model with such weights computes nothing, so use another checkpoint of it.')
+
+  def check_unchanged(self) -> None:
+    """UserError if an object of a bucket was replaced since its header was read: not every store
+    refuses to read ranges of another version."""
+    for file in self._open:
+      if url_path.is_url(file):
+        now = remote.stat(str(file))
+        if now is None or now.checksum != file.stat().version:
+          raise UserError(f'{file} was replaced or removed while it was read; run the same command '
+                          'again.')
+
+
+def _cannot_read(name: str, entry: Entry, why: str) -> UserError:
+  return UserError(f'tensor {name} in {entry.file} cannot be read ({why}); the file is truncated '
+                   'or being replaced.')
+
+
+def _is_file(path: pathlib.Path) -> bool:
+  try:
+    return path.is_file()
+  except OSError:  # a name that is too long
+    return False
 
 
 def count_not_finite(array: np.ndarray) -> int:
@@ -178,7 +243,7 @@ def _open(file: pathlib.Path) -> tuple[Any, dict[str, Entry]]:
   # The library takes one of two entries of a name if both are equal.
   names = schema.parse(header, f'the header of {file}', 'download it again', unique=True)
   try:
-    handle = safetensors.safe_open(file, framework='numpy', backend='pread')
+    handle = _judged(file, header)
     order = handle.offset_keys()
   except (OSError, safetensors.SafetensorError) as error:
     raise UserError(f'{file} is not a complete safetensors file ({error}); download it '
@@ -198,10 +263,22 @@ def _open(file: pathlib.Path) -> tuple[Any, dict[str, Entry]]:
   return handle, entries
 
 
+def _judged(file: pathlib.Path, header: bytes) -> Any:
+  """The library's handle of a file; for an object of a bucket, of a file with the same header and
+  size and without any data."""
+  if not url_path.is_url(file):
+    return safetensors.safe_open(file, framework='numpy', backend='pread')
+  with tempfile.NamedTemporaryFile() as same:
+    same.write(len(header).to_bytes(8, 'little') + header)
+    same.truncate(file.stat().st_size)
+    same.flush()
+    return safetensors.safe_open(same.name, framework='numpy', backend='pread')
+
+
 def _header_bytes(file: pathlib.Path) -> bytes:
   try:
     with file.open('rb') as stream:
-      size = os.fstat(stream.fileno()).st_size
+      size = file.stat().st_size
       length = int.from_bytes(stream.read(8), 'little')
       if not 0 < length <= min(_MAX_HEADER, size - 8):
         raise UserError(f'{file} is not a safetensors file, or its beginning is damaged; download '
@@ -239,12 +316,17 @@ class Writer:
       shard_bytes: maximum bytes of tensors in a file, unless a single tensor is larger.
     """
     self.directory = directory
-    self.sums: dict[str, int] = {}  # name -> CRC-32 of its bytes
+    self.sums: dict[str, int] = {}  # name -> CRC-32 of its bytes, of those written here
+    self._own: list[tuple[str, list[Plan]]] = []  # the files written here
     self._shards: list[list[Plan]] = [[]]
     for plan in plans:
       if self._shards[-1] and sum(p.nbytes for p in self._shards[-1]) + plan.nbytes > shard_bytes:
         self._shards.append([])
       self._shards[-1].append(plan)
+
+  def tensors(self) -> list[list[str]]:
+    """Names of the tensors in every file."""
+    return [[plan.name for plan in plans] for plans in self._shards]
 
   def names(self) -> list[str]:
     """Names of the files."""
@@ -252,22 +334,43 @@ class Writer:
     return [SINGLE] if count == 1 else [
         f'model-{number:05d}-of-{count:05d}.safetensors' for number in range(1, count + 1)]
 
-  def write(self, get: Any, single: str = SINGLE) -> None:
-    """Write all files.
+  def write(self, get: Any, single: str = SINGLE, own: Callable[[int], bool] = lambda file: True
+            ) -> None:
+    """Write files.
 
     Args:
       get: name -> array of the planned shape and dtype; called once per tensor, in order, while
         other threads write the tensors before.
       single: name of the file if there is only one.
+      own: whether file number i is written here; other processes write the others.
     """
     names = self.names() if len(self._shards) > 1 else [single]
-    for file, plans in zip(names, self._shards):
+    self._own = [(file, plans) for number, (file, plans) in enumerate(zip(names, self._shards))
+                 if own(number)]
+    for file, plans in self._own:
       self._write_file(self.directory / file, plans, get)
-    if len(names) > 1:
+    if len(names) > 1 and own(0):
       places = {plan.name: file for file, plans in zip(names, self._shards) for plan in plans}
       total = sum(plan.nbytes for plans in self._shards for plan in plans)
       text = json.dumps({'metadata': {'total_size': total}, 'weight_map': places}, indent=2)
       (self.directory / INDEX).write_text(text + '\n', encoding='utf-8')
+
+  def check(self, directory: pathlib.Path) -> None:
+    """UserError unless the tensors written here are the same when they are read back.
+
+    Args:
+      directory: that of this object, or a place to which it was moved.
+    """
+    entries = {}
+    for file, plans in self._own:
+      at = len(_header(plans))
+      for plan in plans:
+        entries[plan.name] = Entry(directory / file, np.dtype(plan.dtype), plan.shape, at)
+        at += plan.nbytes
+    for name, total in checksums(entries, entries).items():
+      if total != self.sums[name]:
+        raise UserError(f'tensor {name} in {directory} differs from what was written; the disk may '
+                        'be damaged, so export to another one.')
 
   def _write_file(self, path: pathlib.Path, plans: list[Plan], get: Any) -> None:
     with path.open('wb') as file:
@@ -292,7 +395,7 @@ class Writer:
           assert array.shape == plan.shape and array.dtype == plan.dtype, (plan, array.shape)
           yield plan.nbytes, lambda array=array, start=at: write(array, start)
           at += plan.nbytes
-      for plan, total in zip(plans, _in_threads(tasks())):
+      for plan, total in zip(plans, in_threads(tasks())):
         self.sums[plan.name] = total
       os.fsync(number)
 
@@ -321,14 +424,14 @@ def checksum(folder: Folder, name: str) -> int:
   return checksums(folder, [name])[name]
 
 
-def checksums(folder: Folder, names: Iterable[str]) -> dict[str, int]:
+def checksums(folder: Mapping[str, Entry], names: Iterable[str]) -> dict[str, int]:
   """CRC-32 of the bytes of some tensors, read by several threads.
 
   Raises:
     UserError: a file became shorter, or cannot be read.
   """
   names = list(names)
-  return dict(zip(names, _in_threads(
+  return dict(zip(names, in_threads(
       (0, lambda entry=folder[name]: _sum_of(entry)) for name in names)))
 
 
@@ -348,15 +451,8 @@ def _sum_of(entry: Entry) -> int:
   return total
 
 
-def read_ahead(folder: Folder, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-  """(name, ``read_finite``) of some tensors in order, the next ones being read meanwhile."""
-  names = list(names)
-  yield from zip(names, _in_threads(
-      (folder[name].nbytes, lambda name=name: folder.read_finite(name)) for name in names))
-
-
-def _in_threads(tasks: Iterable[tuple[int, Callable[[], _T]]]) -> Iterator[_T]:
-  """The results of tasks in order, a few of which run at once.
+def in_threads(tasks: Iterable[tuple[int, Callable[[], _T]]]) -> Generator[_T, None, None]:
+  """The results of tasks in order, a few of which run at once: what follows is read ahead.
 
   Args:
     tasks: (bytes that a task holds, task); one is taken while those before hold at most _AHEAD.

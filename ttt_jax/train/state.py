@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ttt_jax.config import MeshConfig
 from ttt_jax.model import lora, sharding
 from ttt_jax.model.transformer import Model, Params
+from ttt_jax.train import together
 
 
 class TrainState(NamedTuple):
@@ -93,6 +94,15 @@ def reading_mesh(model: Model, config: MeshConfig, devices: Any = None) -> Mesh:
   """The mesh to read a model's parameters on: see sharding.reading_mesh."""
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   return sharding.reading_mesh(config, model.axes(), shapes, devices)
+
+
+def converting_mesh(model: Model, config: MeshConfig) -> Mesh:
+  """The mesh of an import or export: ``reading_mesh``, or with several processes that of
+  sharding.converting_mesh."""
+  if jax.process_count() == 1:
+    return reading_mesh(model, config)
+  together.even_devices(jax.devices())
+  return sharding.converting_mesh(model.axes(), jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def abstract(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

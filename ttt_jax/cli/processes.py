@@ -1,0 +1,104 @@
+"""Commands that run as several processes: they join, fail and exit together."""
+
+from collections.abc import Callable, Iterator
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import time
+import traceback
+
+from ttt_jax.cli import cluster, environment
+from ttt_jax.config import Config
+from ttt_jax.errors import RetryableError, UserError
+from ttt_jax.storage import mirror
+from ttt_jax.system import exit_codes
+
+# Seconds that process 0 outlives a failure: JAX aborts the others as soon as it is gone, and they
+# may have the same to say.
+_TIME_TO_FAIL = 2.0
+
+
+def prepare() -> None:
+  """Set what must be set before the processes join."""
+  # JAX's preemption service would install its own SIGTERM handler, and handles no other signal.
+  os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', 'false')
+  # Orbax logs the traceback of a failed write besides raising it; the UserError is enough.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  _ignore_late_callbacks()
+
+
+def _ignore_late_callbacks() -> None:
+  """When a save has failed, TensorStore's threads still report to Orbax's event loop, which is
+  closed by then. Their tracebacks would bury the one sentence that says what is wrong. TensorStore
+  prints an exception in either of Python's ways, so both hooks are set."""
+  late = lambda error: isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
+  before, unraisable = sys.excepthook, sys.unraisablehook
+  sys.excepthook = lambda kind, error, trace: None if late(error) else before(kind, error, trace)
+  sys.unraisablehook = lambda found: None if late(found.exc_value) else unraisable(found)
+
+
+def join(args: argparse.Namespace, stopping: Callable[[], bool] = lambda: False,
+         stopped: Callable[[], int] = lambda: exit_codes.INTERRUPTED) -> None:
+  """Join the other processes, or end this one.
+
+  Args:
+    args: has the flags of cluster.add_flags.
+    stopping: whether a signal has requested that this process stop.
+    stopped: the exit code then.
+  """
+  try:
+    if cluster.join(args, stopping):
+      return
+    code = stopped()
+  except RetryableError as error:
+    print(f'ttt-jax: error: {error}', file=sys.stderr)
+    code = exit_codes.FAILURE
+  except KeyboardInterrupt:
+    code = exit_codes.INTERRUPTED
+  exit_now(code)
+
+
+@contextlib.contextmanager
+def several(args: argparse.Namespace, config: Config) -> Iterator[None]:
+  """A context for a command that needs no signals, in one process or in several."""
+  prepare()
+  join(args)
+  with ExitTogether(args.verb, config):
+    yield
+
+
+def exit_now(code: int) -> None:
+  """End this process without waiting for its threads, which may wait for other processes."""
+  logging.shutdown()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+class ExitTogether:
+  """Makes a process of several exit at once when it fails: at a normal exit Python would join
+  threads that wait for the other processes, which may be waiting for this one."""
+
+  def __init__(self, verb: str, config: Config):
+    self._verb, self._config = verb, config
+
+  def __enter__(self) -> None:
+    pass
+
+  def __exit__(self, kind, error, trace) -> None:
+    import jax
+    if kind is None or jax.process_count() == 1:
+      return
+    retryable = issubclass(kind, RetryableError)
+    known = error if retryable or issubclass(kind, UserError) else environment.explain(
+        error, self._verb, self._config)
+    if known is not None:
+      print(f'ttt-jax: error: {mirror.in_urls(str(known))}', file=sys.stderr)
+    else:
+      traceback.print_exception(kind, error, trace)
+    if jax.process_index() == 0:
+      time.sleep(_TIME_TO_FAIL)
+    if known is not None:
+      exit_now(exit_codes.FAILURE if retryable else exit_codes.USER_ERROR)
+    exit_now(exit_codes.INTERRUPTED if kind is KeyboardInterrupt else exit_codes.FAILURE)
