@@ -1,6 +1,7 @@
 """Weights at URLs of buckets: what goes in and out is what goes in and out on a disk."""
 
 import json
+import os
 
 import chex
 import jax
@@ -15,7 +16,7 @@ from ttt_jax.config import to_dict
 from ttt_jax.data import store
 from ttt_jax.errors import RetryableError
 from ttt_jax.hf import import_hf
-from ttt_jax.storage import mirror, remote
+from ttt_jax.storage import mirror, publish, remote
 from ttt_jax.train import trained_model
 
 pytestmark = [pytest.mark.storage, pytest.mark.slow]
@@ -138,6 +139,41 @@ def test_adapter(bucket, model, tmp_path, capsys):
   chex.assert_trees_all_equal(params(tmp_path / 'a'), params(tmp_path / 'b'))
   assert import_(folder, config, tmp_path / 'c', '--adapter', f'{url}/no', *lora) == 2
   assert f'--adapter: {url}/no does not exist' in capsys.readouterr().err
+
+
+def test_the_base_of_an_adapter(gs_bucket, model, tmp_path, capsys):
+  folder, config = model
+  lora = ('--config.model.lora.rank=2', '--config.model.lora.alpha=4')
+  assert import_(folder, config, tmp_path / 'a', *lora) == 0
+  def export(out, *more):
+    return run('export-hf', '--workdir', tmp_path / 'a', '--out', out, *more)
+  base, whole = f'{gs_bucket}/base', f'{gs_bucket}/merged'
+  assert export(base, '--part', 'base') == 0 and export(whole) == 0
+  adapter = ('--part', 'adapter', '--base')
+  assert export(tmp_path / 'x', *adapter, base) == 0
+  named = json.loads((tmp_path / 'x' / 'adapter_config.json').read_text())
+  assert named['base_model_name_or_path'] == base
+  assert export(tmp_path / 'y', *adapter, f'{gs_bucket}/later') == 0
+  capsys.readouterr()
+  for wrong, said in ((whole, f"--base {whole} is the part 'merged' of a model"),
+                      ('gs://no-such-bucket/a', 'the bucket of gs://no-such-bucket/a does not'),
+                      (base.replace('://', ':/'), f'write {base}'),
+                      ('https://a.org/base', '--base is https://a.org/base, which is not a path')):
+    assert export(tmp_path / 'z', *adapter, wrong) == 2
+    assert said in capsys.readouterr().err
+  assert not (tmp_path / 'z').exists()
+
+
+def test_one_export_at_a_time(gs_bucket, model, tmp_path, capsys):
+  """The first one is another process, which lives."""
+  assert import_(*model, tmp_path / 'w') == 0
+  url = f'{gs_bucket}/out'
+  with publish.leased(url, '--out'):
+    capsys.readouterr()
+    assert run('export-hf', '--workdir', tmp_path / 'w', '--out', url) == 2
+    assert f'--out {url} is in use by process {os.getpid()}' in capsys.readouterr().err
+  assert run('export-hf', '--workdir', tmp_path / 'w', '--out', url) == 0
+  assert not [name for name in remote.files(url) if 'owner' in name]
 
 
 def test_load(gs_bucket, model):

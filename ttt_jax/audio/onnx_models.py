@@ -1,11 +1,12 @@
 """ONNX models and other judges' files on disk: opened without network access and telemetry."""
 
+import glob
 import os
 import pathlib
 from typing import Any
 
 from ttt_jax.errors import UserError
-from ttt_jax.storage import files
+from ttt_jax.storage import files, folder_copies, remote
 
 
 def local_only() -> None:
@@ -18,6 +19,23 @@ def threads() -> int:
   """Threads of a judge: up to 4, unless OMP_NUM_THREADS says how many."""
   chosen = os.environ.get('OMP_NUM_THREADS', '')
   return int(chosen) if chosen.isdigit() and int(chosen) else min(4, os.cpu_count() or 1)
+
+
+def file(path: str, key: str, *beside: str) -> pathlib.Path:
+  """The file on the disk of a model that may be in a bucket; a copy keeps its name.
+
+  Args:
+    path: of the file, which need not exist, or its URL.
+    key: what names it, for sentences.
+    beside: names of other files that are read if they are there.
+
+  Raises:
+    UserError, RetryableError: as folder_copies.folder.
+  """
+  if not remote.is_url(path):
+    return pathlib.Path(path)
+  name = remote.name(path)
+  return folder_copies.folder(remote.parent(path), (glob.escape(name), *beside), key) / name
 
 
 def session(path: pathlib.Path, what: str) -> Any:

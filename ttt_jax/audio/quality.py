@@ -18,6 +18,7 @@ import numpy as np
 from ttt_jax.audio import io, onnx_models
 from ttt_jax.audio.recogniser import RATE, Sound, package
 from ttt_jax.errors import UserError
+from ttt_jax.storage import folder_copies
 
 _P835, _P808 = 'sig_bak_ovr.onnx', 'model_v8.onnx'
 _WINDOW = 144_160     # samples of 16 kHz that the models hear at once: 9.01 s
@@ -38,7 +39,7 @@ class DnsMos:
     """
     Args:
       path: a folder with sig_bak_ovr.onnx and, for P.808, model_v8.onnx; or the first of these
-        files; '' = the folder in the wheel speechmos.
+        files; either on a disk or at a URL; '' = the folder in the wheel speechmos.
 
     Raises:
       UserError: the wheel is not installed, or there is no such model.
@@ -54,7 +55,9 @@ class DnsMos:
       self._name = package('speechmos')
     else:
       self._name = path
-    place = pathlib.Path(path)
+    key = 'config key evaluate.dnsmos'
+    place = (onnx_models.file(path, key, _P808) if path.endswith('.onnx')
+             else folder_copies.folder(path, (_P835, _P808), key))
     main = place / _P835 if place.is_dir() else place
     if not main.is_file():
       raise UserError(f'config key evaluate.dnsmos is {path!r}: there is no file {main}; expected '
@@ -146,12 +149,13 @@ class Speaker:
   def __init__(self, path: str):
     """
     Args:
-      path: of the .onnx file.
+      path: of the .onnx file, or its URL.
 
     Raises:
       UserError: no such model, or a model of another form.
     """
-    self._path = pathlib.Path(path)
+    self._named = path
+    self._path = onnx_models.file(path, 'config key evaluate.speaker_model')
     what = 'the speaker model'
     if not self._path.is_file():
       raise UserError(f'config key evaluate.speaker_model is {path!r}, which is not a file; '
@@ -172,7 +176,7 @@ class Speaker:
         raise UserError(f"{what} {path} needs the package sherpa-onnx (extra 'judges').") from error
       self._extractor = sherpa_onnx.SpeakerEmbeddingExtractor(
           sherpa_onnx.SpeakerEmbeddingExtractorConfig(
-              model=str(path), num_threads=onnx_models.threads()))
+              model=str(self._path), num_threads=onnx_models.threads()))
     elif len(inputs) != 1 or len(inputs[0].shape) != 2 or inputs[0].type != 'tensor(float)':
       shapes = ', '.join(f'{one.name} {one.shape}' for one in inputs)
       raise UserError(f'{what} {path} has the inputs {shapes} and no metadata of sherpa-onnx; '
@@ -199,4 +203,4 @@ class Speaker:
     return float(a @ b) if a.shape == b.shape else 0.0
 
   def describe(self) -> dict[str, Any]:
-    return {'model': str(self._path), 'files': onnx_models.facts(self._path)}
+    return {'model': self._named, 'files': onnx_models.facts(self._path)}

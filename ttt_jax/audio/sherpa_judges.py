@@ -18,7 +18,10 @@ import numpy as np
 from ttt_jax.audio import onnx_models
 from ttt_jax.audio.recogniser import RATE, Recogniser, package
 from ttt_jax.errors import UserError
+from ttt_jax.storage import folder_copies
 
+_KEY = 'config key evaluate.judge_model'
+_PATTERNS = ('*.onnx', '*.onnx.data', '*.weights', 'tokens.txt')
 FAMILIES = ('paraformer', 'sense_voice', 'zipformer')
 _BATCH = 16  # sounds per run of the model
 _SENSE_VOICE = ('zh', 'en', 'ja', 'ko', 'yue')
@@ -36,12 +39,12 @@ class Sherpa(Recogniser):
     """
     Args:
       family: of FAMILIES.
-      folder: of the model.
+      folder: of the model, or its URL.
       device: 'cpu' or 'cuda' (a build of sherpa-onnx for CUDA; the one from PyPI has none).
     """
     assert family in FAMILIES, family
     onnx_models.local_only()
-    self.name, self._folder, self._device = family, pathlib.Path(folder), device
+    self.name, self._named, self._device = family, folder, device
     try:
       import sherpa_onnx
     except ImportError as error:
@@ -49,11 +52,12 @@ class Sherpa(Recogniser):
                       "install it or set config key evaluate.judge to 'none'.") from error
     self._library = sherpa_onnx.OfflineRecognizer
     if not folder:
-      raise UserError(f'the judge {family!r} has no model: set config key evaluate.judge_model to '
-                      'a folder of sherpa-onnx with model.onnx and tokens.txt (its pre-trained '
+      raise UserError(f'the judge {family!r} has no model: set {_KEY} to a folder '
+                      'of sherpa-onnx with model.onnx and tokens.txt (its pre-trained '
                       'models have them); judges download nothing.')
+    self._folder = folder_copies.folder(folder, _PATTERNS, _KEY)
     if not self._folder.is_dir():
-      raise UserError(f'config key evaluate.judge_model is {folder!r}, which is not a folder; '
+      raise UserError(f'{_KEY} is {folder!r}, which is not a folder; '
                       f'expected one of sherpa-onnx with {self._expected()}.')
     self._files = self._find()
     self._check()
@@ -116,6 +120,9 @@ class Sherpa(Recogniser):
 
   def _model(self, language: str) -> Any:
     if language not in self._models:
+      if self._models:  # again: the cache of what is in a bucket may have lost it
+        self._folder = folder_copies.folder(self._named, _PATTERNS, _KEY)
+        self._files = self._find()
       paths = {part: str(path) for part, path in self._files.items()}
       common = {'tokens': paths['tokens'], 'num_threads': onnx_models.threads(),
                 'provider': self._device}
@@ -146,5 +153,5 @@ class Sherpa(Recogniser):
     return out
 
   def describe(self) -> dict[str, Any]:
-    return {'judge': self.name, 'model': str(self._folder), 'package': package('sherpa-onnx'),
+    return {'judge': self.name, 'model': self._named, 'package': package('sherpa-onnx'),
             'files': onnx_models.facts(*self._files.values())}

@@ -146,8 +146,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
 def _expand_paths(args: argparse.Namespace) -> None:
   """Expand ``~`` in the flags that name files and folders, which a shell leaves alone after '='."""
-  for name in ('workdir', 'config', 'out', 'hf', 'adapter', 'sweep', 'json', 'records', 'record',
-               'audio', 'data', 'api_key_file'):
+  for name in ('workdir', 'config', 'out', 'hf', 'adapter', 'base', 'sweep', 'json', 'records',
+               'record', 'audio', 'data', 'api_key_file'):
     value = getattr(args, name, None)
     local = bucket_workdirs.local if name == 'workdir' else functools.partial(
         paths.local, bucket=name in weights.URLS.get(args.verb, ()))

@@ -12,7 +12,8 @@ from ttt_jax.storage import url_path
 
 DTYPES = ('float32', 'bfloat16')
 PARTS = ('merged', 'base', 'adapter')
-URLS = {'import-hf': ('hf', 'adapter'), 'export-hf': ('out',)}  # flags that may be URLs of buckets
+# Flags that may be URLs of buckets.
+URLS = {'import-hf': ('hf', 'adapter'), 'export-hf': ('out', 'base')}
 
 
 def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -40,8 +41,8 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
                     help='of a run with LoRA: merged, base (without the adapters), or adapter '
                          '(a PEFT folder); default: merged')
   give.add_argument('--base', default='', metavar='NAME',
-                    help='of --part adapter: name or folder of what --part base wrote, for '
-                         'adapter_config.json (default: none)')
+                    help='of --part adapter: name, folder or URL of what --part base wrote, '
+                         'for adapter_config.json (default: none)')
   give.add_argument('--overwrite', action='store_true',
                     help='replace an earlier export at --out')
   give.add_argument('--shard-gb', type=float, default=5.0, metavar='GB',

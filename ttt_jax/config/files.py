@@ -194,8 +194,8 @@ def _with_local_paths(config: Config) -> Config:
       config, vocab=one(config.vocab, 'vocab', 'tokenizer', bucket=True),
       codec=one(config.codec, 'codec', 'weights', 'decoder_weights', bucket=True), data=data,
       train=one(config.train, 'train', 'init_from', bucket=True),
-      evaluate=one(config.evaluate, 'evaluate', 'judge_model', 'transcripts', 'dnsmos',
-                   'speaker_model'))
+      evaluate=one(one(config.evaluate, 'evaluate', 'transcripts'), 'evaluate', 'judge_model',
+                   'dnsmos', 'speaker_model', bucket=True))
 
 
 def _apply_generate_preset(values: dict[str, Any], overrides: dict[str, str]) -> None:

@@ -470,14 +470,16 @@ class EvaluateConfig(Settings, group='evaluate'):
   # speech recogniser: 'whisper', 'paraformer', 'sense_voice', 'zipformer', 'pocketsphinx' (digits)
   # or 'none'
   judge: str = 'whisper'
-  judge_model: str = ''        # its folder, or a name of Whisper; '' = tiny.en of the wheel
+  judge_model: str = ''        # its folder or URL, or a name of Whisper; '' = tiny.en of the wheel
   judge_language: str = ''     # code of the speech's language; '' = that of the data, or detected
   judge_device: str = 'cpu'    # where the recogniser runs, 'cpu' or 'cuda'
   transcripts: str = ''        # file that keeps the judge's transcripts for others; '' = none
   bound_samples: Count = 4     # noise draws per document for the audio bound
   words: str = 'paper'         # words that --suite compares: 'paper' or 'default' (tokens/words.py)
-  dnsmos: str = ''             # suite 'tts': folder of DNSMOS; '' = the wheel speechmos; 'none'
-  speaker_model: str = ''      # suite 'tts': ONNX file of speaker embeddings; '' = no similarity
+  # suite 'tts': folder or URL of DNSMOS; '' = the wheel speechmos; 'none'
+  dnsmos: str = ''
+  # suite 'tts': ONNX file of speaker embeddings, or its URL; '' = no similarity
+  speaker_model: str = ''
   tts_prompt: str = 'none'     # suite 'tts': use of prompt recordings, 'none' or 'turn' before it
   llm_judge_url: str = ''      # suite 'voicebench': OpenAI-compatible server; '' = no LLM is asked
   llm_judge_model: str = ''    # suite 'voicebench': the model that the server is asked for
