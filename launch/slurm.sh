@@ -2,6 +2,7 @@
 # One run on SLURM, from a folder shared by all nodes; a preempted or timed-out job is requeued:
 #   sbatch --nodes=2 --time=4:00:00 launch/slurm.sh WORKDIR [flags of `ttt-jax train`]
 #   sbatch --gpus-per-node=8 --nodes=4 launch/slurm.sh big --config configs/ttt_3b.py
+#   sbatch --nodes=4 launch/slurm.sh export-hf WORKDIR --out DIR [more flags]      also import-hf
 # Flags of sbatch on the command line take precedence over those below. `ttt-jax sweep --launcher slurm`
 # submits this file as an array (launch/slurm.sh sweep FLAGS: one member per array task).
 #
@@ -14,7 +15,7 @@
 set -euo pipefail
 here=${SLURM_SUBMIT_DIR:-$PWD}   # SLURM runs a copy of this file elsewhere
 if [ -z "${SLURM_JOB_ID:-}" ] || [ $# -lt 1 ]; then
-  sed -n 2,5p "$0" >&2
+  sed -n 2,6p "$0" >&2
   exit 2
 fi
 if [ -f "$here/launch/xla_flags.sh" ]; then
@@ -28,9 +29,14 @@ if [ "$1" = sweep ]; then
   shift
   command=(ttt-jax sweep --member "$SLURM_ARRAY_TASK_ID" "$@")
 else
+  verb=train
+  if [ "$1" = import-hf ] || [ "$1" = export-hf ]; then
+    verb=$1
+    shift
+  fi
   workdir=$1
   shift
-  command=(ttt-jax supervise --workdir "$workdir" -- ttt-jax train --workdir "$workdir" "$@")
+  command=(ttt-jax supervise --workdir "$workdir" -- ttt-jax "$verb" --workdir "$workdir" "$@")
 fi
 
 # The address of the first node, because names do not resolve everywhere. The port is below the

@@ -7,6 +7,7 @@
 #   bash launch/tpu_vm.sh copy                      copy the last commit of this checkout to all hosts
 #   bash launch/tpu_vm.sh install                   install Python and packages on all hosts
 #   bash launch/tpu_vm.sh run runs/big [flags of `ttt-jax train`]      train on all hosts, supervised
+#   bash launch/tpu_vm.sh import-hf runs/big --hf DIR [more flags]     also export-hf: on all hosts together
 #   bash launch/tpu_vm.sh prepare runs/big [flags of `ttt-jax prepare`]  prepare one set on all hosts
 #   bash launch/tpu_vm.sh follow                    show the log of the first host
 #   bash launch/tpu_vm.sh status runs/big           ttt-jax status
@@ -92,8 +93,10 @@ case "$verb" in
   install)  # the image's Python is too old; uv installs one
     on_all "cd ttt_jax && python3 -m pip install -q --user uv && \
       ~/.local/bin/uv venv -q --python 3.12 .venv && ~/.local/bin/uv pip install -q -e '.[tpu,gcs]'" ;;
-  run)
+  run|import-hf|export-hf)
     need WORKDIR "$@"
+    command=$verb
+    [ "$verb" = run ] && command=train
     workdir=$(printf %q "$1")
     shift
     words=
@@ -101,7 +104,7 @@ case "$verb" in
     # setsid: survives the end of the connection. --log: all hosts write to the same folder.
     on_all "cd ttt_jax && source launch/xla_flags.sh && export PATH=\$PWD/.venv/bin:\$PATH && \
       { setsid nohup ttt-jax supervise --workdir $workdir --log \$(hostname) -- \
-        ttt-jax train --workdir $workdir$words >run.log 2>&1 </dev/null & }" ;;
+        ttt-jax $command --workdir $workdir$words >run.log 2>&1 </dev/null & }" ;;
   prepare)
     need WORKDIR "$@"
     workdir=$(printf %q "$1")
@@ -133,6 +136,6 @@ case "$verb" in
   delete)  # --force: includes the VMs
     gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force --quiet ;;
   *)
-    sed -n 2,14p "$0" >&2
+    sed -n 2,15p "$0" >&2
     exit 2 ;;
 esac

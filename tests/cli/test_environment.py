@@ -135,7 +135,7 @@ def test_waiting_is_said_and_ends_on_a_signal_and_in_time(tmp_path):
                                   (interrupted, signal.SIGINT, 130)):
       said = process.stderr.readline()
       assert said == (f'ttt-jax: process 1 waits for 1 other process at {nobody}, for 30 min at '
-                      'most; `--processes 1` trains alone.\n')
+                      'most; `--processes 1` runs alone.\n')
       process.send_signal(number)
       assert 'Traceback' not in process.communicate()[1]
       assert process.returncode == code

@@ -134,6 +134,8 @@ def test_tpu_vm_prints_what_it_would_do():
   assert run.count('gcloud compute tpus tpu-vm ssh') == 2 and run.count('--worker=all') == 2
   assert 'ttt-jax supervise --workdir runs/big --log $(hostname) --' in run
   assert 'ttt-jax train --workdir runs/big --config configs/ttt_3b.py >run.log' in run
+  give = tpu_vm('export-hf', 'runs/big', '--out', 'gs://b/x').stdout
+  assert 'ttt-jax export-hf --workdir runs/big --out gs://b/x >run.log' in give
   prepare = tpu_vm('prepare', 'runs/big', '--config', 'configs/ttt_3b.py', SLICES='2').stdout
   assert prepare.count('--worker=all') == prepare.count('--worker $worker/$((hosts * 2))') == 2
   assert 'worker=$((0 * hosts' in prepare and 'worker=$((1 * hosts' in prepare
@@ -150,6 +152,23 @@ def test_local_and_slurm_say_how_they_are_used():
     found = subprocess.run(['bash', str(LAUNCH / script)], capture_output=True, text=True, env=env,
                            check=False)
     assert found.returncode == 2 and f'launch/{script}' in found.stderr
+
+
+@pytest.mark.parametrize('words, expected', [
+    (('demo', '--devices', '4'), 'train --workdir demo --devices 4'),
+    (('export-hf', 'demo', '--out', 'x'), 'export-hf --workdir demo --out x')])
+def test_what_local_starts(tmp_path, words, expected):
+  here = tmp_path / 'launch'
+  here.mkdir()
+  for name in ('local.sh', 'xla_flags.sh'):
+    shutil.copy(LAUNCH / name, here)
+  program = tmp_path / '.venv' / 'bin' / 'ttt-jax'
+  program.parent.mkdir(parents=True)
+  program.write_text('#!/bin/sh\necho "$@"\n')
+  program.chmod(0o755)
+  found = subprocess.run(['bash', str(here / 'local.sh'), '2', *words], capture_output=True,
+                         text=True, check=True)
+  assert found.stdout == f'supervise --workdir demo --processes 2 -- ttt-jax {expected}\n'
 
 
 @pytest.mark.parametrize('last, ok', [('31', True), ('62', False)])

@@ -199,7 +199,7 @@ def test_nothing_goes_on_behind_a_killed_supervisor(tmp_path):
     ([], "no command; add it after '--'"),
     (['--'], "no command; add it after '--'"),
     (['--', 'no-such-program'], "program 'no-such-program' cannot be found"),
-    (['--processes', '2', '--', 'bash', '-c', 'x'], 'starts `ttt-jax train`, not `bash -c`'),
+    (['--processes', '2', '--', 'bash', '-c', 'x'], '`ttt-jax export-hf`, not `bash -c`'),
     (['--processes', '0', '--', 'ttt-jax', 'train'], '--processes is 0'),
     (['--failures', '0', '--', 'ttt-jax', 'train'], '--failures is 0'),
     (['--wait', '-1', '--', 'ttt-jax', 'train'], '--wait is -1'),

@@ -30,6 +30,7 @@ import time
 from ttt_jax.cli import environment
 from ttt_jax.errors import RetryableError, UserError
 
+VERBS = ('train', 'import-hf', 'export-hf')  # that can run in several processes
 LOCAL = ('127.0.0.1', 'localhost')
 # Below the ephemeral ports, which the kernel assigns to outgoing connections (Linux: from 32768).
 PORTS = range(20000, 32000)
@@ -109,8 +110,8 @@ def _from_flags(args: argparse.Namespace, gpus: int) -> Place | None:
     return None
   if args.process is None or args.coordinator is None:
     raise UserError(f'--processes is {args.processes}, which also needs --process I and '
-                    '--coordinator HOST:PORT; `ttt-jax supervise --processes N -- ttt-jax train '
-                    '...` starts all of them on this machine.')
+                    '--coordinator HOST:PORT; `ttt-jax supervise --processes N -- ttt-jax '
+                    f'{getattr(args, "verb", "train")} ...` starts all of them on this machine.')
   if not 0 <= args.process < args.processes:
     raise UserError(f'--process is {args.process}; with --processes {args.processes} it must be '
                     f'0 to {args.processes - 1}.')
@@ -135,7 +136,7 @@ def _slurm(args: argparse.Namespace, env: Mapping[str, str], tasks: int, gpus: i
   devices = (_required(env, 'SLURM_LOCALID', tasks),) if 1 < here <= gpus else None
   process = _required(env, 'SLURM_PROCID', tasks)
   if process >= tasks:
-    raise UserError(f'SLURM_PROCID is {process}, but SLURM_NTASKS is {tasks}; unset both to train '
+    raise UserError(f'SLURM_PROCID is {process}, but SLURM_NTASKS is {tasks}; unset both to run '
                     'alone, or start with srun.')
   return Place(tasks, process, coordinator, devices)
 
@@ -151,7 +152,7 @@ def _required(env: Mapping[str, str], name: str, tasks: int) -> int:
   value = _number(env, name, -1)
   if value < 0:
     raise UserError(f'SLURM_NTASKS is {tasks}, but {name} is {env.get(name)!r}; start the command '
-                    'with srun, or add `--processes 1` to train alone.')
+                    'with srun, or add `--processes 1` to run alone.')
   return value
 
 
@@ -253,12 +254,12 @@ def _check_port(found: Place) -> None:
 
 
 def _waiting(found: Place, env: Mapping[str, str], minutes: float) -> str:
-  """What a process waits for, and how to train alone."""
+  """What a process waits for, and how to run alone."""
   if not found.processes:
     return (f'waiting for the other hosts of this TPU, for {minutes:g} min at most; '
-            '`--processes 1` trains on this one alone')
+            '`--processes 1` works on this one alone')
   others = found.processes - 1
   source = f' (SLURM_NTASKS={env["SLURM_NTASKS"]})' if (
       env.get('SLURM_NTASKS') == str(found.processes)) else ''
   return (f'process {found.process} waits for {others} other process{"es" * (others > 1)} at '
-          f'{_where(found)}{source}, for {minutes:g} min at most; `--processes 1` trains alone')
+          f'{_where(found)}{source}, for {minutes:g} min at most; `--processes 1` runs alone')

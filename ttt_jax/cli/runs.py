@@ -13,7 +13,7 @@ import sys
 import time
 
 from ttt_jax import config as config_lib
-from ttt_jax.cli import environment
+from ttt_jax.cli import cluster, environment
 from ttt_jax.errors import UserError
 from ttt_jax.runs import (
     comparison, status as status_lib, supervisor, sweep as sweep_lib, sweep_runner, sweep_table)
@@ -45,8 +45,8 @@ def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_supervise(sub: argparse.ArgumentParser) -> None:
   sub.set_defaults(command=[])
   sub.add_argument('--processes', type=int, default=1, metavar='N',
-                   help='start N processes of `ttt-jax train` on this machine, as one run '
-                        '(default: 1)')
+                   help='start N processes of `ttt-jax train`, import-hf or export-hf on this '
+                        'machine, as one run (default: 1)')
   _add_rules(sub)
   sub.add_argument('--log', metavar='NAME',
                    help='name of the log in WORKDIR/logs, if several machines write there '
@@ -84,8 +84,9 @@ def _supervise(args: argparse.Namespace, config: None) -> int:
   command, rules = resolve_command(args.command), _rules(args)
   if args.processes < 1:
     raise UserError(f'--processes is {args.processes}; it must be at least 1.')
-  if args.processes > 1 and args.command[:2] != ['ttt-jax', 'train']:
-    raise UserError(f'--processes {args.processes} starts `ttt-jax train`, not '
+  several = [f'ttt-jax {verb}' for verb in cluster.VERBS]
+  if args.processes > 1 and ' '.join(args.command[:2]) not in several:
+    raise UserError(f'--processes {args.processes} starts `{"`, `".join(several)}`, not '
                     f'`{" ".join(args.command[:2])}`; remove it for other commands.')
 
   def commands(attempt: int) -> list[list[str]]:
