@@ -160,11 +160,9 @@ def test_a_killed_process_leaves_nothing_half_done(run, exported, tmp_path, kill
     time.sleep(0.1)
   assert list(tmp_path.glob('.out-*.new')), 'they are writing'
   processes[killed].send_signal(signal.SIGKILL)
-  try:
-    processes[1 - killed].communicate(timeout=5)
-  except subprocess.TimeoutExpired:
-    processes[1 - killed].kill()  # as `ttt-jax supervise` does
-    processes[1 - killed].communicate()
+  other = processes[1 - killed]
+  said = other.communicate(timeout=60)[1]
+  assert other.returncode not in (0, 2) and 'Traceback' not in said, said
   assert not (tmp_path / 'out').exists()
   assert codes(two(*words)) == [0, 0]
   assert files(tmp_path / 'out') == files(exported)

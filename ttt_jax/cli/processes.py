@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -18,6 +19,8 @@ from ttt_jax.system import exit_codes
 # Seconds that process 0 outlives a failure: JAX aborts the others as soon as it is gone, and they
 # may have the same to say.
 _TIME_TO_FAIL = 2.0
+# How gloo, on CPUs, reports that a process has ended; elsewhere JAX's heartbeat aborts the others.
+_LOST = re.compile('Gloo .*(Connection closed|Connection reset|Broken pipe)', re.S)
 
 
 def prepare() -> None:
@@ -90,6 +93,10 @@ class ExitTogether:
     import jax
     if kind is None or jax.process_count() == 1:
       return
+    if _LOST.search(str(error)) and not issubclass(kind, UserError):
+      kind, error = RetryableError, RetryableError(
+          'the connection to another process of this run broke, so that process has ended; see its '
+          'log, then run the same command again.')
     retryable = issubclass(kind, RetryableError)
     known = error if retryable or issubclass(kind, UserError) else environment.explain(
         error, self._verb, self._config)
