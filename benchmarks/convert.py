@@ -1,6 +1,7 @@
 """Weights in and out at full size: random bfloat16 weights, import, a training step, export.
 
   python -m benchmarks.convert --sizes 0.5b,1.5b --json convert.json
+  python -m benchmarks.convert --sizes 0.5b --processes 1,2 --stages import,export
 
 Nothing is downloaded: a directory of the size of Qwen2.5-0.5B or -1.5B (151,936 rows, so that the
 import has to add the audio vocabulary) is filled with noise, beside a tokenizer of 151,643
@@ -9,10 +10,12 @@ the command a user would; its time includes starting Python, and its peak memory
 """
 
 import argparse
+from collections.abc import Sequence
 import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
+from ttt_jax.storage import files
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZES = {'0.5b': 'ttt_0p5b', '1.5b': 'ttt_1p5b', 'tiny': 'ttt_0p5b'}
@@ -129,35 +133,66 @@ def words_of(stage: str, folder: pathlib.Path) -> list[str]:
           'export': ['export-hf', '--out', str(folder / 'out'), *run]}[stage]
 
 
-def run_stage(stage: str, folder: pathlib.Path) -> dict[str, float]:
-  """A process of `ttt-jax`; seconds by its start and end, and its peak memory in bytes."""
+def run_stage(stage: str, folder: pathlib.Path, processes: int = 1) -> dict[str, float]:
+  """Processes of `ttt-jax`; seconds from their start to the end of the last, and the highest of
+  their peaks of memory in bytes."""
   code = ('import sys\nfrom ttt_jax.cli import main as cli\ncode = cli.main(sys.argv[1:])\n'
           'from benchmarks import common\nprint("PEAK", common.peak_bytes())\nsys.exit(code)')
   command = [sys.executable, '-c', code, *words_of(stage, folder)]
-  done, spent = common.timed(lambda: subprocess.run(
-      command, cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE,
-      text=True, check=False))
-  if done.returncode:
-    raise SystemExit(f'{stage} ended with code {done.returncode}.')
-  peak = next(line for line in done.stdout.splitlines() if line.startswith('PEAK'))
-  return {'seconds': spent['seconds'], 'peak_bytes': int(peak.split()[1])}
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  several = [['--processes', str(processes), '--process', str(number), '--coordinator',
+              f'127.0.0.1:{port}'] if processes > 1 else [] for number in range(processes)]
+  def run() -> list[tuple[int, str]]:
+    started = [subprocess.Popen([*command, *words], cwd=ROOT,
+                                env=os.environ | {'PYTHONPATH': str(ROOT)}, text=True,
+                                stdout=subprocess.PIPE) for words in several]
+    return [(one.returncode, said) for one in started for said in [one.communicate()[0]]]
+  done, spent = common.timed(run)
+  for code, _ in done:
+    if code:
+      raise SystemExit(f'{stage} ended with code {code}.')
+  peaks = [int(line.split()[1]) for _, said in done for line in said.splitlines()
+           if line.startswith('PEAK')]
+  assert len(peaks) == processes, peaks
+  return {'seconds': spent['seconds'], 'peak_bytes': max(peaks)}
 
 
-def measure(size: str, parent: pathlib.Path) -> dict[str, Any]:
-  """All stages of one size, in a folder that is removed afterwards."""
+def measure(size: str, parent: pathlib.Path, stages: Sequence[str], counts: Sequence[int]
+            ) -> dict[str, Any]:
+  """Stages of one size, in a folder that is removed afterwards.
+
+  Args:
+    size: of SIZES.
+    parent: where the folder is made.
+    stages: of STAGES.
+    counts: of processes that import and export, one after the other; the files must be the same.
+  """
   folder = pathlib.Path(tempfile.mkdtemp(prefix=f'convert-{size}-', dir=parent))
   try:
     # The inputs in a process of their own: this one must stay small.
     subprocess.run([sys.executable, '-m', 'benchmarks.convert', '--make', str(folder), '--sizes',
                     size], cwd=ROOT, check=True)
     found: dict[str, Any] = {}
-    for stage in STAGES:
-      found[stage] = run_stage(stage, folder)
-      print(f'{size} {stage}: {found[stage]["seconds"]:.1f} s, '
-            f'{found[stage]["peak_bytes"] / 1e9:.2f} GB', flush=True)
-    facts = json.loads((folder / 'out' / 'training.json').read_text())
-    assert facts['step'] == 1, facts['step']
-    return found | {'parameters': facts['parameters']}
+    sums: set[str] = set()
+    for count in counts:
+      shutil.rmtree(folder / 'run', ignore_errors=True)
+      for stage in stages:
+        several = count if stage != 'step' else 1
+        name = stage if several == 1 else f'{stage}, {several} processes'
+        found[name] = run_stage(stage, folder, several)
+        print(f'{size} {name}: {found[name]["seconds"]:.1f} s, '
+              f'{found[name]["peak_bytes"] / 1e9:.2f} GB', flush=True)
+      if 'export' in stages:
+        sums.add(json.dumps({path.name: files.sha256(path) for path in sorted(
+            (folder / 'out').glob('model*.safetensors'))}))
+        facts = json.loads((folder / 'out' / 'training.json').read_text())
+        assert facts['step'] == int('step' in stages), facts['step']
+        found['parameters'] = facts['parameters']
+        shutil.rmtree(folder / 'out')
+    assert len(sums) < 2, 'exports of several processes differ'
+    return found
   finally:
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -166,6 +201,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=common.description(__doc__), allow_abbrev=False)
   parser.add_argument('--sizes', default='0.5b,1.5b', help='of ' + ', '.join(SIZES))
   parser.add_argument('--folder', default='.', help='where there are 25 GB of disk')
+  parser.add_argument('--stages', default=','.join(STAGES), help='in their order')
+  parser.add_argument('--processes', default='1', help='that import and export: 1,2')
   parser.add_argument('--threads', type=int, default=2, help='cores')
   parser.add_argument('--json', metavar='FILE', help='also write the result here')
   parser.add_argument('--make', metavar='DIR', help=argparse.SUPPRESS)
@@ -174,10 +211,12 @@ def main() -> None:
   common.stay_on(args.threads)
   if args.make:
     return make_inputs(args.sizes, pathlib.Path(args.make))
-  found = {size: measure(size, pathlib.Path(args.folder)) for size in args.sizes.split(',')}
+  found = {size: measure(size, pathlib.Path(args.folder), args.stages.split(','),
+                         [int(count) for count in args.processes.split(',')])
+           for size in args.sizes.split(',')}
   print(common.table(('size, stage', 'seconds', 'peak GB'), [
-      (f'{size} {stage}', f'{found[size][stage]["seconds"]:.1f}',
-       f'{found[size][stage]["peak_bytes"] / 1e9:.2f}') for size in found for stage in STAGES]))
+      (f'{size} {stage}', f'{one["seconds"]:.1f}', f'{one["peak_bytes"] / 1e9:.2f}')
+      for size in found for stage, one in found[size].items() if isinstance(one, dict)]))
   if args.json:
     common.write_json(args.json, {'machine': common.machine(args.threads), 'sizes': found})
   return None
