@@ -43,6 +43,38 @@ def test_what_is_written_is_read(tmp_path, shard_bytes, files):
     assert safetensors_io.checksum(folder, name) == writer.sums[name]
 
 
+def test_two_writers_share_the_files(tmp_path):
+  write(tmp_path / 'one', 150)
+  (tmp_path / 'two').mkdir()
+  for part in range(2):
+    writer = safetensors_io.Writer(
+        tmp_path / 'two', (safetensors_io.Plan(name, value.shape, value.dtype)
+                           for name, value in VALUES.items()), 150)
+    writer.write(VALUES.get, own=lambda file, part=part: file == part)
+    assert set(writer.sums) == set(writer.tensors()[part])
+    writer.check(tmp_path / 'two')
+  same = lambda name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+  assert same('one') == same('two')
+  damaged = tmp_path / 'two' / writer.names()[1]
+  damaged.write_bytes(damaged.read_bytes()[:-1] + b'?')
+  with pytest.raises(UserError, match='differs from what was written'):
+    writer.check(tmp_path / 'two')
+
+
+def test_rows_alone_are_read(tmp_path):
+  write(tmp_path)
+  folder = safetensors_io.Folder(tmp_path)
+  np.testing.assert_array_equal(folder.read_rows('a', 2, 6), VALUES['a'][2:6])
+  into = np.zeros((3, 3, 4), np.float16)
+  folder.read_rows('c', 1, 2, into[1:2])
+  np.testing.assert_array_equal(into[1], VALUES['c'][1])
+  assert not into[0].any() and not into[2].any()
+  assert folder.read_rows('empty', 0, 0).shape == (0, 4)
+  cut(tmp_path / safetensors_io.SINGLE, 250)
+  with pytest.raises(UserError, match='it ends too early'):
+    folder.read_rows('c', 0, 2)
+
+
 def test_the_library_reads_and_writes_the_same(tmp_path):
   write(tmp_path)
   found = library.load_file(tmp_path / safetensors_io.SINGLE)

@@ -33,7 +33,7 @@ from ttt_jax.hf.export_target import CODE, FACTS, Target
 from ttt_jax.model import lora, staircase
 from ttt_jax.model.transformer import Model, Params
 from ttt_jax.storage import safetensors_io, schema, url_path
-from ttt_jax.tokens import hf_tokenizer
+from ttt_jax.tokens import hf_tokenizer, tokenizer as tokenizers
 from ttt_jax.tokens.batch import make_row, stack
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import checkpoint, state as train_state, together, trained_model
@@ -105,6 +105,9 @@ def _inputs(config: Config, workdir: str | os.PathLike) -> tuple[Mesh, str]:
   vocab = store.vocabulary(store.locate(folder, config.data.path))
   mesh = train_state.converting_mesh(Model(config.model, vocab.size), config.mesh)
   steps = checkpoint.open_existing(folder / 'checkpoints').steps()
+  if not together.single():  # what one process lacks, the others must know before they load
+    tokenizers.create(config.vocab)
+    trained_model.codec_of(config, store.locate(folder, config.data.path), vocab)
   return mesh, f'{steps} and {vocab.fingerprint}'
 
 
@@ -191,7 +194,7 @@ def probe(model: Model, params: Params, vocab: Vocabulary) -> np.ndarray:
   start, end = staircase.key_ranges(batch)
   def run(params):
     return model.logits(params, model.hidden(params, batch.token, batch.position, start, end))
-  return write_weights.on_host(jax.jit(run)(params))[0]
+  return np.asarray(write_weights.everywhere(run, params)(params))[0]
 
 
 def _verify(place: pathlib.Path, own_folder: pathlib.Path, model: Model, mesh: Mesh,

@@ -67,9 +67,16 @@ def mesh_of(params: Any) -> Mesh:
   return place.mesh
 
 
+def everywhere(function: Callable, params: Any) -> Callable:
+  """A function of ``params``, compiled; with several processes, all have the whole result."""
+  if together.single():
+    return jax.jit(function)
+  return jax.jit(function, out_shardings=NamedSharding(mesh_of(params), PartitionSpec()))
+
+
 def on_host(array: jax.Array) -> np.ndarray:
   """The whole of a global array, in every process."""
-  return np.asarray(array if together.single() else _gathered(array))
+  return np.asarray(array if together.single() else everywhere(lambda value: value, array)(array))
 
 
 def write(folder: pathlib.Path, model: Model, params: Params, dtype: str, shard_bytes: int,
@@ -161,7 +168,7 @@ class _Gather:
           mesh_of(self._params), tensor.transposed)(leaf, tensor.layer))
       return np.asarray(found) if mine else np.empty(0)
     if not tensor.is_table:
-      return np.asarray(_gathered(leaf))
+      return on_host(leaf)
     out = np.empty(tensor.shape if mine else 0, leaf.dtype)
     count = max(1, min(_BLOCK // (tensor.shape[1] * leaf.dtype.itemsize), tensor.shape[0]))
     for at in range(0, tensor.shape[0], count):
@@ -175,11 +182,6 @@ class _Gather:
 @functools.partial(jax.jit, static_argnums=2)
 def _slice(stacked: jax.Array, layer: int, transposed: bool) -> jax.Array:
   return stacked[layer].T if transposed else stacked[layer]
-
-
-def _gathered(array: jax.Array) -> jax.Array:
-  everywhere = NamedSharding(mesh_of(array), PartitionSpec())
-  return jax.jit(lambda value: value, out_shardings=everywhere)(array)
 
 
 @functools.lru_cache(maxsize=None)

@@ -95,10 +95,11 @@ def load(config: Config, workdir: str | os.PathLike, dtype: str | None = 'float3
   step, params = (checkpoint.read_newest(folder, read, verify) if step is None
                   else checkpoint.read_step(folder, step, read, verify))
   return TrainedModel(config, step, model, params, vocab, tokenizer,
-                      _codec(config, data_dir, vocab), data_dir)
+                      codec_of(config, data_dir, vocab), data_dir)
 
 
-def _codec(config: Config, data_dir: pathlib.Path, vocab: Vocabulary) -> codecs.Codec:
+def codec_of(config: Config, data_dir: pathlib.Path, vocab: Vocabulary) -> codecs.Codec:
+  """The codec of a prepared set; UserError if it is not that of its rows."""
   codec = codecs.load(data_dir / 'codec', config.codec)
   if (codec.name, codec.codebook_size) != (vocab.codec, vocab.codebook_size):
     raise UserError(f'{data_dir / "codec"} holds the codec {codec.name} with '

@@ -368,8 +368,9 @@ def _upload(named: pathlib.Path, url: str, progress: Progress) -> None:
     remote.upload(rejects, _rejects_url(url))
   else:
     remote.remove(_rejects_url(url))
-  publish.publish(named, url, (store.MANIFEST,),
-                  lambda done, total: progress('uploading (bytes)', done, total))
+  with publish.leased(url, f'{_WHERE} = {url}'):
+    publish.publish(named, url, (store.MANIFEST,),
+                    lambda done, total: progress('uploading (bytes)', done, total))
   owned.remove(named)
   rejects.unlink(missing_ok=True)
 
