@@ -35,7 +35,7 @@ import pytest  # noqa: E402
 
 # Fixtures: object stores on loopback, started when a test asks for one.
 from tests.storage.servers import (  # noqa: E402, F401
-    bucket, gcs_server, gs_bucket, s3_bucket, s3_server)
+    bucket, gcs_server, gs_bucket, proxy, s3_bucket, s3_server)
 
 # The same examples in every run: a failure in CI is a failure at the desk. No deadline,
 # since the first example of a jitted function pays for its compilation.

@@ -55,6 +55,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
   def bug(args, config):
     raise ZeroDivisionError
   monkeypatch.setitem(main.VERBS, 'report', bug)
+  (tmp_path / 'config.json').touch()
   with pytest.raises(ZeroDivisionError):
     main.main(['report', '--workdir', str(tmp_path)])
 

@@ -142,6 +142,7 @@ def test_an_interruption_is_no_traceback(monkeypatch, capsys, tmp_path):
     raise KeyboardInterrupt
 
   monkeypatch.setitem(main.VERBS, 'report', interrupted)
+  (tmp_path / 'config.json').touch()
   assert main.main(['report', '--workdir', str(tmp_path)]) == exit_codes.INTERRUPTED
   assert capsys.readouterr().err == 'ttt-jax: interrupted.\n'
 

@@ -10,9 +10,10 @@ import threading
 import time
 import urllib.parse
 
-# What happens to a request: None = nothing, an HTTP status, 'reset' before it is forwarded, 'lost'
-# after it, or seconds of silence before it is forwarded.
-Disturbance = int | str | float | None
+# What happens to a request: None = nothing, an HTTP status, or one with a body, 'reset' before it
+# is forwarded, 'lost' after it, 'cut' in the middle of the answer's body, 'wrong' for a changed
+# last byte of it, or seconds of silence before it is forwarded.
+Disturbance = int | tuple[int, bytes] | str | float | None
 WRITES = ('POST', 'PUT', 'DELETE', 'PATCH')
 
 
@@ -59,8 +60,9 @@ class Proxy:
         if what == 'reset':
           self._reset()
           return
-        if isinstance(what, int):
-          self._answer(what, {'Content-Type': 'text/plain'}, b'disturbed')
+        if isinstance(what, int | tuple):
+          status, text = what if isinstance(what, tuple) else (what, b'disturbed')
+          self._answer(status, {'Content-Type': 'text/plain'}, text)
           return
         if isinstance(what, float):
           time.sleep(what)
@@ -79,8 +81,15 @@ class Proxy:
         target.close()
         if what == 'lost':
           self._reset()
-        else:
-          self._answer(answer.status, dict(answer.getheaders()), data)
+          return
+        if what == 'wrong' and data and answer.status < 300:
+          data = data[:-1] + bytes([data[-1] ^ 1])
+        whole = len(data) // 2 if what == 'cut' else len(data)
+        self._answer(answer.status, dict(answer.getheaders()), data, whole)
+        if what == 'cut':
+          with contextlib.suppress(OSError):
+            self.wfile.flush()
+            self._reset()
 
       def _reset(self):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
@@ -99,7 +108,7 @@ class Proxy:
           return b''.join(parts)
         return self.rfile.read(int(self.headers.get('Content-Length') or 0))
 
-      def _answer(self, status, headers, data):
+      def _answer(self, status, headers, data, sent=None):
         with contextlib.suppress(ConnectionError):
           self.send_response_only(status)
           for key, value in headers.items():
@@ -111,7 +120,7 @@ class Proxy:
             self.send_header('Content-Length', str(len(data)))
           self.end_headers()
           if self.command != 'HEAD':
-            self.wfile.write(data)
+            self.wfile.write(data[:sent])
 
       do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = _forward
     return Handler

@@ -1,10 +1,10 @@
 """Object stores on loopback for tests: a GCS emulator, an S3 server, and a proxy that disturbs.
 
 Fixtures for all tests: ``bucket`` is the URL of an empty folder, of each kind of store (S3 only in
-`make test-storage`); ``gs_bucket`` and ``s3_bucket`` are those of one kind. While a test uses one,
-os.environ leads this process and its children to the server. ``gcs()`` and ``s3()`` start servers
-of a test's own; ``Server.environment`` has the variables with which gcsfs, s3fs, TensorStore,
-array_record and child processes find one.
+`make test-storage`); ``gs_bucket`` and ``s3_bucket`` are those of one kind; ``proxy`` disturbs
+requests to it. While a test uses one, os.environ leads this process and its children to the server.
+``gcs()`` and ``s3()`` start servers of a test's own; ``Server.environment`` has the variables with
+which gcsfs, s3fs, TensorStore, array_record and child processes find one.
 """
 
 from collections.abc import Iterator
@@ -107,8 +107,9 @@ def used(server: Server, monkeypatch: pytest.MonkeyPatch, address: str = '') -> 
 
 def _forget_connections() -> None:
   """Libraries read the variables once: this project, fsspec, and etils for Orbax."""
-  from ttt_jax.storage import buckets
+  from ttt_jax.storage import buckets, outages
   buckets._connect.cache_clear()
+  outages._known.clear()
   for module, name in (('gcsfs', 'GCSFileSystem'), ('s3fs', 'S3FileSystem')):
     if module in sys.modules:
       getattr(sys.modules[module], name).clear_instance_cache()
@@ -147,10 +148,23 @@ def bucket(request):
   return request.getfixturevalue(f'{request.param}_bucket')
 
 
+@pytest.fixture
+def proxy(bucket, request, monkeypatch):
+  """A proxy before the server of ``bucket``, which requests go through from now on."""
+  from tests.storage import proxy as proxies
+  from ttt_jax.storage import buckets
+  server = request.getfixturevalue({'gs': 'gcs_server', 's3': 's3_server'}[bucket[:2]])
+  monkeypatch.setattr(buckets, 'SILENT_SECONDS', 0.5)
+  running = proxies.Proxy(server.address)
+  with used(server, monkeypatch, running.address):
+    yield running
+  running.close()
+
+
 def _empty(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
-  from ttt_jax.storage import remote
+  from ttt_jax.storage import outages
   monkeypatch.setenv('TTT_JAX_CACHE', str(tmp_path / 'cache'))
-  monkeypatch.setattr(remote, 'RETRY_SECONDS', 2.0)
+  monkeypatch.setattr(outages, 'RETRY_SECONDS', 2.0)
   with used(server, monkeypatch):
     yield f'{server.url}/{tmp_path.parent.name}-{tmp_path.name}'  # a name that no other test has
 

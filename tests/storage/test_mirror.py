@@ -3,7 +3,7 @@
 import pytest
 
 from ttt_jax.errors import UserError
-from ttt_jax.storage import mirror, owned, remote
+from ttt_jax.storage import mirror, outages, owned, remote
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_what_a_killed_run_did_not_copy_is_kept_here_and_lost_to_a_newer_run(mac
 
 def test_one_failed_copy_is_repeated(machine, monkeypatch):
   one = machine(1)
-  monkeypatch.setattr(remote, 'RETRY_SECONDS', 0.1)
+  monkeypatch.setattr(outages, 'RETRY_SECONDS', 0.1)
   write(one, a_txt='a')
   url, one.url = one.url, one.url.replace('://bucket', '://nobody')
   with pytest.raises(Exception, match='nobody'):

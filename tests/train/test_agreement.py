@@ -25,6 +25,11 @@ if limit == '-1' and rank == '1':
   def full(path, body):
     raise OSError(28, 'No space left on device')
   checksums._write_signed = full
+if limit in ('-2', '-3') and rank == str(-2 - int(limit)):
+  from orbax.checkpoint.experimental.v1._src.saving import path_utils
+  async def full(*unused, **options):
+    raise OSError(28, 'No space left on device')
+  path_utils.maybe_overwrite_existing = full
 from ttt_jax.cli import main
 sys.exit(main.main(['train', '--workdir', workdir, '--processes', '2', '--process', rank,
                     '--coordinator', f'127.0.0.1:{port}']))
@@ -64,6 +69,19 @@ def test_all_processes_end_if_one_cannot_save(config, tmp_path, limit, why):
   assert 'Traceback' not in said_0 + said_1
   status = json.loads((tmp_path / 'status.json').read_text())
   assert status['state'] == 'failed' and status['last_good_checkpoint'] is None
+
+
+@pytest.mark.slow  # two processes of JAX
+@pytest.mark.parametrize('limit, failing', [(-2, 0), (-3, 1)])
+def test_all_processes_end_if_one_fails_between_two_barriers(config, tmp_path, limit, failing):
+  """The other one waits in Orbax' next barrier, for five minutes if nothing ends it."""
+  found = two(config, tmp_path, limit)
+  code, said = found[failing]
+  assert code == 2 and 'checkpoints/3 could not be written' in said, said[-800:]
+  code, said = found[1 - failing]
+  assert code == 2 and 'another process of this run failed' in said, said[-800:]
+  assert 'Traceback' not in found[0][1] + found[1][1]
+  assert json.loads((tmp_path / 'status.json').read_text())['state'] == 'failed'
 
 
 @pytest.mark.slow  # two processes of JAX

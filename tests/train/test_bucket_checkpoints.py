@@ -6,7 +6,7 @@ import pytest
 
 from tests.storage import proxy as proxies, servers
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import remote
+from ttt_jax.storage import outages, remote
 from ttt_jax.train import checkpoint
 from ttt_jax.train.checksums import SEAL
 from ttt_jax.train.state import TrainState
@@ -113,7 +113,7 @@ def test_a_checkpoint_moves_between_disk_and_bucket(url, tmp_path):
 def proxied(request, monkeypatch, tmp_path):
   """(proxy, URL) of a server whose requests can be disturbed."""
   start = {'gs': servers.gcs, 's3': servers.s3}[request.param]
-  monkeypatch.setattr(remote, 'RETRY_SECONDS', 1.0)
+  monkeypatch.setattr(outages, 'RETRY_SECONDS', 1.0)
   with start() as server:
     proxy = proxies.Proxy(server.address)
     with servers.used(server, monkeypatch, proxy.address):
@@ -167,7 +167,7 @@ def test_a_refused_permission_is_one_sentence(proxied):
 
 @pytest.mark.parametrize('what', [503, 'reset'])
 def test_errors_that_pass_are_repeated(proxied, what, monkeypatch):
-  monkeypatch.setattr(remote, 'RETRY_SECONDS', 30.0)
+  monkeypatch.setattr(outages, 'RETRY_SECONDS', 30.0)
   proxy, url = proxied
   count = 0
 

@@ -6,8 +6,10 @@ See storage/mirror.py. Checkpoints and prepared data are read and written in the
 import argparse
 from collections.abc import Iterator
 import contextlib
+import functools
 import os
 
+from ttt_jax.cli import workdirs
 from ttt_jax.config import paths
 from ttt_jax.errors import UserError
 from ttt_jax.storage import buckets, mirror, remote
@@ -37,20 +39,28 @@ def opened(args: argparse.Namespace) -> Iterator[None]:
   command changes there is copied to it.
 
   Raises:
+    UserError: the command cannot use a workdir (cli/workdirs.py).
     UserError, RetryableError: a bucket cannot be read or written.
   """
   with contextlib.ExitStack() as stack:
-    for workdir in _in_buckets(args):
+    for workdir in _workdirs(args):
+      if mirror.url_of(workdir) is None:
+        workdirs.check(args, workdir, workdirs.names_in(workdir))
+        continue
       copies = mirror.Mirror(workdir)
-      copies.download()
+      copies.download(check=functools.partial(workdirs.check, args, workdir))
       if args.verb not in _NO_COPIES:
         stack.enter_context(copies)
     yield
 
 
-def _in_buckets(args: argparse.Namespace | None) -> list[str]:
+def _workdirs(args: argparse.Namespace | None) -> list[str]:
   found = getattr(args, 'workdirs', None) or [getattr(args, 'workdir', None)]
-  return [one for one in dict.fromkeys(found) if one and mirror.url_of(one)]
+  return [one for one in dict.fromkeys(found) if one]
+
+
+def _in_buckets(args: argparse.Namespace | None) -> list[str]:
+  return [one for one in _workdirs(args) if mirror.url_of(one)]
 
 
 def explain(error: Exception, args: argparse.Namespace | None) -> BaseException | None:

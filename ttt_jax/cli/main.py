@@ -16,10 +16,10 @@ import sys
 from ttt_jax import config as config_lib
 from ttt_jax.cli import (
     bucket_workdirs, cluster, environment, evaluate as cli_evaluate, generate, inspect, plan,
-    prepare as cli_prepare, profile, runs, serve, train as cli_train, weights)
+    prepare as cli_prepare, processes, profile, runs, serve, train as cli_train, weights)
 from ttt_jax.config import paths, user_classes
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import mirror
+from ttt_jax.storage import mirror, outages
 from ttt_jax.system import exit_codes
 
 PROG = 'ttt-jax'
@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
   except UserError as error:
     return _failed(error, exit_codes.USER_ERROR)
   except RetryableError as error:
-    return _failed(error, exit_codes.FAILURE)
+    return _failed(error, exit_codes.FAILURE, argv)
   except KeyboardInterrupt:
     print('ttt-jax: interrupted.', file=sys.stderr)
     return exit_codes.INTERRUPTED
@@ -274,10 +274,14 @@ def main(argv: list[str] | None = None) -> int:
     if known is None:
       raise  # a bug: its traceback helps
     return _failed(known, exit_codes.FAILURE if isinstance(known, RetryableError)
-                   else exit_codes.USER_ERROR)
+                   else exit_codes.USER_ERROR, argv)
   return code or exit_codes.SUCCESS
 
 
-def _failed(error: BaseException, code: int) -> int:
+def _failed(error: BaseException, code: int, argv: list[str] | None = None) -> int:
+  """Print the sentence; returns the code. A process whose store is lost, which has no ``argv`` of a
+  caller, ends here: threads of libraries would still wait for the store for minutes."""
   print(f'ttt-jax: error: {mirror.in_urls(str(error))}', file=sys.stderr)
+  if code == exit_codes.FAILURE and argv is None and outages.any_lost():
+    processes.exit_now(code)
   return code

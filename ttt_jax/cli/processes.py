@@ -72,9 +72,20 @@ def several(args: argparse.Namespace, config: Config) -> Iterator[None]:
     yield
 
 
+def end(error: BaseException | None = None) -> None:
+  """``exit_now`` after a failure; the sentence of ``error`` is printed."""
+  if error is not None:
+    import jax
+    print(f'ttt-jax: error: {mirror.in_urls(str(error))}', file=sys.stderr)
+    if jax.process_index() == 0:
+      time.sleep(_TIME_TO_FAIL)
+  exit_now(exit_codes.USER_ERROR if isinstance(error, UserError) else exit_codes.FAILURE)
+
+
 def exit_now(code: int) -> None:
   """End this process without waiting for its threads, which may wait for other processes."""
   logging.shutdown()
+  sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
 

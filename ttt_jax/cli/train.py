@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     UserError: wrong input, data or environment.
   """
   processes.prepare()
-  stop = preemption.Stop(lambda: processes.exit_now(exit_codes.FAILURE))
+  stop = preemption.Stop(processes.end)
   with signal_handlers(stop) if config.train.preemption else contextlib.nullcontext():
     processes.join(args, lambda: bool(stop.level), lambda: _CODES[stop.level])
     from ttt_jax.train import fault_injection

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import weakref
 
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import object_cache, url_path
+from ttt_jax.storage import object_cache, outages, url_path
 
 _AHEAD = 8  # files fetched at once
+_NEVER = threading.Event()
 
 
 class Instruction(NamedTuple):
@@ -109,7 +110,8 @@ def _work(shards: 'weakref.ref[Shards]') -> None:
     try:
       number = mine._waiting.popleft()
       if not mine._ready[number]:
-        mine._fetch(number)
+        with outages.in_background(_NEVER):
+          mine._fetch(number)
     except IndexError:
       return
     except (UserError, RetryableError, OSError):

@@ -18,7 +18,7 @@ from typing import Any
 import uuid
 
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import lease, mirror, remote
+from ttt_jax.storage import lease, mirror, outages, remote
 from ttt_jax.storage.process import Process, this
 from ttt_jax.storage.remote import Entry
 
@@ -141,8 +141,8 @@ class BucketLease:
       if time.monotonic() - written < self._beat and now_ending == ending:
         continue
       written, ending = time.monotonic(), now_ending
-      with contextlib.suppress(UserError, RetryableError):  # out of reach for a while
-        self._renew(self._text())
+      with contextlib.suppress(UserError, RetryableError), outages.tried_once():
+        self._renew(self._text())  # the store may be out of reach for a while
 
   def _renew(self, text: bytes) -> None:
     with self._writing:
@@ -179,8 +179,12 @@ class BucketLease:
     self._over.set()
     if self._thread is None:
       return
-    self._thread.join()
+    outage = outages.of(self.url)
+    while self._thread.is_alive() and not outage.is_silent():
+      self._thread.join(0.5)
     self._thread = None
+    if outage.is_silent():  # the thread may wait for it and hold the lock
+      return
     with contextlib.suppress(UserError, RetryableError):
       self._renew(json.dumps({'token': '', 'ended': time.time()}).encode() + b'\n')
 

@@ -12,38 +12,39 @@ import datetime
 import errno
 import functools
 import hashlib
+import io
 import json
 import logging
 import os
 import pathlib
+import re
 import socket
 import time
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from ttt_jax.errors import RetryableError, UserError
+from ttt_jax.storage.outages import Answer, Transient
 
 CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 30.0        # without a byte from the server
 _PART = 50 * 2**20           # bytes of one request of a large upload
+_CHUNK = 2**20               # bytes read at once
+_MD5 = re.compile('[0-9a-f]{32}')
 _TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
 _BROKEN = {errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EPIPE,
            errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EBUSY}
 
 
-class Missing(Exception):
+class Missing(Answer):
   """No such object or bucket."""
 
 
-class Exists(Exception):
+class Exists(Answer):
   """The condition of a write does not hold."""
 
 
 class Denied(Exception):
   """No permission or no credentials; what to do about it."""
-
-
-class Transient(Exception):
-  """What may pass."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +225,12 @@ class Gcs:
                  int(item.get('generation', 0)))
 
   def read(self, bucket, key):
-    return self._fs.call('GET', self._fs.url(f'{bucket}/{key}'))[1]
+    headers, data = self._fs.call('GET', self._fs.url(f'{bucket}/{key}'))
+    sums = dict(one.strip().partition('=')[::2]
+                for one in headers.get('X-Goog-Hash', '').split(','))
+    if sums.get('crc32c', '') not in ('', _crc32c_of(data)):
+      raise Transient('what arrived has another CRC32C')
+    return data
 
   def read_range(self, bucket, key, start, end, entry):
     url = self._fs.url(f'{bucket}/{key}', generation=entry.generation or None)
@@ -305,10 +311,38 @@ class S3:
     return Entry(int(item[size]), item['LastModified'].timestamp(), item['ETag'].strip('"'))
 
   def read(self, bucket, key):
-    return self._fs.cat_file(f'{bucket}/{key}', max_concurrency=1)
+    out = io.BytesIO()
+    self._get(bucket, key, out)
+    return out.getvalue()
 
   def read_range(self, bucket, key, start, end, entry):
-    return self._fs.cat_file(f'{bucket}/{key}', start=start, end=end)
+    out = io.BytesIO()
+    self._get(bucket, key, out, entry, Range=f'bytes={start}-{end - 1}')
+    return out.getvalue()
+
+  def _get(self, bucket, key, out, entry=None, **more):
+    from fsspec import asyn
+    asyn.sync(self._fs.loop, self._copy, bucket, key, out, entry, more)
+
+  async def _copy(self, bucket: str, key: str, out: BinaryIO, entry: Entry | None,
+                  more: dict[str, str]) -> None:
+    """Copy an object, or a range, to ``out``: of the version ``entry``, where that is given."""
+    if entry is not None and entry.checksum:
+      more = more | {'IfMatch': f'"{entry.checksum}"'}
+    answer = await self._fs._call_s3('get_object', Bucket=bucket, Key=key, **more)
+    sums = hashlib.md5(usedforsecurity=False)
+    try:
+      while data := await answer['Body'].read(_CHUNK):
+        out.write(data)
+        sums.update(data)
+    finally:
+      answer['Body'].close()
+    etag = answer.get('ETag', '').strip('"')
+    # The ETag is an MD5, unless the object was uploaded in parts or encrypted with a key.
+    is_sum = _MD5.fullmatch(etag) and answer.get('ServerSideEncryption', 'AES256') == 'AES256' and (
+        'SSECustomerAlgorithm' not in answer)
+    if is_sum and 'Range' not in more and sums.hexdigest() != etag:
+      raise Transient('what arrived has another MD5')
 
   def write(self, bucket, key, data, **condition):
     answer = self._fs.call_s3('put_object', Bucket=bucket, Key=key, Body=data, **condition)
@@ -324,7 +358,8 @@ class S3:
     self._fs.call_s3('delete_object', Bucket=bucket, Key=key)
 
   def download(self, bucket, key, path, entry):
-    self._fs.get_file(f'{bucket}/{key}', str(path))
+    with path.open('wb') as file:
+      self._get(bucket, key, file, entry)
 
   def upload(self, bucket, key, path):
     self._fs.put_file(str(path), f'{bucket}/{key}', chunksize=_PART)
@@ -346,28 +381,36 @@ def _translated(scheme: str):
   """
   try:
     yield
-  except (Missing, Exists, Denied, Transient, UserError):
-    raise
   except Exception as error:
-    status = _status(error)
-    if isinstance(error, FileNotFoundError) or status == 404:
-      raise Missing from None
-    if isinstance(error, FileExistsError) or status == 412:
-      raise Exists from None
-    if isinstance(error, PermissionError) or status in (401, 403):
-      why = f'HTTP {status}' if status else 'refused'
-      raise Denied(f'permission denied ({why}); {_HELP[scheme]}, and give that account the right '
-                   'to list, read, create and delete objects of the bucket') from None
-    if _is_credentials(error):
-      raise Denied(f'no usable credentials; {_HELP[scheme]}') from None
-    if status in _TRANSIENT:
-      raise Transient(f'the server answers HTTP {status}') from None
-    if status >= 300:
-      raise Denied(f'the store answers HTTP {status}{_code(error)}; check the name of the bucket, '
-                   'its region and the credentials') from None
-    if _is_broken(error):
-      raise Transient(f'no connection or no answer ({type(error).__name__})') from None
-    raise
+    known = _translation(error, scheme)
+    if known is error or known is None:
+      raise
+    raise known from None
+
+
+def _translation(error: Exception, scheme: str) -> Exception | None:
+  """The exception of this module for one of a library; None for bugs."""
+  if isinstance(error, Missing | Exists | Denied | Transient | UserError):
+    return error
+  status = _status(error)
+  if isinstance(error, FileNotFoundError) or status == 404:
+    return Missing()
+  if isinstance(error, FileExistsError) or status == 412:
+    return Exists()
+  if isinstance(error, PermissionError) or status in (401, 403):
+    why = f'HTTP {status}' if status else 'refused'
+    return Denied(f'permission denied ({why}); {_HELP[scheme]}, and give that account the right '
+                  'to list, read, create and delete objects of the bucket')
+  if _is_credentials(error):
+    return Denied(f'no usable credentials; {_HELP[scheme]}')
+  if status in _TRANSIENT:
+    return Transient(f'the server answers HTTP {status}')
+  if status >= 300:
+    return Denied(f'the store answers HTTP {status}{_code(error)}; check the name of the bucket, '
+                  'its region and the credentials')
+  if _is_broken(error):
+    return Transient(f'no connection or no answer ({type(error).__name__})')
+  return None
 
 
 _TENSORSTORE = {  # words of TensorStore's status codes
@@ -385,15 +428,9 @@ def kind(error: BaseException) -> str:
                   if any(word in str(one) for word in words)), '')
     if found:
       return found
-    if not isinstance(one, Exception):
-      continue
-    try:
-      with _translated('gs'):
-        raise one
-    except (Missing, Exists, Denied, Transient) as known:
+    known = _translation(one, 'gs') if isinstance(one, Exception) else None
+    if isinstance(known, Missing | Exists | Denied | Transient):
       return type(known).__name__.lower()
-    except Exception:
-      continue
   return ''
 
 
@@ -422,7 +459,9 @@ def explained(error: BaseException, what: str, doing: str) -> BaseException:
 
 
 def _causes(error: BaseException | None):
-  while error is not None:
+  seen: set[int] = set()
+  while error is not None and id(error) not in seen:
+    seen.add(id(error))
     yield error
     error = error.__cause__ or error.__context__
 
@@ -430,6 +469,8 @@ def _causes(error: BaseException | None):
 def _status(error: BaseException) -> int:
   """The HTTP status of an exception or of one of its causes; 0 if there is none."""
   for one in _causes(error):
+    if type(one).__module__ == 'aiohttp.http_exceptions':
+      continue  # an answer that ends too early has the code 400, which no server has sent
     for value in (getattr(one, 'code', None), getattr(one, 'status', None)):
       if isinstance(value, int | str) and str(value).isdigit():
         return int(value)

@@ -15,7 +15,7 @@ Every write names the version that it replaces, so that a process learns when an
 written. Beside the folder, workdirs.sync/ notes which version of an object a local file equals.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 import contextlib
 import dataclasses
 import fcntl
@@ -24,11 +24,12 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import threading
 import zlib
 
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import files, folder_copies, owned, remote
+from ttt_jax.storage import buckets, files, folder_copies, outages, owned, remote
 from ttt_jax.storage.remote import Entry
 
 _LOG = logging.getLogger(__name__)
@@ -158,11 +159,14 @@ class Mirror:
 
   # -- down -----------------------------------------------------------------------------
 
-  def download(self, keep_changes: bool = True) -> None:
+  def download(self, keep_changes: bool = True,
+               check: Callable[[Collection[str]], None] = lambda names: None) -> None:
     """Make the local files equal to the bucket's.
 
     Args:
       keep_changes: whether a file that changed on both sides stays as it is here.
+      check: called first with the names of all objects, also of those that are not copied; what
+        it raises ends this.
 
     Raises:
       UserError, RetryableError: the bucket cannot be read.
@@ -172,9 +176,11 @@ class Mirror:
       # A folder of this name would hide the object from the workdir that it belongs to.
       raise UserError(f'workdir {self.url} is an object; name a folder, such as '
                       f'{remote.parent(self.url)}.')
+    check(listed)
     with files.writing(self.folder):
       self.folder.mkdir(parents=True, exist_ok=True)
     found = _without_data(listed)
+    self._check_room(found)
     grouped: dict[str, list[str]] = {}
     for name in found:
       match = _PART_NAME.fullmatch(name)
@@ -188,6 +194,14 @@ class Mirror:
     for name, _ in list(self._local(everything=True)):
       if name not in grouped:
         self._forget(name)
+
+  def _check_room(self, found: dict[str, Entry]) -> None:
+    new = sum(entry.size for name, entry in found.items() if not (self.folder / name).exists())
+    free = shutil.disk_usage(self.folder).free
+    if new > free:
+      raise UserError(f'workdir {self.url} has {new / 1e9:,.1f} GB of files beside checkpoints and '
+                      f'data, but {self.folder} has room for {free / 1e9:,.1f} GB; name the folder '
+                      'of a run, or set TTT_JAX_CACHE to a folder on a larger disk.')
 
   def _forget(self, name: str) -> None:
     """Remove the copy of a file that is not in the bucket any more; one of our own stays."""
@@ -227,7 +241,7 @@ class Mirror:
       Lost: another run writes to this workdir.
       UserError, RetryableError: the bucket cannot be written.
     """
-    with self._busy:
+    with self._free():
       here = dict(self._local())
       sent = [name for name in here if self._changed(name)]
       last = [name for name in sent if name == _RUN]  # it speaks of the others
@@ -237,6 +251,18 @@ class Mirror:
       remote.each(self._copied - set(here), self._remove)
       self._copied = set(here)
       return sent
+
+  @contextlib.contextmanager
+  def _free(self) -> Iterator[None]:
+    """A context in which this thread alone copies; a thread that waits for a silent store does not
+    keep others from learning that."""
+    while not self._busy.acquire(timeout=0.5):
+      if outages.of(self.url).is_silent():
+        remote.stat(self.url)  # raises
+    try:
+      yield
+    finally:
+      self._busy.release()
 
   def _local(self, everything: bool = False) -> Iterator[tuple[str, pathlib.Path]]:
     """The files that this object copies to the bucket, or ``everything`` that any does:
@@ -358,23 +384,33 @@ class Mirror:
     self._thread.start()
     return self
 
-  def __exit__(self, kind, *_) -> None:
+  def __exit__(self, kind, error, _) -> None:
+    if error is not None and buckets.kind(error) == 'transient':  # perhaps of Orbax
+      outages.of(self.url).give_up()
     self.stop()
     try:
       self.upload()
-    except (UserError, RetryableError) as error:
+    except (UserError, RetryableError) as failure:
       if kind is None:
         raise
-      _LOG.warning('%s', error)  # the other error ends the command
+      # The other error ends the command, and may be of the same store.
+      if not (isinstance(failure, RetryableError) and isinstance(error, RetryableError)):
+        _LOG.warning('%s', failure)
 
   def stop(self) -> None:
     """End the thread, without a last copy."""
     self._over.set()
-    if self._thread is not None:
-      self._thread.join()
-      self._thread = None
+    while self._thread is not None and self._thread.is_alive():
+      self._thread.join(0.5)
+      if outages.of(self.url).is_silent():
+        break
+    self._thread = None
 
   def _run(self) -> None:
+    with outages.in_background(self._over):
+      self._copy_again_and_again()
+
+  def _copy_again_and_again(self) -> None:
     failing = False
     while not self._over.wait(self._every):
       try:
@@ -386,9 +422,10 @@ class Mirror:
         self.lost = str(error)
         return
       except (UserError, RetryableError) as error:
-        if not failing:  # the bucket may be out of reach for a while: the work goes on
-          self._say(f'{str(error).rstrip(".")}; the work goes on, and copying is tried again '
-                    f'every {self._every:g} seconds.')
+        if not failing and not self._over.is_set():
+          what = str(error).rstrip('.').removesuffix('; run the same command again')
+          self._say(f'{what}; the work goes on, and copying is tried again every '
+                    f'{self._every:g} seconds.')
         failing = True
 
 

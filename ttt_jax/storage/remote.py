@@ -4,29 +4,27 @@ A bucket has neither folders nor renames nor appending. An object appears whole 
 has arrived, and a listing tells size and checksum. ``create`` and ``write_bytes_if`` are the only
 operations on which two writers can agree.
 
-Every call retries what may pass (5xx, 429, timeouts, broken connections) for ``RETRY_SECONDS`` and
-then raises RetryableError. A refused permission or a missing bucket is a UserError at once.
+Every call retries what may pass (5xx, 429, timeouts, broken connections) for a minute (outages.py)
+and then raises RetryableError. A refused permission or a missing bucket is a UserError at once.
 Credentials come from the usual places of the two libraries and are in no message. Listings are
 never cached, since other machines write, too.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
 import contextlib
+import contextvars
 import io
 import os
 import pathlib
-import random
 import re
-import time
+import threading
 from typing import Any, BinaryIO, TypeVar, cast
 import unicodedata
 
-from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import buckets, files as local_files
-from ttt_jax.storage.buckets import Bucket, Denied, Entry, Exists, Missing, Transient, connect
+from ttt_jax.errors import UserError
+from ttt_jax.storage import buckets, files as local_files, outages
+from ttt_jax.storage.buckets import Bucket, Denied, Entry, Exists, Missing, connect
 
-RETRY_SECONDS = 60.0         # how long a failing request is repeated
 _BLOCK = 4 * 2**20           # bytes of a ranged read
 _AT_ONCE = 16                # requests
 _URL = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://(.*)', re.S)
@@ -128,21 +126,12 @@ def _asked(doing: str, url: str, request: Callable[[], T]) -> T:
   Raises:
     Missing, Exists: the store's answer, for the caller.
     UserError: no permission, no credentials or no bucket.
-    RetryableError: still failing after RETRY_SECONDS.
+    RetryableError: it still fails; see outages.py.
   """
-  until = time.monotonic() + RETRY_SECONDS
-  wait = min(0.5, RETRY_SECONDS / 8)
-  while True:
-    try:
-      return request()
-    except Denied as error:
-      raise UserError(f'{url} could not be {doing}: {error}.') from None
-    except Transient as error:
-      if time.monotonic() + wait > until:
-        raise RetryableError(f'{url} could not be {doing} for {RETRY_SECONDS:g} seconds: {error}; '
-                             'run the same command again.') from None
-      time.sleep(wait * (0.5 + random.random() / 2))
-      wait = min(2 * wait, 16.0)
+  try:
+    return outages.of(url).repeated(f'{url} could not be {doing}', request)
+  except Denied as error:
+    raise UserError(f'{url} could not be {doing}: {error}.') from None
 
 
 def _gone(url: str, doing: str) -> UserError:
@@ -435,14 +424,33 @@ def is_copy(path: pathlib.Path, url: str, entry: Entry) -> bool:
 
 def each(names: Iterable[str], action: Callable[[str], None]) -> None:
   """``action`` for every name, several at once; the first error ends it."""
-  with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-    running = [pool.submit(action, name) for name in names]
-    try:
-      for one in futures.as_completed(running):
-        one.result()
-    except BaseException:
-      pool.shutdown(wait=False, cancel_futures=True)
-      raise
+  todo = list(names)
+  left, errors, lock = iter(todo), list[BaseException](), threading.Lock()
+
+  def work() -> None:
+    while not errors:
+      with lock:
+        one = next(left, None)
+      if one is None:
+        return
+      try:
+        action(one)
+      except BaseException as error:
+        errors.append(error)
+
+  # Daemons: a process that ends does not wait for a store that is silent.
+  threads = [threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+             for _ in range(min(_AT_ONCE, len(todo)))]
+  for thread in threads:
+    thread.start()
+  try:
+    for thread in threads:
+      thread.join()
+  except BaseException as error:  # Ctrl-C
+    errors.append(error)
+    raise
+  if errors:
+    raise errors[0]
 
 
 def cache_folder() -> pathlib.Path:

@@ -27,7 +27,7 @@ import logging
 import math
 import pathlib
 import time
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -38,7 +38,7 @@ from ttt_jax.config import upgraded
 from ttt_jax.data import store
 from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.model.transformer import Params
-from ttt_jax.storage import buckets, files, mirror, remote, schema
+from ttt_jax.storage import buckets, files, mirror, outages, remote, schema
 from ttt_jax.tokens.vocab import Vocabulary, VocabularyFile
 from ttt_jax.train import bucket_checksums, checksums, orbax_buckets, state as train_state
 from ttt_jax.train.bucket_folders import BucketFolders
@@ -49,6 +49,7 @@ _LOG = logging.getLogger(__name__)
 _T = TypeVar('_T')
 _PARAMS, _OPTIMIZER = 'params', 'optimizer'  # Orbax checkpointables, one folder each
 _STATE = 'state'      # the single checkpointable of version 0.1
+_LOOK = 1.0           # seconds between two looks whether a bucket is still there
 _QUIET_POLLS = 10     # every 50 ms without new files, after which a failed save has stopped writing
 _TRIES = 20           # of a reader whose checkpoint is removed while it is read
 _NAMED = 3            # arrays in a message
@@ -323,7 +324,7 @@ class Checkpoints:
       if self._process == 0:
         self._folders.begin(step)
     except (OSError, ValueError, RuntimeError, RetryableError) as error:
-      raise self._as_user_error(step, error) from error
+      self._raise(step, error)
     self._begun = step
 
   def save(self, step: int, state: TrainState, meta: dict[str, Any], *, clean: bool = True,
@@ -350,7 +351,7 @@ class Checkpoints:
         writing = ocp.save_checkpointables_async(str(self._path(step)), items, overwrite=True)
     except (OSError, ValueError, RuntimeError, RetryableError) as error:
       self._remove_unfinished(step)
-      raise self._as_user_error(step, error) from error
+      self._raise(step, error)
     finally:
       self._begun = None
     self._pending = step, self._pool.submit(self._finish, writing, step, metadata)
@@ -359,7 +360,7 @@ class Checkpoints:
     """In the background: wait for Orbax's commit, write the checksums, remove old checkpoints."""
     done = False
     try:
-      writing.result()
+      self._wait_for(writing)
       if self._process == 0:
         self._confirm()
       self._sums.write(self._path(step), self._process, self._processes, metadata)
@@ -374,6 +375,23 @@ class Checkpoints:
         self._apply_retention()
       except OSError as error:  # the checkpoint is complete: this is not worth a run
         self._log(f'old checkpoints could not be removed ({error}); it is tried again later.')
+
+  def _wait_for(self, writing: Any) -> None:
+    """Wait for Orbax's commit, but not for a lost bucket, as TensorStore does for minutes."""
+    if not isinstance(self.directory, str):
+      return writing.result()
+    outage = outages.of(self.directory)
+    while True:
+      began = time.monotonic()
+      try:
+        return writing.result(timeout=_LOOK)
+      except TimeoutError:
+        if time.monotonic() - began < _LOOK / 2:  # an error of the save
+          raise
+      if outage.seconds() > outages.RETRY_SECONDS:  # the lease asks the store every few seconds
+        outage.give_up(silent=True)
+        raise RetryableError(f'{self.directory} could not be written: its store has not answered '
+                             f'for {outage.seconds():.0f} seconds; run the same command again.')
 
   def _remove_unfinished(self, step: int) -> None:
     """Remove a failed save. Other tasks of Orbax may still be writing, so this repeats until no
@@ -404,7 +422,13 @@ class Checkpoints:
     (step, future), self._pending = self._pending, None
     error = future.exception()
     if error is not None:
-      raise self._as_user_error(step, error) from error
+      self._raise(step, error)
+
+  def _raise(self, step: int, error: BaseException) -> NoReturn:
+    known = self._as_user_error(step, error)
+    if known is error:  # from itself: contextlib would follow such a chain for ever
+      raise error
+    raise known from error
 
   def _as_user_error(self, step: int, error: BaseException) -> BaseException:
     what = f'checkpoint {self._path(step)}'

@@ -23,9 +23,9 @@ from ttt_jax.system.version import git_revision, version
 from ttt_jax.tokens.batch import Batch
 from ttt_jax.tokens.vocab import Vocabulary
 from ttt_jax.train import (
-    checkpoint, consensus, fault_injection, metrics, optimizer as optimizers, preemption,
-    profile_files, profiling, restore, state as train_state, status_file, step as train_step,
-    telemetry, watchdog as watchdog_lib)
+    alarm as alarm_lib, checkpoint, consensus, fault_injection, metrics, optimizer as optimizers,
+    preemption, profile_files, profiling, restore, state as train_state, status_file,
+    step as train_step, telemetry, watchdog as watchdog_lib)
 from ttt_jax.train.state import TrainState
 from ttt_jax.train.validation import Validator
 
@@ -244,10 +244,23 @@ class Loop:
   def _batch(self) -> Batch:
     """The next batch, on the mesh."""
     index = self.context.batches.state()['next']
-    batch = next(self.context.batches)
+    batch = self._next_batch()
     if self.context.faults:
       batch = self.context.faults.apply(index, batch)
     return sharding.put_batch(self.setup.mesh, batch)
+
+  def _next_batch(self) -> Batch:
+    """The next batch of this process. If it cannot be read, the others, who have theirs, still need
+    this process for a step: it takes rows of zeros, and the run ends before that step counts."""
+    try:
+      if self._failure is None:
+        return next(self.context.batches)
+    except (UserError, RetryableError, OSError) as error:
+      if self._consensus.single:
+        raise
+      self._failure = error
+    shape = self.settings.batch_size // jax.process_count(), self.setup.config.data.seq_len
+    return Batch(*(np.zeros(shape, np.int32) for _ in Batch._fields))
 
   def _requests(self) -> dict[str, int]:
     """What this process asks all processes to do; see consensus.REQUESTS."""
@@ -335,9 +348,13 @@ class Loop:
   def _raise_failure(self, kind: int) -> None:
     if self._failure is None and self.context.checkpoints.failed():
       self._try(self.context.checkpoints.wait)
-    other = RetryableError if kind == 2 else UserError
-    raise self._failure or other('another process of this run failed, for example because it '
-                                 'could not write to its disk; see the error in its log.')
+    raise self._failure or _failure_elsewhere(kind)
+
+  def _end(self, word: str) -> None:
+    """End this process, which waits in a save for one that has failed; in a thread of its own."""
+    error = self._failure or _failure_elsewhere(int(word))
+    self.context.status.__exit__(type(error), error, None)
+    self.context.stop.exit_now(error)
 
   def _agree(self, saving: bool = False) -> bool:
     """Raise the failure of any process in all of them; whether one of them is ``saving``."""
@@ -448,8 +465,12 @@ class Loop:
     self._wait_for_save()
     self._try(lambda: context.checkpoints.begin(step))
     self._agree()
-    self._try(lambda: context.checkpoints.save(
-        step, self.state, self._metadata(), clean=self.progress.in_a_row == 0, scores=scores))
+    # Orbax' barriers are in here: who fails between two of them is not waited for.
+    with alarm_lib.Alarm(f'save-{self._given}', self._end) as alarm:
+      self._try(lambda: context.checkpoints.save(
+          step, self.state, self._metadata(), clean=self.progress.in_a_row == 0, scores=scores))
+      if self._failure is not None:
+        alarm.ring(str(self._failed()))
     self._saved, self._saved_step = time.monotonic(), step
     context.watchdog.beat()
     context.clock.lap('checkpoint')
@@ -462,6 +483,13 @@ class Loop:
             'vocabulary': setup.vocab.to_dict(), 'fingerprint': setup.vocab.fingerprint,
             'dataset': setup.dataset,
             'revision': git_revision(), 'version': version()}
+
+
+def _failure_elsewhere(kind: int) -> Exception:
+  """The error of a process because of another one; ``kind`` as of consensus.REQUESTS."""
+  other = RetryableError if kind == 2 else UserError
+  return other('another process of this run failed, for example because it could not write to its '
+               'disk; see the error in its log.')
 
 
 def _speed(context: TrainContext) -> telemetry.Speed:

@@ -13,10 +13,11 @@ from urllib import parse
 import orbax.checkpoint as ocp
 
 from ttt_jax.errors import UserError
-from ttt_jax.storage import buckets, remote
+from ttt_jax.storage import buckets, outages
 
 TESTED = '0.12.8'  # of orbax-checkpoint, for s3://
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 16.0  # seconds
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 16.0  # seconds
+_SILENT_SECONDS = 10.0  # of requests for small objects
 
 
 def prepare(url: str) -> None:
@@ -28,10 +29,11 @@ def prepare(url: str) -> None:
   scheme = url.partition('://')[0]
   buckets.connect(scheme)
   import fsspec.config
-  # Orbax lists folders through fsspec, which would answer from memory.
-  for name in {'gs': ('gs', 'gcs'), 's3': ('s3', 's3a')}[scheme]:
-    fsspec.config.conf.setdefault(name, {}).update(
-        {'use_listings_cache': False} | ({'requests_timeout': 60.0} if scheme == 'gs' else {}))
+  # Orbax lists folders and writes small objects through fsspec, which would answer from memory, and
+  # would wait for minutes for a silent server.
+  names, settings = _fsspec(scheme)
+  for name in names:
+    fsspec.config.conf.setdefault(name, {}).update({'use_listings_cache': False, **settings})
   _limit_repeats()
   if scheme == 's3':
     if ocp.__version__ != TESTED:
@@ -40,14 +42,24 @@ def prepare(url: str) -> None:
     _accept_s3()
 
 
+def _fsspec(scheme: str) -> tuple[tuple[str, str], dict[str, Any]]:
+  """(names of a store in fsspec, its settings)."""
+  if scheme == 's3':
+    return ('s3', 's3a'), {'config_kwargs': {
+        'connect_timeout': buckets.CONNECT_SECONDS, 'read_timeout': _SILENT_SECONDS}}
+  import aiohttp
+  return ('gs', 'gcs'), {'requests_timeout': aiohttp.ClientTimeout(
+      total=None, sock_connect=buckets.CONNECT_SECONDS, sock_read=_SILENT_SECONDS)}
+
+
 def _limit_repeats() -> None:
-  """TensorStore repeats failing requests 32 times, a quarter of an hour; here for RETRY_SECONDS."""
+  """TensorStore repeats failing requests 32 times, a quarter of an hour; here for a minute."""
   from orbax.checkpoint._src.serialization import tensorstore_utils
   count, wait, total = 0, _FIRST_WAIT, 0.0
-  while total < remote.RETRY_SECONDS:
+  while total < outages.RETRY_SECONDS:
     count, total, wait = count + 1, total + wait, min(2 * wait, _LONGEST_WAIT)
-  repeats = {'max_retries': count, 'initial_delay': f'{_FIRST_WAIT}s',
-             'max_delay': f'{_LONGEST_WAIT}s'}
+  repeats = {'max_retries': count, 'initial_delay': f'{_FIRST_WAIT:g}s',
+             'max_delay': f'{_LONGEST_WAIT:g}s'}
   for name in ('_BASE_TS_CONTEXT', '_DEFAULT_OCDBT_TS_CONTEXT'):
     context = getattr(tensorstore_utils, name, None)
     if isinstance(context, dict):  # another Orbax has the longer limit

@@ -13,9 +13,10 @@ class Stop:
   save the same step and exit.
   """
 
-  def __init__(self, exit_now: Callable[[], None] = lambda: None):
+  def __init__(self, exit_now: Callable[..., None] = lambda error=None: None):
     """Args:
-      exit_now: ends the process at once; called for a run that is stuck.
+      exit_now: ends the process at once; called for a run that is stuck, and with an error for one
+        that waits for a process which has failed.
     """
     self.level = NONE
     self.requested = False  # whether ``request`` was called: the run will save and exit
