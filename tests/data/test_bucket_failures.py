@@ -54,7 +54,10 @@ def sentence(error):
 @pytest.fixture
 def rows(bucket, proxy, data):  # noqa: F811
   remote.upload_folder(data, f'{bucket}/data')
-  return f'{bucket}/data'
+  yield f'{bucket}/data'
+  for thread in threading.enumerate():
+    if thread.name == 'shards':  # or it would go on in the next test, with that one's connection
+      thread.join()
 
 
 def take(place, threads, count=12):

@@ -35,14 +35,16 @@ def local(path: str, what: str, bucket: bool = False) -> str:
   """
   if bucket and _BUCKET.match(path):
     return remote.check(path, what, connected=False)
-  if bucket and (found := _MISWRITTEN.fullmatch(path)):
+  if found := _MISWRITTEN.fullmatch(path):
     scheme = 'gs' if (found[1] or found[3]).lower() in ('gs', 'gcs') else 's3'
-    raise UserError(f'{what} is {path!r}, which is no URL of a bucket; write '
-                    f'{scheme}://{found[2] or found[4] or "BUCKET/NAME"}, or ./ before the name of '
-                    'a folder on a disk.')
+    url = f'{scheme}://{found[2] or found[4] or "BUCKET/NAME"}'
+    raise UserError(f'{what} is {remote.shown(path)!r}, which is no URL of a bucket; '
+                    + (f'write {remote.shown(url)}, or' if bucket else
+                       'name a path on a disk, and write')
+                    + ' ./ before the name of a folder on a disk.')
   if _ADDRESS.match(path):
     scheme = path.partition(':')[0].lower()
-    raise UserError(f'{what} is {path}, which is not a path on a disk; '
+    raise UserError(f'{what} is {remote.shown(path)}, which is not a path on a disk; '
                     f'{_REMEDY.get(scheme, _DOWNLOAD)}.')
   path = os.path.expanduser(path)
   try:

@@ -43,7 +43,7 @@ class Exists(Answer):
   """The condition of a write does not hold."""
 
 
-class Denied(Exception):
+class Denied(Answer):
   """No permission or no credentials; what to do about it."""
 
 
@@ -504,7 +504,8 @@ def _is_broken(error: BaseException) -> bool:
   for one in _causes(error):
     names = {kind.__name__ for kind in type(one).__mro__}
     if names & {'ClientError', 'RequestException', 'HTTPClientError', 'TransportError',
-                'ChecksumError', 'FSTimeoutError', 'IncompleteReadError', 'ResponseStreamingError'}:
+                'ChecksumError', 'FlexibleChecksumError', 'FSTimeoutError', 'IncompleteReadError',
+                'ResponseStreamingError', 'ResponseParserError', 'JSONDecodeError'}:
       return True
     if isinstance(one, (TimeoutError, ConnectionError, socket.gaierror)):
       return True

@@ -16,7 +16,7 @@ import stat
 import time
 from typing import IO, Any
 
-from ttt_jax.errors import UserError
+from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.storage import process
 
 FULL = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the quota of the disk is used up',
@@ -67,7 +67,7 @@ def writing(path: str | os.PathLike, kept: str = '') -> Iterator[None]:
   """
   try:
     yield
-  except UserError:
+  except (UserError, RetryableError):  # the latter may come from an OSError of a network
     raise
   except Exception as error:  # libraries wrap an OSError in errors of their own
     if not system_code(error):

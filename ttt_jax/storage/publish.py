@@ -23,7 +23,8 @@ _LEASE = (bucket_lease.NOTE, bucket_lease.CLOCK)  # of the process that writes t
 _DOCUMENTS = ('.json', '.jsonl', '.md', '.py')
 
 
-def check(url: str, kind: str, where: str, earlier: owned.Earlier, example: str) -> None:
+def check(url: str, kind: str, where: str, earlier: owned.Earlier, example: str,
+          probe: bool = True) -> None:
   """UserError unless a folder may be written to ``url``.
 
   Args:
@@ -32,6 +33,7 @@ def check(url: str, kind: str, where: str, earlier: owned.Earlier, example: str)
     where: what names it, for the sentence: 'config key data.path'.
     earlier: what proves files of a folder without a marker; takes a place (see url_path.py).
     example: a good name in the bucket: 'data'.
+    probe: whether to try to write there, too.
   """
   if remote.parent(url) == url:
     raise UserError(f'{where} is {url}, a whole bucket; name a folder in it, such as '
@@ -49,6 +51,8 @@ def check(url: str, kind: str, where: str, earlier: owned.Earlier, example: str)
             or _is_listed(url, name, entry, marker)):
       raise UserError(f'{where}: {url} exists and is not {kind} that ttt-jax made: {name} is not '
                       'one of its files, or was changed; move it or choose another name.')
+  if not probe:
+    return
   remote.write_bytes(remote.join(url, _PROBE), b'ttt-jax')  # before the work: may it be written?
   remote.remove(remote.join(url, _PROBE))
 

@@ -34,8 +34,8 @@ T = TypeVar('T')
 
 __all__ = ['Entry', 'cache_folder', 'check', 'children', 'create', 'download', 'download_folder',
            'each', 'exists', 'files', 'is_copy', 'is_folder', 'is_url', 'join', 'name',
-           'open_reader', 'parent', 'read_bytes', 'remove', 'remove_folder', 'stat', 'upload',
-           'upload_folder', 'write_bytes', 'write_bytes_if', 'write_version']
+           'open_reader', 'parent', 'read_bytes', 'remove', 'remove_folder', 'shown', 'stat',
+           'upload', 'upload_folder', 'write_bytes', 'write_bytes_if', 'write_version']
 
 
 # -- names --------------------------------------------------------------------------------------
@@ -81,30 +81,30 @@ def check(url: str, what: str = '', connected: bool = True) -> str:
     like = {'gs': 'gs', 'gcs': 'gs', 's3': 's3', 's3a': 's3', 's3n': 's3'}.get(scheme.lower())
     help_ = f'write {like}://{rest}' if like else 'gs://BUCKET/NAME, s3://BUCKET/NAME and local ' \
         'paths are supported'
-    raise UserError(f'{start}{_shown(url)} has the scheme {scheme}://; {help_}.')
+    raise UserError(f'{start}{shown(url)} has the scheme {scheme}://; {help_}.')
   # os.fsdecode gives bytes that are not UTF-8 as surrogates (Cs).
   if any(unicodedata.category(char) in ('Cc', 'Cs') for char in rest):
-    raise UserError(f'{start}{_shown(url)!r} has a control character, or bytes that are not UTF-8; '
+    raise UserError(f'{start}{shown(url)!r} has a control character, or bytes that are not UTF-8; '
                     'write a name without them.')
   bucket, _, key = rest.partition('/')
   if '@' in bucket:
     raise UserError(f'{start}{scheme}://...@... holds a user name or key; credentials come from '
                     'the environment or the files of the cloud SDK, not from the URL.')
   if not _BUCKET.fullmatch(bucket):
-    raise UserError(f'{start}{_shown(url)} has no valid bucket name ({bucket!r}); write '
+    raise UserError(f'{start}{shown(url)} has no valid bucket name ({bucket!r}); write '
                     f'{scheme}://BUCKET/NAME.')
   key = key.rstrip('/')
   if any(part in ('', '.', '..') for part in key.split('/')) and key:
-    raise UserError(f"{start}{_shown(url)} has an empty part, '.' or '..' in its name, which an "
+    raise UserError(f"{start}{shown(url)} has an empty part, '.' or '..' in its name, which an "
                     'object store takes literally; write the whole name.')
   if connected:
     connect(scheme)
   return f'{scheme}://{bucket}/{key}'.rstrip('/')
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
   """A URL for a message, without what could be a password."""
-  return re.sub(r'//[^/]*@', '//...@', url)
+  return re.sub(r'^(\s*[A-Za-z0-9+.-]*:?/*)[^/]*@', r'\1...@', url)
 
 
 def _split(url: str) -> tuple[Bucket, str]:

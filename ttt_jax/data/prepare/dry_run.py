@@ -29,7 +29,7 @@ from ttt_jax.data.records.corpora import Skip
 from ttt_jax.data.records.parts import Part
 from ttt_jax.data.records.sources import Input, Reject
 from ttt_jax.errors import UserError
-from ttt_jax.storage import owned, url_path
+from ttt_jax.storage import owned, publish, url_path
 from ttt_jax.system.progress import duration
 from ttt_jax.tokens import tokenizer as tokenizers
 from ttt_jax.tokens.batch import make_row
@@ -171,6 +171,9 @@ def _replaced(target: pathlib.Path) -> str:
   Raises:
     UserError: it would refuse to.
   """
+  if url_path.is_url(target):
+    publish.check(str(target), 'a prepared set', 'config key data.path', store.proven_files,
+                  'data', probe=False)
   if not target.exists():
     return ''
   foreign = None if url_path.is_url(target) else owned.foreign(target, store.proven_files)
