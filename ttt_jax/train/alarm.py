@@ -4,17 +4,20 @@ Orbax' barriers have a time-out of five minutes, and a thread that waits in one 
 interrupted. So a process whose share of a save has failed leaves a note in the store of JAX's
 coordination service; the others, which look for it while they are in the save, end.
 
-  failed   by a process that has failed: it goes on to the next agreement (train/consensus.py)
-  left     by a process that waited for it in vain and ends: nobody waits for an agreement any more
+  failed     by a process that has failed: the others are not waited for any more
+  passed-K   by process K: its share is done, or has failed
+  left       by a process that still waits some seconds after a failure, and ends
 """
 
 from collections.abc import Callable
 import threading
+import time
 
 import jax
 from jax._src import distributed  # the store of notes has no public name
 
 _LOOK = 0.5   # seconds between two looks
+_LONGEST = 300.0  # seconds until a process that says nothing has ended, too
 _GRACE = 5.0  # seconds after a note in which the library may still report the failure itself
 
 
@@ -31,31 +34,38 @@ class Alarm:
     self._key, self._end, self._over = f'ttt_jax/alarm/{name}', end, threading.Event()
 
   def __enter__(self) -> 'Alarm':
-    self._start('failed', self._over)
+    if self._client is not None:
+      threading.Thread(target=self._watch, name='alarm', daemon=True).start()
     return self
 
   def __exit__(self, *unused) -> None:
     self._over.set()
+    self._write(f'passed-{jax.process_index()}', 'x')
 
-  def ring(self, word: str) -> None:
-    """Say that this process has failed; it ends, too, if another one ends because of it."""
+  def ring(self, word: str) -> bool:
+    """Say that this process has failed, and wait for the others.
+
+    Returns:
+      Whether they go on to the next agreement; False: one of them has ended.
+    """
+    self._over.set()
     self._write('failed', word)
-    self._start('left', threading.Event())
+    others = set(range(jax.process_count())) - {jax.process_index()}
+    self._write(f'passed-{jax.process_index()}', 'x')
+    until = time.monotonic() + _LONGEST
+    while self._client is not None and others and (
+        self._read('left') is None and time.monotonic() < until):
+      others = {k for k in others if self._read(f'passed-{k}') is None}
+      time.sleep(_LOOK / 5)
+    return not others
 
-  def _start(self, note: str, over: threading.Event) -> None:
-    if self._client is not None:
-      threading.Thread(target=self._watch, args=(note, over), name='alarm', daemon=True).start()
-
-  def _watch(self, note: str, over: threading.Event) -> None:
-    while not over.wait(_LOOK):
-      word = self._read(note)
-      if word is None:
-        continue
-      if note == 'failed' and over.wait(_GRACE):
+  def _watch(self) -> None:
+    while not self._over.wait(_LOOK):
+      word = self._read('failed')
+      if word is not None and not self._over.wait(_GRACE):
+        self._write('left', word)
+        self._end(word)
         return
-      self._write('left', word)
-      self._end(word)
-      return
 
   def _read(self, note: str) -> str | None:
     assert self._client is not None
@@ -69,5 +79,5 @@ class Alarm:
       return
     try:
       self._client.key_value_set(f'{self._key}/{note}', word)
-    except jax.errors.JaxRuntimeError:  # another process has written it
+    except jax.errors.JaxRuntimeError:  # another process has written it, or this one before
       pass

@@ -469,8 +469,8 @@ class Loop:
     with alarm_lib.Alarm(f'save-{self._given}', self._end) as alarm:
       self._try(lambda: context.checkpoints.save(
           step, self.state, self._metadata(), clean=self.progress.in_a_row == 0, scores=scores))
-      if self._failure is not None:
-        alarm.ring(str(self._failed()))
+      if self._failure is not None and not alarm.ring(str(self._failed())):
+        raise self._failure
     self._saved, self._saved_step = time.monotonic(), step
     context.watchdog.beat()
     context.clock.lap('checkpoint')
