@@ -73,16 +73,15 @@ def assert_equal(found, wanted):
       np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize('threads', [0, 2])
-@pytest.mark.parametrize('what', [*PASSING, 'wrong'])
+@pytest.mark.parametrize('what, threads', [
+    ('cut', 0), *((what, 2) for what in (*PASSING, 'wrong'))])
 def test_rows_are_right_if_failures_pass(rows, proxy, data, what, threads, monkeypatch):  # noqa: F811
   monkeypatch.setattr(outages, 'RETRY_SECONDS', 10.0)
   with proxy.disturbed(First(what, 'arrayrecord')):
     assert_equal(take(rows, threads), take(data, threads))
 
 
-@pytest.mark.parametrize('threads', [0, 2])
-@pytest.mark.parametrize('what', STAYING)
+@pytest.mark.parametrize('what, threads', [('cut', 0), *((what, 2) for what in STAYING)])
 def test_rows_are_refused_if_failures_stay(rows, proxy, what, threads, monkeypatch, tmp_path):
   with proxy.disturbed(First(what, 'train-1.arrayrecord', always=True)):
     # Grain's threads of the test before may still have fetched the file into this test's cache.
@@ -93,9 +92,6 @@ def test_rows_are_refused_if_failures_stay(rows, proxy, what, threads, monkeypat
 
 
 # -- sources ------------------------------------------------------------------------------------
-
-
-FILES = ['a.jsonl', 'b.parquet', 'wav/1.wav', 'c.jsonl.gz', 'wav/2.wav']
 
 
 @pytest.fixture(scope='module')
@@ -132,18 +128,19 @@ def local(lake, tmp_path_factory):
   return prepare(config(lake), tmp_path_factory.mktemp('local'))
 
 
-@pytest.mark.parametrize('what', PASSING)
+@pytest.mark.parametrize('what', [503, 'reset', 'cut', 0.7])
 def test_sources_are_right_if_failures_pass(sources, proxy, local, what, tmp_path, monkeypatch):
   monkeypatch.setattr(outages, 'RETRY_SECONDS', 10.0)
   with proxy.disturbed(First(what)):
     assert prepare(config(sources), tmp_path) == local
 
 
-@pytest.mark.parametrize('what', STAYING)
-@pytest.mark.parametrize('name', FILES)
-def test_sources_are_refused_if_failures_stay(sources, proxy, what, name, tmp_path):
-  if what == 'wrong' and name in ('a.jsonl', 'b.parquet'):
-    pytest.skip('a range has no checksum; TLS has')
+@pytest.mark.parametrize('name, what', [  # a range has no checksum but that of TLS
+    *(('b.parquet', what) for what in STAYING if what != 'wrong'),
+    *((name, what) for name in ('a.jsonl', 'c.jsonl.gz') for what in (403, 404, 'cut')),
+    *((name, what) for name in ('wav/1.wav', 'wav/2.wav') for what in (503, 404, 'cut', 'wrong'))])
+def test_sources_are_refused_if_failures_stay(sources, proxy, what, name, tmp_path, monkeypatch):
+  monkeypatch.setattr(outages, 'RETRY_SECONDS', 1.0)
   with proxy.disturbed(First(what, name, always=True)):
     with pytest.raises((UserError, RetryableError)) as error:
       prepare(config(sources), tmp_path)
