@@ -9,6 +9,7 @@
 # make test-slurm   two nodes of a SLURM installation (5 to 15 minutes)
 # make test-storage workdirs and data in buckets, on a GCS emulator and an S3 server (a few minutes)
 # make test-ray     prepare on a Ray cluster of two nodes, one of which is killed (installs ray; a minute)
+# make test-processes import and export by two processes, one of which is killed or fails (a few minutes)
 # make test-profile two processes that are traced or cannot save, and xprof on a trace (a few minutes)
 # make test-serve   the server: 1,000 malformed requests, memory over 2,000, SIGTERM (a few minutes)
 # make fuzz         damages files of every kind and opens them (FUZZ='--seconds 600 --seed 3')
@@ -34,7 +35,7 @@ PYTHON_HERE = $(or $(PYTHON),python3)
 export HF_HUB_OFFLINE = 1
 export ORT_DISABLE_TELEMETRY = 1
 
-.PHONY: demo paper serve smoke test test-slow test-torch test-recipes test-slurm test-ray test-serve test-storage test-profile full-size faults fuzz together test-disks lint types docs clean distclean
+.PHONY: demo paper serve smoke test test-slow test-torch test-recipes test-slurm test-ray test-serve test-storage test-processes test-profile full-size faults fuzz together test-disks lint types docs clean distclean
 
 demo: .venv/demo.installed
 	bash launch/demo.sh
@@ -72,6 +73,9 @@ test-serve: .venv/test.installed
 
 test-storage: .venv/test.installed .venv/storage.installed
 	$(PYTEST) -m storage
+
+test-processes: .venv/test.installed
+	$(PYTEST) -m "slow and not storage" tests/hf/test_processes.py
 
 test-profile: .venv/test.installed .venv/profile.installed
 	$(PYTEST) -m slow tests/train/test_profiling.py tests/train/test_agreement.py

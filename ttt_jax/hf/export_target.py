@@ -148,7 +148,8 @@ class Target:
       together.run_in_first(lambda: self._lease.confirm())
       together.run_in_first(lambda: upload.finish(self._disk))
     finally:
-      owned.remove(self._disk)
+      if self._disk.exists():
+        owned.remove(self._disk)
 
   def _entries(self) -> dict[str, Any]:
     """The entries of this process' files in the marker."""

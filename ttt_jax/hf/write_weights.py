@@ -63,7 +63,7 @@ def converted(params: Params, merged: LoraConfig | None, dtype: str) -> Params:
 def mesh_of(params: Any) -> Mesh:
   """The mesh that parameters are on, or any tree of arrays."""
   place = jax.tree.leaves(params)[0].sharding
-  assert isinstance(place, NamedSharding), place
+  assert isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh), place
   return place.mesh
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import safetensors
 
 from ttt_jax.errors import UserError
-from ttt_jax.storage import remote, schema, url_path
+from ttt_jax.storage import schema, url_path
 
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -95,8 +95,7 @@ class Folder(Mapping):
     self._entries: dict[str, Entry] = {}
     self._open: dict[pathlib.Path, Any] = {}
     for file, wanted in self._files(single, index):
-      if url_path.is_url(file):
-        file = url_path.UrlPath(str(file), remote.stat(str(file)))  # that version is read
+      file = url_path.pinned(file)
       self._open[file], found = _open(file)
       for name in wanted:
         if name not in found:
@@ -205,11 +204,9 @@ class Folder(Mapping):
     """UserError if an object of a bucket was replaced since its header was read: not every store
     refuses to read ranges of another version."""
     for file in self._open:
-      if url_path.is_url(file):
-        now = remote.stat(str(file))
-        if now is None or now.checksum != file.stat().version:
-          raise UserError(f'{file} was replaced or removed while it was read; run the same command '
-                          'again.')
+      if url_path.is_url(file) and url_path.stamp(str(file)) != url_path.stamp(file):
+        raise UserError(f'{file} was replaced or removed while it was read; run the same command '
+                        'again.')
 
 
 def _cannot_read(name: str, entry: Entry, why: str) -> UserError:

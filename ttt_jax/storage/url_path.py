@@ -212,6 +212,12 @@ def is_url(path: Any) -> bool:
   return isinstance(path, UrlPath) or isinstance(path, str) and bool(_URL.match(path))
 
 
+def pinned(path: pathlib.Path) -> pathlib.Path:
+  """The path; of an object, with the version that is there now, of which all ranges are read where
+  the store can refuse others."""
+  return place(UrlPath(str(path), remote.stat(str(path)))) if is_url(path) else path
+
+
 def join(folder: Any, *names: Any) -> pathlib.Path:
   """``folder / name / ...``, where a name may be absolute or a URL."""
   out = place(folder)
