@@ -146,6 +146,17 @@ def test_a_full_disk_of_one_process(run, tmp_path):
   assert os.listdir(tmp_path) == []
 
 
+def test_an_import_that_one_process_cannot_save(model, run, tmp_path):
+  words = ('import-hf', '--hf', model[0], '--config', model[1], '--workdir', tmp_path / 'w')
+  ended = two(*words, before=('', FULL))
+  assert codes(ended) == [2, 2], ended
+  assert 'checkpoints/0 could not be written: a file there would grow' in ended[1][2]
+  assert f'process 1 on {socket.gethostname()} failed: ' in ended[0][2]
+  assert 'Traceback' not in ended[0][2] + ended[1][2]
+  assert codes(two(*words)) == [0, 0]
+  chex.assert_trees_all_equal(params(tmp_path / 'w'), params(run))
+
+
 def test_a_disk_that_is_not_shared(run, tmp_path):
   """Process 1 sees another folder of the same name."""
   apart = ("from ttt_jax.train import together\n"
