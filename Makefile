@@ -8,7 +8,7 @@
 # make test-recipes docs/recipes.md on tiny corpora (a minute or two)
 # make test-slurm   two nodes of a SLURM installation (5 to 15 minutes)
 # make test-storage workdirs and data in buckets, on a GCS emulator and an S3 server (a few minutes)
-# make test-ray     prepare on a Ray cluster of two nodes, one of which is killed (installs ray; a minute)
+# make test-ray     prepare on two Ray nodes, and without a common disk; one is killed (installs ray; two minutes)
 # make test-processes import and export by two processes, one of which is killed or fails (a few minutes)
 # make test-profile two processes that are traced or cannot save, and xprof on a trace (a few minutes)
 # make test-serve   the server: 1,000 malformed requests, memory over 2,000, SIGTERM (a few minutes)
@@ -62,8 +62,9 @@ test-torch: .venv/test.installed .venv/torch.installed
 test-slurm: .venv/test.installed
 	$(PYTEST) -m slow -s tests/launch/test_slurm.py
 
-test-ray: .venv/test.installed .venv/ray.installed
-	$(PYTEST) -m slow tests/data/prepare/test_ray.py tests/data/prepare/test_team.py
+test-ray: .venv/test.installed .venv/ray.installed .venv/storage.installed
+	$(PYTEST) -m slow tests/data/prepare/test_ray.py tests/data/prepare/test_team.py \
+	  tests/data/prepare/test_apart.py
 
 test-recipes: .venv/test.installed
 	$(PYTEST) -m slow tests/test_recipes.py

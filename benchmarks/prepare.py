@@ -5,6 +5,9 @@
   python -m benchmarks.prepare --records 1000000    that many short records beside an eighth of them
   python -m benchmarks.prepare --runner ray         on a Ray cluster of two nodes of this machine
   python -m benchmarks.prepare --runner workers     by two processes of `prepare --worker K/2`
+  python -m benchmarks.prepare --runner ray --results bucket      results and set in a bucket
+
+A bucket is one of the GCS emulator of the tests, in memory on loopback, on the same cores.
 
 The corpus is conversations with GLM-4-Voice's codes as `<|audio_123|>`, 2 to 20 seconds of
 speech each, in one .jsonl; it is made from a few thousand lines that repeat. Each run is a
@@ -13,6 +16,7 @@ Ray's workers, and their CPU time, are not.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -28,7 +32,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common, ray_cluster
+from ttt_jax.storage import remote, url_path
 
+_PORT = 'TTT_JAX_BENCHMARK_PORT'
 _LOOK = 0.1        # seconds between looks at the memory
 _LINES = 4_000     # different ones
 _WORDS = ('the of and to in is that it was for on are with they be at one have this from by hot '
@@ -42,7 +48,7 @@ def get_config():
   config = ConfigDict()
   config.vocab = ConfigDict({vocab})
   config.codec = ConfigDict({{'name': 'glm4_voice'}})
-  config.data = ConfigDict({{'path': 'data', 'seq_len': 2048, 'workers': {workers},
+  config.data = ConfigDict({{'path': {path!r}, 'seq_len': 2048, 'workers': {workers},
                             'runner': {runner!r}, 'sources': ({{'path': {corpus!r}}},)}})
   return config
 """
@@ -93,7 +99,7 @@ def _family(pid: int) -> list[int]:
 
 
 def run(folder: pathlib.Path, size: int, workers: int, ranks: str, runner: str = 'local',
-        records: int = 0) -> dict[str, Any]:
+        records: int = 0, path: str = 'data') -> dict[str, Any]:
   """Prepare a corpus of ``size`` bytes, or so many records; counts, times, peaks."""
   corpus = folder / 'corpus.jsonl'
   write_corpus(corpus, size, records)
@@ -101,7 +107,8 @@ def run(folder: pathlib.Path, size: int, workers: int, ranks: str, runner: str =
   config = folder / 'config.py'
   together = 2 if runner == 'workers' else 1
   config.write_text(CONFIG.format(vocab=vocab, workers=max(1, workers // together),
-                                  corpus=str(corpus), runner='ray' if runner == 'ray' else 'local'))
+                                  corpus=str(corpus), path=path,
+                                  runner='ray' if runner == 'ray' else 'local'))
   cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
   start = time.perf_counter()
   command = [sys.executable, '-m', 'ttt_jax.cli', 'prepare', '--config', str(config), '--workdir',
@@ -120,14 +127,18 @@ def run(folder: pathlib.Path, size: int, workers: int, ranks: str, runner: str =
     if process.returncode:
       raise common.SideFailed(f'prepare ended with exit code {process.returncode}')
   after = resource.getrusage(resource.RUSAGE_CHILDREN)
-  manifest = json.loads((folder / 'data' / 'manifest.json').read_text())['splits']['train']
+  place = url_path.join(folder, path)
+  manifest = json.loads((place / 'manifest.json').read_text())['splits']['train']
   tokens = manifest['tokens']['text'] + manifest['tokens']['audio']
   used = after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime
   main = max(peaks.pop(process.pid) for process in processes)
   out = {'bytes': corpus.stat().st_size, 'documents': manifest['documents'], 'tokens': tokens,
          'padding': manifest['padding'], 'shards': len(manifest['files']), 'seconds': seconds,
          'cpu_seconds': used, 'main_bytes': main, 'worker_bytes': max(peaks.values(), default=0)}
-  shutil.rmtree(folder / 'data')
+  if url_path.is_url(place):
+    remote.remove_folder(path)
+  else:
+    shutil.rmtree(place)
   corpus.unlink()
   return out
 
@@ -162,21 +173,29 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument('--gigabytes', type=float, default=2.0, help='of the large corpus')
   parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes')
   parser.add_argument('--runner', choices=('local', 'ray', 'workers'), default='local')
+  parser.add_argument('--results', choices=('disk', 'bucket'), default='disk', help='of jobs')
   parser.add_argument('--records', type=int, default=0, help='of the large corpus, instead')
   parser.add_argument('--json', metavar='FILE')
   args = parser.parse_args(argv)
+  if args.results == 'bucket':  # before the nodes of a cluster start
+    from tests.storage import servers
+    os.environ.setdefault(_PORT, str(servers.free_port()))
+    os.environ |= servers.gcs_environment(f'http://127.0.0.1:{os.environ[_PORT]}')
   if args.runner == 'ray' and 'RAY_ADDRESS' not in os.environ:
     sys.exit(subprocess.run(ray_cluster.command(
         max(1, args.workers // 2), sys.executable, '-m', 'benchmarks.prepare',
         *(sys.argv[1:] if argv is None else argv)), check=False, cwd=common.ROOT).returncode)
   ranks = _ranks()
   print(json.dumps(common.machine(args.workers)), f'text: {"qwen2.5" if ranks else "bytes"}',
-        f'runner: {args.runner}')
-  results = []
-  with tempfile.TemporaryDirectory() as folder:
+        f'runner: {args.runner}', f'results: {args.results}')
+  results, path = [], 'data'
+  with contextlib.ExitStack() as stack:
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    if args.results == 'bucket':
+      path = stack.enter_context(servers.gcs(int(os.environ[_PORT]))).url + '/data'
     for part in (1 / 8, 1):
       results.append(run(pathlib.Path(folder), int(part * args.gigabytes * 1e9), args.workers,
-                         ranks, args.runner, int(part * args.records)))
+                         ranks, args.runner, int(part * args.records), path))
   print(table(results, args.workers))
   if args.json:
     common.write_json(args.json, {'machine': common.machine(args.workers), 'runs': results})

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One prepared set on a Ray cluster of the nodes of a SLURM job, from a folder shared by all nodes:
+# One prepared set on a Ray cluster of the nodes of a SLURM job, from a folder shared by all nodes
+# (results and sources may be in a bucket: WORKDIR and data.sources are gs:// or s3:// URLs then):
 #   sbatch --nodes=16 launch/ray/slurm.sh WORKDIR --config FILE [flags of `ttt-jax prepare`]
 #   sbatch --nodes=4 --gpus-per-node=8 launch/ray/slurm.sh speech --config configs/ttt_3b.py
 # To go on after a time limit, submit the same line again. launch/prepare_slurm.sh needs no Ray.
@@ -14,7 +15,7 @@
 set -euo pipefail
 here=${SLURM_SUBMIT_DIR:-$PWD}   # SLURM runs a copy of this file elsewhere
 if [ -z "${SLURM_JOB_ID:-}" ] || [ $# -lt 1 ]; then
-  sed -n 2,4p "$0" >&2
+  sed -n 2,5p "$0" >&2
   exit 2
 fi
 export PATH="$here/.venv/bin:$PATH" RAY_USAGE_STATS_ENABLED=0

@@ -66,12 +66,21 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
     (['train', '--workdir', 'nowhere'], 'nowhere/config.json does not exist'),
     (['train', '--workdir', 'x', '--config', 'nope.py'], 'config file nope.py does not exist'),
     (['train', '--workdir', 'x', '--config.model.num_layers'], 'needs a value'),
+    (['train', '--config', 'c', '--workdir'], '--workdir needs a value; see'),
+    (['train', '--workdir', 'x', '--devices', '-x'], "--devices: invalid int value: '-x'"),
     (['train', '--workdir', 'x', '--config.model.num_layers', '--devices'], 'needs a value'),
     (['report', '--workdir', 'x', '--config.model.num_layers=1'], 'has no effect'),
     (['report', '--workdir', 'nowhere'], 'workdir nowhere does not exist'),
 ])
 def test_mistakes(capsys, words, expected):
   assert expected in error_of(capsys, words)
+
+
+def test_a_value_may_begin_with_a_dash(capsys, config_file):
+  words = ['prepare', '--config', config_file, '--workdir', 'x', '--worker', '-1/2']
+  assert "--worker is '-1/2'; it must be K/N, a number from 0" in error_of(capsys, words)
+  args, _ = main._parse(['generate', '--workdir', 'x', '--text', '-5 degrees', '--out', 'y'])
+  assert (args.text, args.out) == (['-5 degrees'], 'y')
 
 
 @pytest.fixture

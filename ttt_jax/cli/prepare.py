@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from ttt_jax import config as config_lib
 from ttt_jax.errors import UserError
-from ttt_jax.storage import mirror
 
 if TYPE_CHECKING:
   from ttt_jax.data.prepare.team import Worker
@@ -14,16 +13,13 @@ if TYPE_CHECKING:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--worker', metavar='K/N', help='this is process K (0 to N-1) of N that '
-                      'prepare one set together, on any machines that share a disk')
+                      'prepare one set together, on machines that share a disk or a bucket')
   parser.add_argument('--dry-run', action='store_true', help='write nothing; estimate tokens, '
                       'size and time from a sample of the sources')
 
 
 def run(args: argparse.Namespace, config: config_lib.Config) -> None:
   worker = _worker(args.worker)
-  if worker and mirror.url_of(args.workdir):
-    raise UserError(f'--workdir is {mirror.named(args.workdir)}, and --worker needs a disk that '
-                    'all workers share; prepare the set there, and copy it to the bucket.')
   if args.dry_run:
     if worker:
       raise UserError('--worker has no effect on `ttt-jax prepare --dry-run`; remove it.')

@@ -174,8 +174,13 @@ class BucketLease:
     self._renew(self._text())
     self.check()
 
-  def release(self) -> None:
-    """Give the lease back. The note stays, and says so: a conditional removal does not exist."""
+  def release(self, remove: bool = False) -> None:
+    """Give the lease back. The note stays, and says so: a conditional removal does not exist.
+
+    Args:
+      remove: delete the note instead. While it is there nobody else writes it, unless this process
+        was suspended for longer than ``SILENCE``.
+    """
     self._over.set()
     if self._thread is None:
       return
@@ -186,7 +191,17 @@ class BucketLease:
     if outage.is_silent():  # the thread may wait for it and hold the lock
       return
     with contextlib.suppress(UserError, RetryableError):
+      if remove and not self._lost:
+        remote.remove(self._note_url)
+        return
       self._renew(json.dumps({'token': '', 'ended': time.time()}).encode() + b'\n')
+
+
+def has_ended(url: str) -> bool:
+  """Whether no process that lives has the lease of a folder, by the rules of the module."""
+  looked = BucketLease(url)
+  entry, note = looked._read()
+  return entry is None or not note.get('token') or looked._is_gone(entry, note)
 
 
 def _process(note: dict[str, Any]) -> bool | None:

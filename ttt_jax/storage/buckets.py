@@ -77,6 +77,7 @@ class Store(Protocol):
   def remove(self, bucket: str, key: str) -> None: ...
   def download(self, bucket: str, key: str, path: pathlib.Path, entry: Entry) -> None: ...
   def upload(self, bucket: str, key: str, path: pathlib.Path) -> None: ...
+  def copy(self, bucket: str, key: str, other: str) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +147,10 @@ class Bucket:
   def upload(self, key: str, path: pathlib.Path) -> None:
     with _translated(self.scheme):
       self.store.upload(self.name, key, path)
+
+  def copy(self, key: str, other: str) -> None:
+    with _translated(self.scheme):
+      self.store.copy(self.name, key, other)
 
 
 def connect(scheme: str) -> Store:
@@ -266,6 +271,9 @@ class Gcs:
     else:
       self._fs.put_file(str(path), f'{bucket}/{key}', chunksize=_PART, consistency='md5')
 
+  def copy(self, bucket, key, other):
+    self._fs.cp_file(f'{bucket}/{key}', f'{bucket}/{other}')
+
 
 # -- S3 -------------------------------------------------------------------------------------------
 
@@ -363,6 +371,9 @@ class S3:
 
   def upload(self, bucket, key, path):
     self._fs.put_file(str(path), f'{bucket}/{key}', chunksize=_PART)
+
+  def copy(self, bucket, key, other):
+    self._fs.cp_file(f'{bucket}/{key}', f'{bucket}/{other}')
 
 
 # -- errors ---------------------------------------------------------------------------------------

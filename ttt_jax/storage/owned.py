@@ -65,9 +65,13 @@ def read_marker(folder: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
+def entry(size: int, sha256: Callable[[], str]) -> dict[str, Any]:
+  """What a marker says of a file of so many bytes; ``sha256`` is called if it has the hash."""
+  return {'bytes': size} | ({'sha256': sha256()} if size <= _HASHED else {})
+
+
 def _entry(path: pathlib.Path) -> dict[str, Any]:
-  size = path.stat().st_size
-  return {'bytes': size} | ({'sha256': files.sha256(path)} if size <= _HASHED else {})
+  return entry(path.stat().st_size, lambda: files.sha256(path))
 
 
 def _walk(folder: pathlib.Path) -> Iterator[pathlib.PurePosixPath]:
@@ -85,11 +89,19 @@ def _raise(error: OSError) -> None:
   raise error
 
 
-def mark(folder: str | os.PathLike, kind: str) -> None:
-  """Write the marker of a folder whose every file this program has just made."""
+def mark(folder: str | os.PathLike, kind: str,
+         elsewhere: Mapping[str, dict[str, Any]] | None = None) -> None:
+  """Write the marker of a folder whose every file this program has just made.
+
+  Args:
+    folder: holds the files.
+    kind: of the folder.
+    elsewhere: files that belong to it and are not on this disk: name -> ``entry``.
+  """
   folder = pathlib.Path(folder)
   _write_marker(folder, {'kind': kind, 'files': {
-      str(name): _entry(folder / name) for name in _walk(folder) if str(name) != MARKER}})
+      str(name): _entry(folder / name) for name in _walk(folder) if str(name) != MARKER} | dict(
+          elsewhere or {})})
 
 
 def _is_listed(path: pathlib.Path, entry: Any) -> bool:
@@ -222,8 +234,11 @@ class Building:
   def __exit__(self, *unused) -> None:
     shutil.rmtree(self.folder, ignore_errors=True)
 
-  def commit(self) -> None:
+  def commit(self, elsewhere: Mapping[str, dict[str, Any]] | None = None) -> None:
     """Let the folder replace the target.
+
+    Args:
+      elsewhere: see ``mark``.
 
     Raises:
       UserError: something that is not ours has appeared in the target, or it cannot be replaced.
@@ -231,7 +246,7 @@ class Building:
     self.check()
     old = self._old()
     with files.writing(self._named):
-      mark(self.folder, self._kind)
+      mark(self.folder, self._kind, elsewhere)
       os.chmod(self.folder, 0o777 & ~_umask())  # mkdtemp's folders are its owner's alone
       replaced = self.target.exists()
       if replaced:

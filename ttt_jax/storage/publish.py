@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.storage import bucket_lease, owned, remote, url_path
@@ -21,6 +21,13 @@ from ttt_jax.storage import bucket_lease, owned, remote, url_path
 _PROBE = '.ttt-jax.probe'
 _LEASE = (bucket_lease.NOTE, bucket_lease.CLOCK)  # of the process that writes the folder
 _DOCUMENTS = ('.json', '.jsonl', '.md', '.py')
+
+
+class Copy(NamedTuple):
+  """A file of a folder that is an object of the same bucket already; the store copies it."""
+  url: str
+  size: int
+  sha256: str
 
 
 def check(url: str, kind: str, where: str, earlier: owned.Earlier, example: str,
@@ -94,7 +101,8 @@ def assembly(url: str, process: int = 0) -> pathlib.Path:
 
 
 def publish(folder: pathlib.Path, url: str, heads: Sequence[str],
-            progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+            progress: Callable[[int, int], None] = lambda done, total: None,
+            copies: Mapping[str, Copy] | None = None) -> None:
   """Make the objects below ``url`` those of a folder that ``check`` allows to be replaced.
 
   Args:
@@ -103,8 +111,9 @@ def publish(folder: pathlib.Path, url: str, heads: Sequence[str],
     heads: names of the files without which it is none of its kind; removed first, sent last, in
       this order. A folder need not have all of them.
     progress: called with (bytes sent, bytes to send).
+    copies: files of the folder that its marker lists and that are not on the disk, by name.
   """
-  upload = Upload(url, owned.read_marker(folder), heads)
+  upload = Upload(url, owned.read_marker(folder), heads, copies)
   new = upload.new(folder)
   if not new and upload.is_there():
     return
@@ -119,23 +128,32 @@ class Upload:
   One process calls ``begin``, then each ``send`` with its folder, then one ``finish``.
   """
 
-  def __init__(self, url: str, body: Mapping[str, Any], heads: Sequence[str]):
+  def __init__(self, url: str, body: Mapping[str, Any], heads: Sequence[str],
+               copies: Mapping[str, Copy] | None = None):
     """
     Args:
       url: of the folder in the bucket; listed here.
       body: of its marker: 'kind', and 'files' of all folders with their entries.
-      heads: as of ``publish``.
+      heads, copies: as of ``publish``.
     """
     self._url, self._body, self._heads = url, dict(body), heads
+    self._copies = dict(copies or {})
     self._there = _files(url)
     self._old = [name for name in self._there
                  if name not in body['files'] and name != owned.MARKER]
 
   def new(self, folder: pathlib.Path) -> list[str]:
     """The files of a folder that are not in the bucket."""
-    return [name for name in self._body['files'] if (folder / name).is_file() and (
-        name not in self._there
-        or not remote.is_copy(folder / name, self._url, self._there[name]))]
+    return [name for name in self._body['files']
+            if (name in self._copies or (folder / name).is_file())
+            and not self._is_same(folder / name, name)]
+
+  def _is_same(self, path: pathlib.Path, name: str) -> bool:
+    found = self._there.get(name)
+    if found is None or name not in self._copies:
+      return found is not None and remote.is_copy(path, self._url, found)
+    source = remote.stat(self._copies[name].url)
+    return source is not None and (source.size, source.checksum) == (found.size, found.checksum)
 
   def is_there(self) -> bool:
     """Whether nothing must be removed, and the marker is in place."""
@@ -161,11 +179,16 @@ class Upload:
            progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Upload what is ``new`` of a folder, but for the heads."""
     names = [name for name in new if name not in self._heads]
-    total, done = sum((folder / name).stat().st_size for name in names), 0
+    sizes = {name: self._copies[name].size if name in self._copies
+             else (folder / name).stat().st_size for name in names}
+    total, done = sum(sizes.values()), 0
     def one(name: str) -> None:
       nonlocal done
-      remote.upload(folder / name, self._at(name))
-      done += (folder / name).stat().st_size
+      if name in self._copies:
+        remote.copy(self._copies[name].url, self._at(name))
+      else:
+        remote.upload(folder / name, self._at(name))
+      done += sizes[name]
       progress(done, total)
     remote.each(names, one)
 

@@ -32,10 +32,11 @@ _BUCKET = re.compile(r'[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]')
 _SCHEMES = ('gs', 's3')
 T = TypeVar('T')
 
-__all__ = ['Entry', 'cache_folder', 'check', 'children', 'create', 'download', 'download_folder',
-           'each', 'exists', 'files', 'is_copy', 'is_folder', 'is_url', 'join', 'name',
-           'open_reader', 'parent', 'read_bytes', 'remove', 'remove_folder', 'shown', 'stat',
-           'upload', 'upload_folder', 'write_bytes', 'write_bytes_if', 'write_version']
+__all__ = ['Entry', 'cache_folder', 'check', 'children', 'copy', 'create', 'download',
+           'download_folder', 'each', 'exists', 'files', 'find_bytes', 'is_copy', 'is_folder',
+           'is_url', 'join', 'name', 'open_reader', 'parent', 'read_bytes', 'read_range', 'remove',
+           'remove_folder', 'shown', 'stat', 'upload', 'upload_folder', 'write_bytes',
+           'write_bytes_if', 'write_version']
 
 
 # -- names --------------------------------------------------------------------------------------
@@ -211,9 +212,31 @@ def read_bytes(url: str) -> bytes:
   Raises:
     UserError: there is no such object.
   """
+  found = find_bytes(url)
+  if found is None:
+    raise _gone(url, 'read')
+  return found
+
+
+def find_bytes(url: str) -> bytes | None:
+  """The content of an object; None if there is none of this name."""
   bucket, key = _split(url)
   try:
     return _asked('read', url, lambda: bucket.read(key))
+  except Missing:
+    return None
+
+
+def read_range(url: str, start: int, stop: int) -> bytes:
+  """Bytes start to stop of an object, which has them.
+
+  Raises:
+    UserError: there is no such object.
+  """
+  bucket, key = _split(url)
+  version = Entry(0, 0.0, '')  # any
+  try:
+    return _asked('read', url, lambda: bucket.read_range(key, start, stop, version))
   except Missing:
     raise _gone(url, 'read') from None
 
@@ -318,7 +341,7 @@ def write_version(url: str, data: bytes, entry: Entry | None) -> Entry | None:
     # An earlier try, of this function or of a library, may have succeeded without its answer
     # arriving.
     found = stat(url)
-    return found if found is not None and read_bytes(url) == data else None
+    return found if found is not None and find_bytes(url) == data else None
 
 
 @contextlib.contextmanager
@@ -387,6 +410,21 @@ def upload(path: str | os.PathLike, url: str) -> None:
   bucket, key = _split(url)
   with _writing(url):
     _asked('written', url, lambda: bucket.upload(key, pathlib.Path(path)))
+
+
+def copy(url: str, other: str) -> None:
+  """Copy an object to another one of the same bucket; the store does it.
+
+  Raises:
+    UserError: there is no such object.
+  """
+  bucket, key = _split(url)
+  target, other_key = _split(other)
+  assert target == bucket, (url, other)
+  try:
+    _asked('copied', url, lambda: bucket.copy(key, other_key))
+  except Missing:
+    raise _gone(url, 'copied') from None
 
 
 def download_folder(url: str, folder: str | os.PathLike) -> list[str]:

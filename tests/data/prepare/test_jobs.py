@@ -14,6 +14,7 @@ import pytest
 
 from ttt_jax.data.prepare import jobs as workers
 from ttt_jax.data.prepare.local_pool import LocalPool
+from ttt_jax.data.prepare.folder_results import FolderResults
 from ttt_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -50,9 +51,9 @@ def square(job, folder):
 def squares(folder, jobs, processes=2, apart=True):
   """([squares], [progress])."""
   seen = []
-  with workers.Work(folder, LocalPool(processes)) as work:
+  with workers.Work(FolderResults(folder), LocalPool(processes)) as work:
     results = list(work.run(square, jobs, seen.append, apart))
-  assert all((one.folder / 'made').read_text() == str(job.number)
+  assert all((folder / one.name / 'made').read_text() == str(job.number)
              for one, job in zip(results, jobs))
   return [one.info['square'] for one in results], seen
 
@@ -104,7 +105,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 
 
 def test_one_run_at_a_time(tmp_path):
-  with workers.Work(tmp_path / 'w', LocalPool(1)) as work:
+  with workers.Work(FolderResults(tmp_path / 'w'), LocalPool(1)) as work:
     list(work.run(square, [Job(1)], lambda done: None, False))
     with pytest.raises(UserError, match='another `ttt-jax prepare` is running'):
       squares(tmp_path / 'w', [Job(2)])
@@ -130,7 +131,8 @@ def test_no_process_outlives_a_parent_that_is_killed(tmp_path):
   from tests.data.prepare.test_jobs import Job, square
   from ttt_jax.data.prepare import jobs as workers
   from ttt_jax.data.prepare.local_pool import LocalPool
-  with workers.Work(pathlib.Path({str(tmp_path / 'w')!r}), LocalPool(2)) as work:
+  from ttt_jax.data.prepare.folder_results import FolderResults
+  with workers.Work(FolderResults(pathlib.Path({str(tmp_path / 'w')!r})), LocalPool(2)) as work:
     jobs = [Job(1), Job(2), Job(3, 'wait'), Job(4, 'wait')]
     list(work.run(square, jobs, lambda done: None, True))
 """

@@ -18,6 +18,7 @@ from ttt_jax.audio import io
 from ttt_jax.config import CodecConfig, Source
 from ttt_jax.data.prepare import prepare
 from ttt_jax.errors import UserError
+from ttt_jax.storage import buckets
 
 ROOT = pathlib.Path(__file__).parents[3]
 slow = pytest.mark.slow
@@ -110,6 +111,25 @@ def test_a_codec_with_devices_runs_in_actors(tmp_path):
   assert 'killed a node' in said, said
   assert contents(tmp_path / 'ray' / 'data') == contents(tmp_path / 'one' / 'data')
   assert len(list((tmp_path / 'processes').iterdir())) == 2
+
+
+@slow
+def test_what_a_node_lacks_is_named(tmp_path, monkeypatch):
+  ray_pool = pytest.importorskip('ttt_jax.data.prepare.ray_pool')
+  (tmp_path / 'a.jsonl').write_text('{}')
+  assert not ray_pool._lacks_sources(str(tmp_path), [('a.jsonl', 2), (f'{tmp_path}/a.jsonl', 2)])
+  assert 'does not have the source /gone/a.jsonl; put' in ray_pool._lacks_sources(
+      str(tmp_path), [('/gone/a.jsonl', 2)])
+  assert 'has another source a.jsonl, of 2 instead of 3 bytes' in ray_pool._lacks_sources(
+      str(tmp_path), [('a.jsonl', 3)])
+  assert 'does not see the folder' in ray_pool._look(str(tmp_path), '', ())['lacks']
+  def missing(name, *_):
+    raise ImportError(name=name)
+  monkeypatch.setattr(buckets, 'Gcs', lambda: missing('gcsfs'))
+  buckets._connect.cache_clear()
+  assert ray_pool._look('gs://bucket/.data-work/x', '', ())['lacks'] == (
+      'cannot use the bucket: gs:// needs the package gcsfs; install it with '
+      '`pip install "ttt_jax[gcs]"`.')
 
 
 def test_ray_is_refused_where_it_cannot_be(tmp_path, monkeypatch):

@@ -18,8 +18,9 @@ from tests.data.prepare.test_phases import config, contents
 from ttt_jax import config as config_lib
 from ttt_jax.cli import prepare as cli_prepare
 from ttt_jax.config import Source
-from ttt_jax.data.prepare import jobs as jobs_lib, prepare, team as team_lib
+from ttt_jax.data.prepare import board, jobs as jobs_lib, prepare, team as team_lib
 from ttt_jax.data.prepare.local_pool import LocalPool
+from ttt_jax.data.prepare.folder_results import FolderResults
 from ttt_jax.data.prepare.team import Team, Worker
 from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.storage import lease, owned, process, remote
@@ -30,7 +31,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-  monkeypatch.setattr(team_lib, 'LOOK', 0.02)
+  monkeypatch.setattr(board.Board, 'look', 0.02)
   monkeypatch.setattr(team_lib, '_POLL', 0.02)
 
 
@@ -52,8 +53,9 @@ def at_once(*calls):
 
 def work_on(folder, jobs, number, count, function=square, identity='x', pool=None):
   """The results of a worker's view of some jobs."""
-  team = Team(folder, Worker(number, count), identity, folder / 'manifest')
-  with jobs_lib.Work(folder, pool or LocalPool(1), team) as work:
+  results = FolderResults(folder)
+  team = Team(results, Worker(number, count), identity, folder / 'manifest')
+  with jobs_lib.Work(results, pool or LocalPool(1), team) as work:
     return [one.info for one in work.run(function, jobs, lambda done: None, pool is not None)]
 
 
@@ -91,20 +93,21 @@ def test_three_workers_make_the_set_of_one_process(corpus, tmp_path, small):
 
 
 @pytest.mark.storage
-def test_workers_share_a_workdir_and_write_the_set_to_a_bucket(bucket, corpus, tmp_path):
+def test_workers_share_a_bucket_alone(bucket, corpus, tmp_path):
   whole = prepare.prepare(config(corpus), tmp_path / 'one')
-  url, folder = f'{bucket}/data', tmp_path / 'two'
+  url = f'{bucket}/data'
   def work(k):
-    return prepare.prepare(config(corpus, path=url), folder, worker=Worker(k, 2))
+    return prepare.prepare(config(corpus, path=url), pathlib.Path('run'), worker=Worker(k, 2))
   assert at_once(*(lambda k=k: work(k) for k in range(2))) == [whole] * 2
   remote.download_folder(url, tmp_path / 'copy')
   found = contents(tmp_path / 'copy')
   assert found.pop(owned.MARKER) and found == {
       name: data for name, data in contents(tmp_path / 'one' / 'data').items()
       if name != owned.MARKER}
-  assert [path.name for path in folder.iterdir()] == ['.data.upload-work']
+  assert set(remote.files(f'{bucket}/.data-work')) == {'done.json'}
   made = remote.files(url)
   assert work(1) == whole and remote.files(url) == made  # it comes late
+  assert not pathlib.Path('run').exists() and not list((tmp_path / 'cache' / 'prepare').iterdir())
 
 
 def test_jobs_are_computed_once_by_whoever_has_time(tmp_path):
@@ -139,7 +142,7 @@ def test_a_worker_that_lives_is_waited_for(tmp_path):
     began = time.monotonic()
     def slow():
       time.sleep(0.3)
-      jobs_lib.do(square, job, path)
+      jobs_lib.do(square, job, str(folder), path.name)
     _, found = at_once(slow, lambda: work_on(folder, [job], 0, 2, counted))
     assert found == [{'square': 9, 'units': 3}] and time.monotonic() - began >= 0.3
   assert not list(folder.glob('by-*'))
@@ -167,9 +170,9 @@ def test_workers_of_another_set_and_a_plain_prepare_are_refused(tmp_path):
     with pytest.raises(UserError, match='another number of workers'):
       work_on(folder, [Job(1)], 0, 3)
     with pytest.raises(UserError, match='workers of `ttt-jax prepare --worker` are running'):
-      with jobs_lib.Work(folder, LocalPool(1)) as work:
+      with jobs_lib.Work(FolderResults(folder), LocalPool(1)) as work:
         list(work.run(square, [Job(1)], lambda done: None, False))
-  with jobs_lib.Work(folder, LocalPool(1)) as work:
+  with jobs_lib.Work(FolderResults(folder), LocalPool(1)) as work:
     list(work.run(square, [Job(1)], lambda done: None, False))
     with pytest.raises(UserError, match='without --worker, is running'):
       work_on(folder, [Job(1)], 0, 2)
@@ -179,7 +182,7 @@ class Team_at:
   """Worker 1/2 of identity 'x', for as long as the context lasts."""
 
   def __init__(self, folder):
-    self.team = Team(folder, Worker(1, 2), 'x', folder / 'manifest')
+    self.team = Team(FolderResults(folder), Worker(1, 2), 'x', folder / 'manifest')
 
   def __enter__(self):
     self.team.join()
@@ -234,7 +237,7 @@ def test_one_of_three_processes_is_killed(tmp_path):
   while not list(work.glob('*.claim')):
     time.sleep(0.01)
   while True:  # in the middle: it computes a job right now
-    mine = [path for path in work.glob('*.claim') if team_lib._text(path).startswith('1-')]
+    mine = [path for path in work.glob('*.claim') if path.read_text().startswith('1-')]
     if mine and len(list(work.glob('*/info.json'))) > 20:
       break
     assert workers[1].poll() is None

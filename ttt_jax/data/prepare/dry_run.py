@@ -24,6 +24,7 @@ from ttt_jax.audio.codec import Codec
 from ttt_jax.config import CodecConfig, Config
 from ttt_jax.data import interleave, packing, store
 from ttt_jax.data.prepare import encode, jobs, local_pool, pack, prepare, render, scan
+from ttt_jax.data.prepare.results import Result
 from ttt_jax.data.records import columns, corpora, embedded, places, readers, sources, tables
 from ttt_jax.data.records.corpora import Skip
 from ttt_jax.data.records.parts import Part
@@ -128,12 +129,11 @@ def plan(config: Config, workdir: str | pathlib.Path) -> Plan:
   places.forget()
   found = sources.inputs(config.data.sources, workdir, config.data.form, config.data.root)
   replaced = _replaced(target)
-  real = owned.resolve(prepare.named_folder(config, workdir))
-  folder = real.with_name(f'.{real.name}-work')
-  left = sum(1 for _ in folder.glob(f'*/{jobs.INFO}')) if folder.is_dir() else 0
-  scan_jobs = [scan.Job(one, config.data.strict) for one in found]
-  stored = {one: result for one, job in zip(found, scan_jobs) if (
-      result := jobs.stored(folder / jobs.key(scan.scan, job)))}
+  results = prepare.results_of(config, workdir, together=False)
+  left = len(results.names())
+  names = {one: jobs.key(scan.scan, scan.Job(one, config.data.strict)) for one in found}
+  scanned = results.stored(dict.fromkeys(names.values()))
+  stored = {one: scanned[name] for one, name in names.items() if name in scanned}
   looks = {number: [_look(one, stored.get(one), config) for one in _spread(group)]
            for number, group in _groups(found)}
   notes = _rejected(looks)
@@ -201,7 +201,7 @@ def _spread(group: Sequence[Input]) -> list[Input]:
   return [group[i * (len(group) - 1) // (INPUTS - 1)] for i in range(INPUTS)]
 
 
-def _look(one: Input, known: jobs.Result | None, config: Config) -> Look:
+def _look(one: Input, known: Result | None, config: Config) -> Look:
   """Reads the first records of an input, and counts all for a moment."""
   start = time.perf_counter()
   stream = iter(one.items())
@@ -385,7 +385,8 @@ class _Sample(render.Documents):
   def _flush(self) -> None:
     pass
 
-  def row(self, group: Sequence[Input], stored: dict[Input, jobs.Result], seen: set[tuple]) -> Row:
+  def row(self, group: Sequence[Input], stored: dict[Input, Result], seen: set[tuple]
+          ) -> Row:
     """What the whole source holds.
 
     Args:

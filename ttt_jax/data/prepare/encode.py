@@ -16,14 +16,15 @@ import numpy as np
 from ttt_jax.audio import codec as codecs, io
 from ttt_jax.audio.codec import Codec
 from ttt_jax.config import CodecConfig
+from ttt_jax.data.prepare import addresses
 from ttt_jax.data.prepare.jobs import Work, tick
-from ttt_jax.data.prepare.scan import Scanned
+from ttt_jax.data.prepare.scan import BLOBS, Scanned
 from ttt_jax.data.records import embedded, places
 from ttt_jax.data.records.parts import Clip
 from ttt_jax.errors import UserError
 from ttt_jax.storage import url_path
 
-Blob = tuple[str, int, int]  # (file, start, bytes)
+Blob = tuple[str, int, int]  # (address of a result of scan.py, start, bytes)
 FILE = 'codes.int32'
 _EMBEDDED = 'inside the record'
 _AHEAD = 16  # recordings of a bucket
@@ -35,7 +36,7 @@ class Place:
   """Where the codes of a stretch of an audio file are stored, or why there are none.
 
   Attributes:
-    folder: name of the job's result folder in the work folder.
+    folder: name of the job's result.
     start, stop: range in the codes stored there.
     error: a sentence, '' if there are codes.
   """
@@ -69,10 +70,10 @@ class Job:
   """See ``encode_group``.
 
   Attributes:
-    codec: folder of the saved codec.
+    codec: folder of the saved codec, or the address of its result.
     identity: the text of its codec.json.
     clips: ('file:line' that names it, stretch, stamp of its file, blob) of each recording; blob
-      is (file, start, bytes) of an embedded sound, else None.
+      tells where an embedded sound is, else None.
   """
   codec: str
   identity: str
@@ -80,8 +81,8 @@ class Job:
 
 
 def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: bool, work: Work,
-           progress: Callable[[str, int, int], None]) -> tuple[Codec, pathlib.Path]:
-  """The codec of a prepared set, and the folder where it is saved.
+           progress: Callable[[str, int, int], None]) -> tuple[Codec, str]:
+  """The codec of a prepared set, and where it is saved: see results.folder_at.
 
   Where sources hold codes, it is the one saved in the directory codec/ beside them. Otherwise
   it is created from the config and, where needed, fitted on the training splits' recordings.
@@ -91,7 +92,7 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
       in one set; too little to fit on; if strict, a recording that cannot be read.
   """
   if (known := beside(config, scans)) is not None:
-    return known
+    return known[0], str(known[1])
   named = _named(one for one in scans if not one.input.heldout)
   found = _recordings(named, _blobs(scans))
   order = np.random.default_rng(seed).permutation(len(found))
@@ -100,7 +101,8 @@ def choose(config: CodecConfig, scans: Sequence[Scanned], seed: int, strict: boo
     if done:  # most codecs are not fitted
       progress('reading speech to fit the codec', done, len(found))
   result, = work.run(fit, [job], read, apart=False)
-  return codecs.load(result.folder, config), result.folder
+  with work.results.folder(result.name) as folder:
+    return codecs.load(folder, config), work.results.address(result.name)
 
 
 def beside(config: CodecConfig, scans: Sequence[Scanned]) -> tuple[Codec, pathlib.Path] | None:
@@ -180,10 +182,9 @@ def _read(clip: Clip, where: str, blob: Blob | None) -> tuple[np.ndarray, int]:
     if blob is None:
       waveform, rate = io.read(*clip)
     else:
-      path, start, size = blob
-      with open(path, 'rb') as file:
-        file.seek(start)
-        waveform, rate = io.read(file.read(size), *clip[1:], name=_EMBEDDED)
+      address, start, size = blob
+      waveform, rate = io.read(addresses.read_at(address, BLOBS, start, size), *clip[1:],
+                               name=_EMBEDDED)
   except UserError as error:
     sentence = str(error).removesuffix('.')
     if blob is None and sentence.endswith(' does not exist'):
@@ -196,10 +197,10 @@ def _read(clip: Clip, where: str, blob: Blob | None) -> tuple[np.ndarray, int]:
 def _readings(clips: Sequence[Recording]) -> Iterator[Callable[[], tuple[np.ndarray, int]]]:
   """For each recording what reads it: call it before the next one is taken.
 
-  Recordings of a bucket are read ahead, several at once, since each waits for the network.
+  What is in a bucket is read ahead, several at once, since each waits for the network.
   """
   order = (functools.partial(_read, clip, where, blob) for where, clip, _, blob in clips)
-  if not any(url_path.is_url(clip.path) for _, clip, *_ in clips):
+  if not any(url_path.is_url(blob[0] if blob else clip.path) for _, clip, _, blob in clips):
     yield from order
     return
   with futures.ThreadPoolExecutor(_AHEAD) as pool:
@@ -216,13 +217,13 @@ def _name(clip: Clip) -> str:
   return _EMBEDDED if embedded.is_key(clip.path) else clip.path
 
 
-def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: Work, strict: bool,
+def encode(codec: Codec, saved: str, scans: Sequence[Scanned], work: Work, strict: bool,
            progress: Callable[[str, int, int], None]) -> dict[Clip, Place]:
   """Encode every stretch of an audio file once.
 
   Args:
     codec: the set's codec.
-    folder: where it is saved, for other processes.
+    saved: where it is saved, for other processes.
     scans: name the stretches.
     work: stores the codes.
     strict: a recording without codes is an error.
@@ -236,11 +237,12 @@ def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: W
   """
   named = _named(scans)
   clips = _recordings(named, _blobs(scans))
-  identity = (folder / codecs.FILE).read_text(encoding='utf-8')
+  with addresses.folder_at(saved) as folder:
+    identity = (folder / codecs.FILE).read_text(encoding='utf-8')
   elsewhere = codec.own_devices and work.pool.has_devices and bool(clips)
-  size = (work.pool.call(_at_once, str(folder), identity) if elsewhere else
+  size = (work.pool.call(_at_once, saved, identity) if elsewhere else
           codec.at_once if clips else 1)
-  jobs = [Job(str(folder), identity, tuple(clips[i:i + size]))
+  jobs = [Job(saved, identity, tuple(clips[i:i + size]))
           for i in range(0, len(clips), size)]
   out: dict[Clip, Place] = {}
   results = work.run(encode_group, jobs,
@@ -251,21 +253,22 @@ def encode(codec: Codec, folder: pathlib.Path, scans: Sequence[Scanned], work: W
     for (_, clip, *_), (count, error) in zip(job.clips, result.info['found']):
       if error and strict:
         raise UserError(error)
-      out[clip] = Place(result.folder.name, at, at + count, error)
+      out[clip] = Place(result.name, at, at + count, error)
       at += count
   _load.cache_clear()  # the codec may have large weights
   return out
 
 
 @functools.lru_cache(1)
-def _load(folder: str, identity: str) -> Codec:
+def _load(saved: str, identity: str) -> Codec:
   kind = json.loads(identity)['kind']  # ``choose`` may import it, and saved it there
-  return codecs.load(folder, CodecConfig(kind))
+  with addresses.folder_at(saved) as folder:
+    return codecs.load(folder, CodecConfig(kind))
 
 
-def _at_once(folder: str, identity: str) -> int:
+def _at_once(saved: str, identity: str) -> int:
   """Recordings per job, which may depend on the accelerators of a process."""
-  return _load(folder, identity).at_once
+  return _load(saved, identity).at_once
 
 
 def encode_group(job: Job, folder: pathlib.Path) -> dict[str, Any]:

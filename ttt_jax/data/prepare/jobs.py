@@ -1,13 +1,12 @@
-"""Jobs whose results are stored on disk and returned in order.
+"""Jobs whose results are stored and returned in order.
 
-A job is a frozen dataclass; its result depends on its fields only. The result is a folder that is
-named by the hash of the fields and holds info.json. It is written under a temporary name and
-renamed. So an interrupted run resumes, no result of other fields is ever taken for its own, and
-it does not matter which process on which machine computes a job, nor how often.
+A job is a frozen dataclass; its result depends on its fields only, and is stored under the hash of
+the fields (results.py). So an interrupted run resumes, no result of other fields is ever taken for
+its own, and it does not matter which process on which machine computes a job, nor how often.
 
-  Work   the folder of results: its jobs are computed by this process, or by
+  Work   the jobs of one set: computed by this process, or by
   Pool   other processes: of this machine (local_pool.py) or of a Ray cluster (ray_pool.py)
-  Team   several ``Work`` of one folder that share the jobs (team.py)
+  Team   several ``Work`` with the same results that share the jobs (team.py)
 """
 
 import abc
@@ -17,30 +16,20 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
-import os
-import pathlib
-import re
-import secrets
-import shutil
 from typing import Any, Callable, Iterator, Protocol, Sequence
 
-from ttt_jax.errors import UserError
+from ttt_jax.data.prepare import addresses
+from ttt_jax.data.prepare.board import WORKERS
+from ttt_jax.data.prepare.results import Function, Result, Results
+from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.storage import files
-from ttt_jax.storage.lease import LOCK, InUse, Lease, has_ended
+from ttt_jax.storage.lease import InUse
 
 FORMAT = 3   # part of every hash; increase it when the meaning of a result changes
-INFO = 'info.json'
 STORED = 'finished work is stored'
 AHEAD = 4    # submitted jobs per process; results are in order, so a slow one delays the rest
-WORKERS, ASSEMBLY, DONE, FAILED = 'workers', 'assembly', 'done.json', 'failed.json'  # of a Team
-# Everything else in the folder is a user's, and stays.
-_OURS = re.compile(
-    r'[0-9a-f]{24}(\.part-[0-9a-f-]+|\.claim)?|codec|tokenizer\.json|lock|\..+\.partial|'
-    + '|'.join(map(re.escape, (WORKERS, ASSEMBLY, DONE, FAILED))))
 _POLL = 0.2  # seconds between progress updates
 
-Function = Callable[[Any, pathlib.Path], dict[str, Any]]  # (job, its folder) -> JSON-ready info
 Progress = Callable[[int], None]  # takes the number of finished units
 _count: Any = None  # what ``tick`` calls
 
@@ -55,13 +44,6 @@ def counting(count: Callable[[int], None] | None) -> None:
   """From now on ``tick`` calls ``count``; None = nothing."""
   global _count
   _count = count
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """The result of a job: its folder, and what its function returned."""
-  folder: pathlib.Path
-  info: dict[str, Any]
 
 
 class Pool(abc.ABC):
@@ -79,9 +61,9 @@ class Pool(abc.ABC):
     """Jobs that are computed at once."""
 
   @abc.abstractmethod
-  def submit(self, function: Function, job: Any, folder: pathlib.Path, devices: bool
+  def submit(self, function: Function, job: Any, root: str, name: str, devices: bool
              ) -> concurrent.futures.Future[Result]:
-    """Starts ``do(function, job, folder)``; ``devices``: it uses the accelerators of a process."""
+    """Starts ``do`` with the first four; ``devices``: it uses the accelerators of a process."""
 
   @abc.abstractmethod
   def begin(self, devices: bool) -> None:
@@ -105,34 +87,34 @@ class Pool(abc.ABC):
 
 
 class Sharing(Protocol):
-  """How several processes share the jobs of a folder; see team.Team."""
+  """How several processes share the jobs of a set; see team.Team."""
 
   def join(self) -> None: ...
-  def compute(self, function: Function, jobs: Sequence[Any], folders: Sequence[pathlib.Path],
-              pool: Pool | None, devices: bool, progress: Progress) -> None: ...
+  def compute(self, function: Function, jobs: Sequence[Any], names: Sequence[str],
+              pool: Pool | None, devices: bool, progress: Progress) -> dict[str, Result]: ...
   def assembling(self) -> contextlib.AbstractContextManager[bool]: ...
   def finish(self) -> None: ...
   def leave(self, error: BaseException | None) -> None: ...
 
 
 class Work:
-  """A folder of results, and the processes that compute them; a context manager.
+  """The results of a set's jobs, and the processes that compute them; a context manager.
 
   A full or forbidden disk raises a UserError on exit.
   """
 
-  def __init__(self, folder: pathlib.Path, pool: Pool, team: Sharing | None = None):
+  def __init__(self, results: Results, pool: Pool, team: Sharing | None = None):
     """
     Args:
-      folder: created by the first ``run``; locked, since one run at a time may use it.
+      results: opened by the first ``run``; leased, since one run at a time may use them.
       pool: computes jobs that are worth it; closed on exit.
-      team: shares the jobs with other processes, instead of the lock; left on exit.
+      team: shares the jobs with other processes, instead of the lease; left on exit.
     """
-    self.folder = folder
+    self.results = results
     self.pool = pool
     self._team = team
     self._opened = False
-    self._lease: Lease | None = None
+    self._lease: Any = None
 
   def __enter__(self) -> 'Work':
     return self
@@ -140,37 +122,41 @@ class Work:
   def __exit__(self, kind, error, trace) -> None:
     self.pool.close(bool(kind and not issubclass(kind, UserError)))
     if isinstance(error, OSError) and (
-        error.errno in files.FULL or str(error.filename or '').startswith(str(self.folder))):
-      wrong = files.cannot_write(self.folder, error, STORED)
+        error.errno in files.FULL
+        or str(error.filename or '').startswith(str(self.results.disk))):
+      wrong = files.cannot_write(self.results.disk, error, STORED)
     else:
       wrong = None
-    if self._team:
-      self._team.leave(wrong or error)
-    if self._lease and not any(self.folder.glob(f'*/{INFO}')):
-      self.remove()
-    if self._lease:
-      self._lease.release()
-      self._lease = None
+    try:
+      if self._team:
+        self._team.leave(wrong or error)
+      if self._lease and not self.results.names():
+        self.remove()
+    except (UserError, RetryableError):  # the bucket cannot be reached
+      if error is None:
+        raise
+    finally:
+      if self._lease:
+        self._lease.release()
+        self._lease = None
+      self.results.close()
     if wrong:
       raise wrong from error
 
   def remove(self) -> None:
-    """Deletes the results, and the folder if it holds nothing else."""
+    """Deletes the results, and their folder if it holds nothing else."""
     if self._lease is None:
       return
-    self._lease.stop()
-    clear(self.folder)
-    self._lease.release()
+    self.results.remove(self._lease)
     self._lease = None
-    delete(self.folder / LOCK)
-    with contextlib.suppress(OSError):
-      self.folder.rmdir()
 
   @contextlib.contextmanager
   def assembling(self) -> Iterator[bool]:
     """A context in which the set is assembled: True in one process of a team, False in those that
     have waited for it. Then the results are deleted."""
     if self._team is None:
+      if self._lease:
+        self._lease.check()  # another run may have replaced one that was suspended
       yield True
       self.remove()
       return
@@ -197,53 +183,53 @@ class Work:
     if not jobs:
       return
     self._open()
-    folders = [self.folder / key(function, job) for job in jobs]
-    waiting = [i for i, folder in enumerate(folders) if not (folder / INFO).is_file()]
+    names = [key(function, job) for job in jobs]
+    found = self.results.stored(dict.fromkeys(names))
+    waiting = len({name for name in names if name not in found})
     if devices:
       apart = self.pool.has_devices
-    pool = self.pool if apart and (devices or len(waiting) > 1 and (
+    pool = self.pool if apart and (devices or waiting > 1 and (
         self.pool.has_devices or self.pool.width > 1)) else None
     if self._team and waiting:
-      self._team.compute(function, jobs, folders, pool, devices, progress)
-      waiting, progress = [], lambda done: None
+      found |= self._team.compute(function, jobs, names, pool, devices, progress)
+      waiting, progress = 0, lambda done: None
     if pool and waiting:
-      yield from self._run_apart(pool, function, jobs, folders, set(waiting), devices, progress)
+      yield from self._run_apart(pool, function, jobs, names, found, devices, progress)
       return
     done = 0
     def count(n):
       nonlocal done
       done += n
       progress(done)
-    for job, folder in zip(jobs, folders):
-      result = stored(folder)
-      if result:
-        count(result.info.get('units', 0))
+    for job, name in zip(jobs, names):
+      if name in found:
+        count(found[name].info.get('units', 0))
       else:
-        result = do_here(function, job, folder, count)
-      yield result
+        found[name] = do_here(function, job, self.results.root, name, count)
+      yield found[name]
 
   def _open(self) -> None:
-    """Creates and locks the folder; the lock of a dead process is released by the system."""
+    """Opens and leases the results."""
     if self._opened:
       return
     self._opened = True
     if self._team:
       self._team.join()
       return
-    lease = Lease(self.folder, str(self.folder))
+    board = self.results.board
+    lease = board.lease('', self.results.where)
     try:
       lease.acquire()
     except InUse as error:
       raise in_use(error) from error
     self._lease = lease
-    if not all(has_ended(one) for one in self.folder.glob(f'{WORKERS}/*')):
-      raise UserError(f'workers of `ttt-jax prepare --worker` are running in {self.folder}; '
-                      'wait for them, stop them, or set data.path to another folder.')
-    for stale in self.folder.glob('*.part-*'):
-      if _OURS.fullmatch(stale.name):
-        delete(stale)
+    if not all(board.has_ended(f'{WORKERS}/{one}') for one in board.folders(WORKERS)):
+      raise UserError('workers of `ttt-jax prepare --worker` are running in '
+                      f'{self.results.where}; wait for them, stop them, or set data.path to '
+                      'another folder.')
+    self.results.open(alone=True)
 
-  def _run_apart(self, pool: Pool, function, jobs, folders, waiting, devices, progress
+  def _run_apart(self, pool: Pool, function, jobs, names, found, devices, progress
                  ) -> Iterator[Result]:
     pool.begin(devices)
     known = 0  # units of results that were stored before
@@ -252,14 +238,13 @@ class Work:
     try:
       while True:
         for i in itertools.islice(order, max(0, AHEAD * pool.width - len(in_flight))):
-          in_flight.append((i, pool.submit(function, jobs[i], folders[i], devices)
-                            if i in waiting else None))
+          in_flight.append((i, None if names[i] in found else pool.submit(
+              function, jobs[i], self.results.root, names[i], devices)))
         if not in_flight:
           return
         i, future = in_flight.popleft()
         if future is None:
-          result = stored(folders[i])
-          assert result is not None, folders[i]
+          result = found[names[i]]
           known += result.info.get('units', 0)
         else:
           while not concurrent.futures.wait([future], _POLL).done:
@@ -283,66 +268,27 @@ def in_use(error: InUse) -> UserError:
                    'wait for it, or set data.path to another folder.')
 
 
-def clear(folder: pathlib.Path, keep: tuple[str, ...] = ()) -> None:
-  """Deletes everything of ours in a folder of results, but for the names in ``keep``."""
-  for path in folder.iterdir():
-    if _OURS.fullmatch(path.name) and path.name not in keep:
-      delete(path)
-
-
-def delete(path: pathlib.Path) -> None:
-  """Deletes a file or folder; errors are ignored for folders."""
-  if path.is_dir() and not path.is_symlink():
-    shutil.rmtree(path, ignore_errors=True)
-  else:
-    path.unlink(missing_ok=True)
-
-
 def key(function: Function, job: Any) -> str:
-  """Name of the folder of a job's result."""
+  """Name of a job's result."""
   text = repr((FORMAT, function.__module__, function.__name__, dataclasses.astuple(job)))
   return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:24]
 
 
-def stored(folder: pathlib.Path) -> Result | None:
-  """A result that is stored; None if there is none."""
-  try:
-    return Result(folder, json.loads((folder / INFO).read_text(encoding='utf-8')))
-  except (FileNotFoundError, NotADirectoryError):
-    return None
+def do(function: Function, job: Any, root: str, name: str) -> Result:
+  """Computes a job and stores its result.
+
+  Args:
+    function, job: see Work.run.
+    root: of the results.
+    name: of the job's result.
+  """
+  return addresses.at(root).do(function, job, name)
 
 
-def do(function: Function, job: Any, folder: pathlib.Path) -> Result:
-  """Computes a job and stores its result."""
-  # A process of another machine may have the same number.
-  partial = folder.with_name(f'{folder.name}.part-{os.getpid()}-{secrets.token_hex(4)}')
-  try:
-    partial.mkdir()
-    info = function(job, partial)
-    with (partial / INFO).open('w', encoding='utf-8') as file:
-      json.dump(info, file)
-    _flush(partial)
-    try:
-      os.rename(partial, folder)
-    except OSError:
-      if not (folder / INFO).is_file():  # else another process stored the same result
-        raise
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-  return Result(folder, info)
-
-
-def do_here(function: Function, job: Any, folder: pathlib.Path, count: Progress) -> Result:
+def do_here(function: Function, job: Any, root: str, name: str, count: Progress) -> Result:
   """``do`` in this process; ``count`` is called with units as they are finished."""
   counting(count)
   try:
-    return do(function, job, folder)
+    return do(function, job, root, name)
   finally:
     counting(None)
-
-
-def _flush(folder: pathlib.Path) -> None:
-  """Forces files to disk, so that after a power failure a renamed folder is complete."""
-  for path in folder.iterdir():
-    with path.open('rb') as file:
-      os.fsync(file.fileno())

@@ -45,9 +45,9 @@ class LocalPool(jobs.Pool):
     with self._units.get_lock():
       self._units.value = 0
 
-  def submit(self, function, job, folder, devices) -> concurrent.futures.Future:
+  def submit(self, function, job, root, name, devices) -> concurrent.futures.Future:
     assert self._executor is not None, 'begin() comes first'
-    return self._executor.submit(jobs.do, function, job, folder)
+    return self._executor.submit(jobs.do, function, job, root, name)
 
   def count(self) -> int:
     return self._units.value

@@ -11,6 +11,7 @@ from typing import Any, Sequence
 import numpy as np
 
 from ttt_jax.data import packing, store
+from ttt_jax.data.prepare import addresses
 from ttt_jax.data.prepare.jobs import tick
 from ttt_jax.tokens.batch import make_row
 from ttt_jax.tokens.vocab import Vocabulary
@@ -25,7 +26,7 @@ class Block:
   """A block that render.py wrote.
 
   Attributes:
-    folder, index: its files are INDEX.ids, .lengths and .numbers in this folder of the work folder.
+    folder, index: its files are INDEX.ids, .lengths and .numbers of this result.
     documents, tokens: counts.
     before: number of documents of the set before its input; document numbers start at 1.
   """
@@ -41,7 +42,7 @@ class Job:
   """See ``pack``.
 
   Attributes:
-    work: the work folder.
+    work: root of the results.
     blocks: shared by ``shards`` shards, of which this is number ``shard``.
     number, total: index among all shards of the split, and their number.
   """
@@ -55,7 +56,7 @@ class Job:
   vocabulary: Vocabulary
 
 
-def jobs(work: pathlib.Path, blocks: Sequence[Block], seq_len: int, vocab: Vocabulary,
+def jobs(work: str, blocks: Sequence[Block], seq_len: int, vocab: Vocabulary,
          seed: int) -> list[Job]:
   """The shards of one split.
 
@@ -68,7 +69,7 @@ def jobs(work: pathlib.Path, blocks: Sequence[Block], seq_len: int, vocab: Vocab
   counts = [max(1, round(sum(block.tokens for block in group) / TOKENS)) for group in groups]
   total, out = sum(counts), []
   for group, count in zip(groups, counts):
-    out += [Job(str(work), group, k, count, len(out) + k, total, seq_len, vocab)
+    out += [Job(work, group, k, count, len(out) + k, total, seq_len, vocab)
             for k in range(count)]
   return out
 
@@ -85,21 +86,19 @@ def bounds(block: int, documents: int, shard: int, shards: int) -> tuple[int, in
 
 def pack(job: Job, folder: pathlib.Path) -> dict[str, Any]:
   """Writes one shard; returns {'rows', 'tokens', 'bytes', 'sha256', 'units': documents}."""
-  ids, lengths, numbers = [], [], []
-  for at, block in enumerate(job.blocks):
+  results, none = addresses.at(job.work), np.zeros(0, np.int32)
+  def part(numbered: tuple[int, Block]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    at, block = numbered
     first, last = bounds(at, block.documents, job.shard, job.shards)
     if first == last:
-      continue
-    start = pathlib.Path(job.work) / block.folder / str(block.index)
-    sizes = np.fromfile(start.with_suffix('.lengths'), np.int32)
-    skipped = int(sizes[:first].sum(dtype=np.int64))
-    lengths.append(sizes[first:last])
-    ids.append(np.fromfile(start.with_suffix('.ids'), np.int32,
-                           int(lengths[-1].sum(dtype=np.int64)), offset=4 * skipped))
-    numbers.append(np.fromfile(start.with_suffix('.numbers'), np.int32, last - first,
-                               offset=4 * first) + block.before + 1)
-  ids, lengths, numbers = (np.concatenate(x) if x else np.zeros(0, np.int32)
-                           for x in (ids, lengths, numbers))
+      return none, none, none
+    sizes = results.array(block.folder, f'{block.index}.lengths')
+    skipped, mine = int(sizes[:first].sum(dtype=np.int64)), sizes[first:last]
+    return (results.array(block.folder, f'{block.index}.ids', skipped,
+                          int(mine.sum(dtype=np.int64))), mine,
+            results.array(block.folder, f'{block.index}.numbers', first, last - first)
+            + np.int32(block.before + 1))
+  ids, lengths, numbers = map(np.concatenate, zip(*results.each(part, enumerate(job.blocks))))
   ends = np.cumsum(lengths, dtype=np.int64)
   def document(i):
     tick()

@@ -9,13 +9,13 @@
 
 It runs four phases of jobs: scan.py counts the records of the sources, encode.py encodes
 recordings, render.py renders documents, pack.py packs them into rows. They are computed by one
-process per core (local_pool.py), or by several machines: by workers that share a disk (team.py), or
-on a Ray cluster (ray_pool.py).
+process per core (local_pool.py), or by several machines: by workers (team.py), or on a Ray cluster
+(ray_pool.py).
 Results are stored in .DATA-work until the set is complete, so that an interrupted run resumes.
 The set is assembled in a temporary folder beside DATA and renamed, so DATA is never incomplete.
-Where DATA is a symbolic link, all of this happens where it points to. Where it is in a bucket, all
-of this happens in the workdir, and then the set is uploaded; see
-storage/publish.py.
+Where DATA is a symbolic link, all of this happens where it points to. Where it is in a bucket, one
+machine does all of this in the workdir, and then uploads the set (storage/publish.py); several
+machines store the results in the bucket, which copies the rows from them.
 The same sources and config give the same bytes, whatever the number of processes and machines.
 """
 
@@ -35,8 +35,11 @@ from ttt_jax.audio.codec import Codec
 from ttt_jax.config import Config, DataConfig
 from ttt_jax.data import interleave, store
 from ttt_jax.data.prepare import encode, pack, render, scan
-from ttt_jax.data.prepare.jobs import FORMAT, Pool, Result, Work
+from ttt_jax.data.prepare.bucket_results import BucketResults
+from ttt_jax.data.prepare.folder_results import FolderResults
+from ttt_jax.data.prepare.jobs import FORMAT, Pool, Work
 from ttt_jax.data.prepare.local_pool import LocalPool
+from ttt_jax.data.prepare.results import Result, Results
 from ttt_jax.data.prepare.scan import Scanned
 from ttt_jax.data.prepare.team import Team, Worker, wait_for_assembly
 from ttt_jax.data.records import embedded, keys, places, readers, records, sources
@@ -80,25 +83,25 @@ def prepare(config: Config, workdir: str | pathlib.Path,
     RetryableError: a process of this worker died; the others go on.
   """
   workdir = pathlib.Path(workdir)
-  named, place = named_folder(config, workdir), store.locate(workdir, config.data.path)
-  target = owned.resolve(named)
-  folder = target.with_name(f'.{target.name}-work')
+  place = store.locate(workdir, config.data.path)
+  results = results_of(config, workdir, worker is not None)
   if worker:
-    wait_for_assembly(folder)
-  _check_target(named, workdir, config.data.path)
+    wait_for_assembly(results.board)
+  if isinstance(results, FolderResults):
+    _check_target(named_folder(config, workdir), workdir, config.data.path)
   if url_path.is_url(place):
     if url := mirror.url_of(workdir):
       _check_place(place, url_path.place(url), config.data.path)
     publish.check(str(place), _KIND, _WHERE, store.proven_files, 'data')
     _check_rejects(_rejects_url(str(place)))
   else:
-    place = target
+    place = owned.resolve(place)
   places.forget()
   found = sources.inputs(config.data.sources, workdir, config.data.form, config.data.root)
-  team = worker and Team(folder, worker, _identity(config, workdir, found),
+  team = worker and Team(results, worker, _identity(config, workdir, found),
                          place / store.MANIFEST)
   try:
-    with Work(folder, _pool(config.data, folder, worker), team) as work:
+    with Work(results, _pool(config.data, results, found, worker), team) as work:
       return _prepare(config, workdir, found, work, progress)
   except Exception:
     if team and team.finished():  # and so the results that this worker was about to read are gone
@@ -112,7 +115,23 @@ def named_folder(config: Config, workdir: pathlib.Path) -> pathlib.Path:
   return workdir / (f'{place.name}.upload' if url_path.is_url(place) else config.data.path)
 
 
-def _pool(data: DataConfig, folder: pathlib.Path, worker: Worker | None) -> Pool:
+def results_of(config: Config, workdir: pathlib.Path, together: bool) -> Results:
+  """Where results of jobs are stored: in .DATA-work, which is beside DATA or, where that is in a
+  bucket and a single machine prepares it, in the workdir.
+
+  Args:
+    config, workdir: see ``prepare``.
+    together: whether this process is one of several workers.
+  """
+  place = store.locate(workdir, config.data.path)
+  if url_path.is_url(place) and (together or config.data.runner != 'local'):
+    return BucketResults(str(place.with_name(f'.{place.name}-work')))
+  target = owned.resolve(named_folder(config, workdir))
+  return FolderResults(target.with_name(f'.{target.name}-work'))
+
+
+def _pool(data: DataConfig, results: Results, found: Sequence[sources.Input],
+          worker: Worker | None) -> Pool:
   """What computes the jobs, by config key data.runner."""
   if data.runner == 'local':
     return LocalPool(data.workers)
@@ -126,20 +145,20 @@ def _pool(data: DataConfig, folder: pathlib.Path, worker: Worker | None) -> Pool
       raise
     raise UserError("config key data.runner is 'ray', but the package ray is not installed: "
                     "`pip install 'ttt_jax[ray]'` (the extra 'ray').") from error
-  return RayPool(data.ray_address, folder)
+  return RayPool(data.ray_address, results, [(one.piece.path, one.stamp[0]) for one in found])
 
 
 def _identity(config: Config, workdir: pathlib.Path, found: Sequence[sources.Input]) -> str:
   """A hash of everything that decides the names of results, for workers to compare."""
   data = dataclasses.replace(config.data, workers=0)
   text = repr((FORMAT, store.VERSION, config.vocab, config.codec, data, config.seed, found,
-               str(pathlib.Path.cwd()), str(workdir)))
+               str(pathlib.Path.cwd()), mirror.named(workdir)))
   return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
 
 def _prepare(config: Config, workdir: pathlib.Path, found: Sequence[sources.Input], work: Work,
              progress: Progress) -> dict[str, Any]:
-  named = named_folder(config, workdir)
+  results = work.results
   tokenizer = tokenizers.create(config.vocab)
   for one, other in sources.duplicates(found):
     _log.warning('%s is read twice for the same split and task%s; set repeat if that is intended.',
@@ -149,19 +168,22 @@ def _prepare(config: Config, workdir: pathlib.Path, found: Sequence[sources.Inpu
   strict = config.data.strict
   apart = sum(size for _, size, _ in {(one.piece.path, *one.stamp) for one in found}) > _LARGE
   scan_jobs = [scan.Job(one, strict) for one in found]
-  scans = [scan.result(job, result) for job, result in zip(scan_jobs, work.run(
-      scan.scan, scan_jobs, lambda done: progress('reading sources', done, 0), apart))]
+  scans = [scan.result(job, result, results.address(result.name))
+           for job, result in zip(scan_jobs, work.run(
+               scan.scan, scan_jobs, lambda done: progress('reading sources', done, 0), apart))]
   _check_empty(scans)
   codec, saved = encode.choose(config.codec, scans, config.seed, strict, work, progress)
   vocab = Vocabulary(tokenizer.name, tokenizer.ranks, codec.name, codec.codebook_size)
-  settings = _settings(config, codec, vocab, tokenizer, work.folder, workdir)
+  settings = _settings(config, codec, vocab, tokenizer, results, workdir)
   stored = encode.encode(codec, saved, scans, work, strict, progress)
-  jobs = _render_jobs(scans, settings, stored, work.folder)
+  jobs = _render_jobs(scans, settings, stored, results.root)
   rows = sum(one.rows for one in scans)
   total = rows + sum(source.join_count for source in config.data.sources)
   rendered = list(work.run(render.render, jobs, lambda done: progress('rendering', done, total),
                            apart))
-  rejects = _rejects(named, rendered, rows, config.data.max_rejects)
+  place = store.locate(workdir, config.data.path)
+  named = results.folder_for(named_folder(config, workdir))
+  rejects = _rejects(named, place, rendered, rows, config.data.max_rejects, results)
   packed = _pack(scans, rendered, work, config, vocab, progress, apart)
   absent = sum(one.info['absent'] for one in rendered)
   if absent:
@@ -184,10 +206,9 @@ def _prepare(config: Config, workdir: pathlib.Path, found: Sequence[sources.Inpu
                  for split, results in packed.items()}}
   with work.assembling() as mine:
     if mine:
-      _assemble(named, manifest, codec, packed, scans, rendered)
-      place = store.locate(workdir, config.data.path)
+      copies = _assemble(named, manifest, codec, packed, scans, rendered, results)
       if url_path.is_url(place):
-        _upload(named, str(place), progress)
+        _upload(named, str(place), copies, progress)
   return manifest
 
 
@@ -195,12 +216,12 @@ def _prepare(config: Config, workdir: pathlib.Path, found: Sequence[sources.Inpu
 
 
 def _settings(config: Config, codec: Codec, vocab: Vocabulary, tokenizer: tokenizers.Tokenizer,
-              work: pathlib.Path, workdir: pathlib.Path) -> render.Settings:
+              results: Results, workdir: pathlib.Path) -> render.Settings:
   text = config.vocab
   if isinstance(tokenizer, tokenizers.BpeTokenizer) and text.tokenizer.endswith('.tiktoken'):
     # Recovering merges from ranks takes seconds, so it is done once and not in every process.
-    text = dataclasses.replace(text, tokenizer=str(work / 'tokenizer.json'))
-    files.write_text(text.tokenizer, json.dumps(tokenizer.definition()))
+    text = dataclasses.replace(
+        text, tokenizer=results.put('tokenizer.json', json.dumps(tokenizer.definition())))
   return dataclasses.replace(render_settings(config, codec, vocab, workdir), vocab=text)
 
 
@@ -211,7 +232,7 @@ def render_settings(config: Config, codec: Codec, vocab: Vocabulary, workdir: pa
   return render.Settings(text, url_path.stamp(config.vocab.tokenizer), vocab, data.text_chunk,
                          data.audio_chunk, interleave.Fill.from_config(data, codec), data.seq_len,
                          data.truncate, data.strict, config.seed,
-                         (str(pathlib.Path.cwd()), str(workdir),
+                         (str(pathlib.Path.cwd()), mirror.named(workdir),
                           *((data.root,) if data.root else ()), *data.audio_roots))
 
 
@@ -226,26 +247,27 @@ def _check_empty(scans: Sequence[Scanned]) -> None:
 
 
 def _render_jobs(scans: Sequence[Scanned], settings: render.Settings,
-                 stored: dict[Clip, encode.Place], work: pathlib.Path) -> list[render.Job]:
+                 stored: dict[Clip, encode.Place], root: str) -> list[render.Job]:
   heldout = tuple(sorted({text for one in scans for text in one.heldout_texts}))
   out: list[render.Job] = []
   first = {}  # (source, file) -> records before
   for one in scans:
     key = one.input.number, one.input.piece.path
     codes = tuple((clip, stored[clip]) for clip in one.named)
-    out.append(render.Job(one.input, settings, first.get(key, 0), codes, str(work), heldout))
+    out.append(render.Job(one.input, settings, first.get(key, 0), codes, root, heldout))
     first[key] = first.get(key, 0) + one.rows
   return out
 
 
-def _rejects(target: pathlib.Path, rendered: Sequence[Result], total: int,
-             max_rejects: float) -> dict[str, int]:
+def _rejects(target: pathlib.Path, place: pathlib.Path, rendered: Sequence[Result], total: int,
+             max_rejects: float, results: Results) -> dict[str, int]:
   """Lists the rejected records beside the set; returns {reason: count}.
 
   Raises:
     UserError: more than the share ``max_rejects`` of the records.
   """
   path = _rejects_file(target)
+  listed = _rejects_url(str(place)) if url_path.is_url(place) else str(path)
   counts: dict[str, int] = {}
   for one in rendered:
     for reason, count in one.info['rejects'].items():
@@ -255,18 +277,19 @@ def _rejects(target: pathlib.Path, rendered: Sequence[Result], total: int,
     path.unlink(missing_ok=True)
     return {}
   with files.replacing(path, 'wb') as out:
-    for one in rendered:
-      if one.info['rejects']:
-        with (one.folder / render.REJECTS).open('rb') as file:
-          shutil.copyfileobj(file, out)
+    for lines in results.each(lambda one: results.read(one.name, render.REJECTS),
+                              [one for one in rendered if one.info['rejects']]):
+      out.write(lines)
   count = sum(counts.values())
   if count > max_rejects * total:
     with path.open('rb') as file:
       first = json.loads(file.readline())['sentence']
+    if url_path.is_url(place):
+      remote.upload(path, listed)
     raise UserError(f'{count:,} of {total:,} records ({count / total:.1%}) cannot be used, and '
-                    f'data.max_rejects allows {max_rejects:.1%}; {path} lists them, the first '
+                    f'data.max_rejects allows {max_rejects:.1%}; {listed} lists them, the first '
                     f'is: {first}')
-  _log.warning('%d of %d records were rejected; %s lists them.', count, total, path)
+  _log.warning('%d of %d records were rejected; %s lists them.', count, total, listed)
   return dict(sorted(counts.items()))
 
 
@@ -277,10 +300,10 @@ def _pack(scans, rendered, work, config, vocab, progress, apart
   before = 0
   for one, result in zip(scans, rendered):
     mine = blocks.setdefault(one.input.source.split, [])
-    mine += [pack.Block(result.folder.name, i, documents, tokens, before)
+    mine += [pack.Block(result.name, i, documents, tokens, before)
              for i, (documents, tokens) in enumerate(result.info['blocks'])]
     before += result.info['documents']
-  jobs = {split: pack.jobs(work.folder, found, config.data.seq_len, vocab, config.seed)
+  jobs = {split: pack.jobs(work.results.root, found, config.data.seq_len, vocab, config.seed)
           for split, found in blocks.items() if found}
   if not jobs:
     raise UserError('config key data.sources: no record is left to train on; check repeat, the '
@@ -344,24 +367,35 @@ def _name(split: str, job: pack.Job) -> str:
   return f'{split}-{job.number:05d}-of-{job.total:05d}.arrayrecord'
 
 
-def _assemble(target: pathlib.Path, manifest, codec: Codec, packed, scans, rendered) -> None:
-  """Assembles the set in a temporary folder beside ``target``, and replaces it."""
+def _assemble(target: pathlib.Path, manifest, codec: Codec, packed, scans, rendered,
+              results: Results) -> dict[str, publish.Copy]:
+  """Assembles the set in a temporary folder beside ``target``, and replaces it; returns what
+  belongs to it and is in the bucket already, by its name in the set."""
+  copies: dict[str, publish.Copy] = {}
   with owned.Building(target, _KIND, _WHERE, store.proven_files) as building, files.writing(
       target, 'finished work is stored'):
     folder = building.folder
-    for split, results in packed.items():
-      for job, result in results:
-        _link(result.folder / pack.FILE, folder / _name(split, job))
-    copies = _Copies(folder / 'heldout_wav')
+    for split, shards in packed.items():
+      for job, result in shards:
+        name = _name(split, job)
+        if url := results.url(result.name, pack.FILE):
+          copies[name] = publish.Copy(url, result.info['bytes'], result.info['sha256'])
+        else:
+          _link(results.file(result.name, pack.FILE), folder / name)
+    recordings = _Copies(folder / 'heldout_wav')
     for one, result in zip(scans, rendered):
       if one.input.heldout and result.info['documents']:
-        _keep_records(result, folder, one.input.source.split, copies, one.input.form)
+        _keep_records(results.file(result.name, render.RECORDS), folder, one.input.source.split,
+                      recordings, one.input.form)
     codec.save(folder / 'codec')
     store.write_manifest(folder, manifest)
-    building.commit()
+    building.commit({name: owned.entry(copy.size, lambda copy=copy: copy.sha256)
+                     for name, copy in copies.items()})
+  return copies
 
 
-def _upload(named: pathlib.Path, url: str, progress: Progress) -> None:
+def _upload(named: pathlib.Path, url: str, copies: dict[str, publish.Copy], progress: Progress
+            ) -> None:
   """Moves the set, and the list of rejected records, from the disk to a bucket."""
   rejects = _rejects_file(named)
   if rejects.is_file():
@@ -370,7 +404,7 @@ def _upload(named: pathlib.Path, url: str, progress: Progress) -> None:
     remote.remove(_rejects_url(url))
   with publish.leased(url, f'{_WHERE} = {url}'):
     publish.publish(named, url, (store.MANIFEST,),
-                    lambda done, total: progress('uploading (bytes)', done, total))
+                    lambda done, total: progress('uploading (bytes)', done, total), copies)
   owned.remove(named)
   rejects.unlink(missing_ok=True)
 
@@ -440,7 +474,7 @@ class _Copies:
     return self._known[clip]
 
 
-def _keep_records(result: Result, folder: pathlib.Path, split: str, copies: _Copies,
+def _keep_records(kept: pathlib.Path, folder: pathlib.Path, split: str, copies: _Copies,
                   form: str) -> None:
   """Writes held-out records and copies of their recordings; codes need no recording."""
   def copy(part: Part) -> Part:
@@ -448,7 +482,7 @@ def _keep_records(result: Result, folder: pathlib.Path, split: str, copies: _Cop
     return dataclasses.replace(part, source=name and f'{copies.folder.name}/{name}', offset=0.0,
                                duration=None, channel=None)
   with (folder / f'{split}.records.jsonl').open('ab') as out:
-    for where, value in readers.read(result.folder / render.RECORDS):
+    for where, value in readers.read(kept):
       record = records.parse(value, where, form=form).map_audio(copy)
       line = json.dumps(records.to_json(record), ensure_ascii=False) + '\n'
       out.write(line.encode('utf-8', 'backslashreplace'))  # as in render.py

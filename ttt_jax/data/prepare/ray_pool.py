@@ -1,8 +1,8 @@
 """Jobs on a Ray cluster: tasks for cores, and actors that keep a codec's weights on accelerators.
 
-All nodes see the work folder on a shared disk; a result is stored there and only its info travels.
-A job of a lost node or process is computed again: half a result has a temporary name and is
-nobody's. The only module that imports ray.
+All nodes see the results, on a shared disk or in a bucket; a result is stored there and only its
+info travels. A job of a lost node or process is computed again: half a result is nobody's. The only
+module that imports ray.
 """
 
 import collections
@@ -14,44 +14,48 @@ import pathlib
 import platform
 import threading
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ttt_jax.data.prepare import jobs
+from ttt_jax.data.prepare import addresses, jobs
+from ttt_jax.data.prepare.results import Function, Result, Results
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage.lease import LOCK
+from ttt_jax.storage import url_path
 
 RETRIES = 5          # times that a job is computed again after its node or process was lost
 _REPORT = 0.5        # seconds between reports of a job, and between looks at them
 _RESIZE = 10.0       # seconds between looks at the size of the cluster
 _QUEUED = 2          # jobs that wait in an actor, so that it always has one
 _JOIN = 60.0         # seconds that the nodes have to answer
+_SAMPLED = 1000      # sources that every node looks for, at most
 # As the command line sets them for its own processes: codebooks depend on the number of threads.
 _ENV = {'OPENBLAS_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'ORT_DISABLE_TELEMETRY': '1'}
 _LOST = (exceptions.RayActorError, exceptions.WorkerCrashedError, exceptions.NodeDiedError,
          exceptions.OutOfMemoryError, exceptions.RaySystemError)
-_Outcome = tuple[jobs.Result | None, Exception | None]
+_Outcome = tuple[Result | None, Exception | None]
 
 
 class RayPool(jobs.Pool):
   """The cores and accelerators of a cluster."""
   has_devices = True
 
-  def __init__(self, address: str, folder: pathlib.Path):
+  def __init__(self, address: str, results: Results, sources: Sequence[tuple[str, int]]):
     """Connects.
 
     Args:
       address: of the cluster, as ray.init takes it; '' = the variable RAY_ADDRESS, or else the
         cluster that runs on this machine.
-      folder: of the results; every node must see it.
+      results: of the jobs; every node must see them.
+      sources: (path, bytes) of the files that jobs read.
 
     Raises:
       UserError: there is no such cluster.
     """
-    self._folder = folder
+    self._results = results
+    self._sources = list(dict.fromkeys(one for one in sources if not url_path.is_url(one[0])))
     self._connected = not ray.is_initialized()
     if self._connected:
       try:
@@ -82,15 +86,15 @@ class RayPool(jobs.Pool):
       self._devices.close()
       self._devices = None
     if self._counter is None:
-      _check_nodes(self._folder)
+      _check_nodes(self._results.root, self._sources)
       here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
       counters: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Counter)
       self._counter = counters.options(scheduling_strategy=here).remote()
     self._counter.clear.remote()
     self._counted, self._looked = 0, 0.0
 
-  def submit(self, function, job, folder, devices) -> concurrent.futures.Future:
-    arguments = (str(pathlib.Path.cwd()), self._counter, function, job, folder)
+  def submit(self, function, job, root, name, devices) -> concurrent.futures.Future:
+    arguments = (str(pathlib.Path.cwd()), self._counter, function, job, root, name)
     if devices:
       return self._actors().submit(arguments)
     out: concurrent.futures.Future = concurrent.futures.Future()
@@ -176,30 +180,38 @@ class _Counter:
     return sum(self._units.values())
 
 
-def _do(cwd: str, counter: Any, function: jobs.Function, job: Any, folder: pathlib.Path
+def _enter(cwd: str) -> None:
+  """Goes to the current folder of the process that asks: paths may be relative. Where a node has no
+  such folder, ``_look`` has made sure that no path of a source is."""
+  with contextlib.suppress(FileNotFoundError):
+    os.chdir(cwd)
+
+
+def _do(cwd: str, counter: Any, function: Function, job: Any, root: str, name: str
         ) -> _Outcome:
-  """Computes a job, in the current folder of the process that asks: paths may be relative."""
-  os.chdir(cwd)
+  """Computes a job."""
+  _enter(cwd)
   units, sent = 0, time.monotonic()
   def count(n: int) -> None:
     nonlocal units, sent
     units += n
     if time.monotonic() - sent > _REPORT:
       sent = time.monotonic()
-      counter.report.remote(folder.name, units)
+      counter.report.remote(name, units)
   try:
-    return jobs.do_here(function, job, folder, count), None
-  except (UserError, OSError) as error:  # as values: Ray would put its traceback into the sentence
+    return jobs.do_here(function, job, root, name, count), None
+  except (UserError, RetryableError, OSError) as error:
+    # As a value: Ray would put its traceback into the sentence.
     return None, error
   finally:
-    counter.report.remote(folder.name, units)
+    counter.report.remote(name, units)
 
 
 class _Actor:
   """A process with accelerators, or with all cores of a node."""
 
   def __init__(self, cwd: str):
-    os.chdir(cwd)
+    _enter(cwd)
 
   def ready(self) -> None:
     pass
@@ -211,21 +223,35 @@ class _Actor:
     return function(*arguments)
 
 
-def _look(folder: str, cwd: str) -> dict[str, Any]:
-  """What a node sees."""
-  return {'folder': (pathlib.Path(folder) / LOCK).exists(), 'cwd': pathlib.Path(cwd).is_dir(),
+def _look(root: str, cwd: str, sources: Sequence[tuple[str, int]]) -> dict[str, Any]:
+  """What a node lacks, as the end of a sentence, '' = nothing; and its version and name."""
+  return {'lacks': addresses.at(root).lacks() or _lacks_sources(cwd, sources),
           'format': jobs.FORMAT, 'host': platform.node()}
 
 
-def _check_nodes(folder: pathlib.Path) -> None:
-  """UserError unless every node sees the folders of this process and has the same code."""
+def _lacks_sources(cwd: str, sources: Sequence[tuple[str, int]]) -> str:
+  for path, size in sources:
+    try:
+      found = os.stat(os.path.join(cwd, path)).st_size
+    except OSError:
+      return (f'does not have the source {path}; put sources into the bucket, on a disk that all '
+              'nodes share, or under the same path on every node.')
+    if found != size:
+      return (f'has another source {path}, of {found:,} instead of {size:,} bytes; put the same on '
+              'every node, or into the bucket.')
+  return ''
+
+
+def _check_nodes(root: str, sources: Sequence[tuple[str, int]]) -> None:
+  """UserError unless every node can use the results, has the sources and has the same code."""
   cwd = str(pathlib.Path.cwd())
+  step = max(1, len(sources) // _SAMPLED)
   look = ray.remote(num_cpus=0, max_retries=0)(_look)
   asked = {}
   for node in ray.nodes():
     if node['Alive'] and node['Resources'].keys() & {'CPU', 'GPU', 'TPU'}:
       place = NodeAffinitySchedulingStrategy(node['NodeID'], soft=False)
-      asked[look.options(scheduling_strategy=place).remote(str(folder), cwd)] = (
+      asked[look.options(scheduling_strategy=place).remote(root, cwd, sources[::step])] = (
           node['NodeManagerAddress'])
   answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_JOIN)
   for reference in answered:
@@ -238,14 +264,11 @@ def _check_nodes(folder: pathlib.Path) -> None:
           'install the same version on all nodes.') from error
     except exceptions.RayError:
       continue  # it was lost just now
-    wrong = str(folder) if not found['folder'] else cwd if not found['cwd'] else ''
-    if wrong:
-      raise UserError(
-          f'node {found["host"]} ({address}) of the Ray cluster does not see the folder {wrong}; '
-          'put workdir, sources and the folder that you start in on a disk that all nodes share.')
+    where = f'node {found["host"]} ({address}) of the Ray cluster'
     if found['format'] != jobs.FORMAT:
-      raise UserError(f'node {found["host"]} ({address}) of the Ray cluster has another version of '
-                      'ttt_jax; install the same on all nodes.')
+      raise UserError(f'{where} has another version of ttt_jax; install the same on all nodes.')
+    if found['lacks']:
+      raise UserError(f'{where} {found["lacks"]}')
 
 
 # -- accelerators -----------------------------------------------------------------------------

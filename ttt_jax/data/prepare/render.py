@@ -18,7 +18,7 @@ import numpy as np
 
 from ttt_jax.config import VocabConfig
 from ttt_jax.data import interleave
-from ttt_jax.data.prepare import encode
+from ttt_jax.data.prepare import addresses, encode
 from ttt_jax.data.prepare.encode import Place
 from ttt_jax.data.prepare.jobs import tick
 from ttt_jax.data.records import embedded, keys, places, records, sources, tasks
@@ -61,7 +61,7 @@ class Job:
     input, settings: what to render, and how.
     first: number of records of the file before the input.
     codes: (stretch, where its codes are stored) of each audio file that the input names.
-    work: folder of the stored codes.
+    work: root of the results.
     heldout: texts of held-out recordings, to detect training records with the same text.
   """
   input: Input
@@ -176,8 +176,7 @@ class Documents:
     if place.folder not in self.arrays:
       if len(self.arrays) > 64:
         self.arrays.clear()
-      file = pathlib.Path(self.job.work) / place.folder / encode.FILE
-      self.arrays[place.folder] = np.memmap(file, np.int32, 'r')
+      self.arrays[place.folder] = addresses.at(self.job.work).array(place.folder, encode.FILE)
     codes = np.array(self.arrays[place.folder][place.start:place.stop])
     return dataclasses.replace(part, codes=codes)
 

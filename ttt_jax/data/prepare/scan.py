@@ -4,7 +4,8 @@ import dataclasses
 import pathlib
 from typing import Any, Iterator
 
-from ttt_jax.data.prepare.jobs import Result, tick
+from ttt_jax.data.prepare.jobs import tick
+from ttt_jax.data.prepare.results import Result
 from ttt_jax.data.records import embedded, readers
 from ttt_jax.data.records.corpora import Skip
 from ttt_jax.data.records.parts import Clip
@@ -35,7 +36,7 @@ class Scanned:
     coded: 'file:line' of the first audio that is given as codes, or None.
     named: every stretch of an audio file without codes -> the 'file:line' that names it first.
     heldout_texts: texts of held-out recordings, normalised by words.comparable.
-    blobs: key of every embedded sound -> (file, start, bytes) where it is stored.
+    blobs: key of every embedded sound -> (address of the result, start, bytes) of its BLOBS.
   """
   input: Input
   rows: int
@@ -49,11 +50,11 @@ class Scanned:
     return bool(self.coded or self.named)
 
 
-def result(job: Job, found: Result) -> Scanned:
-  """A stored result of ``scan`` as a Scanned."""
+def result(job: Job, found: Result, address: str) -> Scanned:
+  """A stored result of ``scan``, and its address, as a Scanned."""
   info = {key: value for key, value in found.info.items() if key != 'units'}
   named = {Clip(*clip): where for *clip, where in info.pop('named')}
-  blobs = {key: (str(found.folder / BLOBS), *place) for key, place in info.pop('blobs').items()}
+  blobs = {key: (address, *place) for key, place in info.pop('blobs').items()}
   return Scanned(job.input, named=named, blobs=blobs, **info)
 
 

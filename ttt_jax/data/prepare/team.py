@@ -1,11 +1,12 @@
-"""Several `prepare --worker K/N` that share the jobs of one set through a shared disk.
+"""Several `prepare --worker K/N` that share the jobs of one set, through a disk or a bucket.
 
-  WORK/workers/K-TOKEN/   a lease (storage/lease.py), which says whether that worker lives
-  WORK/JOB.claim          a worker computes this job; names its folder under workers/
-  WORK/JOB/               the result of a job
-  WORK/assembly/          the lease of the worker that assembles the set
-  WORK/failed.json        the sentence with which all workers end
-  WORK/done.json          the set is complete; the only file that stays
+On a board (board.py), which is in the folder or below the URL of the results:
+
+  workers/K-TOKEN/   a lease, which says whether that worker lives; plan.json says what it prepares
+  a claim of a job   a worker computes it; names its folder under workers/
+  assembly/          the lease of the worker that assembles the set
+  failed.json        the sentence with which all workers end
+  done.json          the set is complete; the only file that stays
 
 Every worker runs the same phases. In each it computes the list of jobs from the results of the
 phase before, so nobody distributes anything. Worker K of N begins with the jobs i where
@@ -17,28 +18,27 @@ is dropped.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import secrets
 import time
 from typing import Any
 
 from ttt_jax.data.prepare import jobs as jobs_lib
-from ttt_jax.data.prepare.jobs import ASSEMBLY, DONE, FAILED, WORKERS, Function, Pool, Progress
+from ttt_jax.data.prepare.board import ASSEMBLY, DONE, FAILED, WORKERS, Board
+from ttt_jax.data.prepare.jobs import Pool, Progress
 from ttt_jax.data.prepare.local_pool import Died
+from ttt_jax.data.prepare.results import Function, Result, Results
 from ttt_jax.errors import RetryableError, UserError
-from ttt_jax.storage import files
-from ttt_jax.storage.lease import NOTE, InUse, Lease, create, has_ended
+from ttt_jax.storage.lease import InUse
 
-CLAIM, _PLAN = '.claim', 'plan.json'
-LOOK = 0.5     # seconds between two listings of the work folder, at least
-_SHARE = 20    # times the duration of a listing, at least, until the next one
+_PLAN = 'plan.json'
+_SHARE = 20    # times the duration of a look at the results, at least, until the next one
 _POLL = 0.2    # seconds between progress updates
 
 
@@ -56,43 +56,49 @@ class Over(Exception):
   """The set is complete: others have finished it."""
 
 
-def wait_for_assembly(folder: pathlib.Path) -> None:
-  """Returns when no worker assembles a set: until then it may be moved any time.
-
-  Args:
-    folder: of the results.
-  """
-  while not has_ended(folder / ASSEMBLY):
-    time.sleep(LOOK)
+def wait_for_assembly(board: Board) -> None:
+  """Returns when no worker assembles a set: until then it may be moved any time."""
+  while not board.has_ended(ASSEMBLY):
+    time.sleep(board.look)
 
 
 class Team:
-  """This worker's view of the work folder."""
+  """This worker's view of the results."""
 
-  def __init__(self, folder: pathlib.Path, worker: Worker, identity: str, manifest: pathlib.Path):
+  def __init__(self, results: Results, worker: Worker, identity: str, manifest: pathlib.Path):
     """
     Args:
-      folder: of the results, on a disk that all workers share.
+      results: where all workers see them.
       worker: which one this is.
       identity: of the set to prepare; all workers must have the same.
       manifest: the file that the complete set has.
     """
-    self.folder, self.worker, self.identity, self.manifest = folder, worker, identity, manifest
-    self._name = f'{worker.number}-{secrets.token_hex(4)}'
-    self._mine = folder / WORKERS / self._name
-    self._lease: Lease | None = None
+    self.results, self.board = results, results.board
+    self.worker, self.identity, self.manifest = worker, identity, manifest
+    self.name = f'{worker.number}-{secrets.token_hex(4)}'
+    self._mine = f'{WORKERS}/{self.name}'
+    self._lease: Any = None
+    self._next_check = 0.0
 
   # -- joining and leaving ------------------------------------------------------------------
 
   def finished(self) -> bool:
     """Whether workers have completed the set, and it is still there."""
-    done = _read(self.folder / DONE)
+    done = self._read(DONE)
     return done.get('identity') == self.identity and self.manifest.is_file() and (
         self._digest() == done.get('manifest'))
 
   def _digest(self) -> str:
     """SHA-256 of the manifest, which may be an object in a bucket."""
     return hashlib.sha256(self.manifest.read_bytes()).hexdigest()
+
+  def _read(self, name: str) -> dict[str, Any]:
+    """A note, a JSON object; {} if there is none or half of one."""
+    try:
+      found = json.loads(self.board.note(name) or '{}')
+      return found if isinstance(found, dict) else {}
+    except ValueError:
+      return {}
 
   def join(self) -> None:
     """Announces this worker.
@@ -103,72 +109,78 @@ class Team:
     """
     if self.finished():
       raise Over
-    files.require_writable(self.folder)
-    lease = Lease(self._mine, f'worker {self.worker}')
+    self.results.open()
+    lease = self.board.lease(self._mine, f'worker {self.worker}')
     lease.acquire()
     self._lease = lease
-    (self._mine / CLAIM).write_text(self._name, encoding='utf-8')
-    files.write_text(self._mine / _PLAN, json.dumps(
+    self.board.write(f'{self._mine}/{_PLAN}', json.dumps(
         {'identity': self.identity, 'worker': str(self.worker)}))
-    if not has_ended(self.folder):
-      raise UserError(f'another `ttt-jax prepare`, without --worker, is running in {self.folder}; '
-                      'wait for it, or set data.path to another folder.')
-    others = [one for one in self._others() if not has_ended(one)]
+    if not self.board.has_ended(''):
+      raise UserError('another `ttt-jax prepare`, without --worker, is running in '
+                      f'{self.results.where}; wait for it, or set data.path to another folder.')
+    others = [one for one in self._others() if not self.board.has_ended(f'{WORKERS}/{one}')]
     for one in others:
-      plan = _read(one / _PLAN)
+      plan = self._read(f'{WORKERS}/{one}/{_PLAN}')
       if plan and (plan.get('identity') != self.identity
                    or plan['worker'].split('/')[1] != str(self.worker.count)):
         raise UserError(
             f'worker {self.worker} was started with another config, other sources, another number '
             f'of workers or in another folder than worker {plan["worker"]}, which is running in '
-            f'{self.folder}; start all workers with the same command, but for --worker.')
+            f'{self.results.where}; start all workers with the same command, but for --worker. '
+            'Local sources have the same sizes and times on all machines.')
     if not others:  # what is there is of an earlier start
-      jobs_lib.delete(self.folder / FAILED)
+      self.board.discard(FAILED)
       self._delete_ended()
-    if _read(self.folder / DONE) and not self.finished():  # of an earlier set
-      jobs_lib.delete(self.folder / DONE)
+    if self._read(DONE) and not self.finished():  # of an earlier set
+      self.board.discard(DONE)
 
-  def _others(self) -> list[pathlib.Path]:
-    return [one for one in (self.folder / WORKERS).iterdir() if one != self._mine]
+  def _others(self) -> list[str]:
+    return [one for one in self.board.folders(WORKERS) if one != self.name]
 
   def _delete_ended(self) -> None:
-    """Deletes what workers that were killed have left; one without a note is just coming."""
+    """Deletes what workers that were killed have left; one without a lease is just coming."""
     for one in self._others():
-      if (one / NOTE).exists() and has_ended(one):
-        jobs_lib.delete(one)
+      name = f'{WORKERS}/{one}'
+      if self.board.has_begun(name) and self.board.has_ended(name):
+        self.board.discard(name)
 
   def check(self) -> None:
-    """Raises the error of another worker, or Over if the set is complete."""
-    sentence = _read(self.folder / FAILED).get('sentence')
+    """Raises the error of another worker, or Over if the set is complete; looks only now and then.
+    """
+    if time.monotonic() < self._next_check:
+      return
+    sentence = self._read(FAILED).get('sentence')
     if sentence:
       raise UserError(sentence)
     if self.finished():
       raise Over
+    self._next_check = time.monotonic() + self.board.look
 
   def leave(self, error: BaseException | None) -> None:
     """Ends this worker's membership; an error in the data or the config ends all the others."""
     if self._lease is None:
       return
-    with contextlib.suppress(OSError, UserError):
+    with contextlib.suppress(OSError, UserError, RetryableError):
       if isinstance(error, UserError) and not isinstance(error, Died) and not self.finished():
-        create(self.folder / FAILED, json.dumps({'sentence': str(error)}), None)
+        self.board.create(FAILED, json.dumps({'sentence': str(error)}))
     self._lease.release()
     self._lease = None
-    jobs_lib.delete(self._mine)
-    with contextlib.suppress(OSError):  # others are about to leave
+    with contextlib.suppress(OSError, UserError, RetryableError):  # others are about to leave
+      self.board.discard(self._mine)
       if self.finished():
         self._delete_ended()
-        jobs_lib.delete(self.folder / ASSEMBLY)
-        (self.folder / WORKERS).rmdir()
+        self.board.discard(ASSEMBLY)
+        self.board.tidy(WORKERS)
 
   # -- jobs ---------------------------------------------------------------------------------
 
-  def compute(self, function: Function, jobs: Sequence[Any], folders: Sequence[pathlib.Path],
-              pool: Pool | None, devices: bool, progress: Progress) -> None:
-    """Returns when all jobs have results, whoever has computed them.
+  def compute(self, function: Function, jobs: Sequence[Any], names: Sequence[str],
+              pool: Pool | None, devices: bool, progress: Progress) -> dict[str, Result]:
+    """The results of all jobs, by name, once they are there, whoever has computed them.
 
     Args:
-      function, jobs, folders: see jobs.Work.
+      function, jobs: see jobs.Work.
+      names: of their results.
       pool: computes the jobs of this worker; None = this process does.
       devices: see Pool.submit.
       progress: called with the units of all workers' results, and this one's running jobs.
@@ -178,29 +190,16 @@ class Team:
       RetryableError: a process of the pool died.
       Over: the set is complete.
     """
-    _Phase(self, function, jobs, folders, pool, devices, progress).run()
+    return _Phase(self, function, jobs, names, pool, devices, progress).run()
 
-  def claim(self, folder: pathlib.Path, stale: bool) -> bool:
-    """Claims a job; ``stale``: instead of a worker that has ended. False if another did."""
-    path = folder.with_name(folder.name + CLAIM)
-    if stale:
-      path.unlink(missing_ok=True)
-    return create(path, self._name, self._mine / CLAIM)
-
-  def release(self, folder: pathlib.Path) -> None:
-    """Gives up the claim of a job."""
-    path = folder.with_name(folder.name + CLAIM)
-    if _text(path) == self._name:
-      path.unlink(missing_ok=True)
-
-  def claimant_ended(self, folder: pathlib.Path, known: dict[str, bool]) -> bool:
-    """Whether the worker that claims a job has ended; ``known`` stores answers by name."""
-    name = _text(folder.with_name(folder.name + CLAIM))
-    if name == self._name:
-      return False
+  def claimant_ended(self, job: str, known: dict[str, bool]) -> str | None:
+    """The worker that claims a job, if it has ended; ``known`` stores answers by name."""
+    name = self.board.claimant(job)
+    if name == self.name:
+      return None
     if name not in known:
-      known[name] = not name or has_ended(self.folder / WORKERS / name)
-    return known[name]
+      known[name] = not name or self.board.has_ended(f'{WORKERS}/{name}')
+    return name if known[name] else None
 
   # -- assembly -----------------------------------------------------------------------------
 
@@ -208,11 +207,12 @@ class Team:
   def assembling(self) -> Iterator[bool]:
     """True in the first worker that comes here; in the others False, once the set is complete. If
     the first one ends before that, the next one assembles the set."""
-    lease = Lease(self.folder / ASSEMBLY, 'the assembly')
+    lease = self.board.lease(ASSEMBLY, 'the assembly')
     while True:
       try:
+        self._next_check = 0.0
         self.check()
-        if has_ended(self.folder / ASSEMBLY):
+        if self.board.has_ended(ASSEMBLY):
           lease.acquire()
           break
       except Over:
@@ -220,7 +220,7 @@ class Team:
         return
       except InUse:
         pass
-      time.sleep(LOOK)
+      time.sleep(self.board.look)
     try:
       yield True
     finally:
@@ -228,25 +228,25 @@ class Team:
 
   def finish(self) -> None:
     """The set is complete: tells the others, and deletes all results."""
-    files.write_text(self.folder / DONE, json.dumps(
-        {'identity': self.identity, 'manifest': self._digest()}), durable=True)
-    jobs_lib.clear(self.folder, keep=(DONE, WORKERS, ASSEMBLY))
+    self.board.write(DONE, json.dumps({'identity': self.identity, 'manifest': self._digest()}))
+    self.results.clear(keep=(DONE, WORKERS, ASSEMBLY))
 
 
 class _Phase:
   """One call of Team.compute."""
 
   def __init__(self, team: Team, function: Function, jobs: Sequence[Any],
-               folders: Sequence[pathlib.Path], pool: Pool | None, devices: bool,
-               progress: Progress):
-    self._team, self._function, self._jobs, self._folders = team, function, jobs, folders
+               names: Sequence[str], pool: Pool | None, devices: bool, progress: Progress):
+    self._team, self._function, self._jobs, self._names = team, function, jobs, names
+    self._results, self._board = team.results, team.board
     self._pool, self._devices, self._progress = pool, devices, progress
-    self._number = {folder.name: i for i, folder in enumerate(folders)}
+    self._number = {name: i for i, name in enumerate(names)}
     mine = [i for i in range(len(jobs)) if i % team.worker.count == team.worker.number]
     self._own = collections.deque(mine)
     # From the end, where their own workers come last.
     self._others = collections.deque(sorted(set(range(len(jobs))) - set(mine), reverse=True))
-    self._open = set(range(len(jobs)))      # jobs without a result
+    self._found: dict[str, Result] = {}
+    self._open = set(self._number.values())  # jobs without a result
     self._claimed: set[int] = set()         # by anybody
     self._running: dict[concurrent.futures.Future, int] = {}
     self._units = 0                         # of all results
@@ -254,7 +254,7 @@ class _Phase:
     self._looked = False    # since the claims were last read
     self._reported = 0      # units of the pool's finished jobs
 
-  def run(self) -> None:
+  def run(self) -> dict[str, Result]:
     team, pool = self._team, self._pool
     if pool:
       pool.begin(self._devices)
@@ -263,7 +263,7 @@ class _Phase:
         team.check()
         self._look()
         if not self._open:
-          return
+          return self._found
         started = self._start()
         if self._running:
           self._collect()
@@ -279,7 +279,7 @@ class _Phase:
     finally:
       for future, i in self._running.items():
         future.cancel()
-        team.release(self._folders[i])
+        self._board.release(self._names[i], team.name)
 
   def _counted(self) -> int:
     """Units that running jobs have reported."""
@@ -287,27 +287,28 @@ class _Phase:
     return max(0, self._pool.count() - self._reported)
 
   def _look(self) -> None:
-    """Reads the folder, unless that was done just now."""
+    """Reads what others have done, unless that was done just now."""
     now = time.monotonic()
     if now < self._next_look:
       return
-    self._claimed, self._looked = set(), True
-    for name in os.listdir(self._team.folder):
-      base, claim, _ = name.partition(CLAIM)
-      i = self._number.get(base)
-      if i is None:
-        continue
-      if claim:
-        self._claimed.add(i)
-      else:
-        self._finish(i)
+    self._claimed, self._looked = {self._number[name] for name in self._board.claims()
+                                   if name in self._number}, True
+    there = self._results.names()
+    self._finish([name for name in self._number if name not in self._found and name in there])
     after = time.monotonic()
-    self._next_look = after + max(LOOK, _SHARE * (after - now))
+    self._next_look = after + max(self._board.look, _SHARE * (after - now))
 
-  def _finish(self, i: int) -> None:
-    if i in self._open and (result := jobs_lib.stored(self._folders[i])):
-      self._open.remove(i)
-      self._units += result.info.get('units', 0)
+  def _finish(self, names: Sequence[str]) -> None:
+    """Notes the results that are stored of those without one."""
+    if names:
+      self._note(self._results.stored(names).values())
+
+  def _note(self, results: Iterable[Result]) -> None:
+    for result in results:
+      if result.name not in self._found:
+        self._found[result.name] = result
+        self._open.remove(self._number[result.name])
+        self._units += result.info.get('units', 0)
 
   def _start(self) -> bool:
     """Starts jobs, or computes one in this process; False if there is none for it."""
@@ -317,18 +318,20 @@ class _Phase:
         return False
       before = self._units
       try:
-        jobs_lib.do_here(self._function, self._jobs[i], self._folders[i], self._tick)
+        result = jobs_lib.do_here(self._function, self._jobs[i], self._results.root,
+                                  self._names[i], self._tick)
       finally:
         self._units = before
-        self._team.release(self._folders[i])
-      self._finish(i)
+        self._board.release(self._names[i], self._team.name)
+      self._note([result])
       return True
     started = False
     while len(self._running) <= self._pool.width:  # one more than are computed at once
       i = self._claim_next(own=len(self._running) == self._pool.width)
       if i is None:
         break
-      future = self._pool.submit(self._function, self._jobs[i], self._folders[i], self._devices)
+      future = self._pool.submit(self._function, self._jobs[i], self._results.root,
+                                 self._names[i], self._devices)
       self._running[future] = i
       started = True
     return started
@@ -343,17 +346,18 @@ class _Phase:
         self._running, _POLL, concurrent.futures.FIRST_COMPLETED).done
     for future in finished:
       i = self._running[future]
-      self._reported += future.result().info.get('units', 0)
+      result = future.result()
+      self._reported += result.info.get('units', 0)
       del self._running[future]
-      self._team.release(self._folders[i])
-      self._finish(i)
+      self._board.release(self._names[i], self._team.name)
+      self._note([result])
 
   def _claim_next(self, own: bool = False) -> int | None:
     """A job that is claimed for this worker now; ``own``: only one of its share."""
     for waiting in (self._own,) if own else (self._own, self._others):
       while waiting:
         i = waiting.popleft()
-        if i in self._open and i not in self._claimed and self._claim(i, stale=False):
+        if i in self._open and i not in self._claimed and self._claim(i, None):
           return i
     if own or not self._looked:
       return None
@@ -361,33 +365,18 @@ class _Phase:
     ended: dict[str, bool] = {}
     mine = set(self._running.values())
     for i in sorted(self._open - mine):
-      if i not in self._claimed or self._team.claimant_ended(self._folders[i], ended):
-        if self._claim(i, stale=i in self._claimed):
+      gone = self._team.claimant_ended(self._names[i], ended) if i in self._claimed else None
+      if i not in self._claimed or gone is not None:
+        if self._claim(i, gone):
           return i
     return None
 
-  def _claim(self, i: int, stale: bool) -> bool:
-    if not self._team.claim(self._folders[i], stale):
+  def _claim(self, i: int, instead_of: str | None) -> bool:
+    if not self._board.claim(self._names[i], self._team.name, instead_of):
       self._claimed.add(i)
       return False
-    self._finish(i)  # it may have got its result after the folder was read
+    self._finish([self._names[i]])  # it may have got its result after the last look
     if i not in self._open:
-      self._team.release(self._folders[i])
+      self._board.release(self._names[i], self._team.name)
       return False
     return True
-
-
-def _text(path: pathlib.Path) -> str:
-  try:
-    return path.read_text(encoding='utf-8')
-  except OSError:
-    return ''
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object; {} if there is none or half of one."""
-  try:
-    found = json.loads(_text(path) or '{}')
-    return found if isinstance(found, dict) else {}
-  except ValueError:
-    return {}
