@@ -22,9 +22,9 @@ export PATH="$here/.venv/bin:$PATH" RAY_USAGE_STATS_ENABLED=0
 workdir=$1
 shift
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p' | head -n 1)
-address=$(getent hosts "${address:-$first}" | awk '{print $1; exit}')
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p' | sed -n 1p)
+address=$(getent hosts "${address:-$first}" | awk 'NR == 1 {print $1}')
 port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 12000))
 export RAY_ADDRESS="$address:$port"
 
