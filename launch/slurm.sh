@@ -41,8 +41,8 @@ fi
 
 # The address of the first node, because names do not resolve everywhere. The port is below the
 # ephemeral ports and differs between jobs and between starts of a job.
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p' | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p' | sed -n 1p)
 port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 12000))
 export JAX_COORDINATOR_ADDRESS="${address:-$first}:$port"
 
