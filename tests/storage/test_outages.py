@@ -99,3 +99,12 @@ def test_an_error_raised_from_itself_has_a_kind():
   error.__cause__ = ValueError('y')
   error.__cause__.__cause__ = error
   assert buckets.kind(error) == ''
+
+
+def test_wrong_settings_are_no_bug():
+  errors = pytest.importorskip('botocore.exceptions')
+  for error in (ValueError('Invalid endpoint: foo'), errors.ConfigParseError(path='/x/config'),
+                errors.InvalidRegionError(region_name='x y'), RecursionError()):
+    with pytest.raises(buckets.Denied, match='check AWS_'):
+      with buckets._translated('s3'):
+        raise error

@@ -165,6 +165,28 @@ def test_a_refused_permission_is_one_sentence(proxied):
         checkpoints.newest_good()
 
 
+EXPIRED = 400, b'<?xml version="1.0"?><Error><Code>ExpiredToken</Code><Message>x</Message></Error>'
+
+
+@pytest.mark.parametrize('what, says', [(403, 'permission denied'), (EXPIRED, 'ExpiredToken')])
+def test_arrays_that_may_not_be_read_are_one_sentence(proxied, what, says):
+  """Of them Orbax says that there are none, and TensorStore knows no such code."""
+  proxy, url = proxied
+  if what is EXPIRED and url.startswith('gs'):
+    pytest.skip('S3 alone answers so')
+  with checkpoint.Checkpoints(url) as checkpoints:
+    save(checkpoints, 4)
+    arrays = lambda path: 'ocdbt' in path or '/d/' in path or '%2Fd%2F' in path
+    with proxy.disturbed(lambda method, path: what if arrays(path) else None):
+      with pytest.raises(UserError, match=says):
+        restored(checkpoints, 4)
+      with pytest.raises(UserError, match=says):
+        checkpoints.restore_params(4, state_of(4).params)
+      with pytest.raises(UserError, match=says):
+        save(checkpoints, 8)
+    assert checkpoints.recover() == 4 and is_good(checkpoints, 4)
+
+
 @pytest.mark.parametrize('what', [503, 'reset'])
 def test_errors_that_pass_are_repeated(proxied, what, monkeypatch):
   monkeypatch.setattr(outages, 'RETRY_SECONDS', 30.0)

@@ -209,7 +209,8 @@ def _configure_process(devices: int | None) -> None:
     sys.stdout.reconfigure(errors='backslashreplace')  # texts may hold what a terminal cannot show
   logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
   logging.getLogger('ttt_jax').setLevel(logging.INFO)
-  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax' internal messages
+  # Orbax logs tracebacks of errors which it also raises; the sentence is enough.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   if devices is not None:
     if devices < 1:
       raise UserError(f'--devices is {devices}; it must be at least 1.')
@@ -274,6 +275,8 @@ def main(argv: list[str] | None = None) -> int:
     if verb in environment.WITH_JAX:
       environment.check_xla_flags(os.environ)
     _configure_process(getattr(args, 'devices', None))
+    if verb != 'serve':  # futures of Orbax whose errors are raised elsewhere, too
+      logging.getLogger('asyncio').setLevel(logging.CRITICAL)
     with bucket_workdirs.opened(args):
       config = _load_config(args, overrides) if hasattr(args, 'config') else None
       code = VERBS[verb](args, config)  # None = success

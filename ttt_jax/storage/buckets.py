@@ -171,8 +171,9 @@ def _connect(scheme: str, pid: int) -> Store:
     raise UserError(f'{scheme}:// needs the package {error.name}; install it with '
                     f'`pip install "ttt_jax[{extra}]"`.') from None
   except Exception as error:
-    if _is_credentials(error):
-      raise UserError(f'{scheme}:// has no usable credentials: {_HELP[scheme]}.') from None
+    known = _translation(error, scheme)
+    if isinstance(known, Denied):
+      raise UserError(f'{scheme}:// cannot be used: {known}.') from None
     raise
 
 
@@ -378,6 +379,10 @@ class S3:
 
 # -- errors ---------------------------------------------------------------------------------------
 
+# Errors of botocore about what the user has set.
+_SETTINGS = ('ConfigParseError', 'ConfigNotFound', 'EndpointResolutionError', 'InvalidConfigError',
+             'InvalidRegionError', 'NoRegionError', 'UnknownRegionError',
+             'InvalidEndpointConfigurationError')
 _HELP = {
     'gs': 'run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS',
     's3': 'set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE',
@@ -409,7 +414,7 @@ def _translation(error: Exception, scheme: str) -> Exception | None:
   if isinstance(error, FileExistsError) or status == 412:
     return Exists()
   if isinstance(error, PermissionError) or status in (401, 403):
-    why = f'HTTP {status}' if status else 'refused'
+    why = f'HTTP {status} {_code(error).strip(" ()")}'.strip() if status else 'refused'
     return Denied(f'permission denied ({why}); {_HELP[scheme]}, and give that account the right '
                   'to list, read, create and delete objects of the bucket')
   if _is_credentials(error):
@@ -419,6 +424,12 @@ def _translation(error: Exception, scheme: str) -> Exception | None:
   if status >= 300:
     return Denied(f'the store answers HTTP {status}{_code(error)}; check the name of the bucket, '
                   'its region and the credentials')
+  if (isinstance(error, ValueError) and str(error).startswith('Invalid endpoint')
+      or type(error).__module__ == 'botocore.exceptions' and type(error).__name__ in _SETTINGS):
+    text = ' '.join(str(error).split()).rstrip('.')  # names no secrets
+    return Denied(f'{text}; check AWS_ENDPOINT_URL, AWS_REGION and the files of AWS')
+  if isinstance(error, RecursionError):  # of botocore, which follows redirections
+    return Denied('the store redirects again and again; check AWS_ENDPOINT_URL and AWS_REGION')
   if _is_broken(error):
     return Transient(f'no connection or no answer ({type(error).__name__})')
   return None
@@ -429,14 +440,21 @@ _TENSORSTORE = {  # words of TensorStore's status codes
     'transient': ('UNAVAILABLE', 'DEADLINE_EXCEEDED', 'RESOURCE_EXHAUSTED', 'ABORTED', 'INTERNAL:'),
     'missing': ('NOT_FOUND',),
 }
+_HTTP = re.compile(r"http_response_code='(\d+)'")  # in messages of TensorStore about S3
+_NAME = re.compile(r'<Code>(\w{1,40})</Code>')
 
 
 def kind(error: BaseException) -> str:
   """What an error of a library that reads and writes buckets by itself, such as Orbax, means:
   'missing', 'exists', 'denied', 'transient', or '' for an error of another kind."""
   for one in _causes(error):
+    text = str(one)
     found = next((meaning for meaning, words in _TENSORSTORE.items()
-                  if any(word in str(one) for word in words)), '')
+                  if any(word in text for word in words)), '')
+    status = _HTTP.search(text)
+    if not found and status:  # such as 400 for credentials that have expired
+      number = int(status[1])
+      found = 'transient' if number in _TRANSIENT else 'missing' if number == 404 else 'denied'
     if found:
       return found
     known = _translation(one, 'gs') if isinstance(one, Exception) else None
@@ -458,8 +476,10 @@ def explained(error: BaseException, what: str, doing: str) -> BaseException:
     return error
   found = kind(error)
   if found == 'denied':
-    return UserError(f'{what} could not be {doing}: permission denied; give this account the right '
-                     'to list, read, create and delete objects of the bucket.')
+    name = next((f' ({named[1]})' for one in _causes(error) if (named := _NAME.search(str(one)))),
+                '')
+    return UserError(f'{what} could not be {doing}: permission denied{name}; give this account the '
+                     'right to list, read, create and delete objects of the bucket.')
   if found == 'transient':
     return RetryableError(f'{what} could not be {doing}: the store does not answer, or with '
                           'errors; run the same command again.')

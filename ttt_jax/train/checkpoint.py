@@ -21,8 +21,9 @@ Old checkpoints are removed here and not by Orbax: a checkpoint may replace olde
 its checksums are written, which is after Orbax has finished with it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
+import contextlib
 import logging
 import math
 import pathlib
@@ -49,6 +50,7 @@ _LOG = logging.getLogger(__name__)
 _T = TypeVar('_T')
 _PARAMS, _OPTIMIZER = 'params', 'optimizer'  # Orbax checkpointables, one folder each
 _STATE = 'state'      # the single checkpointable of version 0.1
+_SMALL = 2**20        # bytes of an object that is read to learn why another cannot be
 _LOOK = 1.0           # seconds between two looks whether a bucket is still there
 _QUIET_POLLS = 10     # every 50 ms without new files, after which a failed save has stopped writing
 _TRIES = 20           # of a reader whose checkpoint is removed while it is read
@@ -468,13 +470,44 @@ class Checkpoints:
   def stored(self, step: int) -> dict[str, Any]:
     """'params' and, unless weights alone were saved, 'step' and 'opt_state' of a complete step,
     with shapes and dtypes in place of arrays."""
-    items = ocp.checkpointables_metadata(str(self._path(step))).metadata
+    items = self._items(step)
     if _STATE in items:
       return items[_STATE]
     return {_PARAMS: items[_PARAMS], **items.get(_OPTIMIZER, {})}
 
   def _is_version_0_1(self, step: int) -> bool:
-    return _STATE in ocp.checkpointables_metadata(str(self._path(step))).metadata
+    return _STATE in self._items(step)
+
+  def _items(self, step: int) -> dict[str, Any]:
+    """What Orbax has stored under each name, with shapes and dtypes in place of arrays.
+
+    Raises:
+      UserError, RetryableError: some of it cannot be read.
+    """
+    path = self._path(step)
+    with self._reading(step):
+      items = ocp.checkpointables_metadata(str(path)).metadata
+    unread = [name for name in (_STATE, _PARAMS, _OPTIMIZER) if name in items and not items[name]]
+    if not unread and (_STATE in items or _PARAMS in items):
+      return items
+    # Orbax logs the reason and goes on.
+    if isinstance(path, str):
+      small = [name for name, entry in remote.files(path).items() if entry.size < _SMALL]
+      remote.each(small, lambda name: remote.read_bytes(remote.join(path, name)))
+    raise RetryableError(f'checkpoint {path} could not be read ({", ".join(unread) or "no arrays"} '
+                         'in it); run the same command again, or name another checkpoint.')
+
+  @contextlib.contextmanager
+  def _reading(self, step: int) -> Iterator[None]:
+    """A context in which errors of a bucket that Orbax reads become sentences."""
+    try:
+      yield
+    except Exception as error:
+      known = buckets.explained(error, f'checkpoint {self._path(step)}', 'read') if isinstance(
+          self.directory, str) else error
+      if known is error:
+        raise
+      raise known from error
 
   def restore(self, step: int, target: TrainState) -> TrainState:
     """Load onto the shardings of ``target`` (train_state.abstract).
@@ -487,6 +520,10 @@ class Checkpoints:
     if self._is_version_0_1(step):
       return TrainState(**ocp.load_checkpointables(str(self._path(step)), {_STATE: wanted})[_STATE])
     params = wanted.pop('params')
+    with self._reading(step):
+      return self._restored(step, params, wanted)
+
+  def _restored(self, step: int, params: Params, wanted: dict[str, Any]) -> TrainState:
     loaded = ocp.load_checkpointables(str(self._path(step)), {_PARAMS: params, _OPTIMIZER: wanted})
     return TrainState(params=loaded[_PARAMS], **loaded[_OPTIMIZER])
 
@@ -499,7 +536,8 @@ class Checkpoints:
     """
     self._compare(step, {'params': target}, dtypes=False)
     if not self._is_version_0_1(step):
-      return ocp.load_checkpointables(str(self._path(step)), {_PARAMS: target})[_PARAMS]
+      with self._reading(step):
+        return ocp.load_checkpointables(str(self._path(step)), {_PARAMS: target})[_PARAMS]
     loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
     with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
       return ocp.load_checkpointables(

@@ -101,4 +101,6 @@ def _s3_spec(url: str) -> dict[str, Any]:
     spec['aws_region'] = region
   if os.environ.get('AWS_ACCESS_KEY_ID'):  # otherwise it searches for files, and reports each
     spec['aws_credentials'] = {'type': 'environment'}
+  elif profile := os.environ.get('AWS_PROFILE') or os.environ.get('AWS_DEFAULT_PROFILE'):
+    spec['aws_credentials'] = {'type': 'default', 'profile': profile}
   return spec
