@@ -10,6 +10,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.storage import remote
 
 pytest.importorskip('sherpa_onnx')
+pytest.importorskip('faster_whisper')
 pytestmark = [pytest.mark.storage, pytest.mark.slow]
 RATE = 16_000
 

@@ -52,7 +52,7 @@ def test_in_a_bucket(gs_bucket, capsys):
   remote.write_bytes(gs_bucket + '/demo/config.json', b'{}')
   remote.write_bytes(gs_bucket + '/demo/checkpoints/40/seal.json', b'{}')
   remote.write_bytes(gs_bucket + '/set/manifest.json', b'{}')
-  for verb in READERS:
+  for verb in ('status', 'report'):
     assert f'workdir {gs_bucket}/demoo does not exist; perhaps {gs_bucket}/demo is meant' in (
         refused(capsys, verb, '--workdir', gs_bucket + '/demoo'))
   for place in ('checkpoints', 'checkpoints/40'):

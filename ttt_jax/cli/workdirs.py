@@ -57,6 +57,8 @@ def check(args: argparse.Namespace, workdir: str, names: Collection[str]) -> Non
     raise UserError(f'workdir {shown} is a prepared set; name another folder, and the set with '
                     f'--config.data.path={shown}.')
   reads = args.verb in _READERS or args.verb == 'sweep' and args.collect
+  if args.verb == 'profile' and remote.is_url(shown):
+    return  # a run that has just begun shows nothing in its bucket yet, which `profile` says
   if reads and not any(name in names for name in _OF_A_RUN):
     there = bool(names) or not remote.is_url(shown) and os.path.isdir(shown)
     raise UserError((f'there is no run in {shown}; ' if there else
