@@ -460,7 +460,7 @@ def is_copy(path: pathlib.Path, url: str, entry: Entry) -> bool:
   return entry.checksum in (buckets.etags(path) if scheme == 's3' else (buckets.crc32c(path),))
 
 
-def each(names: Iterable[str], action: Callable[[str], None]) -> None:
+def each(names: Iterable[str], action: Callable[[str], object]) -> None:
   """``action`` for every name, several at once; the first error ends it."""
   todo = list(names)
   left, errors, lock = iter(todo), list[BaseException](), threading.Lock()

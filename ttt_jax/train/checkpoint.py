@@ -492,6 +492,7 @@ class Checkpoints:
       return items
     # Orbax logs the reason and goes on.
     if isinstance(path, str):
+      # Reading them again raises the reason: no permission, no answer.
       small = [name for name, entry in remote.files(path).items() if entry.size < _SMALL]
       remote.each(small, lambda name: remote.read_bytes(remote.join(path, name)))
     raise RetryableError(f'checkpoint {path} could not be read ({", ".join(unread) or "no arrays"} '
