@@ -49,8 +49,8 @@ write_weights._Gather.get = slow
 """
 
 
-def start(words, before=('', ''), devices=1, environments=({}, {})):
-  """The two processes of a command."""
+def start(words, before=('', ''), devices=1, environments=({}, {}), only_second=()):
+  """The two processes of a command; process 1 has more words."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
@@ -59,7 +59,8 @@ def start(words, before=('', ''), devices=1, environments=({}, {})):
       'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
   return [subprocess.Popen(
       [sys.executable, '-c', MEMBER.replace('{before}', before[rank]), *map(str, words),
-       '--processes', '2', '--process', str(rank), '--coordinator', f'127.0.0.1:{port}'],
+       *map(str, only_second if rank else ()), '--processes', '2', '--process', str(rank),
+       '--coordinator', f'127.0.0.1:{port}'],
       env=environment | environments[rank], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
       text=True) for rank in range(2)]
 
@@ -166,6 +167,18 @@ def test_a_disk_that_is_not_shared(run, tmp_path):
   ended = two('export-hf', '--workdir', run, '--out', tmp_path / 'out', before=('', apart))
   assert codes(ended) == [2, 2], ended
   assert 'on a disk that all processes share, or a URL of a bucket' in ended[0][2] + ended[1][2]
+  assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('more, words', [
+    (('--dtype', 'float32'), '--dtype is not given for process 0 on {host}, but float32 for'),
+    (('--shard-gb', 1e-5), '--shard-gb is 5.0 for process 0 on {host}, but 1e-05 for process 1'),
+    (('--config.model.num_layers=9',), 'config key model.num_layers is ')])
+def test_processes_with_different_commands(run, tmp_path, more, words):
+  ended = two('export-hf', '--workdir', run, '--out', tmp_path / 'out', only_second=more)
+  assert codes(ended) == [2, 2], ended
+  for _, _, said in ended:
+    assert words.format(host=socket.gethostname()) in said and 'same command' in said, said
   assert os.listdir(tmp_path) == []
 
 

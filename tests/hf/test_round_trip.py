@@ -163,7 +163,8 @@ def test_a_folder_of_yours_is_never_replaced(after_training, tmp_path, capsys):
 
 @pytest.mark.parametrize('words, expected', [
     (['--part', 'adapter'], 'model.lora.rank is 0, so there is no adapter to export'),
-    (['--shard-gb', '0'], '--shard-gb is 0.0; it must be positive'),
+    (['--shard-gb', '0'], '--shard-gb is 0; it must be above 0'),
+    (['--shard-gb', 'nan'], '--shard-gb is nan'), (['--shard-gb', 'inf'], '--shard-gb is inf'),
 ])
 def test_other_mistakes(after_training, tmp_path, capsys, words, expected):
   workdir, _ = after_training

@@ -28,9 +28,9 @@ UNIT = LAUNCH / 'serve' / 'ttt-serve.service'
 # -- who belongs to a run -----------------------------------------------------------
 
 
-def flags(processes=None, process=None, coordinator=None):
+def flags(processes=None, process=None, coordinator=None, join_minutes=1.0):
   return argparse.Namespace(processes=processes, process=process, coordinator=coordinator,
-                            join_minutes=1.0)
+                            join_minutes=join_minutes)
 
 
 SLURM = {'SLURM_STEP_NODELIST': 'gpu[07-09],x1', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '2',
@@ -78,6 +78,9 @@ def test_the_place_of_a_process(args, env, gpus, tpus, expected):
     (flags(2, 0, 'host:99999'), 0, 'must be HOST:PORT'),
     (flags(None, None, 'h:1'), 0, 'the number of processes is unknown'),
     (flags(4, 0, '127.0.0.1:1'), 2, 'this machine has 2 GPUs'),
+    (flags(2, 0, 'h:1', -3.0), 0, '--join-minutes is -3; it must be at least 0'),
+    (flags(2, 0, 'h:1', float('nan')), 0, '--join-minutes is nan'),
+    (flags(2, 0, 'h:1', float('inf')), 0, '--join-minutes is inf'),
 ])
 def test_flags_that_do_not_go_together(args, gpus, expected):
   with pytest.raises(UserError, match=re.escape(expected)):

@@ -217,6 +217,8 @@ def test_a_density_of_t_and_its_weights():
 
 @pytest.mark.parametrize('settings, words', [
     ({'t_density': (1.0, -1.0)}, 'positive'), ({'t_density': (1.0, float('nan'))}, 'positive'),
+    ({'t_density': (0.0, 0.0)}, 'positive'), ({'t_density': (1.0, 1e-9)}, 'a millionth of their'),
+    ({'t_density': (1e308, 1e308)}, 'a millionth of their'),
     ({'t_density': (1.0,), 't_unit': 'span'}, "'document'"),
     ({'t_density': (1.0,), 'mask_weight': 'count'}, "'rate'"),
     ({'t_density': (1.0,), 'confidence_weight': 0.1}, '0.0'),

@@ -84,6 +84,9 @@ def place(args: argparse.Namespace, env: Mapping[str, str], gpus: int, tpus: boo
     raise UserError('--process also needs --processes N and --coordinator HOST:PORT.')
   if args.coordinator is not None:
     check_address(args.coordinator)
+  if not 0 <= args.join_minutes < 1e6:  # NaN is neither
+    raise UserError(f'--join-minutes is {args.join_minutes:g}; it must be at least 0 and below '
+                    '1,000,000.')
   if args.processes is not None:
     return _from_flags(args, gpus)
   tasks = _number(env, 'SLURM_NTASKS', 1) if 'SLURM_STEP_NODELIST' in env else 1

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import argparse
 import contextlib
+import json
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 import traceback
 
+from ttt_jax import config as config_lib
 from ttt_jax.cli import cluster, environment
 from ttt_jax.config import Config
 from ttt_jax.errors import RetryableError, UserError
@@ -19,6 +21,10 @@ from ttt_jax.system import exit_codes
 # Seconds that process 0 outlives a failure: JAX aborts the others as soon as it is gone, and they
 # may have the same to say.
 _TIME_TO_FAIL = 2.0
+# What may differ between the processes of a command, and the settings that may not: they decide
+# which arrays there are, where they are and what is computed.
+_OWN_FLAGS = ('process', 'coordinator', 'join_minutes', 'config')
+_SAME_KEYS = ('model.', 'mesh.', 'objective.', 'optimizer.', 'seed')
 # How gloo, on CPUs, reports that a process has ended; elsewhere JAX's heartbeat aborts the others.
 _LOST = re.compile('Gloo .*(Connection closed|Connection reset|Broken pipe)', re.S)
 
@@ -69,7 +75,28 @@ def several(args: argparse.Namespace, config: Config) -> Iterator[None]:
   prepare()
   join(args)
   with ExitTogether(args.verb, config):
+    check_same(args, config)
     yield
+
+
+def check_same(args: argparse.Namespace, config: Config) -> None:
+  """UserError in all processes unless they execute the same command: with other arrays or other
+  files a collective operation would mix them, or abort all processes."""
+  from ttt_jax.train import together
+  if together.single():
+    return
+  own = {f'--{name.replace("_", "-")}': mirror.in_urls(str(value))
+         for name, value in sorted(vars(args).items())
+         if name not in _OWN_FLAGS and isinstance(value, (str, int, float)) and value != ''}
+  own |= {f'config key {key}': repr(value) for key, value in config_lib.flat(config).items()
+          if key.startswith(_SAME_KEYS)}
+  first = json.loads(together.from_first(json.dumps(own)))
+  # The first difference of any process decides what all compare; '' = none here.
+  mine = next((name for name in first | own if first.get(name) != own.get(name)), '')
+  name = next(filter(None, (data.decode() for data in together.exchange(mine.encode()))), '')
+  if name:
+    together.same(own.get(name, 'not given'), f'{name} is',
+                  'start all processes with the same command, except for --process')
 
 
 def end(error: BaseException | None = None) -> None:

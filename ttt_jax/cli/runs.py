@@ -109,8 +109,8 @@ def _supervise(args: argparse.Namespace, config: None) -> int:
 def _rules(args: argparse.Namespace) -> supervisor.Rules:
   if args.failures < 1:
     raise UserError(f'--failures is {args.failures}; it must be at least 1.')
-  if args.wait < 0:
-    raise UserError(f'--wait is {args.wait:g}; it must not be negative.')
+  if not 0 <= args.wait < 1e6:  # NaN is neither
+    raise UserError(f'--wait is {args.wait:g}; it must be at least 0 and below 1,000,000.')
   return supervisor.Rules(failures=args.failures, wait=args.wait)
 
 

@@ -34,6 +34,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
     processes.join(args, lambda: bool(stop.level), lambda: _CODES[stop.level])
     from ttt_jax.train import fault_injection
     with processes.ExitTogether('train', config):
+      processes.check_same(args, config)
       from ttt_jax.train.train import train
       train(config, args.workdir, stop,
             fault_injection.parse(os.environ.get(fault_injection.VARIABLE, '')))

@@ -61,8 +61,8 @@ def _import(args: argparse.Namespace, config: Config) -> None:
 
 
 def _export(args: argparse.Namespace, config: Config) -> None:
-  if args.shard_gb <= 0:
-    raise UserError(f'--shard-gb is {args.shard_gb}; it must be positive.')
+  if not 0 < args.shard_gb < 1e9:  # NaN is neither
+    raise UserError(f'--shard-gb is {args.shard_gb:g}; it must be above 0 and below 1,000,000,000.')
   with processes.several(args, config):
     from ttt_jax.hf import export_hf
     from ttt_jax.train import together

@@ -289,8 +289,11 @@ class ObjectiveConfig(Settings, group='objective'):
       _require(not never or value == default, f'config key objective.{key} is {value!r}, but '
                f'{never}, so no token is masked; leave one of the two out.')
     object.__setattr__(self, 't_density', tuple(self.t_density))
-    _require(all(0 < density < math.inf for density in self.t_density),
-             f'config key objective.t_density is {self.t_density!r}; use positive numbers.')
+    # float32 computes the parts' ends and weights: far smaller parts would have neither.
+    whole = sum(self.t_density)
+    _require(all(density / whole >= 1e-6 for density in self.t_density) if 0 < whole < math.inf
+             else not self.t_density, f'config key objective.t_density is {self.t_density!r}; use '
+             'positive numbers, each of at least a millionth of their sum.')
     # Their weights, or their expectations, are derived for a flat density.
     for key, default in (('t_unit', 'document'), ('mask_weight', 'rate'),
                          ('confidence_weight', 0.0)):
