@@ -28,6 +28,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -40,6 +41,7 @@ from ttt_jax.errors import UserError
 from ttt_jax.storage import files
 from ttt_jax.storage.process import Process, this
 
+_LOG = logging.getLogger(__name__)
 LOCK, NOTE = '.owner.lock', '.owner.json'
 BEAT = 5.0       # seconds between two writes of the note
 SILENCE = 60.0   # seconds after which an owner on another machine has ended
@@ -288,7 +290,7 @@ def beside(folder: str | os.PathLike, what: str) -> Iterator[Lease]:
     UserError: the parent cannot be written.
   """
   folder = pathlib.Path(folder)
-  lease = Lease(folder.with_name(f'.{folder.name}.lease'), what)
+  lease = Lease(folder.with_name(f'.{folder.name}.lease'), what, say=_LOG.warning)
   with lease:
     try:
       yield lease

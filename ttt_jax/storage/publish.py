@@ -11,6 +11,7 @@ none, or the new one.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import hashlib
+import logging
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.storage import bucket_lease, owned, remote, url_path
 
+_LOG = logging.getLogger(__name__)
 _PROBE = '.ttt-jax.probe'
 _LEASE = (bucket_lease.NOTE, bucket_lease.CLOCK)  # of the process that writes the folder
 _DOCUMENTS = ('.json', '.jsonl', '.md', '.py')
@@ -76,7 +78,7 @@ def leased(url: str, what: str) -> Iterator[bucket_lease.BucketLease]:
     lease.InUse: another process does.
     UserError, RetryableError: the bucket cannot be written.
   """
-  lease = bucket_lease.BucketLease(url, what)
+  lease = bucket_lease.BucketLease(url, what, say=_LOG.warning)
   lease.acquire()
   try:
     yield lease
