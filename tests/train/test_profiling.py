@@ -250,6 +250,7 @@ def test_one_request_at_a_time(tmp_path):
     (['--seconds', 'nan'], '--seconds is nan'), (['--process', '-1'], "--process is '-1'"),
     (['--process', 'one'], "--process is 'one'"), (['--timeout', '0'], '--timeout is 0')])
 def test_wrong_flags_are_sentences(tmp_path, capsys, flags, what):
+  (tmp_path / 'config.json').write_text('{}')
   assert main.main(['profile', '--workdir', str(tmp_path), *flags]) == 2
   assert what in capsys.readouterr().err
 
