@@ -62,6 +62,7 @@ def test_a_mistake_in_a_config_file_is_a_sentence(tmp_path, monkeypatch, text, e
     ('n.json', '3', 'n.json is 3; it must be a JSON object'),
     ('deep.json', '[' * 100_000, 'is not JSON'),
     ('broken.json', '{', 'is not JSON'),
+    ('config.json', '{"architectures": ["T"], "model_type": "qwen2"}', 'is that of a Hugging Face'),
 ])
 def test_a_file_of_another_kind_is_a_sentence(tmp_path, name, text, expected):
   with pytest.raises(UserError) as error:
