@@ -226,8 +226,8 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
   values = (user_classes.as_stored(_from_json(file)) if file.suffix == '.json'
             else _from_python(file))
   if 'model_type' in values or 'architectures' in values:
-    raise UserError(f'config file {path} is that of a Hugging Face model, such as export-hf writes; '
-                    'name the workdir of a run, or make one of the model with import-hf.')
+    raise UserError(f'config file {path} is that of a Hugging Face model, such as export-hf '
+                    'writes; name the workdir of a run, or make one of the model with import-hf.')
   known = values.pop('presets', {})
   if not isinstance(known, dict) or not all(isinstance(one, dict) for one in known.values()):
     raise UserError(f'config file {path}: presets is {shown(known)}; it must be a dict from names '
