@@ -79,6 +79,18 @@ def test_half_a_result_is_no_result_and_the_second_one_is_dropped(opened):
   assert len(remote.children(f'{opened.root}/parts')) == 2  # the one of the killed process stays
 
 
+@pytest.mark.parametrize('text', [b'{"info": ', b'[]', b'{}'])
+def test_a_damaged_commit_is_computed_again(opened, text):
+  opened.do(numbers, Job(5), 'a' * 24)
+  for read in (lambda: opened.stored(['a' * 24]), lambda: opened.array('a' * 24, 'numbers')):
+    remote.write_bytes(f'{opened.root}/jobs/{"a" * 24}.json', text)
+    with pytest.raises(RetryableError, match='is damaged .*json has other bytes.*; it was removed'):
+      read()
+    assert not opened.names()
+  opened.do(numbers, Job(5), 'a' * 24)
+  assert opened.array('a' * 24, 'numbers').tolist() == (NUMBERS + 5).tolist()
+
+
 @pytest.mark.parametrize('harm', ['change', 'remove'])
 def test_a_damaged_result_is_computed_again(opened, harm):
   opened.do(numbers, Job(5), 'a' * 24)

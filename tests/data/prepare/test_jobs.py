@@ -15,7 +15,7 @@ import pytest
 from ttt_jax.data.prepare import jobs as workers
 from ttt_jax.data.prepare.local_pool import LocalPool
 from ttt_jax.data.prepare.folder_results import FolderResults
-from ttt_jax.errors import UserError
+from ttt_jax.errors import RetryableError, UserError
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -118,6 +118,15 @@ def test_half_a_result_is_no_result(tmp_path):
   os.rename(folder, folder.with_name(f'{folder.name}.part-77'))  # killed before the rename
   assert squares(tmp_path / 'w', [Job(3)])[0] == [9]
   assert not list((tmp_path / 'w').glob('*.part-*'))
+
+
+def test_a_damaged_result_is_computed_again(tmp_path):
+  squares(tmp_path / 'w', [Job(3)])
+  (path,) = (tmp_path / 'w').glob('*/info.json')
+  path.write_bytes(b'{"square": ')
+  with pytest.raises(RetryableError, match='is damaged .*info.json is not JSON.; it was removed'):
+    squares(tmp_path / 'w', [Job(3)])
+  assert squares(tmp_path / 'w', [Job(3)])[0] == [9]
 
 
 def test_a_result_that_is_there_already_is_as_good(tmp_path):

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from ttt_jax.data.prepare.board import ASSEMBLY, DONE, FAILED, LOG, WORKERS, Board
-from ttt_jax.data.prepare.results import Result, Results
+from ttt_jax.data.prepare.results import Result, Results, damaged
 from ttt_jax.errors import RetryableError, UserError
 from ttt_jax.storage import bucket_lease, files, remote
 from ttt_jax.storage.bucket_lease import BucketLease
@@ -107,7 +107,7 @@ class BucketResults(Results):
       names = [name for name in names if name in there]
     def read(name: str) -> None:
       if (text := remote.find_bytes(self._url(name))) is not None:
-        found[name] = Result(name, json.loads(text)['info'])
+        found[name] = Result(name, _commit(self._url(name), text)['info'])
     remote.each(names, read)
     return {name: found[name] for name in names if name in found}
 
@@ -140,10 +140,10 @@ class BucketResults(Results):
     try:
       data = remote.read_range(url, begin, end)
     except UserError as error:
-      raise self._damaged(name, url, str(error).rstrip('.')) from error
+      raise _damaged(self._url(name), str(error).rstrip('.')) from error
     for number, wanted in enumerate(entry['sha256'][first:-(-end // CHUNK)]):
       if hashlib.sha256(data[number * CHUNK:(number + 1) * CHUNK]).hexdigest() != wanted:
-        raise self._damaged(name, url, f'{url} has other bytes than were stored')
+        raise _damaged(self._url(name), f'{url} has other bytes than were stored')
     return data[start - begin:stop - begin]
 
   def array(self, name, file, start=0, count=-1):
@@ -192,13 +192,6 @@ class BucketResults(Results):
   def _url(self, name: str) -> str:
     return remote.join(self.root, _JOBS, f'{name}.json')
 
-  def _damaged(self, name: str, url: str, what: str) -> RetryableError:
-    """The error for a result that cannot be read; it counts as not stored from now on."""
-    remote.remove(self._url(name))
-    _files.cache_clear()
-    return RetryableError(f'a result of `ttt-jax prepare` is damaged ({what}); it was removed, and '
-                          'the same command computes it again.')
-
   # -- all of it ----------------------------------------------------------------------------
 
   def clear(self, keep=()):
@@ -227,8 +220,26 @@ class BucketResults(Results):
 @functools.lru_cache(4096)
 def _files(url: str) -> dict[str, dict[str, Any]]:
   """The files of a result by the URL of its commit: {name: {'bytes', 'sha256', 'part'}}."""
-  found = json.loads(remote.read_bytes(url))
+  found = _commit(url, remote.read_bytes(url))
   return {name: entry | {'part': found['part']} for name, entry in found['files'].items()}
+
+
+def _commit(url: str, text: bytes) -> dict[str, Any]:
+  """The contents of the object that makes a result."""
+  try:
+    found = json.loads(text)
+    if found.keys() == {'info', 'part', 'files'}:
+      return found
+  except (ValueError, AttributeError):
+    pass
+  raise _damaged(url, f'{url} has other bytes than were stored')
+
+
+def _damaged(commit: str, what: str) -> RetryableError:
+  """The error for a result that cannot be read; it counts as not stored from now on."""
+  remote.remove(commit)
+  _files.cache_clear()
+  return damaged(what)
 
 
 def _digests(path: pathlib.Path) -> list[str]:

@@ -14,7 +14,7 @@ import shutil
 import numpy as np
 
 from ttt_jax.data.prepare.board import ASSEMBLY, DONE, FAILED, WORKERS, FolderBoard, delete
-from ttt_jax.data.prepare.results import Result, Results
+from ttt_jax.data.prepare.results import Result, Results, damaged
 from ttt_jax.storage import files
 from ttt_jax.storage.lease import LOCK, Lease
 
@@ -61,6 +61,9 @@ class FolderResults(Results):
       return Result(name, json.loads((self._folder / name / INFO).read_text(encoding='utf-8')))
     except (FileNotFoundError, NotADirectoryError):
       return None
+    except ValueError:
+      delete(self._folder / name)
+      raise damaged(f'{self._folder / name / INFO} is not JSON') from None
 
   def do(self, function, job, name):
     folder = self._folder / name

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ttt_jax.data.prepare.board import Board
+from ttt_jax.errors import RetryableError
 
 Function = Callable[[Any, pathlib.Path], dict[str, Any]]  # (job, its folder) -> JSON-ready info
 T = TypeVar('T')
@@ -118,3 +119,9 @@ class Results(abc.ABC):
   @abc.abstractmethod
   def close(self) -> None:
     """Deletes what this process has on its disk beside the results."""
+
+
+def damaged(what: str) -> RetryableError:
+  """The error for a result that cannot be read and was removed, so that it is computed again."""
+  return RetryableError(f'a result of `ttt-jax prepare` is damaged ({what}); it was removed, and '
+                        'the same command computes it again.')
